@@ -1,0 +1,3 @@
+"""autoft: search, fine-tune and compress transformers until they fit your hardware."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""The contract of a metric: quality from predictions, or cost from a served model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from autoft.contracts.task import Prediction, Row, TaskContext
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["CostMetric", "QualityMetric", "Served", "Unit"]
+
+Unit = Literal["bytes", "seconds", "count", "joules", "ratio"]
+
+
+class QualityMetric(ABC):
+    """A figure from predictions and references.
+
+    Most figures of the field are a function of per-row statistics that add up (hits, true positives a class, n-gram
+    counts). A metric that offers them through :meth:`statistics` and :meth:`aggregate` gets its bootstrap interval in
+    one matrix product; the others are recomputed for each resample.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext) -> float:
+        """Return the figure over all rows; NaN where it is not defined for them."""
+
+    def statistics(
+        self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext
+    ) -> np.ndarray | None:
+        """Return per-row statistics ``(rows, k)`` whose sums decide the figure, or None where none do."""
+        return None
+
+    def aggregate(self, sums: np.ndarray) -> np.ndarray:
+        """Return the figures ``(resamples,)`` from summed statistics ``(resamples, k)``."""
+        raise NotImplementedError(f"{type(self).__name__} offers statistics() without aggregate()")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as it is served, in a process of its own, for cost metrics to measure.
+
+    Attributes:
+        folder: its files.
+        predict: rows without targets in, predictions out, at the stated batch size.
+        rows: real validation rows to serve.
+        batch_size: rows a request.
+        peak_memory: returns the peak resident memory of this process so far, in bytes.
+    """
+
+    folder: Path
+    predict: Callable[[Sequence[Row]], Sequence[Prediction]]
+    rows: Sequence[Row]
+    batch_size: int
+    peak_memory: Callable[[], int]
+
+
+class CostMetric(ABC):
+    """A figure of a served model where less is better; its name is at once a key of ``budget`` and a report column."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    unit: ClassVar[Unit]
+
+    @abstractmethod
+    def measure(self, served: Served) -> dict[str, float]:
+        """Return the figures by column name; the one named like the metric (or its first) is what a budget limits."""

@@ -1,0 +1,308 @@
+"""The contract of a task: what a plugin implements so that the engine can train, score and export for it.
+
+Rows reach a task with its own column *roles* as keys (``text``, ``label``); the user's column names are mapped before.
+Nothing here imports torch: a task imports it inside the methods that need it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from autoft.space import SearchSpace
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Baseline",
+    "Column",
+    "Examples",
+    "ExportSpec",
+    "Matrix",
+    "ModelSource",
+    "Option",
+    "Prediction",
+    "Row",
+    "Table",
+    "Task",
+    "TaskCard",
+    "TaskContext",
+]
+
+Row = Mapping[str, Any]
+"""One example, keyed by column role."""
+
+Prediction = Mapping[str, Any]
+"""What a model says about one row: plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that a task reads.
+
+    Attributes:
+        role: the name under which the task sees it.
+        kind: what it holds: ``text``, ``label``, ``labels``, ``tokens``, ``tags``, ``span``, ``image`` ...;
+            augmenters declare which kinds they may rewrite and which they leave valid.
+        summary: one line for the documentation and for error messages.
+        target: it is what the model has to find; absent when predicting.
+        required: training needs it.
+        guesses: names that users often give this column, tried in order where the recipe maps nothing.
+    """
+
+    role: str
+    kind: str
+    summary: str
+    target: bool = False
+    required: bool = True
+    guesses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of the task itself (``task_options`` in a recipe); never searched."""
+
+    name: str
+    summary: str
+    default: str | int | float | bool | None
+    choices: tuple[str | int | float | bool | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What a task is, for the plan, the documentation and the error messages.
+
+    Attributes:
+        name: as in ``task:`` of a recipe.
+        summary: one line.
+        columns: what it reads.
+        metrics: names of quality metrics; the first is the objective unless the recipe says otherwise.
+        architecture: the kind of model, as ``sequence-classification``.
+        options: settings of the task.
+    """
+
+    name: str
+    summary: str
+    columns: tuple[Column, ...]
+    metrics: tuple[str, ...]
+    architecture: str
+    options: tuple[Option, ...] = ()
+
+    def column(self, role: str) -> Column:
+        """Return the column of this role."""
+        return next(column for column in self.columns if column.role == role)
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that a prediction may use."""
+        return tuple(column for column in self.columns if not column.target)
+
+    @property
+    def targets(self) -> tuple[Column, ...]:
+        """The columns that a prediction must not see."""
+        return tuple(column for column in self.columns if column.target)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        name: as the recipe names it.
+        path: a local folder, or a hub id.
+        revision: of the hub repository.
+        load_kwargs: passed on to ``from_pretrained``; the door through which a quantizer comes.
+        trust_remote_code: from the recipe; off by default.
+    """
+
+    name: str
+    path: str
+    revision: str | None = None
+    load_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    def from_pretrained_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that every ``from_pretrained`` of this source takes."""
+        kwargs: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.revision is not None:
+            kwargs["revision"] = self.revision
+        return kwargs
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task knows while it works.
+
+    Attributes:
+        facts: what :meth:`Task.facts` learned from the training rows (plain JSON), as the label names.
+        options: the task's options, defaults filled in.
+        params: the trial's parameters (``train.dropout``, ``train.label_smoothing``, the task's own).
+        max_length: tokens after which inputs are cut.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        seed: of the trial.
+        processor: tokenizer or image processor; None until :meth:`Task.load_processor` has run.
+    """
+
+    facts: Mapping[str, Any]
+    options: Mapping[str, Any]
+    params: Mapping[str, Any]
+    max_length: int
+    device: str = "cpu"
+    seed: int = 0
+    processor: Any = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names, in the order of the model's outputs; empty for tasks without labels."""
+        return tuple(self.facts.get("labels", ()))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A cheap predictor that shows what the transformer buys.
+
+    Attributes:
+        name: as the report shows it.
+        predict: rows without targets in, one prediction a row out, as :meth:`Task.predict`.
+        trivial: it does not look at the inputs (majority class); one baseline of a task must be trivial.
+    """
+
+    name: str
+    predict: Callable[[Sequence[Row]], list[Prediction]]
+    trivial: bool = False
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """How to trace a model for export.
+
+    Attributes:
+        inputs: example tensors by argument name, each ``(batch, seq)`` with batch and seq of at least 2.
+        dynamic: per input, the axes that vary and their names, as ``{0: "batch", 1: "seq"}``.
+        outputs: names of the outputs, as attributes of the model's output object.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    dynamic: Mapping[str, Mapping[int, str]]
+    outputs: tuple[str, ...] = ("logits",)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report, as figures per class. Cells are strings, numbers or None."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A labelled square of counts, as a confusion matrix: ``values[i][j]`` of true i, predicted j."""
+
+    title: str
+    labels: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows worth reading, as the most confident errors: plain JSON cells under ``columns``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+class Task(ABC):
+    """Base of all tasks. Five members are a task's own; the rest have defaults that suit text encoders."""
+
+    card: ClassVar[TaskCard]
+
+    @abstractmethod
+    def demo_rows(self) -> Sequence[Row]:
+        """Return 3 to 8 rows with targets, written for this plugin: for `autoft check`, conformance and docs."""
+
+    @abstractmethod
+    def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
+        """Return the model with a head for this task; honours ``source.load_kwargs``."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
+        """Return the features of each row, unpadded lists with the targets under ``labels``; cached by the engine."""
+
+    @abstractmethod
+    def predict(
+        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return one prediction a row, in the rows' order, from rows without targets.
+
+        ``model`` is a torch module or an exported model; both are called with tensors by name and return an object
+        with the outputs as attributes.
+        """
+
+    @abstractmethod
+    def reference(self, row: Row, context: TaskContext) -> Any:
+        """Return what the metrics compare a prediction with, as plain JSON."""
+
+    def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what has to be learned from the training rows before anything else, as plain JSON.
+
+        Raises:
+            DataError: the rows cannot be used for this task (one class only, mixed types ...).
+        """
+        return {}
+
+    def stratum(self, row: Row) -> str | None:
+        """Return the key by which splits are stratified, or None for plain random splits."""
+        return None
+
+    def load_processor(self, source: ModelSource, context: TaskContext) -> Any:
+        """Return the tokenizer or processor that goes with the model."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+
+    def collate(self, features: Sequence[Mapping[str, Any]], context: TaskContext) -> dict[str, torch.Tensor]:
+        """Return one padded batch, ``(batch, seq)`` per input, from the features of :meth:`encode`."""
+        import torch
+
+        labels = [feature["labels"] for feature in features]
+        inputs = [{name: value for name, value in feature.items() if name != "labels"} for feature in features]
+        batch = dict(context.processor.pad(inputs, return_tensors="pt"))
+        batch["labels"] = torch.tensor(labels)
+        return batch
+
+    def length(self, feature: Mapping[str, Any]) -> int:
+        """Return the length by which features are grouped into batches, in tokens."""
+        return len(feature["input_ids"])
+
+    def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
+        """Return the scalar training loss of a batch."""
+        loss: torch.Tensor = model(**batch).loss
+        return loss
+
+    def space(self) -> SearchSpace:
+        """Return further parameters of this task, each name beginning with ``task.``."""
+        return {}
+
+    def baselines(self, rows: Sequence[Row], context: TaskContext) -> Sequence[Baseline]:
+        """Return cheap predictors fitted on the training rows, one of them trivial."""
+        return ()
+
+    def default_pipelines(self) -> Sequence[str]:
+        """Return the pipelines to search where the recipe names none; empty means all legal ones."""
+        return ()
+
+    def export_inputs(self, context: TaskContext) -> ExportSpec | None:
+        """Return how to trace the model for export, or None where this task's models cannot be exported."""
+        return None
+
+    def details(
+        self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
+    ) -> Sequence[Table | Matrix | Examples]:
+        """Return what the report shows of the chosen model's test predictions beyond the metrics."""
+        return ()

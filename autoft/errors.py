@@ -1,0 +1,124 @@
+"""Every error that autoft raises on purpose.
+
+::
+
+    AutoftError                 exit code 1
+    ├── RecipeError             2   faults in a recipe, all of them at once
+    ├── DataError               2   a data set that cannot be read or used
+    ├── ModelError              2   a model that cannot be found or loaded
+    ├── PluginError             3   a task or strategy that is missing, broken or clashing
+    ├── NothingFeasible         4   the search ended and nothing fits the budget
+    ├── RunFolderError          5   a run folder that is busy, damaged, full or of another recipe
+    ├── ExportMismatch          6   the exported files do not score what the trial scored
+    └── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
+
+Each message says where, what is allowed, what was given and, for names, the closest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "AutoftError",
+    "DataError",
+    "ExportMismatch",
+    "Fault",
+    "ModelError",
+    "NothingFeasible",
+    "PluginError",
+    "RecipeError",
+    "RunFolderError",
+    "SearchFailed",
+    "closest",
+    "unknown_name",
+]
+
+
+class AutoftError(Exception):
+    """Base of all errors that a user can act upon; ``exit_code`` is what the command returns."""
+
+    exit_code = 1
+
+
+class DataError(AutoftError):
+    """A data set cannot be read or used."""
+
+    exit_code = 2
+
+
+class ModelError(AutoftError):
+    """A model cannot be found or loaded."""
+
+    exit_code = 2
+
+
+class PluginError(AutoftError):
+    """A plugin is missing, broken, or clashes with another."""
+
+    exit_code = 3
+
+
+class NothingFeasible(AutoftError):
+    """The search ended and no variant of any trial fits the budget."""
+
+    exit_code = 4
+
+
+class RunFolderError(AutoftError):
+    """A run folder is busy, damaged, full, or belongs to another recipe."""
+
+    exit_code = 5
+
+
+class ExportMismatch(AutoftError):
+    """The exported files do not score what the trial they come from scored."""
+
+    exit_code = 6
+
+
+class SearchFailed(AutoftError):
+    """The search cannot go on: the first trials failed alike, or a worker does not start."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a recipe: ``where`` (a dotted key) and what to do about it."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class RecipeError(AutoftError):
+    """One or more faults in a recipe, told together."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Sequence[Fault], source: str = "recipe") -> None:
+        self.faults = tuple(faults)
+        self.source = source
+        count = len(self.faults)
+        head = f"{source}: {count} fault{'s' if count != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  {fault}" for fault in self.faults)]))
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like ``name``, or None where none is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return found[0] if found else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence for an unknown name: what was given, the closest, and all that there are."""
+    names = sorted(known)
+    near = closest(name, names)
+    hint = f" Did you mean {near!r}?" if near else ""
+    there = f" Known: {', '.join(names)}." if names else " None is installed."
+    return f"unknown {kind} {name!r}.{hint}{there}"

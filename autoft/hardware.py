@@ -1,0 +1,154 @@
+"""What the machine has: devices, memory, cores, instruction sets. Free of torch unless a GPU has to be asked."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["Gpu", "Hardware", "available_cores", "peak_resident_bytes", "reset_peak_resident"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One graphics processor: its name and memory in bytes."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine that trials run on.
+
+    Attributes:
+        device: ``cuda`` where an NVIDIA GPU answers, ``mps`` on Apple silicon, else ``cpu``.
+        cores: usable by this process.
+        memory_bytes: total memory, or the limit of the container where that is lower.
+        gpus: as ``nvidia-smi`` lists them.
+        cpu: the model's name.
+        bf16: bfloat16 arithmetic in hardware (AVX512-bf16, AMX, or a GPU from Ampere on).
+        system: operating system and architecture.
+    """
+
+    device: str
+    cores: int
+    memory_bytes: int
+    gpus: tuple[Gpu, ...]
+    cpu: str
+    bf16: bool
+    system: str
+
+    @classmethod
+    def probe(cls) -> Hardware:
+        """Return what this machine has; takes some milliseconds and imports no torch."""
+        gpus = _nvidia_gpus()
+        apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+        device = "cuda" if gpus else "mps" if apple else "cpu"
+        flags = _cpu_flags()
+        bf16 = bool({"avx512_bf16", "amx_bf16"} & flags) if device == "cpu" else device == "cuda"
+        return cls(
+            device=device,
+            cores=available_cores(),
+            memory_bytes=_memory_limit(),
+            gpus=gpus,
+            cpu=_cpu_name(),
+            bf16=bf16,
+            system=f"{platform.system()} {platform.machine()}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Hardware:
+        """Rebuild it from :meth:`to_json`."""
+        return cls(**{**value, "gpus": tuple(Gpu(**gpu) for gpu in value["gpus"])})
+
+    def __str__(self) -> str:
+        gpus = "; ".join(f"{gpu.name} {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in self.gpus)
+        processor = gpus or f"{self.cpu}, {self.cores} core{'s' if self.cores != 1 else ''}"
+        return f"{processor}, {self.memory_bytes / 2**30:.0f} GiB memory{', bf16' if self.bf16 else ''}"
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use, container quotas counted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, max(1, int(int(limit) / int(period))))
+    return cores
+
+
+def reset_peak_resident() -> bool:
+    """Start the peak of this process's resident memory anew; False where the system offers no way."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_bytes() -> int:
+    """Return the peak resident memory of this process, in bytes, since it began or was last reset."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _memory_limit() -> int:
+    total = psutil.virtual_memory().total
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(name)
+        if path.is_file():
+            text = path.read_text().strip()
+            if text.isdigit():
+                return min(total, int(text))
+    return total
+
+
+@functools.cache
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
+
+
+def _cpu_flags() -> frozenset[str]:
+    for line in _cpu_info().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _cpu_name() -> str:
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _nvidia_gpus() -> tuple[Gpu, ...]:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    if answer.returncode != 0:
+        return ()
+    fields = (line.rsplit(",", 1) for line in answer.stdout.strip().splitlines())
+    return tuple(Gpu(name.strip(), int(float(mib)) * 2**20) for name, mib in fields)

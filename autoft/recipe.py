@@ -1,0 +1,418 @@
+"""The recipe: what a user asks for, checked as a whole.
+
+:func:`load_recipe` reads a YAML file and reports every fault of form at once. Names of tasks, models, strategies and
+parameters are resolved later, in :mod:`autoft.plan`, where the installed plugins are known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from autoft.errors import Fault, RecipeError, closest
+from autoft.quantities import parse_bytes, parse_seconds
+
+__all__ = [
+    "BudgetSection",
+    "DataSection",
+    "ExecutorSection",
+    "LatencyLimit",
+    "Recipe",
+    "SearchSection",
+    "StorageSection",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_from_mapping",
+    "recipe_schema",
+    "set_key",
+]
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[
+    list[str],
+    BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+Duration = Annotated[str, BeforeValidator(lambda value: (parse_seconds(value), value)[1])]
+Size = Annotated[str, BeforeValidator(lambda value: (parse_bytes(value), value)[1])]
+SpaceValue = Any
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DataSection(_Section):
+    """Where the data is and how to read it."""
+
+    train: str
+    """A local csv, tsv, json, jsonl, parquet or arrow file (.gz too) or `save_to_disk` folder; `hub://owner/name@revision#split`; or `package://module/path`."""
+    validation: str | None = None
+    """The split that drives the search. Cut from `train` where it is absent."""
+    test: str | None = None
+    """The split that is scored once, after the selection. Cut from `train` where it is absent."""
+    columns: dict[str, str] = {}
+    """The data's column for each role of the task, as `{text: sentence, label: polarity}`; guessed where absent."""
+    where: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
+    """Keep only rows whose column has this value, or one of these."""
+    validation_size: float | int | None = None
+    """How much of `train` becomes the validation split: a share below 1 or a number of rows. Default: 15 %, at most 1000 rows."""
+    test_size: float | int | None = None
+    """How much of `train` becomes the test split: a share below 1 or a number of rows. Default: 15 %, at most 2000 rows."""
+    limit: int | dict[Literal["train", "validation", "test"], int] | None = None
+    """Read at most this many rows of the training split, or of each split named; drawn at random with the seed."""
+    deduplicate: bool = True
+    """Take rows of the validation and test splits out of the training split, and exact duplicates out of each cut."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> DataSection:
+        sizes = {"validation_size": self.validation_size, "test_size": self.test_size}
+        for name, size in sizes.items():
+            if size is not None and size <= 0:
+                raise ValueError(f"{name} must be above 0, given {size}")
+            if isinstance(size, float) and size >= 1:
+                raise ValueError(f"{name} is a share below 1 or a whole number of rows, given {size}")
+        limits = self.limit.values() if isinstance(self.limit, dict) else [self.limit]
+        if any(limit is not None and limit <= 0 for limit in limits):
+            raise ValueError(f"limit must be above 0, given {self.limit}")
+        if self.test is not None and self.test == self.validation:
+            raise ValueError("test and validation are the same data; the test split must not drive the search")
+        return self
+
+
+class LatencyLimit(_Section):
+    """A limit on the time of one request, and what a request is."""
+
+    p50: Duration | None = None
+    """Half of the requests take at most this."""
+    p95: Duration | None = None
+    """95 % of the requests take at most this."""
+    batch_size: int = Field(1, ge=1)
+    """Rows a request."""
+    length: int | None = Field(None, ge=1)
+    """Measure on the validation rows nearest to this many tokens; default: rows as they come."""
+
+
+def _latency(value: object) -> object:
+    if isinstance(value, Mapping):
+        return value
+    parse_seconds(value)
+    return {"p50": value}
+
+
+class BudgetSection(BaseModel):
+    """Limits. Every cost metric of a plugin is a key too."""
+
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
+
+    time: Duration = "1h"
+    """For the whole command: search, export, test and report."""
+    trials: int | None = Field(None, ge=1)
+    """At most this many trials in all, those of earlier calls of the same run counted."""
+    model_size: Size | None = None
+    """Of all exported files of the model."""
+    latency: Annotated[LatencyLimit, BeforeValidator(_latency, json_schema_input_type=str | LatencyLimit)] | None = None
+    """Of one request: a duration for the median, or `{p50, p95, batch_size, length}`."""
+    train_memory: Size | None = None
+    """Peak memory of a training process: of the GPU where there is one, else resident."""
+    inference_memory: Size | None = None
+    """Peak resident memory of a process that serves the model, libraries included."""
+
+
+class SearchSection(_Section):
+    """How the search goes."""
+
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid", "qmc"] = "tpe"
+    """Optuna's sampler; tpe is multivariate and grouped."""
+    early_stopping: Literal["halving", "hyperband", "median", "wilcoxon", "none"] | None = None
+    """What stops trials that fall behind at a validation; default: halving, with several objectives none."""
+    objectives: Names | None = None
+    """What is optimised: a quality metric, and optionally cost metrics beside it; default: the task's first metric."""
+    seed: int = Field(0, ge=0)
+    """Of sampling, splits and the first training of each configuration."""
+    tolerance: float = Field(0.005, ge=0)
+    """Among the variants whose objective is within this of the best, the cheapest is chosen."""
+    finalist_seeds: int = Field(2, ge=0)
+    """Further seeds that the finalists are trained with, where the time allows."""
+
+
+class ExecutorSection(_Section):
+    """Where trials run."""
+
+    workers: int = Field(1, ge=1)
+    """Worker processes; each gets its share of the cores."""
+    threads: int | None = Field(None, ge=1)
+    """Threads a worker; default: cores divided by workers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """What to train on."""
+
+
+class StorageSection(_Section):
+    """What the run folder may hold."""
+
+    weights: Size = "1.5GB"
+    """Weights kept at the end of each trial: those on the front of quality, size and latency, the best first."""
+
+
+class Recipe(_Section):
+    """What a user asks for: a data set, a task and a budget."""
+
+    task: str
+    """The task's name, as `autoft plugins` lists it."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the run; default: the recipe file's name."""
+    model: Names
+    """A model or a list to search: a local folder, a hub id, or `package://module/path`. The first is the default."""
+    data: DataSection
+    """Where the data is."""
+    budget: BudgetSection = BudgetSection()
+    """Limits that the result has to keep."""
+    effort: Literal["quick", "balanced", "best"] = "balanced"
+    """A word for a set of defaults, which `autoft explain` prints."""
+    task_options: dict[str, str | int | float | bool | None] = {}
+    """Settings of the task, which `autoft explain` lists."""
+    pipelines: Names | None = None
+    """Chains of base quantization and adapter to search, as `[full, lora, nf4+lora]`; default: by effort."""
+    compress: Names | None = None
+    """Chains of compressors applied to every trained model, as `[none, onnx, onnx-int8]`; default: by effort."""
+    augment: Names | None = None
+    """Augmenters to search, `none` among them if it may win; default: by effort."""
+    space: dict[str, SpaceValue] = {}
+    """Narrow, pin or widen any parameter that `autoft explain` shows: a scalar, a list or `{low, high, log}`."""
+    search: SearchSection = SearchSection()
+    """How the search goes."""
+    executor: ExecutorSection = ExecutorSection()
+    """Where trials run."""
+    storage: StorageSection = StorageSection()
+    """What the run folder may hold."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model. Off unless you trust its author."""
+
+    @model_validator(mode="after")
+    def _flat_space(self) -> Recipe:
+        self.space = dict(_flatten(self.space))
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: a YAML file.
+        overrides: as ``("space.train.epochs=3", "budget.time=5m")``; values are YAML.
+
+    Raises:
+        RecipeError: all faults of the file and the overrides together.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = closest(path.name, [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        hint = f"; did you mean {path.parent / near}?" if near else ""
+        raise RecipeError([Fault("", f"no such file{hint}")], str(path)) from None
+    except IsADirectoryError:
+        raise RecipeError([Fault("", "is a folder; give the recipe file in it")], str(path)) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([Fault("", f"is not UTF-8 text: byte {error.start} cannot be read")], str(path)) from None
+    except OSError as error:
+        raise RecipeError([Fault("", f"cannot be read: {error.strerror}")], str(path)) from None
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError([Fault(_mark(error), f"is not YAML: {_problem(error)}")], str(path)) from None
+    if value is None:
+        raise RecipeError([Fault("", "is empty; a recipe needs at least task, model and data")], str(path))
+    return recipe_from_mapping(value, overrides, source=str(path), name=path.stem)
+
+
+def recipe_from_mapping(
+    value: object, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "run"
+) -> Recipe:
+    """Check a recipe that is already a mapping; ``name`` stands in where it has none.
+
+    Raises:
+        RecipeError: all faults together.
+    """
+    if not isinstance(value, Mapping):
+        raise RecipeError([Fault("", f"needs keys and values at the top, given {_kind(value)}")], source)
+    merged: dict[str, Any] = dict(value)
+    faults: list[Fault] = []
+    for override in overrides:
+        try:
+            merged = set_key(merged, override)
+        except ValueError as error:
+            faults.append(Fault(f"--set {override}", str(error)))
+    if isinstance(merged.get("data"), str):
+        merged["data"] = {"train": merged["data"]}
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        faults.extend(_faults(error))
+    if faults:
+        raise RecipeError(faults, source)
+    return recipe if recipe.name else recipe.model_copy(update={"name": name})
+
+
+def set_key(value: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """Return a copy of the mapping with one ``a.b=c`` applied; ``c`` is YAML.
+
+    Raises:
+        ValueError: the override has no ``=``, or its value is not YAML, or a part of its key is not a section.
+    """
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise ValueError("needs the form key=value, as budget.time=5m")
+    try:
+        new = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"its value is not YAML: {_problem(error)}") from None
+    parts = key.strip().split(".")
+    if parts[0] == "space" and len(parts) > 2:
+        parts = ["space", ".".join(parts[1:])]
+        flat = dict(_flatten(value.get("space") or {}))
+        return {**value, "space": {**flat, parts[1]: new}}
+    top = dict(value)
+    at = top
+    for part in parts[:-1]:
+        below = at.get(part)
+        if part == "data" and isinstance(below, str):
+            below = {"train": below}
+        if below is not None and not isinstance(below, Mapping):
+            raise ValueError(f"{part!r} is a value, not a section")
+        at[part] = dict(below or {})
+        at = at[part]
+    at[parts[-1]] = new
+    return top
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "autoft recipe"
+    schema["properties"]["data"] = {
+        "description": schema["properties"]["data"].get("description", ""),
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataSection"}],
+    }
+    return schema
+
+
+def _flatten(space: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in space.items():
+        if isinstance(value, Mapping) and not {"low", "high"} & set(value):
+            flat.extend(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat.append((f"{prefix}{name}", value))
+    return flat
+
+
+def _faults(error: ValidationError) -> list[Fault]:
+    faults = []
+    for entry in error.errors():
+        keys = [str(part) for part in entry["loc"] if not str(part).startswith(("function-", "list[", "dict["))]
+        keys = [key for key in keys if key not in {"str", "int", "float", "bool", "LatencyLimit"}]
+        where, given = ".".join(keys), entry["input"]
+        match entry["type"]:
+            case "extra_forbidden":
+                known = _known_keys(keys[:-1])
+                near = closest(keys[-1], known)
+                hint = f" Did you mean {near!r}?" if near else ""
+                message = f"unknown key.{hint} Allowed: {', '.join(known)}."
+            case "missing":
+                message = "is missing"
+            case "literal_error":
+                allowed = str(entry["ctx"]["expected"]).replace("'", "")
+                near = closest(str(given), allowed.replace(" or ", ", ").split(", "))
+                message = f"allowed: {allowed}; given {given!r}." + (f" Did you mean {near!r}?" if near else "")
+            case "value_error":
+                message = str(entry["ctx"]["error"])
+            case _:
+                text = entry["msg"].removeprefix("Input should be ")
+                message = f"needs {text}, given {_kind(given)}"
+        fault = Fault(where, message)
+        if fault not in faults:
+            faults.append(fault)
+    return faults
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        elif part == "latency":
+            model = LatencyLimit
+    return [name for name in model.model_fields]
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool() | int() | float():
+            return f"{value!r}"
+        case str():
+            return f"{value!r}"
+        case list():
+            return f"a list of {len(value)}"
+        case Mapping():
+            return "a section with keys"
+        case _:
+            return f"{value!r}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML accepts in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, str | int | float | bool):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-4 as text; recipes mean the number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _mark(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper without aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML, every default filled in."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+

@@ -1,0 +1,448 @@
+"""The run folder: paths, records, atomic writes, the lock. The folder is the record of a run.
+
+::
+
+    runs/<name>/
+    ├── recipe.yaml            resolved copy
+    ├── plan.json              what was decided before the first trial
+    ├── data/                  prepared splits and encoded features, by fingerprint
+    ├── trials/0007/           config.json, progress.jsonl, result.json (written last)
+    │   └── variants/<name>/   files of the variants that are on the front
+    ├── trials.csv             one line a trial and variant
+    ├── baselines.json         figures of the cheap predictors
+    ├── selection.json         what was chosen, and why
+    ├── final.json             test figures and the measurements of the exported files
+    ├── best/                  the model
+    ├── report.html, report.md, report.json
+    └── logs/                  what workers and libraries printed
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import filelock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoft.errors import RunFolderError
+
+__all__ = [
+    "Candidate",
+    "CurvePoint",
+    "Final",
+    "Interval",
+    "RunDir",
+    "RunRecord",
+    "Selection",
+    "TrialConfig",
+    "TrialKind",
+    "TrialResult",
+    "TrialState",
+    "VariantResult",
+    "read_json",
+    "read_run",
+    "write_json",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+TrialState = Literal["complete", "pruned", "infeasible", "failed"]
+"""How a trial ended: with figures; stopped early; outside the budget or the memory; or with an error."""
+
+TrialKind = Literal["default", "published", "search", "seed"]
+"""Where a configuration comes from: the plain default, published settings, the sampler, or a finalist's further seed."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")
+
+
+class TrialConfig(_Record):
+    """One configuration to train: plain JSON, everything a worker needs beside the plan."""
+
+    number: int
+    kind: TrialKind
+    model: str
+    """Name of the model, as in the recipe."""
+    pipeline: str
+    params: dict[str, str | int | float | bool | None]
+    """Every parameter by name, as ``train.epochs``, ``lora.rank``, ``augment``."""
+    seed: int
+    parent: int | None = None
+    """The trial whose configuration this repeats with another seed."""
+
+
+class CurvePoint(_Record):
+    """One validation while training."""
+
+    samples: int
+    """Training samples seen."""
+    epoch: float
+    seconds: float
+    """Since the training began."""
+    train_loss: float
+    """Mean since the point before."""
+    learning_rate: float
+    validation: dict[str, float]
+
+
+class Interval(_Record):
+    """A figure with its 95 % bootstrap interval over ``n`` rows."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class VariantResult(_Record):
+    """One compression of a trained model, measured from its files."""
+
+    name: str
+    """As ``none``, ``onnx-int8``, ``magnitude-pruning(sparsity=0.3)+onnx-int8``."""
+    state: TrialState
+    reason: str | None = None
+    """Why it is infeasible or failed."""
+    validation: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    """By column: ``model_size_bytes``, ``latency_p50_ms``, ``latency_p95_ms``, ``inference_memory_bytes`` ..."""
+    violations: dict[str, float] = {}
+    """By budget key, how far over the limit: measured / limit - 1; only those above 0."""
+    folder: str | None = None
+    """Its files, relative to the run folder; None once they are deleted."""
+    seconds: float = 0.0
+
+
+class TrialResult(_Record):
+    """What came of one configuration."""
+
+    number: int
+    state: TrialState
+    reason: str | None = None
+    config: TrialConfig
+    seconds: dict[str, float] = {}
+    """By stage: ``load``, ``train``, ``validate``, ``compress``, ``measure``, ``total``."""
+    curve: list[CurvePoint] = []
+    best_samples: int | None = None
+    """Training samples seen at the checkpoint that was kept."""
+    validation: dict[str, float] = {}
+    """Of the kept checkpoint as it was trained."""
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    train_memory_bytes: int | None = None
+    violations: dict[str, float] = {}
+    variants: list[VariantResult] = []
+
+
+class Candidate(_Record):
+    """A variant of a trial as the selection sees it."""
+
+    trial: int
+    variant: str
+    objective: float
+    """On validation; the mean over seeds where finalists were trained again."""
+    seeds: list[float] = []
+    """The objective of each seed, the trial's own first."""
+    costs: dict[str, float] = {}
+    violations: dict[str, float] = {}
+    front: bool = False
+    """No other feasible variant is at least as good in quality, size and latency, and better in one."""
+
+
+class Selection(_Record):
+    """What was chosen from the record, and why."""
+
+    trial: int
+    variant: str
+    objective: str
+    reason: str
+    candidates: list[Candidate] = []
+
+
+class Final(_Record):
+    """What was measured after the selection: test figures once, and the exported files again."""
+
+    test: dict[str, dict[str, Interval]] = {}
+    """By system (``best``, ``default``, names of baselines), by metric."""
+    validation: dict[str, dict[str, float]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    """By system, measured in a fresh process from the exported files."""
+    details: list[dict[str, Any]] = []
+    """Tables, matrices and examples of the task, each with its ``kind``."""
+    notes: list[str] = []
+    seconds: float = 0.0
+    """Of the whole run, over all calls."""
+
+
+class RunRecord(_Record):
+    """All that a run folder says."""
+
+    path: Path
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    baselines: dict[str, Any] = {}
+    """By name: ``{"trivial": bool, "validation": {metric: value}, "test": {metric: Interval}}``."""
+    trials: list[TrialResult] = []
+    selection: Selection | None = None
+    final: Final | None = None
+    forecast: dict[str, Any] = {}
+
+    def trial(self, number: int) -> TrialResult:
+        """Return the trial with this number."""
+        return next(trial for trial in self.trials if trial.number == number)
+
+    def counts(self) -> dict[TrialState, int]:
+        """Return how many trials ended in each state."""
+        counts: dict[TrialState, int] = {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
+        for trial in self.trials:
+            counts[trial.state] += 1
+        return counts
+
+
+class RunDir:
+    """Paths of a run folder, and the only writer of its files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What was decided before the first trial."""
+        return self.path / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        """Prepared splits and encoded features."""
+        return self.path / "data"
+
+    @property
+    def cache(self) -> Path:
+        """What trials can use again, as exported graphs."""
+        return self.path / "cache"
+
+    @property
+    def logs(self) -> Path:
+        """What workers and libraries printed."""
+        return self.path / "logs"
+
+    @property
+    def best(self) -> Path:
+        """The exported model."""
+        return self.path / "best"
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def result(self, number: int) -> Path:
+        """Return the result file of a trial; it exists when the trial is done."""
+        return self.trial(number) / "result.json"
+
+    def inside(self, relative: str) -> Path:
+        """Return a path of the run folder.
+
+        Raises:
+            RunFolderError: it would leave the folder.
+        """
+        path = (self.path / relative).resolve()
+        if not path.is_relative_to(self.path.resolve()):
+            raise RunFolderError(f"{self.path}: the record names a path outside the run folder: {relative!r}")
+        return path
+
+    def create(self) -> None:
+        """Make the folder and its parts.
+
+        Raises:
+            RunFolderError: it cannot be made or written.
+        """
+        try:
+            for folder in (self.path, self.data, self.cache, self.logs, self.path / "trials"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one search at a time; freed by the system if the process dies.
+
+        Raises:
+            RunFolderError: another search holds it.
+        """
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"{self.path}: another search is running in this folder; wait for it, or give --run another one"
+            ) from None
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_result(self, result: TrialResult) -> None:
+        """Write a trial's result, atomically: the file's presence means that the trial is done."""
+        self.trial(result.number).mkdir(parents=True, exist_ok=True)
+        write_json(self.result(result.number), result.model_dump(mode="json"))
+
+    def results(self) -> list[TrialResult]:
+        """Return the results of all trials that are done, by number.
+
+        Raises:
+            RunFolderError: a result file is damaged.
+        """
+        folder = self.path / "trials"
+        found = sorted(folder.glob("[0-9]*/result.json")) if folder.is_dir() else []
+        return [_read_model(path, TrialResult) for path in found]
+
+    def write_trials_csv(self) -> None:
+        """Write one line for each trial and variant, all figures of all trials."""
+        results = self.results()
+        params = sorted({name for result in results for name in result.config.params})
+        metrics = sorted({name for result in results for variant in result.variants for name in variant.validation})
+        costs = sorted({name for result in results for variant in result.variants for name in variant.costs})
+        head = ["trial", "kind", "state", "model", "pipeline", "seed", "seconds", "train_memory_bytes", "variant"]
+        head += ["variant_state", "reason", *(f"validation.{name}" for name in metrics), *costs, *params]
+        lines: list[list[object]] = []
+        for result in results:
+            config = result.config
+            front = [result.number, config.kind, result.state, config.model, config.pipeline, config.seed]
+            front += [round(result.seconds.get("total", 0.0), 3), result.train_memory_bytes or ""]
+            values = [_cell(config.params.get(name, "")) for name in params]
+            empty = VariantResult(name="", state=result.state, reason=result.reason, validation=result.validation)
+            for variant in result.variants or [empty]:
+                line = [*front, variant.name, variant.state, variant.reason or ""]
+                line += [_cell(variant.validation.get(name, "")) for name in metrics]
+                line += [_cell(variant.costs.get(name, "")) for name in costs]
+                lines.append(line + values)
+        with _replacing(self.path / "trials.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(head)
+            writer.writerows(lines)
+
+    def clear_partial(self) -> list[int]:
+        """Delete trial folders that have no result, and return their numbers: they were cut off and run again."""
+        partial = []
+        for folder in sorted((self.path / "trials").glob("[0-9]*")):
+            if folder.is_dir() and not (folder / "result.json").is_file():
+                shutil.rmtree(folder)
+                partial.append(int(folder.name))
+        return partial
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Return all that a run folder says.
+
+    Raises:
+        RunFolderError: it is no run folder, or a file of it is damaged.
+    """
+    run = RunDir(path)
+    if not run.path.is_dir():
+        raise RunFolderError(f"{run.path}: no such run folder")
+    if not run.plan.is_file() or not run.recipe.is_file():
+        raise RunFolderError(f"{run.path}: is not a run folder: it has no plan.json and recipe.yaml of a search")
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{run.recipe}: is damaged ({_first_line(error)})") from error
+    selection = run.path / "selection.json"
+    final = run.path / "final.json"
+    return RunRecord(
+        path=run.path,
+        recipe=recipe,
+        plan=read_json(run.plan),
+        baselines=read_json(run.path / "baselines.json", missing={}),
+        trials=run.results(),
+        selection=_read_model(selection, Selection) if selection.is_file() else None,
+        final=_read_model(final, Final) if final.is_file() else None,
+        forecast=read_json(run.path / "forecast.json", missing={}),
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RunFolderError: the disk is full, or the folder cannot be written.
+    """
+    with _replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
+    """Read a JSON file of the run folder; ``missing`` stands for a file that is not there.
+
+    Raises:
+        RunFolderError: the file is damaged, or absent and ``missing`` is not given.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise RunFolderError(f"{path}: is missing; the run folder is damaged") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"{path}: is damaged ({_first_line(error)}); delete this file to have that part done again"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    handle, name = -1, ""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise RunFolderError(
+                f"{path}: the disk is full; free some space and run the same command again to go on"
+            ) from error
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if name and os.path.exists(name):
+            os.unlink(name)
+
+
+def _read_model(path: Path, model: type[Model]) -> Model:
+    value = read_json(path)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise RunFolderError(
+            f"{path}: is damaged (at {where!r}: {error.errors()[0]['msg']}); "
+            "delete this file to have that part done again"
+        ) from error
+
+
+def _cell(value: object) -> object:
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
