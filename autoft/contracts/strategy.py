@@ -106,9 +106,15 @@ class Augmenter(Strategy):
     rewrites: ClassVar[frozenset[str]] = frozenset({"text"})
     invalidates: ClassVar[frozenset[str]] = frozenset({"tokens", "tags", "span"})
 
+    def learn(self, rows: Sequence[Row], card: TaskCard) -> Any:
+        """Return what is needed of the training rows (a vocabulary ...), found once a trial; None where nothing is."""
+        return None
+
     @abstractmethod
-    def augment(self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any]) -> Row:
-        """Return a changed copy of the row; all its randomness comes from ``rng``."""
+    def augment(
+        self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
+    ) -> Row:
+        """Return a changed copy of the row; all its randomness comes from ``rng``, ``learned`` from :meth:`learn`."""
 
 
 class Quantizer(Strategy):

@@ -1,0 +1,45 @@
+"""The built-in strategies, a file each, through the same hooks that strangers use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoft.contracts import Strategy
+from autoft.hookspecs import hookimpl
+from autoft.strategies.augmentation import (
+    CharacterNoise,
+    RandomDeletion,
+    RandomInsertion,
+    RandomReplacement,
+    RandomSwap,
+)
+from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.dynamic_int8 import DynamicInt8
+from autoft.strategies.full import Full
+from autoft.strategies.head_only import HeadOnly
+from autoft.strategies.lora import Lora
+from autoft.strategies.magnitude_pruning import MagnitudePruning
+from autoft.strategies.onnx import Onnx, OnnxInt8
+
+__all__ = ["autoft_strategies"]
+
+
+@hookimpl
+def autoft_strategies() -> Sequence[Strategy]:
+    """Return one of each."""
+    return (
+        RandomInsertion(),
+        RandomDeletion(),
+        RandomSwap(),
+        RandomReplacement(),
+        CharacterNoise(),
+        Int8Base(),
+        Nf4Base(),
+        Full(),
+        HeadOnly(),
+        Lora(),
+        MagnitudePruning(),
+        DynamicInt8(),
+        Onnx(),
+        OnnxInt8(),
+    )
