@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,15 @@ class Hardware:
     @classmethod
     def probe(cls) -> Hardware:
         """Return what this machine has; takes some milliseconds and imports no torch."""
-        gpus = _nvidia_gpus()
+        return cls._probe(_nvidia_gpus())
+
+    @classmethod
+    def probe_cpu(cls) -> Hardware:
+        """Return what this machine has beside its GPUs."""
+        return replace(cls._probe(()), device="cpu", bf16=bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()))
+
+    @classmethod
+    def _probe(cls, gpus: tuple[Gpu, ...]) -> Hardware:
         apple = platform.system() == "Darwin" and platform.machine() == "arm64"
         device = "cuda" if gpus else "mps" if apple else "cpu"
         flags = _cpu_flags()
@@ -108,12 +116,12 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def _memory_limit() -> int:
-    total = psutil.virtual_memory().total
+    total = int(psutil.virtual_memory().total)
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         path = Path(name)
         if path.is_file():

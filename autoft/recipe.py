@@ -96,9 +96,9 @@ class LatencyLimit(_Section):
     """Half of the requests take at most this."""
     p95: Duration | None = None
     """95 % of the requests take at most this."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     """Rows a request."""
-    length: int | None = Field(None, ge=1)
+    length: int | None = Field(default=None, ge=1)
     """Measure on the validation rows nearest to this many tokens; default: rows as they come."""
 
 
@@ -116,7 +116,7 @@ class BudgetSection(BaseModel):
 
     time: Duration = "1h"
     """For the whole command: search, export, test and report."""
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(default=None, ge=1)
     """At most this many trials in all, those of earlier calls of the same run counted."""
     model_size: Size | None = None
     """Of all exported files of the model."""
@@ -137,20 +137,20 @@ class SearchSection(_Section):
     """What stops trials that fall behind at a validation; default: halving, with several objectives none."""
     objectives: Names | None = None
     """What is optimised: a quality metric, and optionally cost metrics beside it; default: the task's first metric."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of sampling, splits and the first training of each configuration."""
-    tolerance: float = Field(0.005, ge=0)
+    tolerance: float = Field(default=0.005, ge=0)
     """Among the variants whose objective is within this of the best, the cheapest is chosen."""
-    finalist_seeds: int = Field(2, ge=0)
+    finalist_seeds: int = Field(default=2, ge=0)
     """Further seeds that the finalists are trained with, where the time allows."""
 
 
 class ExecutorSection(_Section):
     """Where trials run."""
 
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Worker processes; each gets its share of the cores."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Threads a worker; default: cores divided by workers."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to train on."""
@@ -168,7 +168,7 @@ class Recipe(_Section):
 
     task: str
     """The task's name, as `autoft plugins` lists it."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run; default: the recipe file's name."""
     model: Names
     """A model or a list to search: a local folder, a hub id, or `package://module/path`. The first is the default."""
@@ -354,7 +354,7 @@ def _known_keys(path: Sequence[str]) -> list[str]:
             model = annotation
         elif part == "latency":
             model = LatencyLimit
-    return [name for name in model.model_fields]
+    return list(model.model_fields)
 
 
 def _kind(value: object) -> str:
@@ -381,7 +381,9 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             if isinstance(key, str | int | float | bool):
                 seen.add(key)
         return super().construct_mapping(node, deep)
@@ -414,5 +416,3 @@ class _Dumper(yaml.SafeDumper):
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML, every default filled in."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-

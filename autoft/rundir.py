@@ -196,6 +196,8 @@ class RunRecord(_Record):
     selection: Selection | None = None
     final: Final | None = None
     forecast: dict[str, Any] = {}
+    importance: dict[str, float] = {}
+    """Share of the objective's variance that each parameter explains, where enough trials are done."""
 
     def trial(self, number: int) -> TrialResult:
         """Return the trial with this number."""
@@ -323,12 +325,12 @@ class RunDir:
         lines: list[list[object]] = []
         for result in results:
             config = result.config
-            front = [result.number, config.kind, result.state, config.model, config.pipeline, config.seed]
+            front: list[object] = [result.number, config.kind, result.state, config.model, config.pipeline, config.seed]
             front += [round(result.seconds.get("total", 0.0), 3), result.train_memory_bytes or ""]
             values = [_cell(config.params.get(name, "")) for name in params]
             empty = VariantResult(name="", state=result.state, reason=result.reason, validation=result.validation)
             for variant in result.variants or [empty]:
-                line = [*front, variant.name, variant.state, variant.reason or ""]
+                line: list[object] = [*front, variant.name, variant.state, variant.reason or ""]
                 line += [_cell(variant.validation.get(name, "")) for name in metrics]
                 line += [_cell(variant.costs.get(name, "")) for name in costs]
                 lines.append(line + values)
@@ -375,6 +377,7 @@ def read_run(path: str | Path) -> RunRecord:
         selection=_read_model(selection, Selection) if selection.is_file() else None,
         final=_read_model(final, Final) if final.is_file() else None,
         forecast=read_json(run.path / "forecast.json", missing={}),
+        importance=read_json(run.path / "importance.json", missing={}),
     )
 
 
@@ -445,4 +448,3 @@ def _cell(value: object) -> object:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-

@@ -129,7 +129,8 @@ def _range_from_recipe(given: Mapping[str, Any], known: Domain) -> Domain:
         raise ValueError(f"a range is {{low, high}} and optionally log, given {dict(given)!r}")
     low, high = _typed(given["low"], known), _typed(given["high"], known)
     log = bool(given.get("log", known.log))
-    assert isinstance(low, int | float) and isinstance(high, int | float)
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
     if low > high:
         raise ValueError(f"low {low:g} is above high {high:g}")
     default = min(max(known.default, low), high)
@@ -149,7 +150,7 @@ def _typed(value: object, known: Domain) -> Scalar:
     if not _is_number(value) or (isinstance(known, Int) and int(value) != value):  # type: ignore[call-overload]
         kind = "a whole number" if isinstance(known, Int) else "a number"
         raise ValueError(f"needs {kind} (known range: {known}), given {value!r}")
-    return int(value) if isinstance(known, Int) else float(value)  # type: ignore[call-overload, arg-type, no-any-return]
+    return int(value) if isinstance(known, Int) else float(value)  # type: ignore[call-overload, arg-type]
 
 
 def _is_number(value: object) -> bool:

@@ -70,7 +70,9 @@ class CostMetric(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     unit: ClassVar[Unit]
+    columns: ClassVar[tuple[str, ...]]
+    """Names of the figures; a budget limits the first. Times end in ``_ms``, sizes in ``_bytes``."""
 
     @abstractmethod
     def measure(self, served: Served) -> dict[str, float]:
-        """Return the figures by column name; the one named like the metric (or its first) is what a budget limits."""
+        """Return the figures by column name, in the unit that the column's name says."""

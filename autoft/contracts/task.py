@@ -235,9 +235,7 @@ class Task(ABC):
         """Return the features of each row, unpadded lists with the targets under ``labels``; cached by the engine."""
 
     @abstractmethod
-    def predict(
-        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
-    ) -> list[Prediction]:
+    def predict(self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32) -> list[Prediction]:
         """Return one prediction a row, in the rows' order, from rows without targets.
 
         ``model`` is a torch module or an exported model; both are called with tensors by name and return an object

@@ -1,0 +1,288 @@
+"""The Python API: what the commands do, as functions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoft import report
+from autoft.artifact import LoadedModel, load
+from autoft.contracts import Row
+from autoft.data import PreparedData, prepare_data
+from autoft.errors import NothingFeasible, RunFolderError
+from autoft.export import export, measure_final, write_card
+from autoft.hardware import Hardware
+from autoft.plan import Plan, make_plan, plan_target
+from autoft.plugins import load_plugins
+from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping
+from autoft.rundir import RunDir, RunRecord, read_json, read_run, write_json
+from autoft.search import Interruption, Listener, Search
+from autoft.selection import select
+
+__all__ = ["Run", "check", "explain", "hardware", "load", "predict", "search", "write_report"]
+
+FREE = ("budget", "executor", "storage")
+"""Sections of a recipe that may change between calls of one run."""
+
+
+@dataclass
+class Run:
+    """A run folder and what is in it."""
+
+    path: Path
+
+    @property
+    def record(self) -> RunRecord:
+        """All that the folder says."""
+        return read_run(self.path)
+
+    @property
+    def best(self) -> LoadedModel:
+        """The model that the search left, loaded."""
+        return load(self.path / "best")
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``report.json`` says."""
+        summary: dict[str, Any] = read_json(self.path / "report.json")
+        return summary
+
+
+def search(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    run: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Search, select, export, test and report, all within the recipe's time.
+
+    The same call goes on where an earlier one of the same run folder was cut off.
+
+    Args:
+        recipe: a file, or a mapping with the same keys.
+        overrides: as ``("space.train.epochs=3",)``.
+        run: the run folder; default: ``runs/`` and the recipe's name.
+        listener: told what happens.
+
+    Raises:
+        RecipeError: faults in the recipe, all of them.
+        DataError: the data cannot be used.
+        ModelError: a model cannot be found.
+        PluginError: the task is not installed.
+        NothingFeasible: nothing fits the budget; the report shows the nearest misses.
+        RunFolderError: the folder is busy, damaged, full or of another recipe.
+        ExportMismatch: the exported files do not score what was measured.
+        SearchFailed: the first three trials failed alike.
+    """
+    started = time.monotonic()
+    listener = listener or Listener()
+    loaded, base = _recipe(recipe, overrides)
+    catalog = load_plugins()
+    plan = make_plan(loaded, catalog, Hardware.probe(), base)
+    folder = RunDir(run or Path("runs") / (loaded.name or "run"))
+    folder.create()
+    with folder.lock(), _interruptible(listener) as interruption:
+        _same_recipe(folder, loaded)
+        listener.phase("prepare data")
+        prepared = prepare_data(loaded.data, catalog.task(loaded.task), plan.options, plan.seed, folder.data, base)
+        plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
+        folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
+        write_json(folder.plan, plan.model_dump(mode="json"))
+        folder.clear_partial()
+        used = float(read_json(folder.path / "time.json", missing={"seconds": 0.0})["seconds"])
+        before = len(folder.results())
+        listener.begin(plan, before)
+        for warning in plan.warnings:
+            listener.note(warning)
+        engine = Search(folder, plan, catalog, listener, interruption, started=started, used=used)
+        try:
+            engine.go()
+        finally:
+            write_json(folder.path / "importance.json", engine.importance())
+            folder.write_trials_csv()
+            write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
+        if engine.ended:
+            listener.note(f"The search ended: {engine.ended}.")
+        _finish(folder, plan, listener, started, used, prepared)
+    return Run(folder.path)
+
+
+def _finish(
+    folder: RunDir, plan: Plan, listener: Listener, started: float, used: float, prepared: PreparedData
+) -> None:
+    results = folder.results()
+    try:
+        selection = select(plan, results)
+    except NothingFeasible:
+        (folder.path / "selection.json").unlink(missing_ok=True)
+        (folder.path / "final.json").unlink(missing_ok=True)
+        listener.phase("report")
+        report.write(read_run(folder.path))
+        raise
+    old = read_json(folder.path / "selection.json", missing={})
+    final_path = folder.path / "final.json"
+    same = (old.get("trial"), old.get("variant")) == (selection.trial, selection.variant)
+    write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
+    if not (same and final_path.is_file() and folder.best.is_dir()):
+        tested_before = final_path.is_file()
+        listener.phase("export")
+        export(folder, plan, selection, results)
+        listener.phase("test")
+        final = measure_final(folder, plan, selection, results)
+        if tested_before:
+            final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
+        final.seconds = used + time.monotonic() - started
+        write_card(folder, plan, selection, results, final)
+        write_json(final_path, final.model_dump(mode="json"))
+    listener.phase("report")
+    report.write(read_run(folder.path))
+    write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
+
+
+def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
+    """Return what a search of this recipe would do, without reading data or loading a model."""
+    loaded, base = _recipe(recipe, overrides)
+    return make_plan(loaded, load_plugins(), Hardware.probe(), base)
+
+
+def write_report(run: str | Path) -> dict[str, Path]:
+    """Render the reports of a run folder again and return their paths by kind."""
+    record = read_run(run)
+    return report.write(record)
+
+
+def predict(
+    model: str | Path, rows: Sequence[Row | str], *, batch_size: int = 32, device: str | None = None
+) -> list[Mapping[str, Any]]:
+    """Load a model that autoft wrote and return one prediction a row."""
+    return list(load(model, device=device).predict(rows, batch_size))
+
+
+def hardware() -> Hardware:
+    """Return what this machine has."""
+    return Hardware.probe()
+
+
+def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """Try a recipe end to end in seconds, and yield a sentence for each step that holds.
+
+    Names and compatibility are resolved, the data is read and split, and for each model the task's demo rows and the
+    first rows of the data go through encoding, loss, gradients, prediction and metrics.
+
+    Raises:
+        AutoftError: the first step that does not hold.
+    """
+    import tempfile
+
+    from autoft.evaluation import quality_metrics, references, score
+
+    loaded, base = _recipe(recipe, overrides)
+    catalog = load_plugins()
+    plan = make_plan(loaded, catalog, Hardware.probe(), base)
+    task = catalog.task(plan.task)
+    pipelines = ", ".join(pipeline.name for pipeline in plan.pipelines)
+    variants = ", ".join(variant.name for variant in plan.variants)
+    yield f"recipe: {plan.task}; pipelines {pipelines}; compression {variants}"
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare_data(loaded.data, task, plan.options, plan.seed, Path(folder), base)
+        sizes = data_summary(prepared)["sizes"]
+        yield (
+            f"data: {sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test rows; columns "
+            + ", ".join(f"{role} from {column!r}" for role, column in prepared.columns.items())
+        )
+        for warning in (*plan.warnings, *prepared.warnings):
+            yield f"warning: {warning}"
+        own = [prepared.train[i] for i in range(min(8, len(prepared.train)))]
+    demo = list(task.demo_rows())
+    facts = {"demo rows": (demo, task.facts(demo, plan.options)), "first rows": (own, prepared.facts)}
+    for model in plan.models:
+        for kind, (rows, known) in facts.items():
+            described = plan.with_data(known, {}, ())
+            default = described.default_config()
+            target = plan_target(described, task, model, params=default.params)
+            processor = task.load_processor(target.source, target.context)
+            target = plan_target(described, task, model, params=default.params, processor=processor)
+            network = task.load_model(target.source, target.context).to(target.context.device)
+            features = task.encode(rows, target.context)
+            batch = task.collate(features, target.context)
+            loss = task.loss(network, {k: v.to(target.context.device) for k, v in batch.items()}, target.context)
+            loss.backward()  # type: ignore[no-untyped-call]
+            inputs = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
+            predictions = task.predict(network, inputs, target.context)
+            metrics = quality_metrics(catalog, task)
+            figures = score(metrics, predictions, references(task, rows, target.context), target.context)
+            yield (
+                f"{model.name}, {kind}: {len(rows)} rows encoded, loss {float(loss.detach()):.3f}, predicted; untrained "
+                f"{plan.objective} {figures[plan.objective]:.3f}"
+            )
+
+
+def data_summary(prepared: PreparedData) -> dict[str, Any]:
+    """Return what the plan and the report say of the data."""
+    return {
+        "sizes": {name: len(getattr(prepared, name)) for name in ("train", "validation", "test")},
+        "fingerprint": prepared.fingerprint,
+        "columns": dict(prepared.columns),
+    }
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe, Path]:
+    if isinstance(recipe, Mapping):
+        return recipe_from_mapping(recipe, overrides), Path.cwd()
+    return load_recipe(recipe, overrides), Path(recipe).absolute().parent
+
+
+def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
+    if not folder.recipe.is_file() or not folder.results():
+        return
+    import yaml
+
+    try:
+        old = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{folder.recipe}: is damaged ({str(error).splitlines()[0]})") from error
+    new = json.loads(recipe.model_dump_json())
+    if not isinstance(old, dict):
+        raise RunFolderError(f"{folder.recipe}: is damaged: it holds no recipe")
+    differing = [
+        key for key in dict.fromkeys([*old, *new]) if key not in {*FREE, "name"} and old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{folder.path}: holds a run of another recipe (differs in {', '.join(differing)}); give --run another "
+            "folder, or delete this one. Only budget, executor and storage may change between calls of a run"
+        )
+
+
+@contextmanager
+def _interruptible(listener: Listener) -> Iterator[Interruption]:
+    """Turn the first Ctrl-C into a wish to finish; the second ends the command as usual."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        if interruption.asked:
+            raise KeyboardInterrupt
+        interruption.asked = True
+        listener.note("Finishing with what there is. Press Ctrl-C again to stop now; the same command goes on later.")
+
+    old = signal.signal(signal.SIGINT, ask)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -1,0 +1,302 @@
+"""The commands: parse, call one function, print, exit code. Everything heavy is imported inside them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from autoft import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="autoft",
+    help="Search, fine-tune and compress transformers until they fit your hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+P = ParamSpec("P")
+Recipe = Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as budget.time=5m; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _told(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn an error that a user can act upon into its message and its exit code."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from autoft.errors import AutoftError
+
+        try:
+            function(*args, **kwargs)
+        except AutoftError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("\nStopped. The same command goes on where it was.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough, as `head` does.
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except OSError as error:
+            import errno
+
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            print(
+                f"error: the disk is full ({error.filename or error}); free some space and run again", file=sys.stderr
+            )
+            raise typer.Exit(5) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"autoft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_told
+def search(
+    recipe: Recipe,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    run: Annotated[Path | None, typer.Option(help="The run folder; default: runs/ and the recipe's name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
+    from contextlib import nullcontext
+
+    from autoft import api
+    from autoft.display import LiveListener, choose_listener
+    from autoft.errors import NothingFeasible
+    from autoft.report import terminal
+    from autoft.rundir import read_run
+
+    listener = choose_listener(as_json)
+    with listener if isinstance(listener, LiveListener) else nullcontext():
+        try:
+            done = api.search(recipe, overrides=overrides, run=run, listener=listener)
+            missed = None
+        except NothingFeasible as error:
+            missed = error
+    if missed is not None:
+        folder = _run_folder(recipe, overrides, run)
+        if not as_json:
+            _console().print(terminal.nearest_misses(read_run(folder)))
+            print(f"Report: {folder / 'report.html'}")
+        raise missed
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "event": "finished",
+                    "run": str(done.path),
+                    "report": str(done.report),
+                    "best": str(done.path / "best"),
+                }
+            )
+        )
+        return
+    _console().print(terminal.summary(done.record))
+    print(f"Report: {_shown(done.report)}")
+    print(f"Model:  {_shown(done.path / 'best')}")
+
+
+@app.command()
+@_told
+def check(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
+    """Try a recipe end to end in seconds, before a long search."""
+    from autoft import api
+
+    for sentence in api.check(recipe, overrides=overrides):
+        print(sentence, flush=True)
+    print("The recipe works.")
+
+
+@app.command()
+@_told
+def explain(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
+    from autoft.display import plan_tables
+    from autoft.hardware import Hardware
+    from autoft.plan import make_plan
+    from autoft.plugins import load_plugins
+    from autoft.recipe import load_recipe
+
+    plan = make_plan(load_recipe(recipe, overrides), load_plugins(), Hardware.probe(), recipe.absolute().parent)
+    if as_json:
+        print(plan.model_dump_json(indent=1))
+    else:
+        _console().print(plan_tables(plan))
+
+
+@app.command()
+@_told
+def plugins(as_json: AsJson = False) -> None:
+    """List the installed plugins and what they offer, and those that did not load, with the reason."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from autoft.plugins import load_plugins
+
+    catalog = load_plugins()
+    if as_json:
+        print(
+            json.dumps({"plugins": [asdict(p) for p in catalog.plugins], "broken": [asdict(p) for p in catalog.broken]})
+        )
+        return
+    table = Table("plugin", "distribution", "tasks", "strategies", "metrics")
+    for plugin in catalog.plugins:
+        names = (", ".join(names) for names in (plugin.tasks, plugin.strategies, plugin.metrics))
+        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", *names)
+    _console().print(table)
+    for broken in catalog.broken:
+        print(f"did not load: {broken.name} ({broken.distribution} {broken.version}): {broken.error}")
+
+
+@app.command()
+@_told
+def report(run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]) -> None:
+    """Render a run's report again, and print its summary."""
+    from autoft.report import terminal, write
+    from autoft.rundir import read_run
+
+    record = read_run(run)
+    paths = write(record)
+    _console().print(terminal.summary(record) if record.selection else terminal.nearest_misses(record))
+    for path in paths.values():
+        print(_shown(path))
+
+
+@app.command()
+@_told
+def predict(
+    model: Annotated[Path, typer.Argument(help="A run folder, or a model that autoft exported.", show_default=False)],
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; none: rows from --input or standard input.")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="A data file with the task's columns.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the JSON lines go; default: standard output.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward pass.")] = 32,
+) -> None:
+    """Predict texts, a data file, or standard input (a text or a JSON object a line); one JSON object a line."""
+    from autoft.api import load
+    from autoft.executors.worker import silence_libraries
+
+    silence_libraries()
+    loaded = load(model)
+    rows = _rows(text, source, loaded.task.card)
+    with output.open("w", encoding="utf-8") if output else _Standard() as file:
+        for chunk in _chunks(rows, 16 * batch_size):
+            for prediction in loaded.predict(chunk, batch_size):
+                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+
+@app.command()
+@_told
+def hardware(as_json: AsJson = False) -> None:
+    """Print what this machine has, as searches see it."""
+    from autoft.hardware import Hardware
+
+    probed = Hardware.probe()
+    print(json.dumps(probed.to_json(), indent=1) if as_json else str(probed))
+
+
+@app.command()
+@_told
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from autoft.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+class _Standard:
+    """Standard output as a context that stays open."""
+
+    def __enter__(self) -> Any:
+        return sys.stdout
+
+    def __exit__(self, *exception: object) -> None:
+        sys.stdout.flush()
+
+
+def _rows(text: list[str] | None, source: Path | None, card: Any) -> Iterator[Any]:
+    from autoft.data import load_source, map_columns
+    from autoft.errors import DataError
+
+    if text and source:
+        raise DataError("give texts or --input, not both")
+    if source:
+        table, _ = map_columns(
+            load_source(str(source), base=Path.cwd(), where="--input"), card, {}, "--input", predict=True
+        )
+        for batch in table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+    elif text:
+        yield from text
+    else:
+        for number, line in enumerate(sys.stdin, start=1):
+            stripped = line.strip()
+            if not stripped:
+                continue
+            if not stripped.startswith("{"):
+                yield stripped
+                continue
+            try:
+                yield json.loads(stripped)
+            except ValueError as error:
+                raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
+
+
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    from itertools import islice
+
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    # On a pipe there is no width to keep to: tables must not be cut.
+    return console if console.is_terminal else Console(width=160)
+
+
+def _run_folder(recipe: Path, overrides: list[str], run: Path | None) -> Path:
+    from autoft.recipe import load_recipe
+
+    return run or Path("runs") / (load_recipe(recipe, overrides).name or "run")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,351 @@
+"""What a search shows while it runs: live on a terminal, lines on a pipe, JSON where a program reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from autoft.plan import Plan
+from autoft.quantities import format_bytes, format_seconds
+from autoft.rundir import TrialConfig, TrialResult
+from autoft.search import Forecast, Listener, Standing
+
+__all__ = ["JsonListener", "LiveListener", "PlainListener", "choose_listener"]
+
+
+def choose_listener(as_json: bool) -> Listener:
+    """Return the listener for where standard output goes."""
+    if as_json:
+        return JsonListener(sys.stdout)
+    console = Console()
+    return LiveListener(console) if console.is_terminal else PlainListener(sys.stdout)
+
+
+def describe(config: TrialConfig) -> str:
+    """Return a configuration in a few words: model, pipeline and what differs most between trials."""
+    model = config.model.rstrip("/").rsplit("/", 2)
+    short = model[-1] if len(model) < 2 or model[-1] not in {"model", "best"} else model[-2]
+    rate = next((value for name, value in config.params.items() if name.endswith(".learning_rate")), None)
+    words = [short, config.pipeline, f"{config.params.get('train.epochs')} epochs"]
+    if isinstance(rate, float):
+        words.append(f"lr {rate:.2g}")
+    if config.params.get("augment") not in {None, "none"}:
+        words.append(str(config.params["augment"]))
+    if config.kind == "seed":
+        words.append(f"trial {config.parent} with seed {config.seed}")
+    return ", ".join(words)
+
+
+def outcome(result: TrialResult, plan: Plan) -> str:
+    """Return how a trial ended, in one line."""
+    if result.state != "complete":
+        return f"{_STATES[result.state]}: {result.reason}" if result.reason else _STATES[result.state]
+    done = [v for v in result.variants if v.state == "complete" and plan.objective in v.validation]
+    sign = 1 if plan.higher_is_better else -1
+    best = max(done, key=lambda variant: sign * variant.validation[plan.objective])
+    size, latency = best.costs.get("model_size_bytes"), best.costs.get("latency_p50_ms")
+    text = f"{plan.objective} {best.validation[plan.objective]:.4f} ({best.name}"
+    if size and latency:
+        text += f", {format_bytes(size)}, {latency:.2f} ms"
+    smallest = min(done, key=lambda variant: variant.costs.get("model_size_bytes", 0))
+    if smallest is not best:
+        costs = smallest.costs
+        text += (
+            f"); smallest {smallest.validation[plan.objective]:.4f} ({smallest.name}, "
+            f"{format_bytes(costs['model_size_bytes'])}, {costs['latency_p50_ms']:.2f} ms"
+        )
+    return text + ")"
+
+
+_STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
+
+
+def counts(standing: Standing) -> str:
+    """Return how many trials ended in each way."""
+    return ", ".join(f"{count} {_STATES[state]}" for state, count in standing.counts.items() if count)
+
+
+class PlainListener(Listener):
+    """One line for each thing that happens: for pipes and log files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.plan = stream, None
+        self.shown: dict[int, float] = {}
+
+    plan: Plan | None
+
+    def line(self, text: str) -> None:
+        """Write one line."""
+        print(text, file=self.stream, flush=True)
+
+    def begin(self, plan: Plan, resumed: int) -> None:
+        """Say what is searched."""
+        self.plan = plan
+        self.line(_headline(plan))
+        if resumed:
+            self.line(f"Going on: {resumed} trials are done.")
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Say what it will be."""
+        self.line(str(forecast))
+
+    def trial_started(self, config: TrialConfig) -> None:
+        """Say what a trial is."""
+        self.line(f"trial {config.number} started: {describe(config)}")
+
+    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Say how far a training is, at most every 15 seconds."""
+        now = time.monotonic()
+        if now - self.shown.setdefault(trial, now) >= 15:
+            self.shown[trial] = now
+            self.line(f"trial {trial}: {samples} of {total} samples, {rate:.0f} a second")
+
+    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Say how a trial ended and how the search stands."""
+        assert self.plan is not None
+        seconds = format_seconds(result.seconds.get("total", 0.0))
+        self.line(f"trial {result.number} ended after {seconds}: {outcome(result, self.plan)}")
+        self.line(f"  {_standing(standing, self.plan)}")
+
+    def phase(self, name: str) -> None:
+        """Say the phase."""
+        self.line(f"[{name}]")
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self.line(f"note: {text}")
+
+
+class JsonListener(Listener):
+    """One JSON object a line, each with its ``event``: for programs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def emit(self, event: str, **body: Any) -> None:
+        """Write one object."""
+        print(json.dumps({"event": event, **body}, allow_nan=False, default=str), file=self.stream, flush=True)
+
+    def begin(self, plan: Plan, resumed: int) -> None:
+        """Emit ``begin``."""
+        self.emit("begin", name=plan.name, task=plan.task, objective=plan.objective, resumed=resumed)
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Emit ``forecast``."""
+        self.emit("forecast", **asdict(forecast))
+
+    def trial_started(self, config: TrialConfig) -> None:
+        """Emit ``trial_started``."""
+        self.emit("trial_started", **config.model_dump(mode="json"))
+
+    def stage(self, trial: int, stage: str) -> None:
+        """Emit ``stage``."""
+        self.emit("stage", trial=trial, stage=stage)
+
+    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Emit ``progress``."""
+        self.emit("progress", trial=trial, samples=samples, total=total, rate=round(rate, 1))
+
+    def validation(self, trial: int, samples: int, value: float) -> None:
+        """Emit ``validation``."""
+        self.emit("validation", trial=trial, samples=samples, value=value)
+
+    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Emit ``trial_done``."""
+        variants = {
+            v.name: {"state": v.state, "reason": v.reason, "validation": _finite(v.validation), "costs": v.costs}
+            for v in result.variants
+        }
+        self.emit(
+            "trial_done",
+            trial=result.number,
+            state=result.state,
+            reason=result.reason,
+            seconds=result.seconds.get("total"),
+            variants=variants,
+            standing=asdict(standing),
+        )
+
+    def phase(self, name: str) -> None:
+        """Emit ``phase``."""
+        self.emit("phase", name=name)
+
+    def note(self, text: str) -> None:
+        """Emit ``note``."""
+        self.emit("note", text=text)
+
+
+class LiveListener(Listener):
+    """A live display: finished trials above, running ones with their stage and rate, and how the search stands."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plan: Plan | None = None
+        self.running: dict[int, dict[str, Any]] = {}
+        self.standing: Standing | None = None
+        self.now = ""
+        self.began = time.monotonic()
+        self.live: Live | None = None
+
+    def __enter__(self) -> LiveListener:
+        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def render(self) -> Group:
+        """Return the part that changes."""
+        rows: list[Any] = []
+        for number, state in sorted(self.running.items()):
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[rate]}"),
+                expand=False,
+            )
+            config: TrialConfig = state["config"]
+            bar.add_task(
+                f"trial {number} [dim]{describe(config)}[/dim]  {state['stage']}",
+                total=state["total"] or None,
+                completed=state["samples"],
+                rate=state["rate"],
+            )
+            rows.append(bar)
+        line = Text(self.now or "starting", style="bold")
+        if self.standing and self.plan:
+            line.append("  " + _standing(self.standing, self.plan, time.monotonic() - self.told), style="not bold")
+        elif self.plan:
+            left = self.plan.time_limit - (time.monotonic() - self.began)
+            line.append(f"  {format_seconds(max(left, 0))} left", style="not bold")
+        return Group(*rows, line)
+
+    told = 0.0
+
+    def begin(self, plan: Plan, resumed: int) -> None:
+        """Say what is searched."""
+        self.plan = plan
+        self.console.print(_headline(plan), highlight=False)
+        if resumed:
+            self.console.print(f"Going on: {resumed} trials are done.", highlight=False)
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Say what it will be."""
+        self.console.print(str(forecast), highlight=False)
+
+    def trial_started(self, config: TrialConfig) -> None:
+        """Add a running trial."""
+        self.running[config.number] = {"config": config, "stage": "load", "samples": 0, "total": 0, "rate": ""}
+
+    def stage(self, trial: int, stage: str) -> None:
+        """Show the stage."""
+        if trial in self.running:
+            self.running[trial].update(stage=stage, rate="" if stage != "train" else self.running[trial]["rate"])
+
+    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Show how far the training is."""
+        if trial in self.running:
+            self.running[trial].update(samples=samples, total=total, rate=f"{rate:.0f} samples/s")
+
+    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Move a trial above the live part."""
+        assert self.plan is not None
+        state = self.running.pop(result.number, None)
+        self.standing, self.told = standing, time.monotonic()
+        what = describe(state["config"] if state else result.config)
+        style = {"complete": "green", "pruned": "yellow", "infeasible": "magenta", "failed": "red"}[result.state]
+        text = Text(f"trial {result.number:>3} ", style="bold")
+        text.append(outcome(result, self.plan), style=style)
+        text.append(f"  {what}, {format_seconds(result.seconds.get('total', 0.0))}", style="dim")
+        self.console.print(text)
+
+    def phase(self, name: str) -> None:
+        """Show the phase."""
+        self.now = name
+
+    def note(self, text: str) -> None:
+        """Say it above the live part."""
+        self.console.print(Text(f"note: {text}", style="yellow"))
+
+
+def plan_tables(plan: Plan) -> Group:
+    """Return a plan as tables: pipelines, compression, parameters with their origin, refusals, limits."""
+    space = Table("parameter", "values", "default", "from", title="Space", title_justify="left")
+    for name in plan.space:
+        domain = plan.domain(name)
+        space.add_row(name, str(domain), _value(domain.default), plan.origins.get(name, ""))
+    settings = Table("setting", "value", title="Search", title_justify="left")
+    for key, value in {
+        "objective": ", ".join(plan.objectives),
+        "effort": plan.effort,
+        "sampler": plan.sampler,
+        "early stopping": plan.early_stopping,
+        "seed": plan.seed,
+        "time": format_seconds(plan.time_limit),
+        "trials": plan.trials_limit or "as many as fit into the time",
+        "limits": ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget) or "none",
+        "pipelines": ", ".join(pipeline.name for pipeline in plan.pipelines),
+        "compression": ", ".join(variant.name for variant in plan.variants),
+        "tolerance": plan.tolerance,
+        "finalist seeds": plan.finalist_seeds,
+        "weights kept": format_bytes(plan.storage_bytes),
+        "workers": f"{plan.workers} with {plan.threads} threads each, on {plan.device}",
+    }.items():
+        settings.add_row(key, str(value))
+    for name, option in plan.options.items():
+        settings.add_row(f"task_options.{name}", str(option))
+    parts: list[Any] = [settings, space]
+    if plan.refusals:
+        refused = Table("not used", "why", title="Refused", title_justify="left")
+        for note in plan.refusals:
+            refused.add_row(note.what, note.reason)
+        parts.append(refused)
+    for model, pipeline, reason in plan.illegal:
+        parts.append(Text(f"{pipeline} is not tried with {model}: {reason}"))
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
+    return Group(*parts)
+
+
+def _headline(plan: Plan) -> str:
+    sizes = plan.data["sizes"]
+    limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget)
+    return (
+        f"{plan.name}: {plan.task}, {sizes['train']} training, {sizes['validation']} validation, {sizes['test']} test rows; "
+        f"{len(plan.models)} model{'s' if len(plan.models) > 1 else ''}, {len(plan.pipelines)} "
+        f"pipeline{'s' if len(plan.pipelines) > 1 else ''}, {len(plan.variants)} compressions; "
+        f"{format_seconds(plan.time_limit)}" + (f", {limits}" if limits else "")
+    )
+
+
+def _standing(standing: Standing, plan: Plan, since: float = 0.0) -> str:
+    words = []
+    if standing.best is not None:
+        words.append(
+            f"best {plan.objective} {standing.best:.4f} (trial {standing.best_trial}, {standing.best_variant})"
+        )
+    if standing.default is not None:
+        words.append(f"default {standing.default:.4f}")
+    words.append(counts(standing) or "no trial done")
+    if standing.limit:
+        words.append(f"{standing.finished} of {standing.limit} trials")
+    words.append(f"{format_seconds(max(standing.seconds_left - since, 0.0))} left")
+    return "; ".join(words)
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if value != value else value for name, value in figures.items()}

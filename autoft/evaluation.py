@@ -1,0 +1,321 @@
+"""Predict, score, and measure the cost of a model, in a process of its own where the figure needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoft.artifact import LoadedModel, load
+from autoft.contracts import Prediction, QualityMetric, Row, Served, Task, TaskContext
+from autoft.data import Split, open_data
+from autoft.hardware import peak_resident_bytes
+from autoft.plugins import Catalog, load_plugins
+from autoft.rundir import Interval
+
+__all__ = [
+    "MeasureError",
+    "bootstrap_interval",
+    "measure_costs",
+    "measure_folder",
+    "measure_in_process",
+    "quality_metrics",
+    "request_rows",
+    "score",
+    "start_measuring",
+]
+
+RESAMPLES = 1000
+SLOW_RESAMPLES = 200
+"""For metrics without additive statistics, which are computed anew for every resample."""
+
+
+def quality_metrics(catalog: Catalog, task: Task) -> dict[str, QualityMetric]:
+    """Return the metrics of a task's card that are installed, in the card's order."""
+    return {name: catalog.quality_metrics[name] for name in task.card.metrics if name in catalog.quality_metrics}
+
+
+def references(task: Task, rows: Sequence[Row], context: TaskContext) -> list[Any]:
+    """Return what predictions are compared with."""
+    return [task.reference(row, context) for row in rows]
+
+
+def score(
+    metrics: Mapping[str, QualityMetric], predictions: Sequence[Prediction], refs: Sequence[Any], context: TaskContext
+) -> dict[str, float]:
+    """Return each metric over all rows; NaN where it is not defined for them."""
+    return {name: float(metric.score(predictions, refs, context)) for name, metric in metrics.items()}
+
+
+def bootstrap_interval(
+    metric: QualityMetric,
+    predictions: Sequence[Prediction],
+    refs: Sequence[Any],
+    context: TaskContext,
+    *,
+    seed: int = 0,
+    resamples: int | None = None,
+) -> Interval:
+    """Return a figure with its 95 % percentile bootstrap interval over rows (Efron & Tibshirani 1993).
+
+    Args:
+        metric: the figure.
+        predictions: one a row.
+        refs: what they are compared with.
+        context: the task's context.
+        seed: of the resampling.
+        resamples: default 1000, or 200 for metrics without additive statistics.
+    """
+    value = float(metric.score(predictions, refs, context))
+    n = len(refs)
+    rng = np.random.default_rng(seed)
+    statistics = metric.statistics(predictions, refs, context)
+    if statistics is not None:
+        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples or RESAMPLES)
+        figures = np.asarray(metric.aggregate(counts.astype(np.float64) @ np.asarray(statistics, dtype=np.float64)))
+    else:
+        draws = rng.integers(0, n, size=(resamples or SLOW_RESAMPLES, n))
+        figures = np.asarray(
+            [metric.score([predictions[i] for i in draw], [refs[i] for i in draw], context) for draw in draws]
+        )
+    figures = figures[np.isfinite(figures)]
+    if not len(figures):
+        return Interval(value=value, low=float("nan"), high=float("nan"), n=n)
+    low, high = np.percentile(figures, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high), n=n)
+
+
+def request_rows(
+    task: Task, split: Split, context: TaskContext, length: int | None, count: int = 64
+) -> tuple[list[Row], int]:
+    """Return validation rows to measure requests on, targets left out, and their median length in tokens.
+
+    Args:
+        task: encodes the rows.
+        split: the validation split.
+        context: with the processor.
+        length: take the rows nearest to this many tokens; None takes rows as they come.
+        count: how many rows.
+    """
+    # Rows in the order of the split: it is shuffled already, so the first ones are a fair sample.
+    pool = split[: count if length is None else max(count, 1000)]
+    lengths = [task.length(feature) for feature in task.encode(pool, context)]
+    order = list(range(len(pool)))
+    if length is not None:
+        order.sort(key=lambda i: abs(lengths[i] - length))
+    chosen = order[:count]
+    targets = {column.role for column in task.card.targets}
+    rows: list[Row] = [{role: value for role, value in pool[i].items() if role not in targets} for i in chosen]
+    return rows, int(np.median([lengths[i] for i in chosen]))
+
+
+def measure_costs(loaded: LoadedModel, rows: Sequence[Row], batch_size: int, catalog: Catalog) -> dict[str, float]:
+    """Return all cost figures of a served model; memory is that of this process so far."""
+    served = Served(
+        folder=loaded.folder,
+        predict=lambda request: loaded.predict(request, batch_size=batch_size),
+        rows=rows,
+        batch_size=batch_size,
+        peak_memory=peak_resident_bytes,
+    )
+    costs: dict[str, float] = {}
+    for metric in catalog.cost_metrics.values():
+        costs.update(metric.measure(served))
+    return costs
+
+
+def measure_folder(
+    folder: Path,
+    data: Path,
+    *,
+    split: str | None,
+    batch_size: int,
+    length: int | None,
+    device: str,
+    threads: int,
+    intervals: bool = False,
+    details: bool = False,
+    costs: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Load a model from its files, measure what it costs to serve, then score it.
+
+    Args:
+        folder: the model's files.
+        data: the prepared data of the run.
+        split: ``validation`` or ``test``; None scores nothing.
+        batch_size: rows a request.
+        length: as in :func:`request_rows`.
+        device: to serve on.
+        threads: to serve with.
+        intervals: give each metric with its bootstrap interval.
+        details: add the task's tables and examples.
+        costs: measure costs.
+        seed: of the bootstrap.
+
+    Returns:
+        ``{"costs": {...}, "length": tokens, "metrics": {...}, "details": [...], "seconds": {...}}``
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    begin = time.monotonic()
+    catalog = load_plugins()
+    loaded = load(folder, catalog=catalog, device=device)
+    prepared = open_data(data)
+    result: dict[str, Any] = {}
+    if costs:
+        rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
+        result["costs"] = measure_costs(loaded, rows, batch_size, catalog)
+        result["length"] = tokens
+    measured = time.monotonic()
+    if split:
+        part: Split = getattr(prepared, split)
+        rows_in = part.inputs(loaded.task.card)
+        predictions = loaded.predict(rows_in)
+        rows_all = part[:]
+        refs = references(loaded.task, rows_all, loaded.context)
+        metrics = quality_metrics(catalog, loaded.task)
+        if intervals:
+            result["metrics"] = {
+                name: bootstrap_interval(metric, predictions, refs, loaded.context, seed=seed).model_dump()
+                for name, metric in metrics.items()
+            }
+        else:
+            result["metrics"] = score(metrics, predictions, refs, loaded.context)
+        if details:
+            result["details"] = details_json(loaded.task, rows_all, predictions, loaded.context)
+    result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
+    return result
+
+
+class MeasureError(Exception):
+    """A model could not be measured: its process failed or was killed; the message says which."""
+
+
+PRELOAD = ["autoft.evaluation", "torch", "onnxruntime", "sklearn.metrics", "transformers.modeling_utils"]
+
+
+def start_measuring() -> None:
+    """Start the process that measuring processes are forked from, so that libraries are imported once a worker."""
+    context = _process_context()
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(PRELOAD)
+        context.Process(target=int, daemon=True).start()
+
+
+def measure_in_process(folder: Path, data: Path, **settings: Any) -> dict[str, Any]:
+    """Run :func:`measure_folder` in a fresh process and return its result.
+
+    Where the system has forkserver, the process is forked from one that has the libraries imported and nothing else,
+    so its peak memory is that of serving this model alone.
+
+    Raises:
+        MeasureError: the process failed or was killed.
+    """
+    context = _process_context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_and_send, args=(sender, folder, data, settings), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        killed = process.exitcode is not None and process.exitcode < 0
+        how = f"was killed by signal {-(process.exitcode or 0)}" if killed else f"ended with {process.exitcode}"
+        hint = "; the memory may not be enough" if process.exitcode == -9 else ""
+        raise MeasureError(f"the process that measures the model {how}{hint}") from None
+    finally:
+        receiver.close()
+    process.join()
+    if "error" in answer:
+        raise MeasureError(answer["error"])
+    return answer
+
+
+def _process_context() -> Any:
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+
+
+def _measure_and_send(sender: Any, folder: Path, data: Path, settings: dict[str, Any]) -> None:
+    # Whatever goes wrong here has to reach the parent as a sentence, not as a lost process.
+    try:
+        sender.send(measure_folder(folder, data, **settings))
+    except Exception as error:  # noqa: BLE001
+        text = str(error).strip().splitlines()
+        sender.send({"error": f"{type(error).__name__}: {text[0] if text else ''}"})
+    finally:
+        sender.close()
+
+
+def details_json(
+    task: Task, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
+) -> list[dict[str, Any]]:
+    """Return the task's tables, matrices and examples as JSON, each with its ``kind``."""
+    from dataclasses import asdict
+
+    return [{"kind": type(item).__name__.lower(), **asdict(item)} for item in task.details(rows, predictions, context)]
+
+
+def baseline_figures(
+    data: Path, task_name: str, options: Mapping[str, Any], *, test: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Fit the task's baselines on the training split and score them.
+
+    Returns:
+        By name: ``{"trivial": bool, "validation": {metric: value}, "test": {metric: interval}, "seconds": s}``
+    """
+    catalog = load_plugins()
+    task = catalog.task(task_name)
+    prepared = open_data(data)
+    context = TaskContext(facts=prepared.facts, options=options, params={}, max_length=512)
+    metrics = quality_metrics(catalog, task)
+    figures: dict[str, Any] = {}
+    begin = time.monotonic()
+    for baseline in task.baselines(prepared.train[:], context):
+        entry: dict[str, Any] = {"trivial": baseline.trivial}
+        refs = references(task, prepared.validation[:], context)
+        entry["validation"] = score(metrics, baseline.predict(prepared.validation.inputs(task.card)), refs, context)
+        if test:
+            refs = references(task, prepared.test[:], context)
+            predictions = baseline.predict(prepared.test.inputs(task.card))
+            entry["test"] = {
+                name: bootstrap_interval(metric, predictions, refs, context, seed=seed).model_dump()
+                for name, metric in metrics.items()
+            }
+        entry["seconds"] = time.monotonic() - begin
+        figures[baseline.name] = entry
+        begin = time.monotonic()
+    return figures
+
+
+def main() -> int:
+    """Run one measurement in this process: arguments as JSON on standard input, the result as JSON on standard output."""
+    parser = argparse.ArgumentParser(prog="python -m autoft.evaluation", description=main.__doc__)
+    parser.parse_args()
+    request = json.load(sys.stdin)
+    # Libraries print: only the result may reach the reader.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    kind = request.pop("kind")
+    if kind == "baselines":
+        answer = baseline_figures(Path(request.pop("data")), request.pop("task"), request.pop("options"), **request)
+    else:
+        answer = measure_folder(Path(request.pop("folder")), Path(request.pop("data")), **request)
+    out.write(json.dumps(answer))
+    out.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

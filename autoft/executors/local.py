@@ -1,0 +1,146 @@
+"""Long-lived worker processes on this machine, spoken to in lines of JSON.
+
+A worker imports its libraries once and keeps them between trials. Its standard input takes requests, its standard
+output gives events, and what libraries print goes to the run's ``logs/``. Nothing is pickled: a worker rebuilds the
+plan from the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoft.errors import SearchFailed
+from autoft.rundir import RunDir
+
+__all__ = ["Event", "LocalExecutor", "thread_environment"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker says: its number, the kind (``ready``, ``stage``, ``done``, ``lost`` ...) and the rest."""
+
+    worker: int
+    kind: str
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that may use so many threads.
+
+    It has to be set before torch is imported. Passive waiting keeps two processes on the same cores from slowing each
+    other down tenfold.
+    """
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+class LocalExecutor:
+    """Starts workers, sends them requests, and gives their events."""
+
+    def __init__(self, run: RunDir, workers: int, threads: int) -> None:
+        self.run, self.workers, self.threads = run, workers, threads
+        self._queue: queue.Queue[Event] = queue.Queue()
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> LocalExecutor:
+        for worker in range(self.workers):
+            self.start(worker)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in list(self._processes):
+            self.stop(worker)
+
+    def start(self, worker: int) -> None:
+        """Start a worker process; it says ``ready`` when it can take requests.
+
+        Raises:
+            SearchFailed: the process cannot be started.
+        """
+        log = self.run.logs / f"worker-{worker}.log"
+        try:
+            with log.open("a", encoding="utf-8") as errors:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "autoft.executors.worker", str(self.run.path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    encoding="utf-8",
+                    env=thread_environment(self.threads),
+                    # Ctrl-C belongs to the search, which decides what a worker still finishes.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise SearchFailed(f"a worker process cannot be started: {error}") from error
+        self._processes[worker] = process
+        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+
+    def send(self, worker: int, op: str, **body: Any) -> None:
+        """Send a request; a worker that is gone shows itself by a ``lost`` event."""
+        pipe = self._processes[worker].stdin
+        assert pipe is not None
+        try:
+            pipe.write(json.dumps({"op": op, **body}) + "\n")
+            pipe.flush()
+        except (BrokenPipeError, ValueError):
+            return
+
+    def poll(self, timeout: float) -> Event | None:
+        """Return the next event, or None when none comes within ``timeout`` seconds."""
+        try:
+            return self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def stop(self, worker: int) -> None:
+        """End a worker now; its trial leaves no result."""
+        process = self._processes.pop(worker, None)
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+
+    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                body = json.loads(line)
+                self._queue.put(Event(worker, body.pop("event"), body))
+        except ValueError:
+            # The pipe was closed by stop(), or the worker died within a line.
+            pass
+        code = process.wait()
+        if self._processes.get(worker) is process:
+            self._queue.put(Event(worker, "lost", {"reason": self._cause(worker, code), "code": code}))
+
+    def _cause(self, worker: int, code: int) -> str:
+        if code < 0:
+            hint = "; the memory may not be enough" if code == -9 else ""
+            return f"the worker process was killed by signal {-code}{hint}"
+        log = self.run.logs / f"worker-{worker}.log"
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        last = f": {lines[-1].strip()}" if lines else ""
+        return f"the worker process ended with {code}{last} (see {log})"

@@ -1,0 +1,180 @@
+"""The worker process: takes requests in lines of JSON, runs trials, says what happens.
+
+``python -m autoft.executors.worker RUN_FOLDER``
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from autoft.errors import AutoftError
+from autoft.evaluation import start_measuring
+from autoft.rundir import CurvePoint, RunDir, TrialConfig
+from autoft.training import Progress
+from autoft.trial import Callbacks, Workplace, run_trial, screen
+
+__all__ = ["main", "probe_model"]
+
+
+def probe_model(place: Workplace, name: str) -> dict[str, Any]:
+    """Return what one training step of a model takes here, in the precisions that the machine has.
+
+    A few real batches at the default batch size are trained, forward and backward, and the faster precision is kept.
+
+    Returns:
+        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "memory_bytes", "parameters"}``
+    """
+    import numpy as np
+    import torch
+
+    from autoft.data import grouped_batches
+    from autoft.hardware import peak_resident_bytes, reset_peak_resident
+
+    plan = place.plan
+    pipeline = plan.default_config().pipeline
+    params = plan.default_params(pipeline)
+    target = place.target(name, params, plan.seed)
+    features = place.features(name, target.context)
+    model = place.task.load_model(target.source, target.context).to(target.context.device)
+    model.train()
+    reset_peak_resident()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    batches = grouped_batches(features.lengths, int(params["train.batch_size"]), np.random.default_rng(0))
+    seconds: dict[str, float] = {}
+    device_type = "cuda" if target.context.device == "cuda" else "cpu"
+    precisions = ["fp32", "bf16"] if place.plan.hardware["bf16"] else ["fp32"]
+    for precision in precisions:
+        samples, begin = 0, 0.0
+        for step, indices in enumerate(batches[: min(5, len(batches))]):
+            if step == 1:
+                samples, begin = 0, time.perf_counter()
+            batch = place.task.collate([features[int(i)] for i in indices], target.context)
+            batch = {key: value.to(target.context.device) for key, value in batch.items()}
+            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss = place.task.loss(model, batch, target.context)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            samples += len(indices)
+            begin = begin or time.perf_counter()
+        seconds[precision] = (time.perf_counter() - begin) / max(1, samples)
+    precision = min(seconds, key=lambda key: seconds[key])
+    place.precision[name] = precision
+    rows = place.data.validation.inputs(place.task.card)[:64]
+    model.eval()
+    begin = time.perf_counter()
+    with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        place.task.predict(model, rows, target.context)
+    validating = (time.perf_counter() - begin) / len(rows)
+    memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
+    return {
+        "precision": precision,
+        "seconds_per_sample": seconds[precision],
+        "validate_seconds_per_row": validating,
+        "memory_bytes": memory,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+class _Worker:
+    def __init__(self, run: RunDir, out: TextIO) -> None:
+        self.run, self.out = run, out
+        self.place: Workplace | None = None
+
+    def say(self, event: str, **body: Any) -> None:
+        self.out.write(json.dumps({"event": event, **body}) + "\n")
+        self.out.flush()
+
+    def serve(self) -> None:
+        import torch
+
+        self.place = Workplace.open(self.run)
+        torch.set_num_threads(self.place.plan.threads)
+        start_measuring()
+        self.say("ready")
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["op"] == "probe":
+                self.say("probed", models={name: probe_model(self.place, name) for name in request["models"]})
+            elif request["op"] == "screen":
+                for name in request["models"]:
+                    self.say("screening", model=name)
+                    self.say("screened", model=name, costs=screen(self.place, name))
+            elif request["op"] == "trial":
+                self.trial(request)
+
+    def trial(self, request: dict[str, Any]) -> None:
+        assert self.place is not None
+        config = TrialConfig.model_validate(request["config"])
+        self.place.precision.update(request["precision"])
+        self.place.screened = request["screened"]
+        self.number = config.number
+        callbacks = Callbacks(self.stage, self.progress, self.validation)
+        seconds = request["seconds"]
+        deadline = None if seconds is None else time.monotonic() + seconds
+        result = run_trial(self.place, config, callbacks, deadline)
+        self.run.write_result(result)
+        self.say("done", trial=config.number)
+
+    def stage(self, name: str) -> None:
+        self.say("stage", trial=self.number, stage=name)
+
+    def progress(self, progress: Progress) -> None:
+        self.say("progress", trial=self.number, samples=progress.samples, total=progress.total, rate=progress.rate)
+
+    def validation(self, point: CurvePoint) -> bool:
+        self.say("validation", trial=self.number, point=point.model_dump())
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        return bool(json.loads(line)["stop"])
+
+
+def main() -> int:
+    """Serve requests until standard input ends."""
+    # Only events may reach the reader: what libraries print on standard output goes where their errors go.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _end_with(os.getppid())
+    silence_libraries()
+    worker = _Worker(RunDir(Path(sys.argv[1])), out)
+    try:
+        worker.serve()
+    except AutoftError as error:
+        worker.say("fatal", message=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    return 0
+
+
+def silence_libraries() -> None:
+    """Keep tips, adverts and progress bars of other libraries out of the log, where only errors are of use."""
+    warnings.filterwarnings("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("bitsandbytes", "torch.onnx", "onnxscript", "onnx_ir", "accelerate", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent does, however that ends: a killed search must not leave a training behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

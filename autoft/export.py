@@ -1,0 +1,182 @@
+"""The chosen variant becomes ``best/``: its very files, measured and scored again in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from autoft.artifact import MANIFEST
+from autoft.errors import ExportMismatch, RunFolderError
+from autoft.executors.local import thread_environment
+from autoft.plan import Plan
+from autoft.quantities import format_bytes
+from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, VariantResult, write_json
+
+__all__ = ["RESCORE_TOLERANCE", "export", "measure_final"]
+
+RESCORE_TOLERANCE = 0.001
+"""Largest difference between a trial's figure and that of its exported files: 0.1 point."""
+
+
+def export(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Path:
+    """Copy the chosen variant's files to ``best/`` and return the folder; the old one stays until the new one is whole.
+
+    Raises:
+        RunFolderError: the files are not there, or the disk is full.
+    """
+    variant = _variant(results, selection.trial, selection.variant)
+    source = run.inside(variant.folder) if variant.folder else None
+    if source is None or not source.is_dir():
+        raise RunFolderError(
+            f"{run.path}: the files of trial {selection.trial}, {selection.variant}, are gone; the run cannot be exported"
+        )
+    partial = Path(tempfile.mkdtemp(dir=run.path, prefix=".best-"))
+    try:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        partial.chmod(0o755)
+        shutil.rmtree(run.best, ignore_errors=True)
+        os.replace(partial, run.best)
+    except OSError as error:
+        raise RunFolderError(f"{run.best}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return run.best
+
+
+def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Final:
+    """Score the exported files again, and the test split once: the model, the default, and the baselines.
+
+    Each model is measured in a fresh process from its files.
+
+    Raises:
+        ExportMismatch: the exported files do not score what the trial scored.
+    """
+    final = Final()
+    common = {
+        "data": str(run.data),
+        "batch_size": plan.request["batch_size"],
+        "length": plan.request["length"],
+        "device": plan.device,
+        "threads": plan.threads,
+        "seed": plan.seed,
+    }
+    again = _fresh(run, plan, "best", {**common, "kind": "model", "folder": str(run.best), "split": "validation"})
+    chosen = _variant(results, selection.trial, selection.variant)
+    claimed, found = chosen.validation[plan.objective], again["metrics"][plan.objective]
+    if not math.isclose(claimed, found, rel_tol=0.0, abs_tol=RESCORE_TOLERANCE):
+        raise ExportMismatch(
+            f"{run.best}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
+            f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
+            f"{run.path / 'logs'}"
+        )
+    final.validation["best"], final.costs["best"] = again["metrics"], again["costs"]
+    final.costs["best"]["request_length"] = float(again["length"])
+    _keep_train_memory(final.costs["best"], chosen)
+    models = {"best": (run.best, True)}
+    default = next((result for result in results if result.number == 0), None)
+    yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
+    if yardstick is not None and yardstick.folder:
+        models["default"] = (run.inside(yardstick.folder), False)
+        final.validation["default"] = yardstick.validation
+        graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
+        if graph is not None and graph.costs:
+            final.costs["default-onnx"] = graph.costs
+            final.validation["default-onnx"] = graph.validation
+    for name, (folder, details) in models.items():
+        request = {**common, "kind": "model", "folder": str(folder), "split": "test", "intervals": True}
+        figures = _fresh(run, plan, name, {**request, "details": details, "costs": name != "best"})
+        final.test[name] = {metric: Interval(**interval) for metric, interval in figures["metrics"].items()}
+        if details:
+            final.details = figures["details"]
+        if name != "best":
+            final.costs[name] = figures["costs"]
+            if yardstick is not None:
+                _keep_train_memory(final.costs[name], yardstick)
+    cheap: dict[str, Any] = {
+        "kind": "baselines",
+        "data": str(run.data),
+        "task": plan.task,
+        "options": plan.options,
+        "test": True,
+    }
+    baselines = _fresh(run, plan, "baselines", {**cheap, "seed": plan.seed})
+    write_json(run.path / "baselines.json", baselines)
+    for name, figures in baselines.items():
+        final.test[name] = {metric: Interval(**interval) for metric, interval in figures["test"].items()}
+        final.validation[name] = figures["validation"]
+    return final
+
+
+def write_card(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], final: Final) -> None:
+    """Write the model card, and the measured figures into the manifest."""
+    result = next(r for r in results if r.number == selection.trial)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("autoft", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+        undefined=jinja2.StrictUndefined,
+    )
+    manifest = json.loads((run.best / MANIFEST).read_text(encoding="utf-8"))
+    text = environment.get_template("model_card.md.j2").render(
+        plan=plan,
+        selection=selection,
+        result=result,
+        final=final,
+        format=manifest["format"],
+        files=sorted(path.name for path in run.best.iterdir()),
+        role=next(iter(_roles(plan)), "text"),
+        bytes=format_bytes,
+    )
+    (run.best / "README.md").write_text(text, encoding="utf-8")
+    manifest["measured"] = {
+        "test": {name: interval.model_dump() for name, interval in final.test["best"].items()},
+        "validation": final.validation["best"],
+        "costs": final.costs["best"],
+    }
+    write_json(run.best / MANIFEST, manifest)
+
+
+def _roles(plan: Plan) -> list[str]:
+    return list(plan.data.get("columns", {}))
+
+
+def _keep_train_memory(costs: dict[str, float], variant: VariantResult) -> None:
+    if "train_memory_bytes" in variant.costs:
+        costs["train_memory_bytes"] = variant.costs["train_memory_bytes"]
+
+
+def _variant(results: Sequence[TrialResult], trial: int, name: str) -> VariantResult:
+    result = next(result for result in results if result.number == trial)
+    return next(variant for variant in result.variants if variant.name == name)
+
+
+def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    log = run.logs / f"final-{name}.log"
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.run(
+            [sys.executable, "-m", "autoft.evaluation"],
+            input=json.dumps(request),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            env=thread_environment(plan.threads),
+            check=False,
+        )
+    if process.returncode != 0 or not process.stdout:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"it ended with {process.returncode}"
+        raise ExportMismatch(f"{name}: the exported files cannot be loaded and scored: {last} (see {log})")
+    answer: dict[str, Any] = json.loads(process.stdout)
+    return answer

@@ -1,0 +1,802 @@
+"""Recipe, plugins and hardware become a plan: the one place where names resolve and compatibility is decided.
+
+Nothing here imports torch: a plan is made, and explained, in well under a second.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from autoft import __version__
+from autoft.contracts import (
+    Adapter,
+    Augmenter,
+    Compressor,
+    ModelSource,
+    Quantizer,
+    Strategy,
+    Target,
+    Task,
+    TaskContext,
+)
+from autoft.data import package_path
+from autoft.errors import DataError, Fault, ModelError, RecipeError, closest, unknown_name
+from autoft.hardware import Hardware
+from autoft.plugins import Catalog
+from autoft.quantities import parse_bytes, parse_seconds
+from autoft.recipe import LatencyLimit, Recipe
+from autoft.rundir import TrialConfig
+from autoft.space import Categorical, Domain, Float, Int, domain_from_json, domain_from_recipe, domain_to_json
+
+__all__ = [
+    "EFFORTS",
+    "TRAIN_SPACE",
+    "BudgetLimit",
+    "ModelPlan",
+    "PipelinePlan",
+    "Plan",
+    "RefusalNote",
+    "StepPlan",
+    "VariantPlan",
+    "make_plan",
+    "plan_target",
+    "violations",
+]
+
+TRAIN_SPACE: dict[str, Domain] = {
+    "train.epochs": Int(1, 100, 3),
+    "train.batch_size": Int(1, 4096, 16),
+    "train.gradient_accumulation": Int(1, 256, 1),
+    "train.schedule": Categorical(("linear", "cosine", "constant", "inverse-sqrt", "plateau")),
+    "train.warmup": Float(0.0, 0.5, 0.06),
+    "train.weight_decay": Float(0.0, 0.5, 0.01),
+    "train.label_smoothing": Float(0.0, 0.5, 0.0),
+    "train.dropout": Float(0.0, 0.6, 0.1),
+    "train.class_weights": Categorical(("none", "balanced")),
+    "train.max_grad_norm": Float(0.05, 100.0, 1.0),
+    "train.max_length": Int(8, 131072, 512),
+}
+"""Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
+
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "pipelines": ["full"],
+        "compress": ["none", "onnx-int8"],
+        "augment": ["none"],
+        "space": {
+            "train.epochs": Int(1, 3, 2),
+            "train.batch_size": Categorical((16, 32)),
+            "train.max_length": Categorical((256,)),
+        },
+    },
+    "balanced": {
+        "pipelines": ["full", "lora"],
+        "compress": ["none", "dynamic-int8", "onnx", "onnx-int8"],
+        "augment": ["none", "random-deletion", "random-swap"],
+        "space": {
+            "train.epochs": Int(2, 5, 3),
+            "train.batch_size": Categorical((16, 32)),
+            "train.schedule": Categorical(("linear", "cosine")),
+            "train.warmup": Float(0.0, 0.15, 0.06),
+            "train.weight_decay": Float(0.0, 0.1, 0.01),
+            "train.label_smoothing": Float(0.0, 0.15, 0.0),
+            "train.dropout": Float(0.0, 0.25, 0.1),
+        },
+    },
+    "best": {
+        "pipelines": None,
+        "compress": [
+            "none",
+            "dynamic-int8",
+            "onnx",
+            "onnx-int8",
+            "magnitude-pruning",
+            "magnitude-pruning+onnx-int8",
+        ],
+        "augment": None,
+        "space": {
+            "train.epochs": Int(2, 8, 3),
+            "train.batch_size": Categorical((8, 16, 32, 64), 16),
+            "train.schedule": TRAIN_SPACE["train.schedule"],
+            "train.warmup": Float(0.0, 0.2, 0.06),
+            "train.weight_decay": Float(0.0, 0.2, 0.01),
+            "train.label_smoothing": Float(0.0, 0.2, 0.0),
+            "train.dropout": Float(0.0, 0.3, 0.1),
+            "train.class_weights": TRAIN_SPACE["train.class_weights"],
+        },
+    },
+}
+"""What the words of ``effort`` stand for: None means all that are legal; parameters not named keep their default."""
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")
+
+
+class ModelPlan(_Plan):
+    """One base model: the recipe's name for it, where it is, and its configuration."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    config: dict[str, Any]
+    size_bytes: int
+    """Of its weights on disk; 0 where they are not on disk yet."""
+
+
+class PipelinePlan(_Plan):
+    """A legal chain of base quantization and adapter."""
+
+    name: str
+    quantizer: str | None
+    adapter: str
+
+
+class StepPlan(_Plan):
+    """One compressor of a variant and its parameters."""
+
+    strategy: str
+    params: dict[str, str | int | float | bool | None] = {}
+
+
+class VariantPlan(_Plan):
+    """A legal chain of compressors, applied to every trained model."""
+
+    name: str
+    chain: list[StepPlan]
+
+
+class BudgetLimit(_Plan):
+    """A limit on a column: ``latency.p50`` limits ``latency_p50_ms``."""
+
+    key: str
+    column: str
+    limit: float
+    given: str
+
+
+class RefusalNote(_Plan):
+    """What is not used, and why."""
+
+    what: str
+    reason: str
+
+
+class Plan(_Plan):
+    """All that is decided before the first trial. Plain JSON: workers rebuild it from the run folder."""
+
+    autoft: str
+    name: str
+    task: str
+    options: dict[str, str | int | float | bool | None]
+    models: list[ModelPlan]
+    pipelines: list[PipelinePlan]
+    variants: list[VariantPlan]
+    space: dict[str, dict[str, Any]]
+    """Domains by parameter, as JSON; ``model`` and ``pipeline`` among them."""
+    origins: dict[str, str]
+    """By parameter: ``recipe``, ``effort: balanced``, ``default`` or the strategy's name."""
+    illegal: list[tuple[str, str, str]] = []
+    """Pairs of model and pipeline that cannot go together, and why."""
+    refusals: list[RefusalNote]
+    warnings: list[str]
+    objective: str
+    objectives: list[str]
+    metrics: dict[str, dict[str, bool]]
+    budget: list[BudgetLimit]
+    time_limit: float
+    """Of the whole command, in seconds."""
+    trials_limit: int | None
+    request: dict[str, int | None]
+    """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
+    effort: str
+    sampler: str
+    early_stopping: str
+    seed: int
+    tolerance: float
+    finalist_seeds: int
+    storage_bytes: int
+    workers: int
+    threads: int
+    device: str
+    trust_remote_code: bool
+    hardware: dict[str, Any]
+    environment: dict[str, str]
+    facts: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+
+    def domain(self, name: str) -> Domain:
+        """Return the domain of a parameter."""
+        return domain_from_json(self.space[name])
+
+    def model(self, name: str) -> ModelPlan:
+        """Return the model that the recipe names so."""
+        return next(model for model in self.models if model.name == name)
+
+    def pipeline(self, name: str) -> PipelinePlan:
+        """Return the pipeline of this name."""
+        return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
+
+    def parameters(self, pipeline: str, augment: str | None) -> list[str]:
+        """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
+        chain = self.pipeline(pipeline)
+        prefixes = {"train", "task", chain.adapter, chain.quantizer, augment}
+        names = [name for name in self.space if name not in {"model", "pipeline"}]
+        return [name for name in names if name == "augment" or name.split(".", 1)[0] in prefixes]
+
+    def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
+        """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
+        augment = self.domain("augment").default if "augment" in self.space else None
+        params = {name: self.domain(name).default for name in self.parameters(pipeline, augment)}  # type: ignore[arg-type]
+        for name, value in changes.items():
+            if name in params and self.domain(name).contains(value):
+                params[name] = value
+        return params
+
+    def default_config(self) -> TrialConfig:
+        """Return trial 0: the plain default fine-tune of the first model, the report's yardstick."""
+        names = [pipeline.name for pipeline in self.pipelines]
+        pipeline = "full" if "full" in names else names[0]
+        return TrialConfig(
+            number=0,
+            kind="default",
+            model=self.models[0].name,
+            pipeline=pipeline,
+            params=self.default_params(pipeline),
+            seed=self.seed,
+        )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the objective."""
+        return self.metrics[self.objective]["higher_is_better"]
+
+    def with_data(self, facts: Mapping[str, Any], data: Mapping[str, Any], warnings: Iterable[str]) -> Plan:
+        """Return the plan completed by what the data says."""
+        update = {"facts": dict(facts), "data": dict(data), "warnings": [*self.warnings, *warnings]}
+        return self.model_copy(update=update)
+
+
+def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
+    """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
+    over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
+    return {key: value for key, value in over.items() if value > 0}
+
+
+def plan_target(
+    plan: Plan,
+    task: Task,
+    model: ModelPlan,
+    *,
+    params: Mapping[str, Any],
+    seed: int = 0,
+    processor: Any = None,
+    cache: Path | None = None,
+) -> Target:
+    """Return what strategies work upon for one configuration of the plan."""
+    longest = model.config.get("max_position_embeddings")
+    wanted = int(params.get("train.max_length") or 512)
+    context = TaskContext(
+        facts=plan.facts,
+        options=plan.options,
+        params=params,
+        max_length=min(wanted, usable_positions(model.config)) if isinstance(longest, int) else wanted,
+        device=plan.device,
+        seed=seed,
+        processor=processor,
+    )
+    source = ModelSource(
+        name=model.name, path=model.path, revision=model.revision, trust_remote_code=plan.trust_remote_code
+    )
+    return Target(task, source, model.config, context, Hardware.from_json(plan.hardware), cache)
+
+
+def usable_positions(config: Mapping[str, Any]) -> int:
+    """Return how many tokens a model takes; the RoBERTa family keeps two positions for itself."""
+    positions = int(config["max_position_embeddings"])
+    roberta = str(config.get("model_type", "")) in {"roberta", "xlm-roberta", "camembert", "longformer"}
+    return positions - 2 if roberta else positions
+
+
+def make_plan(recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path | None = None) -> Plan:
+    """Resolve a recipe's names and decide what is legal, before any data is read.
+
+    Args:
+        recipe: as :func:`autoft.recipe.load_recipe` returns it.
+        catalog: what the installed plugins offer.
+        hardware: the machine.
+        base: folder that relative model paths start from; default: the working directory.
+
+    Raises:
+        RecipeError: all names and values that do not resolve, together.
+        PluginError: the task is not installed.
+        ModelError: a model cannot be found.
+    """
+    return _Planner(recipe, catalog, hardware, base or Path.cwd()).plan()
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path) -> None:
+        self.recipe, self.catalog, self.base = recipe, catalog, base
+        self.task = catalog.task(recipe.task)
+        device = hardware.device if recipe.executor.device == "auto" else recipe.executor.device
+        self.hardware = hardware if device == hardware.device else _on_device(hardware, device)
+        self.effort = EFFORTS[recipe.effort]
+        self.faults: list[Fault] = []
+        self.refusals: list[RefusalNote] = []
+        self.warnings: list[str] = []
+        if device != hardware.device and device != "cpu":
+            self.fault("executor.device", f"this machine has no {device}; it has {hardware}")
+
+    def fault(self, where: str, message: str) -> None:
+        self.faults.append(Fault(where, message))
+
+    def refuse(self, what: str, reason: str) -> None:
+        self.refusals.append(RefusalNote(what=what, reason=reason))
+
+    def plan(self) -> Plan:
+        recipe, search = self.recipe, self.recipe.search
+        options = self.options()
+        models = self.models()
+        targets = [self.target(model, options) for model in models]
+        pipelines, illegal = self.pipelines(targets)
+        variants = self.variants(targets)
+        augmenters = self.augmenters(targets)
+        space, origins = self.space(models, pipelines, augmenters)
+        objectives = self.objectives()
+        early_stopping = search.early_stopping or ("halving" if len(objectives) == 1 else "none")
+        if len(objectives) > 1 and early_stopping != "none":
+            self.fault(
+                "search.early_stopping",
+                f"{early_stopping!r} needs one objective (Optuna cannot stop trials of several), given "
+                f"{', '.join(objectives)}; use none, or one objective: the report shows the front of quality, size "
+                "and latency anyway",
+            )
+        if len(objectives) > 1 and search.sampler in {"cmaes", "gp"}:
+            self.fault("search.sampler", f"{search.sampler} takes one objective; use tpe or nsga2 with several")
+        budget = self.budget()
+        if self.faults:
+            raise RecipeError(self.faults, recipe.name or "recipe")
+        request = recipe.budget.latency or LatencyLimit()
+        threads = recipe.executor.threads or max(1, self.hardware.cores // recipe.executor.workers)
+        quality = {
+            name: {"higher_is_better": self.catalog.quality_metrics[name].higher_is_better} for name in self.quality()
+        }
+        return Plan(
+            autoft=__version__,
+            name=recipe.name or "run",
+            task=recipe.task,
+            options=options,
+            models=models,
+            pipelines=pipelines,
+            variants=variants,
+            space={name: domain_to_json(domain) for name, domain in space.items()},
+            origins=origins,
+            illegal=illegal,
+            refusals=self.refusals,
+            warnings=self.warnings,
+            objective=objectives[0],
+            objectives=objectives,
+            metrics=quality,
+            budget=budget,
+            time_limit=parse_seconds(recipe.budget.time),
+            trials_limit=recipe.budget.trials,
+            request={"batch_size": request.batch_size, "length": request.length},
+            effort=recipe.effort,
+            sampler=search.sampler,
+            early_stopping=early_stopping,
+            seed=search.seed,
+            tolerance=search.tolerance,
+            finalist_seeds=search.finalist_seeds,
+            storage_bytes=parse_bytes(recipe.storage.weights),
+            workers=recipe.executor.workers,
+            threads=threads,
+            device=self.hardware.device,
+            trust_remote_code=recipe.trust_remote_code,
+            hardware=self.hardware.to_json(),
+            environment=environment(),
+        )
+
+    def quality(self) -> list[str]:
+        return [name for name in self.task.card.metrics if name in self.catalog.quality_metrics]
+
+    def options(self) -> dict[str, str | int | float | bool | None]:
+        known = {option.name: option for option in self.task.card.options}
+        chosen = {name: option.default for name, option in known.items()}
+        for name, value in self.recipe.task_options.items():
+            if name not in known:
+                self.fault(f"task_options.{name}", unknown_name(f"option of {self.task.card.name}", name, known))
+            elif (choices := known[name].choices) is not None and value not in choices:
+                self.fault(f"task_options.{name}", f"allowed: {', '.join(map(str, choices))}; given {value!r}")
+            else:
+                chosen[name] = value
+        return chosen
+
+    def models(self) -> list[ModelPlan]:
+        models = []
+        names = self.recipe.model
+        for i, name in enumerate(names):
+            where = "model" if len(names) == 1 else f"model[{i}]"
+            if name in names[:i]:
+                self.fault(where, f"{name!r} is given twice")
+                continue
+            try:
+                models.append(self.resolve_model(name))
+            except ModelError as error:
+                self.fault(where, str(error))
+        return models
+
+    def resolve_model(self, name: str) -> ModelPlan:
+        if name.startswith("package://"):
+            try:
+                folder = package_path(name)
+            except DataError as error:
+                raise ModelError(str(error)) from None
+            return _local_model(name, folder)
+        for folder in (self.base / name, Path(name).expanduser()):
+            if folder.is_dir():
+                return _local_model(name, folder)
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            parent = (self.base / name).parent
+            near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ModelError(f"no such folder: {name}{hint}")
+        return _hub_model(name)
+
+    def target(self, model: ModelPlan, options: Mapping[str, Any]) -> Target:
+        source = ModelSource(model.name, model.path, model.revision, trust_remote_code=self.recipe.trust_remote_code)
+        context = TaskContext({}, options, {}, 512, self.hardware.device)
+        return Target(self.task, source, model.config, context, self.hardware)
+
+    def pipelines(self, targets: Sequence[Target]) -> tuple[list[PipelinePlan], list[tuple[str, str, str]]]:
+        legal: dict[str, PipelinePlan] = {}
+        refused: dict[str, str] = {}
+        illegal: list[tuple[str, str, str]] = []
+        for quantizer, adapter in itertools.product(
+            [None, *self.catalog.quantizers.values()], self.catalog.adapters.values()
+        ):
+            name = f"{quantizer.name}+{adapter.name}" if quantizer else adapter.name
+            state = quantizer.yields if quantizer else "dense"
+            if state not in adapter.accepts:
+                refused[name] = f"{adapter.name} cannot train over a {state} base"
+                continue
+            reasons = [self.first_refusal([quantizer, adapter], target) for target in targets]
+            for target, reason in zip(targets, reasons, strict=True):
+                if reason:
+                    illegal.append((target.source.name, name, reason))
+            if targets and all(reasons):
+                refused[name] = str(reasons[0])
+            else:
+                legal[name] = PipelinePlan(
+                    name=name, quantizer=quantizer.name if quantizer else None, adapter=adapter.name
+                )
+        wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or list(legal)
+        if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
+            wanted = [*wanted, *(name for name in ("int8+lora", "nf4+lora") if name in legal and name not in wanted)]
+        chosen = []
+        for name in wanted:
+            if name in legal:
+                chosen.append(legal[name])
+            elif name in refused:
+                self.refuse(name, refused[name])
+                if self.recipe.pipelines:
+                    self.warnings.append(f"pipeline {name} is left out: {refused[name]}")
+            elif self.recipe.pipelines:
+                self.fault("pipelines", unknown_name("pipeline", name, [*legal, *refused]))
+        for name, reason in refused.items():
+            if name not in wanted and "cannot train over" not in reason:
+                self.refuse(name, reason)
+        if not chosen and targets and not self.faults:
+            reasons_given = "; ".join(f"{note.what}: {note.reason}" for note in self.refusals)
+            self.fault("pipelines", f"none is possible here ({reasons_given}); possible: {', '.join(legal) or 'none'}")
+        return list({pipeline.name: pipeline for pipeline in chosen}.values()), [
+            entry for entry in illegal if entry[1] in {pipeline.name for pipeline in chosen}
+        ]
+
+    def first_refusal(self, chain: Sequence[Strategy | None], target: Target) -> str | None:
+        for strategy in chain:
+            refusal = strategy.check(target) if strategy else None
+            if refusal:
+                return refusal.reason
+        return None
+
+    def variants(self, targets: Sequence[Target]) -> list[VariantPlan]:
+        known = self.catalog.compressors
+        given = self.recipe.compress
+        variants: list[VariantPlan] = []
+        for name in given or self.effort["compress"]:
+            if name == "none":
+                variants.append(VariantPlan(name="none", chain=[]))
+                continue
+            steps = name.split("+")
+            unknown = [step for step in steps if step not in known]
+            if unknown:
+                if given:
+                    self.fault("compress", unknown_name("compressor", unknown[0], [*known, "none"]))
+                continue
+            reason = self.chain_refusal([known[step] for step in steps], targets)
+            if reason:
+                self.refuse(name, reason)
+                if given:
+                    self.warnings.append(f"compression {name} is left out: {reason}")
+                continue
+            variants.extend(self.expand(name, [known[step] for step in steps]))
+        tried = {variant.name.split("(")[0].split("+")[0] for variant in variants} | set(
+            given or self.effort["compress"]
+        )
+        for name, compressor in known.items():
+            reason = self.chain_refusal([compressor], targets)
+            if reason and name not in tried:
+                self.refuse(name, reason)
+        if not variants and not self.faults:
+            self.fault(
+                "compress", "nothing is left: " + "; ".join(f"{note.what}: {note.reason}" for note in self.refusals)
+            )
+        return variants
+
+    def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
+        state = "dense"
+        for compressor in chain:
+            if state not in compressor.accepts:
+                return (
+                    f"{compressor.name} cannot follow: it takes {' or '.join(sorted(compressor.accepts))}, not {state}"
+                )
+            state = compressor.yields
+        reasons = [self.first_refusal(chain, target) for target in targets]
+        return reasons[0] if reasons and all(reasons) else None
+
+    def expand(self, name: str, chain: Sequence[Compressor]) -> list[VariantPlan]:
+        """Return a variant for each combination of the compressors' parameter values, defaults where none is given."""
+        axes: list[list[tuple[str, str, Any]]] = []
+        for compressor in chain:
+            for parameter, known in compressor.space.items():
+                key = f"{compressor.name}.{parameter}"
+                domain: Domain = Categorical((known.default,))
+                if key in self.recipe.space:
+                    try:
+                        domain = domain_from_recipe(self.recipe.space[key], known)
+                    except ValueError as error:
+                        self.fault(f"space.{key}", str(error))
+                values = (
+                    domain.choices if isinstance(domain, Categorical) else (domain.low, domain.default, domain.high)
+                )
+                axes.append([(compressor.name, parameter, value) for value in dict.fromkeys(values)])
+        variants = []
+        for combination in itertools.product(*axes):
+            params: dict[str, dict[str, Any]] = {compressor.name: {} for compressor in chain}
+            for owner, parameter, value in combination:
+                params[owner][parameter] = value
+            labels = [
+                step.name
+                + (f"({', '.join(f'{k}={v}' for k, v in params[step.name].items())})" if params[step.name] else "")
+                for step in chain
+            ]
+            steps = [StepPlan(strategy=step.name, params=params[step.name]) for step in chain]
+            variants.append(VariantPlan(name="+".join(labels), chain=steps))
+        return variants
+
+    def augmenters(self, targets: Sequence[Target]) -> list[str]:
+        known = self.catalog.augmenters
+        given = self.recipe.augment
+        wanted = given or self.effort["augment"] or ["none", *known]
+        chosen = []
+        for name in wanted:
+            if name == "none":
+                chosen.append(name)
+            elif name not in known:
+                if given:
+                    self.fault("augment", unknown_name("augmenter", name, [*known, "none"]))
+            elif reason := self.first_refusal([known[name]], targets[0]) if targets else None:
+                self.refuse(name, reason)
+                if given:
+                    self.warnings.append(f"augmenter {name} is left out: {reason}")
+            else:
+                chosen.append(name)
+        return chosen or ["none"]
+
+    def space(
+        self, models: Sequence[ModelPlan], pipelines: Sequence[PipelinePlan], augmenters: Sequence[str]
+    ) -> tuple[dict[str, Domain], dict[str, str]]:
+        known: dict[str, Domain] = dict(TRAIN_SPACE)
+        known.update(self.task.space())
+        owners: list[Adapter | Quantizer | Augmenter] = [
+            self.catalog.augmenters[name] for name in augmenters if name != "none"
+        ]
+        adapters = dict.fromkeys(pipeline.adapter for pipeline in pipelines)
+        quantizers = dict.fromkeys(pipeline.quantizer for pipeline in pipelines if pipeline.quantizer)
+        owners = [
+            *(self.catalog.quantizers[name] for name in quantizers),
+            *(self.catalog.adapters[name] for name in adapters),
+            *owners,
+        ]
+        searched: dict[str, Domain] = {}
+        origins: dict[str, str] = {}
+        for owner in owners:
+            for parameter, domain in owner.space.items():
+                key = f"{owner.name}.{parameter}"
+                known[key], searched[key], origins[key] = domain, domain, owner.name
+        everything = self.all_parameters()
+        space: dict[str, Domain] = {}
+        if models:
+            space["model"] = Categorical(tuple(model.name for model in models))
+        if pipelines:
+            space["pipeline"] = Categorical(tuple(pipeline.name for pipeline in pipelines))
+        space["augment"] = Categorical(tuple(augmenters), "none" if "none" in augmenters else augmenters[0])
+        origins.update(
+            {
+                "model": "recipe",
+                "pipeline": self.origin(self.recipe.pipelines),
+                "augment": self.origin(self.recipe.augment),
+            }
+        )
+        for name, domain in known.items():
+            if name in self.recipe.space:
+                try:
+                    space[name], origins[name] = domain_from_recipe(self.recipe.space[name], domain), "recipe"
+                except ValueError as error:
+                    self.fault(f"space.{name}", str(error))
+            elif name in self.effort["space"]:
+                space[name], origins[name] = self.effort["space"][name], f"effort: {self.recipe.effort}"
+            elif name in searched or name.startswith("task."):
+                space[name] = domain
+                origins.setdefault(name, self.task.card.name)
+            else:
+                space[name], origins[name] = Categorical((domain.default,)), "default"
+        for name in self.recipe.space:
+            if name in {"model", "pipeline", "augment"}:
+                section = {"model": "model", "pipeline": "pipelines", "augment": "augment"}[name]
+                self.fault(f"space.{name}", f"is set by the key {section!r} at the top of the recipe")
+            elif name not in everything:
+                self.fault(f"space.{name}", unknown_name("parameter", name, everything))
+            elif name not in space and everything[name] not in self.catalog.compressors:
+                self.warnings.append(f"space.{name} has no effect: {everything[name]} is not searched")
+        return space, origins
+
+    def origin(self, given: object) -> str:
+        return "recipe" if given else f"effort: {self.recipe.effort}"
+
+    def all_parameters(self) -> dict[str, str]:
+        names = dict.fromkeys([*TRAIN_SPACE, *self.task.space()], "autoft")
+        for strategy in self.catalog.strategies.values():
+            names.update({f"{strategy.name}.{parameter}": strategy.name for parameter in strategy.space})
+        return names
+
+    def objectives(self) -> list[str]:
+        quality = self.quality()
+        if not quality:
+            self.fault(
+                "task", f"the metrics of {self.task.card.name} are not installed: {', '.join(self.task.card.metrics)}"
+            )
+            return [""]
+        given = self.recipe.search.objectives or [quality[0]]
+        columns = [column for metric in self.catalog.cost_metrics.values() for column in metric.columns]
+        for name in given:
+            if name not in quality and name not in columns:
+                self.fault("search.objectives", unknown_name("metric", name, [*quality, *columns]))
+        if given[0] not in quality:
+            self.fault("search.objectives", f"the first has to be a quality metric: {', '.join(quality)}")
+        return given
+
+    def budget(self) -> list[BudgetLimit]:
+        section, limits = self.recipe.budget, []
+        if section.model_size:
+            limits.append(_limit("model_size", "model_size_bytes", parse_bytes(section.model_size), section.model_size))
+        if section.latency:
+            for key, given in (("p50", section.latency.p50), ("p95", section.latency.p95)):
+                if given:
+                    limits.append(_limit(f"latency.{key}", f"latency_{key}_ms", parse_seconds(given) * 1e3, given))
+        if section.train_memory:
+            limits.append(
+                _limit("train_memory", "train_memory_bytes", parse_bytes(section.train_memory), section.train_memory)
+            )
+        if section.inference_memory:
+            size = parse_bytes(section.inference_memory)
+            limits.append(_limit("inference_memory", "inference_memory_bytes", size, section.inference_memory))
+        own = ["time", "trials", "model_size", "latency", "train_memory", "inference_memory"]
+        for key, given in (section.model_extra or {}).items():
+            metric = self.catalog.cost_metrics.get(key)
+            if metric is None:
+                self.fault(f"budget.{key}", unknown_name("budget", key, [*own, *self.catalog.cost_metrics]))
+                continue
+            try:
+                limits.append(
+                    _limit(key, metric.columns[0], _quantity(given, metric.unit, metric.columns[0]), str(given))
+                )
+            except ValueError as error:
+                self.fault(f"budget.{key}", str(error))
+        return limits
+
+
+def _limit(key: str, column: str, limit: float, given: str) -> BudgetLimit:
+    return BudgetLimit(key=key, column=column, limit=limit, given=given)
+
+
+def _quantity(given: object, unit: str, column: str) -> float:
+    if unit == "bytes":
+        return float(parse_bytes(given))
+    if unit == "seconds":
+        return parse_seconds(given) * (1e3 if column.endswith("_ms") else 1.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
+        raise ValueError(f"needs a number above 0, given {given!r}")
+    return float(given)
+
+
+def _on_device(hardware: Hardware, device: str) -> Hardware:
+    if device == "cpu":
+        return Hardware.probe_cpu()
+    return Hardware.from_json({**hardware.to_json(), "device": device})
+
+
+def _local_model(name: str, folder: Path) -> ModelPlan:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{path} names no model_type; it is not the configuration of a transformers model")
+    weights = [*folder.glob("*.safetensors")]
+    if not weights:
+        unsafe = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5")]
+        hint = (
+            f"; {unsafe[0].name} is a format that can carry code and is not read: convert it to safetensors"
+            if unsafe
+            else ""
+        )
+        raise ModelError(f"{folder} holds no *.safetensors weights{hint}")
+    return ModelPlan(
+        name=name, path=str(folder), config=config, size_bytes=sum(file.stat().st_size for file in weights)
+    )
+
+
+def _hub_model(name: str) -> ModelPlan:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        path = hf_hub_download(repository, "config.json", revision=revision or None)
+    except HFValidationError:
+        raise ModelError(
+            f"{name!r} is neither a folder here, nor a hub id (owner/name), nor package://module/path"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
+            "folder or package://module/path"
+        ) from None
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    return ModelPlan(name=name, path=repository, revision=revision or None, config=config, size_bytes=0)
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of the packages that figures depend on."""
+    import platform
+
+    versions = {"python": platform.python_version(), "autoft": __version__}
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "optuna",
+        "datasets",
+        "onnxruntime",
+        "onnx",
+    ):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

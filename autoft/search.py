@@ -1,0 +1,896 @@
+"""Ask and tell: what to try next, when to stop a trial, when to stop the search. The only module that imports Optuna.
+
+The study lives in memory and is rebuilt from the run folder: ``trials/*/result.json`` is the only record, so a search
+that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import AutoftError, RunFolderError, SearchFailed
+from autoft.executors import Event, LocalExecutor
+from autoft.plan import BudgetLimit, Plan, violations
+from autoft.plugins import Catalog
+from autoft.quantities import format_bytes, format_seconds
+from autoft.rundir import RunDir, TrialConfig, TrialResult, TrialState, VariantResult, read_json, write_json
+from autoft.selection import candidates, select, weights_to_keep
+from autoft.space import Categorical, Domain, Float, Int
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing"]
+
+TRIAL_OVERHEAD_SECONDS = 20.0
+"""Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
+
+ASK_LIMIT = 60
+"""Proposals that may be repeats, or too long for the time left, before the search ends."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the search will be, said before it starts."""
+
+    trial_seconds: float
+    configurations: int
+    memory_bytes: float
+    disk_bytes: float
+    precision: str
+    time_limit: float
+
+    def __str__(self) -> str:
+        count = f"about {self.configurations} configurations" if self.configurations > 1 else "one configuration"
+        return (
+            f"One default training takes about {format_seconds(self.trial_seconds)} here ({self.precision}); "
+            f"{count} fit in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "
+            f"disk up to {format_bytes(self.disk_bytes)}."
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the search stands: counts, the best feasible objective, the default's, and the time left."""
+
+    counts: dict[TrialState, int]
+    best: float | None
+    best_trial: int | None
+    best_variant: str | None
+    default: float | None
+    seconds_left: float
+    finished: int
+    limit: int | None
+
+
+class Listener:
+    """Told what happens; every method may be overridden, none has to be."""
+
+    def begin(self, plan: Plan, resumed: int) -> None:
+        """The search begins; ``resumed`` trials were done before."""
+
+    def forecast(self, forecast: Forecast) -> None:
+        """What it will be."""
+
+    def trial_started(self, config: TrialConfig) -> None:
+        """A trial was sent to a worker."""
+
+    def stage(self, trial: int, stage: str) -> None:
+        """A trial is at a stage, as ``train`` or ``compress: onnx``."""
+
+    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """A training has seen so many samples."""
+
+    def validation(self, trial: int, samples: int, value: float) -> None:
+        """A training was validated."""
+
+    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """A trial ended."""
+
+    def phase(self, name: str) -> None:
+        """The command is at a phase: prepare data, search, finalists, export, test, report."""
+
+    def note(self, text: str) -> None:
+        """Something that a user should know."""
+
+
+@dataclass
+class Interruption:
+    """Set by Ctrl-C: once, finish with what there is."""
+
+    asked: bool = False
+
+
+@dataclass
+class _Pace:
+    """What training and measuring take, learned from the probe and then from trials."""
+
+    seconds_per_sample: dict[str, float] = field(default_factory=dict)
+    validate_per_row: dict[str, float] = field(default_factory=dict)
+    overhead: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, result: TrialResult, rows: int) -> None:
+        """Take over what a finished trial took."""
+        if not result.curve:
+            return
+        model, pipeline = result.config.model, result.config.pipeline
+        seen = result.curve[-1].samples
+        training = result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)
+        self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen)
+        self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
+        if result.state == "complete":
+            self.overhead[model] = result.seconds["total"] - result.seconds.get("train", 0.0)
+
+    def estimate(self, plan: Plan, config: TrialConfig, train_rows: int, validation_rows: int) -> float:
+        """Return the seconds that a configuration will take, to its last variant."""
+        model = config.model
+        per_sample = self.seconds_per_sample.get(f"{model} {config.pipeline}")
+        if per_sample is None:
+            per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
+        epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
+        batches = train_rows / int(config.params["train.batch_size"])  # type: ignore[arg-type]
+        checks = epochs * (2 if batches >= 60 else 1)
+        validating = checks * validation_rows * self.validate_per_row.get(model, per_sample / 2)
+        known = self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+        return per_sample * train_rows * epochs + validating + known
+
+
+class Search:
+    """One search in one run folder."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        catalog: Catalog,
+        listener: Listener,
+        interruption: Interruption,
+        *,
+        started: float,
+        used: float = 0.0,
+    ) -> None:
+        """Prepare a search.
+
+        Args:
+            run: the run folder; plan and data are written there.
+            plan: what to search.
+            catalog: what plugins offer, for the published settings.
+            listener: told what happens.
+            interruption: asked between events.
+            started: :func:`time.monotonic` at the start of the command.
+            used: seconds of the time budget that earlier calls used.
+        """
+        self.run, self.plan, self.catalog = run, plan, catalog
+        self.listener, self.interruption = listener, interruption
+        self.started, self.used = started, used
+        self.results: dict[int, TrialResult] = {result.number: result for result in run.results()}
+        self.pace = _Pace()
+        self.precision: dict[str, str] = {}
+        self.train_rows = int(plan.data["sizes"]["train"])
+        self.validation_rows = int(plan.data["sizes"]["validation"])
+        self.test_rows = int(plan.data["sizes"]["test"])
+        for result in self.results.values():
+            self.pace.learn(result, self.validation_rows)
+        self.study = _Study(plan)
+        for result in self._told():
+            self.study.replay(result)
+        self.queue = [config for config in self._known_good() if not self._done_already(config)]
+        self.running: dict[int, TrialConfig] = {}
+        self.ended = ""
+        self.too_much: dict[str, dict[str, dict[str, float]]] = {}
+        """By model and variant, the screened costs of what cannot fit the budget."""
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def seconds_left(self) -> float:
+        """Return the seconds of the time budget that are left for the whole command."""
+        return self.plan.time_limit - self.used - (time.monotonic() - self.started)
+
+    def reserve(self) -> float:
+        """Return the seconds that export, test and report will need."""
+        yardstick = next(
+            (v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None
+        )
+        if yardstick is not None and yardstick.seconds:
+            per_row = yardstick.seconds / max(1, self.validation_rows)
+        else:
+            per_row = 3 * max(self.pace.validate_per_row.values(), default=0.01)
+        return 25.0 + per_row * (1.5 * self.test_rows + self.validation_rows)
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Search until the time or the trials are used up, then train the finalists with further seeds.
+
+        Raises:
+            SearchFailed: the first three trials failed alike, or no worker starts.
+            RunFolderError: the disk is full.
+        """
+        limit = self.plan.trials_limit
+        if self._enough() or self.seconds_left() < self.reserve():
+            return
+        with LocalExecutor(self.run, self.plan.workers, self.plan.threads) as executor:
+            self._start(executor)
+            self.listener.phase("search")
+            self._loop(executor, self._next, limit)
+            if not self.interruption.asked:
+                finalists = self._finalists()
+                if finalists:
+                    self.listener.phase("finalists")
+                    self._loop(executor, lambda: finalists.pop(0) if finalists else None, None)
+
+    def _start(self, executor: LocalExecutor) -> None:
+        models = [model.name for model in self.plan.models]
+        ready = 0
+        while ready < self.plan.workers:
+            event = self._await(executor)
+            if event.kind == "ready":
+                ready += 1
+        executor.send(0, "probe", models=models)
+        event = self._await(executor)
+        while event.kind != "probed":
+            event = self._await(executor)
+        for name, figures in event.body["models"].items():
+            self.precision[name] = figures["precision"]
+            self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
+            self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+        default = self.plan.default_config()
+        seconds = self.pace.estimate(self.plan, default, self.train_rows, self.validation_rows)
+        mean = statistics.fmean(
+            self.pace.estimate(
+                self.plan, default.model_copy(update={"model": name}), self.train_rows, self.validation_rows
+            )
+            for name in models
+        )
+        room = max(0.0, self.seconds_left() - self.reserve())
+        count = int(room // mean) if room < seconds + mean else 1 + int((room - seconds) // mean)
+        if self.plan.trials_limit:
+            count = min(count, self.plan.trials_limit)
+        forecast = Forecast(
+            trial_seconds=seconds,
+            configurations=max(1, count) * self.plan.workers,
+            memory_bytes=max(figures["memory_bytes"] for figures in event.body["models"].values()),
+            disk_bytes=self._disk_needed(),
+            precision=self.precision[default.model],
+            time_limit=self.plan.time_limit,
+        )
+        write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": event.body["models"]})
+        self.listener.forecast(forecast)
+        self._check_disk()
+        self._screen(executor)
+
+    def _screen(self, executor: LocalExecutor) -> None:
+        """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""
+        served = [limit for limit in self.plan.budget if limit.column != "train_memory_bytes"]
+        if not served:
+            return
+        self.listener.phase("screen")
+        path = self.run.path / "screening.json"
+        costs: dict[str, dict[str, dict[str, float]]] = read_json(path, missing={})
+        models = [model.name for model in self.plan.models if model.name not in costs]
+        if models:
+            executor.send(0, "screen", models=models)
+        while any(name not in costs for name in models):
+            event = self._await(executor)
+            if event.kind == "screened":
+                costs[event.body["model"]] = event.body["costs"]
+        write_json(path, costs)
+        for model, variants in costs.items():
+            self.too_much[model] = {
+                name: figures
+                for name, figures in variants.items()
+                if any(_surely_over(figures, limit) for limit in served)
+            }
+        models = [model.name for model in self.plan.models]
+        if all(self._never_fits(model) for model in models):
+            self._record_misses(models)
+
+    def _never_fits(self, model: str) -> bool:
+        return all(variant.name in self.too_much.get(model, {}) for variant in self.plan.variants)
+
+    def _record_misses(self, models: Sequence[str]) -> None:
+        """Nothing can fit: write each model's default as infeasible, with what was measured, and train nothing."""
+        self.queue, self.ended = [], "no compression of any model fits the budget, whatever is trained"
+        for model in models:
+            config = self.plan.default_config().model_copy(update={"number": self._number(), "model": model})
+            if self._done_already(config):
+                continue
+            variants = [
+                VariantResult(
+                    name=name,
+                    state="infeasible",
+                    costs=costs,
+                    violations=violations(costs, self.plan.budget),
+                    reason="over the budget",
+                )
+                for name, costs in self.too_much[model].items()
+            ]
+            result = TrialResult(
+                number=config.number,
+                state="infeasible",
+                config=config,
+                reason="no compression of this model fits the budget; measured before training",
+                violations=min((v.violations for v in variants), key=lambda over: sum(over.values())),
+                variants=variants,
+            )
+            self.run.write_result(result)
+            self._finish(result)
+
+    def _await(self, executor: LocalExecutor) -> Event:
+        while True:
+            event = executor.poll(1.0)
+            if event is None:
+                continue
+            if event.kind == "fatal":
+                raise _fatal(event)
+            if event.kind == "lost":
+                raise SearchFailed(f"a worker does not start: {event.body['reason']}")
+            return event
+
+    def _loop(self, executor: LocalExecutor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
+        idle = set(range(self.plan.workers))
+        dry = False
+        while True:
+            while idle and not dry and not self.interruption.asked:
+                if limit is not None and self._counted() + len(self.running) >= limit:
+                    self.ended = f"all {limit} trials are done"
+                    break
+                config = propose()
+                if config is None:
+                    dry = True
+                    break
+                self._send(executor, min(idle), config)
+                idle.discard(min(idle))
+            if not self.running:
+                return
+            if self.interruption.asked and any(result.state == "complete" for result in self.results.values()):
+                for worker, config in list(self.running.items()):
+                    executor.stop(worker)
+                    self.study.forget(config.number)
+                    self._discard(config.number)
+                self.running.clear()
+                return
+            event = executor.poll(0.25)
+            if event is not None:
+                self._handle(executor, event, idle)
+                if event.kind == "done":
+                    dry = False
+
+    def _handle(self, executor: LocalExecutor, event: Event, idle: set[int]) -> None:
+        body = event.body
+        match event.kind:
+            case "stage":
+                self.listener.stage(body["trial"], body["stage"])
+            case "progress":
+                self.listener.progress(body["trial"], body["samples"], body["total"], body["rate"])
+            case "validation":
+                config = self.running[event.worker]
+                point = body["point"]
+                value = point["validation"][self.plan.objective]
+                self.listener.validation(config.number, point["samples"], value)
+                stop = self.study.behind(config, point["epoch"], value)
+                executor.send(event.worker, "decide", stop=stop or self.interruption.asked)
+            case "done":
+                config = self.running.pop(event.worker)
+                idle.add(event.worker)
+                result = next(r for r in self.run.results() if r.number == config.number)
+                self._finish(result)
+            case "lost":
+                config_lost = self.running.pop(event.worker, None)
+                executor.stop(event.worker)
+                executor.start(event.worker)
+                idle.add(event.worker)
+                if config_lost is not None:
+                    killed = body["code"] == -9
+                    result = TrialResult(
+                        number=config_lost.number,
+                        state="infeasible" if killed else "failed",
+                        reason=body["reason"],
+                        config=config_lost,
+                        violations={"memory": 1.0} if killed else {},
+                    )
+                    self._discard(config_lost.number)
+                    self.run.write_result(result)
+                    self._finish(result)
+            case "fatal":
+                raise _fatal(event)
+
+    def _send(self, executor: LocalExecutor, worker: int, config: TrialConfig) -> None:
+        self._check_disk()
+        self.running[worker] = config
+        folder = self.run.trial(config.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+        self.listener.trial_started(config)
+        model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        seconds = max(5.0, self.seconds_left() - self.reserve() - model_overhead)
+        executor.send(worker, "trial", config=config.model_dump(mode="json"), precision=self.precision, seconds=seconds)
+
+    def _finish(self, result: TrialResult) -> None:
+        self.results[result.number] = result
+        self.pace.learn(result, self.validation_rows)
+        self.study.tell(result, self._values(result))
+        if result.state == "infeasible":
+            self.study.restart_early_stopping([r for r in self._told() if r.state != "infeasible"])
+        self._drop_weights()
+        self.run.write_trials_csv()
+        write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
+        self.listener.trial_done(result, self.standing())
+        self._stop_if_all_fail()
+
+    def _stop_if_all_fail(self) -> None:
+        done = sorted((r for r in self.results.values()), key=lambda r: r.number)
+        if len(done) < 3 or any(r.state != "failed" for r in done):
+            return
+        reasons = {r.reason for r in done[:3]}
+        if len(reasons) == 1:
+            raise SearchFailed(
+                f"the first three trials failed alike: {reasons.pop()}\n"
+                f"The whole error is in {self.run.trial(done[0].number) / 'error.txt'}"
+            )
+
+    # -- what to try --------------------------------------------------------------------------------------------
+
+    def _next(self) -> TrialConfig | None:
+        if all(self._never_fits(model.name) for model in self.plan.models):
+            return None
+        room = self.seconds_left() - self.reserve()
+        if room <= 0 and self.results:
+            self.ended = "the time is used up"
+            return None
+        while self.queue:
+            config = self.queue.pop(0)
+            # The default is the yardstick: it runs whatever it takes, and ends with what it has when time is up.
+            if config.kind == "default" or (self._fits(config, room) and not self._illegal(config)):
+                return self.study.fixed(config, self._number())
+        for _ in range(ASK_LIMIT):
+            proposal = self.study.ask(self._number())
+            if proposal is None:
+                self.ended = "every configuration of the space has been tried"
+                return None
+            illegal = self._illegal(proposal)
+            known = self._known(proposal)
+            if illegal:
+                self.study.reject(proposal, illegal)
+            elif known is not None:
+                self.study.tell(known.model_copy(update={"number": proposal.number}), self._values(known))
+            elif not self._fits(proposal, room):
+                self.study.forget(proposal.number)
+            else:
+                return proposal
+        self.ended = "the time left is too short for another trial, or nothing new was proposed"
+        return None
+
+    def _known_good(self) -> list[TrialConfig]:
+        """Return the default, then published settings of each pipeline, then the default of each further model."""
+        plan = self.plan
+        default = plan.default_config()
+        configs = [default]
+        configs += [default.model_copy(update={"kind": "published", "model": m.name}) for m in plan.models[1:]]
+        illegal = {(model, pipeline) for model, pipeline, _ in plan.illegal}
+        for pipeline in plan.pipelines:
+            adapter = self.catalog.adapters[pipeline.adapter]
+            settings = list(adapter.published[:1]) or ([{}] if pipeline.name != default.pipeline else [])
+            for setting in settings:
+                changes = {
+                    (f"{adapter.name}.{key}" if "." not in key else key): value for key, value in setting.items()
+                }
+                params = plan.default_params(pipeline.name, **changes)
+                config = default.model_copy(update={"kind": "published", "pipeline": pipeline.name, "params": params})
+                if (config.model, pipeline.name) not in illegal and not any(_same(config, c) for c in configs):
+                    configs.append(config)
+        return configs
+
+    def _finalists(self) -> list[TrialConfig]:
+        """Return further seeds of the chosen trial and of the default, if all of them fit into the time left."""
+        seeds = self.plan.finalist_seeds
+        if not seeds or not any(r.state == "complete" for r in self.results.values()):
+            return []
+        chosen = select(self.plan, list(self.results.values()))
+        numbers = list(dict.fromkeys([chosen.trial, 0]))
+        if len(numbers) == 1:
+            return []
+        wanted = [
+            self.results[number].config.model_copy(
+                update={"kind": "seed", "parent": number, "seed": self.plan.seed + i}
+            )
+            for i in range(1, seeds + 1)
+            for number in numbers
+        ]
+        have = {(r.config.parent, r.config.seed) for r in self.results.values() if r.config.kind == "seed"}
+        wanted = [config for config in wanted if (config.parent, config.seed) not in have]
+        needed = sum(self._estimate(config) for config in wanted) / self.plan.workers
+        if needed > self.seconds_left() - self.reserve():
+            self.listener.note(
+                f"The finalists were not trained with further seeds: that takes about {format_seconds(needed)}, "
+                "more than is left"
+            )
+            return []
+        number = self._number()
+        return [config.model_copy(update={"number": number + i}) for i, config in enumerate(wanted)]
+
+    def _fits(self, config: TrialConfig, room: float) -> bool:
+        return self._estimate(config) <= room
+
+    def _estimate(self, config: TrialConfig) -> float:
+        return self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
+
+    def _illegal(self, config: TrialConfig) -> str | None:
+        pairs = {(model, pipeline): reason for model, pipeline, reason in self.plan.illegal}
+        if self._never_fits(config.model):
+            return f"no compression of {config.model} fits the budget"
+        return pairs.get((config.model, config.pipeline))
+
+    def _known(self, config: TrialConfig) -> TrialResult | None:
+        return next((r for r in self._told() if _same(r.config, config)), None)
+
+    def _done_already(self, config: TrialConfig) -> bool:
+        return any(_same(result.config, config) for result in self.results.values())
+
+    def _number(self) -> int:
+        taken = [*self.results, *(config.number for config in self.running.values())]
+        return max(taken, default=-1) + 1
+
+    # -- standing -----------------------------------------------------------------------------------------------
+
+    def _told(self) -> list[TrialResult]:
+        return [r for _, r in sorted(self.results.items()) if r.config.kind != "seed"]
+
+    def _counted(self) -> int:
+        return len(self._told())
+
+    def _enough(self) -> bool:
+        limit = self.plan.trials_limit
+        return limit is not None and self._counted() >= limit
+
+    def _values(self, result: TrialResult) -> list[float] | None:
+        """Return what Optuna is told: the objectives of the best feasible variant, or None where there is none."""
+        if result.state != "complete":
+            return None
+        own = [c for c in candidates(self.plan, [_as_search(result)]) if not c.violations]
+        if not own:
+            return None
+        sign = 1 if self.plan.higher_is_better else -1
+        best = max(own, key=lambda c: sign * c.seeds[0])
+        variant = next(v for v in result.variants if v.name == best.variant)
+        return [variant.validation.get(name, variant.costs.get(name, math.nan)) for name in self.plan.objectives]
+
+    def standing(self) -> Standing:
+        """Return how the search stands."""
+        counts: dict[TrialState, int] = {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
+        for result in self.results.values():
+            counts[result.state] += 1
+        best = best_trial = best_variant = None
+        if any(r.state == "complete" for r in self.results.values()):
+            chosen = select(self.plan, list(self.results.values()))
+            candidate = next(c for c in chosen.candidates if (c.trial, c.variant) == (chosen.trial, chosen.variant))
+            best, best_trial, best_variant = candidate.objective, chosen.trial, chosen.variant
+        default = self.results.get(0)
+        yardstick = next((v for v in default.variants if v.name == "none"), None) if default else None
+        value = yardstick.validation.get(self.plan.objective) if yardstick else None
+        return Standing(
+            counts, best, best_trial, best_variant, value, self.seconds_left(), self._counted(), self.plan.trials_limit
+        )
+
+    def importance(self) -> dict[str, float]:
+        """Return the share of the objective that each parameter explains, or nothing where too few trials are done."""
+        return self.study.importance()
+
+    # -- disk ---------------------------------------------------------------------------------------------------
+
+    def _disk_needed(self) -> float:
+        largest = max(model.size_bytes for model in self.plan.models)
+        return float(self.plan.storage_bytes + (1 + 2 * len(self.plan.variants)) * largest)
+
+    def _check_disk(self) -> None:
+        largest = max(model.size_bytes for model in self.plan.models)
+        needed = (2 + len(self.plan.variants)) * largest + 50_000_000
+        free = shutil.disk_usage(self.run.path).free
+        if free < needed:
+            raise RunFolderError(
+                f"{self.run.path}: {format_bytes(free)} of disk are free and a trial needs about {format_bytes(needed)}; "
+                "free some space, or give --run a folder on another disk, and run the same command again to go on"
+            )
+
+    def _drop_weights(self) -> None:
+        """Delete the files of variants that are not on the front."""
+        sizes: dict[tuple[int, str], int] = {}
+        for result in self.results.values():
+            for variant in result.variants:
+                if variant.folder:
+                    sizes[result.number, variant.name] = _folder_size(self.run.inside(variant.folder))
+        keep = weights_to_keep(self.plan, list(self.results.values()), sizes)
+        for result in self.results.values():
+            dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
+            for variant in dropped:
+                assert variant.folder is not None
+                folder = self.run.inside(variant.folder)
+                variant.folder = None
+                self.run.write_result(result)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _discard(self, number: int) -> None:
+        shutil.rmtree(self.run.trial(number), ignore_errors=True)
+
+
+class _Study:
+    """Optuna's study, fed from trial results, and a second one that decides early stopping.
+
+    The second holds no infeasible trials: a model that can't fit the budget must not stop smaller ones for being worse.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", module="optuna")
+        self.optuna, self.plan = optuna, plan
+        directions = ["maximize" if plan.higher_is_better else "minimize"]
+        directions += [
+            "maximize" if plan.metrics.get(name, {}).get("higher_is_better") else "minimize"
+            for name in plan.objectives[1:]
+        ]
+        self.study = optuna.create_study(directions=directions, sampler=_sampler(plan))
+        self.live: dict[int, optuna.trial.Trial] = {}
+        self.watch: dict[int, optuna.trial.Trial] = {}
+        self.restart_early_stopping([])
+
+    def ask(self, number: int) -> TrialConfig | None:
+        """Return the sampler's next proposal, or None where a grid is used up."""
+        if isinstance(self.study.sampler, self.optuna.samplers.GridSampler) and self.study.sampler.is_exhausted(
+            self.study
+        ):
+            return None
+        trial = self.study.ask()
+        config = self._suggest(trial, number, "search")
+        self.live[number] = trial
+        return config
+
+    def fixed(self, config: TrialConfig, number: int) -> TrialConfig:
+        """Enter a given configuration into the study."""
+        self.study.enqueue_trial({"model": config.model, "pipeline": config.pipeline, **config.params})
+        trial = self.study.ask()
+        self._suggest(trial, number, config.kind)
+        self.live[number] = trial
+        return config.model_copy(update={"number": number})
+
+    def _suggest(self, trial: optuna.trial.Trial, number: int, kind: Any) -> TrialConfig:
+        def value(name: str) -> Any:
+            domain: Domain = self.plan.domain(name)
+            if isinstance(domain, Float):
+                return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+            if isinstance(domain, Int):
+                return trial.suggest_int(name, domain.low, domain.high, log=domain.log)
+            # One choice is no question: it would only thin the sampler's model.
+            return domain.choices[0] if len(domain.choices) == 1 else trial.suggest_categorical(name, domain.choices)
+
+        model, pipeline = value("model"), value("pipeline")
+        augment = value("augment")
+        params = {"augment": augment}
+        params.update({name: value(name) for name in self.plan.parameters(pipeline, augment) if name != "augment"})
+        return TrialConfig(number=number, kind=kind, model=model, pipeline=pipeline, params=params, seed=self.plan.seed)
+
+    def behind(self, config: TrialConfig, epoch: float, value: float) -> bool:
+        """Report a validation and say whether the trial should stop; the default and further seeds never do."""
+        if len(self.plan.objectives) > 1 or config.kind == "seed" or math.isnan(value):
+            return False
+        trial = self.watch.get(config.number)
+        if trial is None:
+            trial = self.watch[config.number] = self.stopping.ask()
+        trial.report(value, _rung(epoch))
+        behind = trial.should_prune()
+        return behind and config.kind != "default"
+
+    def tell(self, result: TrialResult, values: Sequence[float] | None) -> None:
+        """Tell how a trial ended. What does not fit is PRUNED with its constraint: from FAIL, TPE learns nothing."""
+        trial = self.live.pop(result.number, None)
+        watched = self.watch.pop(result.number, None)
+        state = self.optuna.trial.TrialState
+        if watched is not None:
+            final = result.validation.get(self.plan.objective)
+            if result.state == "complete" and final is not None:
+                self.stopping.tell(watched, final)
+            else:
+                self.stopping.tell(watched, state=state.PRUNED if result.state == "pruned" else state.FAIL)
+        if trial is None or result.config.kind == "seed":
+            return
+        for limit in [
+            *(limit.key for limit in self.plan.budget),
+            *(["memory"] if "memory" in result.violations else []),
+        ]:
+            trial.set_constraint(limit, _constraint(result, limit))
+        if values is not None and all(math.isfinite(value) for value in values):
+            self.study.tell(trial, list(values))
+        elif result.state == "pruned":
+            if len(self.plan.objectives) == 1:
+                for point in result.curve:
+                    trial.report(point.validation[self.plan.objective], _rung(point.epoch))
+            self.study.tell(trial, state=state.PRUNED)
+        else:
+            self.study.tell(trial, state=state.FAIL if result.state == "failed" else state.PRUNED)
+
+    def reject(self, config: TrialConfig, reason: str) -> None:
+        """Tell that a configuration is not possible."""
+        trial = self.live.pop(config.number)
+        trial.set_constraint("legal", 1.0)
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
+
+    def forget(self, number: int) -> None:
+        """Take back a proposal that was not run."""
+        trial = self.live.pop(number, None)
+        if trial is not None:
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+        watched = self.watch.pop(number, None)
+        if watched is not None:
+            self.stopping.tell(watched, state=self.optuna.trial.TrialState.FAIL)
+
+    def replay(self, result: TrialResult) -> None:
+        """Enter a trial of an earlier call, as if it had just ended."""
+        try:
+            self.fixed(result.config, result.number)
+        except (ValueError, KeyError):
+            return
+        self._watch(result)
+        values = None
+        if result.state == "complete":
+            own = [c for c in candidates(self.plan, [_as_search(result)]) if not c.violations]
+            if own:
+                sign = 1 if self.plan.higher_is_better else -1
+                best = max(own, key=lambda c: sign * c.objective)
+                variant = next(v for v in result.variants if v.name == best.variant)
+                values = [variant.validation.get(n, variant.costs.get(n, math.nan)) for n in self.plan.objectives]
+        self.tell(result, values)
+
+    def restart_early_stopping(self, results: Iterable[TrialResult]) -> None:
+        """Begin the early stopping anew with the trials that compete."""
+        self.watch = {}
+        direction = "maximize" if self.plan.higher_is_better else "minimize"
+        self.stopping = self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))
+        for result in results:
+            self._watch(result)
+            watched = self.watch.pop(result.number, None)
+            if watched is not None:
+                final = result.validation.get(self.plan.objective)
+                pruned = self.optuna.trial.TrialState.PRUNED
+                if final is None or result.state == "pruned":
+                    self.stopping.tell(watched, state=pruned)
+                else:
+                    self.stopping.tell(watched, final)
+
+    def _watch(self, result: TrialResult) -> None:
+        if result.state in {"infeasible", "failed"}:
+            return
+        for point in result.curve:
+            self.behind(result.config, point.epoch, point.validation[self.plan.objective])
+
+    def importance(self) -> dict[str, float]:
+        """Return PED-ANOVA's importance (Watanabe et al. 2023), which keeps conditional parameters."""
+        done = [t for t in self.study.trials if t.state == self.optuna.trial.TrialState.COMPLETE]
+        if len(done) < 8 or len({t.values[0] for t in done}) < 3:
+            return {}
+        evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
+        target = (lambda t: t.values[0]) if len(self.plan.objectives) > 1 else None
+        try:
+            shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
+        except (ValueError, RuntimeError):
+            # Optuna refuses where no parameter varies among the trials.
+            return {}
+        return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
+
+
+def _constraint(result: TrialResult, key: str) -> float:
+    """Return Optuna's constraint value: above 0 where the limit is broken, by how much."""
+    if result.state == "complete" or key not in result.violations:
+        return 0.0 if result.state != "complete" else -1.0
+    return result.violations[key]
+
+
+def _rung(epoch: float) -> int:
+    """Return the resource of a validation in half epochs, alike for all configurations."""
+    return max(1, round(2 * epoch))
+
+
+def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    samplers, seed = optuna.samplers, plan.seed
+    match plan.sampler:
+        case "tpe":
+            return samplers.TPESampler(
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=6,
+                seed=seed,
+                warn_independent_sampling=False,
+            )
+        case "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=6, warn_independent_sampling=False)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=4, warn_independent_sampling=False)
+        case "nsga2":
+            return samplers.NSGAIISampler(seed=seed, population_size=12)
+        case "qmc":
+            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        case "grid":
+            return samplers.GridSampler(_grid(plan), seed=seed)
+        case _:
+            return samplers.RandomSampler(seed=seed)
+
+
+def _grid(plan: Plan) -> dict[str, list[Any]]:
+    """Return the grid: the choices of each parameter; of a range its ends and its default."""
+    grid: dict[str, list[Any]] = {}
+    for name in plan.space:
+        domain = plan.domain(name)
+        if isinstance(domain, Categorical):
+            if len(domain.choices) > 1:
+                grid[name] = list(domain.choices)
+        else:
+            grid[name] = sorted({domain.low, domain.default, domain.high})
+    return grid
+
+
+def _stopper(plan: Plan) -> optuna.pruners.BasePruner:
+    import optuna
+
+    pruners = optuna.pruners
+    match plan.early_stopping:
+        case "halving":
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        case "hyperband":
+            top = plan.domain("train.epochs")
+            most = top.high if isinstance(top, Int) else max(int(c) for c in top.choices)  # type: ignore[arg-type, union-attr]
+            return pruners.HyperbandPruner(min_resource=1, max_resource=max(2, 2 * most), reduction_factor=3)
+        case "median":
+            return pruners.MedianPruner(n_startup_trials=3)
+        case "wilcoxon":
+            return pruners.WilcoxonPruner(p_threshold=0.1)
+        case _:
+            return pruners.NopPruner()
+
+
+SCREEN_MARGIN = {"model_size_bytes": 1.005}
+"""Size is exact; a time or a memory has to be 25 % over its limit before a variant is given up untrained."""
+
+
+def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:
+    return costs.get(limit.column, 0.0) > limit.limit * SCREEN_MARGIN.get(limit.column, 1.25)
+
+
+def _same(one: TrialConfig, other: TrialConfig) -> bool:
+    return (one.model, one.pipeline, one.params, one.seed) == (other.model, other.pipeline, other.params, other.seed)
+
+
+def _as_search(result: TrialResult) -> TrialResult:
+    return result.model_copy(update={"config": result.config.model_copy(update={"kind": "search"})})
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _fatal(event: Event) -> AutoftError:
+    error: type[AutoftError] = next(
+        (
+            kind
+            for kind in AutoftError.__subclasses__()
+            if kind.exit_code == event.body["exit_code"] and kind is not AutoftError
+        ),
+        SearchFailed,
+    )
+    fatal = (
+        SearchFailed(event.body["message"])
+        if error.__init__ is not AutoftError.__init__
+        else error(event.body["message"])
+    )
+    return fatal

@@ -1,0 +1,146 @@
+"""Which variant of which trial is shipped: feasible, on the front, as good as the best, and cheap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from autoft.errors import NothingFeasible
+from autoft.plan import Plan, violations
+from autoft.rundir import Candidate, Selection, TrialResult
+
+__all__ = ["candidates", "dominates", "select", "weights_to_keep"]
+
+COST_COLUMNS = ("model_size_bytes", "latency_p50_ms")
+NOISE = 1.10
+"""Costs within this factor count as equal: latency of one and the same model differs by that much between measurements."""
+
+
+def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
+    """Return every scored variant of every trial, judged by the budget of the plan as it is now.
+
+    Variants of further seeds are folded into the trial that they repeat.
+    """
+    offered = {variant.name for variant in plan.variants}
+    found: dict[tuple[int, str], Candidate] = {}
+    for result in results:
+        if result.config.kind == "seed":
+            continue
+        for variant in result.variants:
+            value = variant.validation.get(plan.objective, math.nan)
+            if variant.name not in offered or math.isnan(value):
+                continue
+            found[result.number, variant.name] = Candidate(
+                trial=result.number,
+                variant=variant.name,
+                objective=value,
+                seeds=[value],
+                costs=variant.costs,
+                violations=violations(variant.costs, plan.budget),
+            )
+    for result in results:
+        if result.config.kind != "seed" or result.config.parent is None:
+            continue
+        for variant in result.variants:
+            candidate = found.get((result.config.parent, variant.name))
+            value = variant.validation.get(plan.objective, math.nan)
+            if candidate is not None and not math.isnan(value):
+                candidate.seeds.append(value)
+                candidate.objective = sum(candidate.seeds) / len(candidate.seeds)
+    feasible = [candidate for candidate in found.values() if not candidate.violations]
+    for candidate in feasible:
+        candidate.front = not any(dominates(other, candidate, plan) for other in feasible)
+    return list(found.values())
+
+
+def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
+    """Say whether ``one`` is at least as good in quality, size and latency, and better in one of them."""
+    mine, theirs = _vector(one, plan), _vector(other, plan)
+    return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+
+def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
+    """Choose what is shipped.
+
+    Among the feasible variants whose objective is within ``tolerance`` of the best, the cheapest by size times latency
+    is taken; where several cost the same, the best objective; and where these tie, the default. After finalists were
+    trained with further seeds, their means decide, among finalists only.
+
+    Raises:
+        NothingFeasible: no scored variant fits the budget.
+    """
+    everything = candidates(plan, results)
+    weights = {(r.number, v.name) for r in results for v in r.variants if v.folder}
+    feasible = [c for c in everything if not c.violations and (c.trial, c.variant) in weights]
+    if not feasible:
+        raise NothingFeasible(_nothing(plan, everything, results))
+    finalists = [c for c in feasible if len(c.seeds) > 1]
+    pool = finalists or feasible
+    sign = 1 if plan.higher_is_better else -1
+    best = max(sign * c.objective for c in pool)
+    near = [c for c in pool if sign * c.objective >= best - plan.tolerance]
+    cheapest = min(_cost(c) for c in near)
+    equal = [c for c in near if _cost(c) <= cheapest * NOISE]
+    chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))
+    why = f"validation {plan.objective} {chosen.objective:.4f}"
+    if len(chosen.seeds) > 1:
+        why += f" (mean of {len(chosen.seeds)} seeds)"
+    top = next(c for c in pool if sign * c.objective == best)
+    if (top.trial, top.variant) != (chosen.trial, chosen.variant):
+        why += (
+            f", within {plan.tolerance:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
+            f"and the cheapest of the {len(near)} variants there by size and latency"
+        )
+    else:
+        why += f", the best of {len(pool)} {'finalists' if finalists else 'feasible variants'}"
+    return Selection(
+        trial=chosen.trial, variant=chosen.variant, objective=plan.objective, reason=why, candidates=everything
+    )
+
+
+def weights_to_keep(
+    plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
+) -> set[tuple[int, str]]:
+    """Return which variants' files stay: the default's as the yardstick, the chosen one, and the front as space allows.
+
+    Args:
+        plan: with the storage limit.
+        results: of all trials.
+        sizes: bytes of the files that there are, by trial and variant.
+    """
+    yardstick = (0, "none")
+    keep = {yardstick} & set(sizes)
+    front = [c for c in candidates(plan, results) if c.front and (c.trial, c.variant) in sizes]
+    sign = 1 if plan.higher_is_better else -1
+    front.sort(key=lambda c: -sign * c.objective)
+    if front:
+        chosen = select(plan, results)
+        front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
+    used = sum(sizes[key] for key in keep)
+    for position, candidate in enumerate(front):
+        key = (candidate.trial, candidate.variant)
+        if key in keep:
+            continue
+        if position == 0 or used + sizes[key] <= plan.storage_bytes:
+            keep.add(key)
+            used += sizes[key]
+    return keep
+
+
+def _vector(candidate: Candidate, plan: Plan) -> tuple[float, ...]:
+    quality = -candidate.objective if plan.higher_is_better else candidate.objective
+    return (quality, *(candidate.costs.get(column, math.inf) for column in COST_COLUMNS))
+
+
+def _cost(candidate: Candidate) -> float:
+    return math.prod(candidate.costs.get(column, 1.0) for column in COST_COLUMNS)
+
+
+def _nothing(plan: Plan, everything: Sequence[Candidate], results: Sequence[TrialResult]) -> str:
+    limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget) or "none"
+    if not results:
+        return "no trial was finished: give the search more time"
+    if not everything and not any(result.variants for result in results):
+        reasons = sorted({result.reason or result.state for result in results})
+        return f"no trial left a model: {'; '.join(reasons)}"
+    return f"nothing that was tried fits the budget ({limits})"

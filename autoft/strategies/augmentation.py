@@ -1,0 +1,413 @@
+"""Augmentation of texts by words and characters, in any script and without a lexical resource.
+
+A text is cut into words and the gaps between them (spaces, punctuation, emoji). Words move, go and come; gaps stay where
+they are, so that punctuation keeps its place. In scripts without spaces (Chinese, Japanese, Thai and their neighbours)
+each character counts as a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import re
+import unicodedata
+from abc import abstractmethod
+from bisect import bisect
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
+
+from autoft.contracts import Augmenter, Refusal, Row, Target, TaskCard
+from autoft.space import Float, SearchSpace
+
+__all__ = [
+    "CharacterNoise",
+    "RandomDeletion",
+    "RandomInsertion",
+    "RandomReplacement",
+    "RandomSwap",
+    "TextAugmenter",
+    "Vocabulary",
+    "split_words",
+]
+
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_KEYBOARD = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_MAX_ROWS = 100_000
+_MAX_WORDS = 50_000
+
+
+class TextAugmenter(Augmenter):
+    """What the augmenters of text share: they rewrite the input columns of kind ``text``, each text by itself."""
+
+    space: ClassVar[SearchSpace] = {"rate": Float(0.02, 0.3, default=0.1)}
+    published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"rate": 0.1}, {"rate": 0.05})
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse tasks with a column that a change of the text would make wrong, and tasks without text."""
+        card = target.task.card
+        for column in card.columns:
+            if column.kind in self.invalidates:
+                return Refusal(
+                    f"{self.name}: would make the column {column.role!r} of {card.name} wrong, "
+                    f"as its kind {column.kind!r} refers to words or places of the text"
+                )
+        if not self._roles(card):
+            kinds = ", ".join(sorted(self.rewrites))
+            return Refusal(f"{self.name}: rewrites columns of kind {kinds}, and {card.name} reads none")
+        return None
+
+    def augment(
+        self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
+    ) -> Row:
+        """Return a copy of the row with each text of its inputs rewritten; a text never becomes empty.
+
+        Args:
+            row: the example; absent and empty texts are left.
+            card: says which columns are text.
+            rng: all randomness comes from it.
+            params: ``rate``, the share of words (for :class:`CharacterNoise`, of characters) to change.
+            learned: as :meth:`learn` returned it; without it, words are drawn from the row itself.
+        """
+        changed = dict(row)
+        for role in self._roles(card):
+            text = row.get(role)
+            if isinstance(text, str) and text:
+                changed[role] = self.rewrite(text, rng, float(params["rate"]), learned)
+        return changed
+
+    @abstractmethod
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the changed text, of which nothing is empty unless ``text`` is."""
+
+    def _roles(self, card: TaskCard) -> list[str]:
+        return [column.role for column in card.inputs if column.kind in self.rewrites]
+
+
+class _VocabularyAugmenter(TextAugmenter):
+    """One that draws new words from the training texts."""
+
+    def learn(self, rows: Sequence[Row], card: TaskCard) -> Vocabulary:
+        """Return the vocabulary of the training rows; at most 100,000 rows, evenly spread, are read."""
+        step = max(1, math.ceil(len(rows) / _MAX_ROWS))
+        texts = (row.get(role) for row in rows[::step] for role in self._roles(card))
+        return Vocabulary.of([text for text in texts if isinstance(text, str)])
+
+
+class RandomInsertion(_VocabularyAugmenter):
+    """Insert words at random places: ``max(1, rate x words)`` of them, drawn by their frequency in the training texts.
+
+    Method: random insertion of EDA (Wei and Zou 2019, arXiv:1901.11196), which inserts WordNet synonyms of the text's
+    own words. Words of the training texts stand in for synonyms here, so that every language is served.
+    """
+
+    name: ClassVar[str] = "random-insertion"
+    summary: ClassVar[str] = "insert words of the training texts at random places"
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the text with words inserted; its own characters keep their order."""
+        words, gaps = split_words(text)
+        vocabulary = learned or Vocabulary.of([text])
+        if not words or not vocabulary.words:
+            return text
+        for _ in range(_count(rate, words)):
+            at, word = rng.randint(0, len(words)), vocabulary.draw(rng)
+            before, after = gaps[at], ""
+            if at < len(words):
+                after = _separator(word, words[at])
+                if not before and at > 0:
+                    before = _separator(words[at - 1], word)
+            else:
+                # Behind the last word, but in front of the final punctuation.
+                before, after = _separator(words[-1], word), gaps[-1]
+            words.insert(at, word)
+            gaps[at : at + 1] = [before, after]
+        return _join(words, gaps)
+
+
+class RandomDeletion(TextAugmenter):
+    """Delete each word with probability ``rate``; one is always left.
+
+    Method: random deletion of EDA (Wei and Zou 2019, arXiv:1901.11196).
+    """
+
+    name: ClassVar[str] = "random-deletion"
+    summary: ClassVar[str] = "delete random words"
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the text with words deleted; the characters left keep their order."""
+        words, gaps = split_words(text)
+        kept = [rng.random() >= rate for _ in words]
+        if words and not any(kept):
+            kept[rng.randrange(len(words))] = True
+        left: list[str] = []
+        between = gaps[:1]
+        for index, (word, keep) in enumerate(zip(words, kept, strict=True)):
+            if keep:
+                left.append(word)
+                between.append(gaps[index + 1])
+            else:
+                last = index == len(words) - 1
+                between[-1] = _joined_gap(between[-1], gaps[index + 1], first=not left, last=last)
+        return _join(*_spaced(left, between))
+
+
+class RandomSwap(TextAugmenter):
+    """Swap two random words, ``max(1, rate x words)`` times.
+
+    Method: random swap of EDA (Wei and Zou 2019, arXiv:1901.11196).
+    """
+
+    name: ClassVar[str] = "random-swap"
+    summary: ClassVar[str] = "swap random words"
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the text with words swapped; all else keeps its place."""
+        words, gaps = split_words(text)
+        if len(words) < 2:
+            return text
+        for _ in range(_count(rate, words)):
+            first, second = rng.sample(range(len(words)), 2)
+            words[first], words[second] = words[second], words[first]
+        return _join(*_spaced(words, gaps))
+
+
+class RandomReplacement(_VocabularyAugmenter):
+    """Replace words that say little by other words that say little; ``rate`` of the words on average.
+
+    Method: TF-IDF word replacement of UDA (Xie et al. 2020, arXiv:1904.12848, appendix B). With C the largest TF-IDF
+    of the text, a word is replaced with a probability in proportion to C - TF-IDF(word), so that keywords stay. New
+    words are drawn in proportion to S - score(word), where score sums a word's TF-IDF over the training texts and S is
+    the largest score, so that keywords of the corpus do not slip in.
+    """
+
+    name: ClassVar[str] = "random-replacement"
+    summary: ClassVar[str] = "replace uninformative words by uninformative words of the training texts (TF-IDF)"
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the text with words replaced; their number and all between them stays."""
+        words, gaps = split_words(text)
+        vocabulary = learned or Vocabulary.of([text])
+        if not words or not vocabulary.words:
+            return text
+        chances = vocabulary.replacement_chances(words, rate)
+        new = [
+            vocabulary.draw_uninformative(rng) if rng.random() < chance else word
+            for word, chance in zip(words, chances, strict=True)
+        ]
+        return _join(*_spaced(new, gaps))
+
+
+class CharacterNoise(TextAugmenter):
+    """Make typing errors in ``rate`` of the letters: swap two, drop one, hit a neighbouring key, or hit it as well.
+
+    Method: the swap and keyboard noise of Belinkov and Bisk 2018 (arXiv:1711.02173, section 3.2), who leave the first
+    and last letter and words of three letters or fewer untouched, with the two other classes of single errors of
+    Damerau 1964 (omission and insertion). Keys are those of a QWERTY keyboard; letters that it does not have are
+    swapped or dropped. In scripts without spaces the same is done between neighbouring characters. Digits stay.
+    """
+
+    name: ClassVar[str] = "character-noise"
+    summary: ClassVar[str] = "make typing errors inside words"
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+        """Return the text with errors in it; every run of letters keeps one at least."""
+        return _letter_runs().sub(lambda run: _mistype(run.group(), rng, rate), text)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of the training texts, with what it takes to draw them quickly.
+
+    Attributes:
+        words: the most frequent first, 50,000 at most.
+        by_frequency: running sums of the words' counts.
+        by_score: running sums of ``S - score``, as :class:`RandomReplacement` defines them.
+        idf: inverse document frequency ``log(texts / texts with the word)`` of each word.
+        unseen_idf: of a word that no training text has; as if one had it.
+    """
+
+    words: tuple[str, ...]
+    by_frequency: tuple[int, ...]
+    by_score: tuple[float, ...]
+    idf: Mapping[str, float]
+    unseen_idf: float
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Vocabulary:
+        """Return the vocabulary of some texts, in one pass over them."""
+        count: Counter[str] = Counter()
+        documents: Counter[str] = Counter()
+        frequency: defaultdict[str, float] = defaultdict(float)  # summed over texts: occurrences / words of the text
+        for text in texts:
+            words = _word().findall(text)
+            own = Counter(words)
+            count.update(own)
+            documents.update(own.keys())
+            for word, times in own.items():
+                frequency[word] += times / len(words)
+        common = count.most_common(_MAX_WORDS)
+        total = max(1, len(texts))
+        idf = {word: math.log(total / documents[word]) for word, _ in common}
+        scores = [frequency[word] * idf[word] for word, _ in common]
+        largest = max(scores, default=0.0)
+        return cls(
+            words=tuple(word for word, _ in common),
+            by_frequency=tuple(accumulate(times for _, times in common)),
+            by_score=tuple(accumulate(largest - score for score in scores)),
+            idf=idf,
+            unseen_idf=math.log(total),
+        )
+
+    def draw(self, rng: random.Random) -> str:
+        """Return a word, as often as the training texts have it."""
+        return self.words[bisect(self.by_frequency, rng.random() * self.by_frequency[-1], 0, len(self.words) - 1)]
+
+    def draw_uninformative(self, rng: random.Random) -> str:
+        """Return a word, the more likely the less it says; evenly where all say the same."""
+        total = self.by_score[-1]
+        if total <= 0:
+            return self.words[rng.randrange(len(self.words))]
+        return self.words[bisect(self.by_score, rng.random() * total, 0, len(self.words) - 1)]
+
+    def replacement_chances(self, words: Sequence[str], rate: float) -> list[float]:
+        """Return for each word of a text the probability of being replaced; their mean is ``rate`` or less."""
+        times = Counter(words)
+        informative = [times[word] / len(words) * self.idf.get(word, self.unseen_idf) for word in words]
+        slack = [max(informative) - value for value in informative]
+        mean = sum(slack) / len(slack)
+        if mean <= 0:
+            return [rate] * len(words)
+        return [min(1.0, rate * value / mean) for value in slack]
+
+
+def split_words(text: str) -> tuple[list[str], list[str]]:
+    """Return the ``n`` words of a text and the ``n + 1`` gaps around them.
+
+    A word keeps its inner apostrophes and hyphens, a number its inner points and commas, a hashtag or mention its
+    mark; a web address is one word. Everything else (spaces, quotes, punctuation, emoji) lies in the gaps.
+    """
+    words: list[str] = []
+    gaps: list[str] = []
+    end = 0
+    for match in _word().finditer(text):
+        words.append(match.group())
+        gaps.append(text[end : match.start()])
+        end = match.end()
+    return words, [*gaps, text[end:]]
+
+
+def _join(words: Sequence[str], gaps: Sequence[str]) -> str:
+    return "".join(part for pair in zip(gaps, [*words, ""], strict=True) for part in pair)
+
+
+def _count(rate: float, words: Sequence[str]) -> int:
+    return max(1, int(rate * len(words)))
+
+
+def _joined_gap(left: str, right: str, first: bool, last: bool) -> str:
+    """Return the gap that is left of two when the word between them goes: of two spaces, one."""
+    if first:
+        return left + right.lstrip()
+    if last:
+        return left.rstrip() + right
+    if not left or (right and left.isspace()):
+        return right
+    return left if right.isspace() else left + right
+
+
+def _separator(left: str, right: str) -> str:
+    return "" if _is_unspaced(left[-1]) and _is_unspaced(right[0]) else " "
+
+
+def _spaced(words: list[str], gaps: list[str]) -> tuple[list[str], list[str]]:
+    """Return the gaps with a space where words of a spaced script would grow together."""
+    inner = [gap or _separator(left, right) for gap, (left, right) in zip(gaps[1:-1], pairwise(words), strict=True)]
+    return words, [gaps[0], *inner, gaps[-1]]
+
+
+def _is_unspaced(character: str) -> bool:
+    return re.match(f"[{_UNSPACED}]", character) is not None
+
+
+@functools.cache
+def _marks() -> str:
+    """Return the combining marks of the basic plane as ranges: part of a letter, but no letters to ``re``."""
+    codes = {code for code in range(0x10000) if unicodedata.category(chr(code)) in {"Mn", "Mc"}}
+    starts = sorted(code for code in codes if code - 1 not in codes)
+    ends = sorted(code for code in codes if code + 1 not in codes)
+    return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    marks = _marks()
+    # A mark alone is no word: emoji carry some.
+    letters = rf"(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])[\w{marks}])*"
+    return re.compile(
+        r"https?://\S+"
+        rf"|[{_UNSPACED}][{marks}]*"
+        r"|\d+(?:[.,:]\d+)+"
+        rf"|[#@]?{letters}(?:['’ʼ‐-]{letters})*"
+    )
+
+
+@functools.cache
+def _letter_runs() -> re.Pattern[str]:
+    """Runs of letters of a spaced script, or of characters of an unspaced one, each with its marks."""
+    marks = _marks()
+    return re.compile(rf"(?:[{_UNSPACED}][{marks}]*)+|(?:(?![{_UNSPACED}])[^\W\d_][{marks}]*)+")
+
+
+@functools.cache
+def _letters() -> re.Pattern[str]:
+    return re.compile(rf".[{_marks()}]*", re.DOTALL)
+
+
+@functools.cache
+def _neighbours() -> Mapping[str, str]:
+    """Return the letters around each letter of a QWERTY keyboard, whose rows are set off by about half a key."""
+    around: dict[str, str] = {}
+    for index, keys in enumerate(_KEYBOARD):
+        for at, key in enumerate(keys):
+            near = [(index, at - 1), (index, at + 1), (index - 1, at), (index - 1, at + 1)]
+            near += [(index + 1, at - 1), (index + 1, at)]
+            found = [_KEYBOARD[i][j] for i, j in near if 0 <= i < len(_KEYBOARD) and 0 <= j < len(_KEYBOARD[i])]
+            around[key] = "".join(other for other in found if other.isalpha())
+    return around
+
+
+def _mistype(run: str, rng: random.Random, rate: float) -> str:
+    letters = _letters().findall(run)
+    unspaced = _is_unspaced(letters[0])
+    # Belinkov and Bisk leave short words, and the ends of long ones, as they are.
+    if len(letters) < (2 if unspaced else 4):
+        return run
+    at, end = (0, len(letters)) if unspaced else (1, len(letters) - 1)
+    typed = letters[:at]
+    while at < end:
+        letter = letters[at]
+        at += 1
+        if rng.random() >= rate:
+            typed.append(letter)
+            continue
+        keys = _neighbours().get(letter.lower(), "")
+        errors = ["omit", *(["swap"] if at < end else []), *(["key", "extra"] if keys else [])]
+        error = rng.choice(errors)
+        if error == "swap":
+            typed += [letters[at], letter]
+            at += 1
+        elif error != "omit":
+            key = rng.choice(keys)
+            key = key.upper() if letter.isupper() else key
+            typed += [key] if error == "key" else [letter, key]
+    return "".join(typed + letters[end:]) or rng.choice(letters)

@@ -1,0 +1,251 @@
+"""LoRA: small trained matrices beside frozen weights, through PEFT."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from autoft.contracts import Adapter, Refusal, State, Target
+from autoft.errors import ModelError
+from autoft.space import Categorical, Float, Int, SearchSpace
+from autoft.strategies.head_only import CONVOLUTIONAL, Head, find_head
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+
+__all__ = ["Lora", "find_targets"]
+
+_TASK_TYPES = {
+    "causal-lm": "CAUSAL_LM",
+    "feature-extraction": "FEATURE_EXTRACTION",
+    "question-answering": "QUESTION_ANS",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+}
+_ADAPTER = "default"
+
+
+class Lora(Adapter):
+    """Train low-rank updates ``(alpha / rank) B A`` of frozen linear layers, and the task's head in full.
+
+    Method: Hu et al. 2021 (arXiv:2106.09685). Published settings that the space and the first trials rest on:
+
+    - RoBERTa on GLUE: rank 8, alpha 8, learning rate 4e-4 to 5e-4, attention's query and value (Hu et al., table 9);
+      here ``targets=attention`` takes all linear layers of the attention blocks.
+    - QLoRA: rank 64, alpha 16, dropout 0.1, learning rate 2e-4, all linear layers of the blocks, which it found
+      necessary to match full fine-tuning (Dettmers et al. 2023, arXiv:2305.14314, section 4 and appendix B).
+    - alpha = 2 rank and all linear layers (Biderman et al. 2024, arXiv:2405.09673).
+    - ``rslora`` scales by ``alpha / sqrt(rank)``, which keeps larger ranks from learning more slowly
+      (Kalajdzievski 2023, arXiv:2312.03732).
+
+    The best learning rate lies about ten times above that of full fine-tuning.
+    """
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "train low-rank matrices beside frozen linear layers, and the head"
+    space: ClassVar[SearchSpace] = {
+        "learning_rate": Float(5e-5, 5e-3, default=5e-4, log=True),
+        "rank": Int(4, 64, default=16, log=True),
+        "alpha": Int(8, 128, default=32, log=True),
+        "dropout": Float(0.0, 0.2, default=0.05),
+        "targets": Categorical(("all-linear", "attention")),
+        "rslora": Categorical((False, True)),
+    }
+    published: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"learning_rate": 5e-4, "rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear", "rslora": False},
+        {"learning_rate": 5e-4, "rank": 8, "alpha": 8, "dropout": 0.0, "targets": "attention", "rslora": False},
+        {"learning_rate": 2e-4, "rank": 64, "alpha": 16, "dropout": 0.1, "targets": "all-linear", "rslora": False},
+    )
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "quantized"})
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse models without linear layers in the body."""
+        model_type = target.config.get("model_type")
+        if model_type in CONVOLUTIONAL:
+            return Refusal(f"lora: {model_type} has no linear layers outside its head to adapt; use full or head-only")
+        return None
+
+    def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
+        """Return a ``PeftModel`` over the model: the LoRA matrices and the head trainable, the rest frozen.
+
+        Raises:
+            ModelError: no layer of the chosen kind is found, or PEFT would train other modules than the head.
+        """
+        from peft import LoraConfig
+
+        head = find_head(model)
+        targets = find_targets(model, params["targets"], head)
+        if not targets:
+            cure = "pin lora.targets to all-linear" if params["targets"] == "attention" else "use full or head-only"
+            raise ModelError(
+                f"lora: {type(model).__name__} of {target.source.name} has no linear layers for "
+                f"lora.targets={params['targets']}; {cure}"
+            )
+        config = LoraConfig(
+            r=params["rank"],
+            lora_alpha=params["alpha"],
+            lora_dropout=params["dropout"],
+            use_rslora=params["rslora"],
+            task_type=_task_type(model, target),
+            # A pattern over full names: PEFT compares the names of a list as suffixes, and would hit others too.
+            target_modules="|".join(re.escape(name) for name in targets),
+            # PEFT compares these with the ends of "base_model.model.<name>".
+            modules_to_save=[f"model.{name}" for name in head.modules] or None,
+        )
+        adapted: PeftModel = _with_adapter(model, config)
+        for name, parameter in adapted.get_base_model().named_parameters():
+            if name in head.bare:
+                parameter.requires_grad_(True)
+        _verify_trained(adapted, head, target)
+        attached: torch.nn.Module = adapted
+        return attached
+
+    def merge(
+        self, model: torch.nn.Module, base: Callable[[], torch.nn.Module] | None, target: Target
+    ) -> torch.nn.Module:
+        """Return the plain transformers model with the updates added to its weights, in evaluation mode.
+
+        Never merges into quantized weights: on a CPU that gives unrelated predictions and no error. With ``base``
+        the adapter, the head and all else that the dense base may lack are copied to it and merged there; without
+        it the given model is taken apart and is used up.
+
+        Raises:
+            ModelError: the model's own base is quantized and ``base`` is None, or the base does not fit the adapter.
+        """
+        adapted: PeftModel = model
+        if base is None:
+            if any(not parameter.is_floating_point() for parameter in model.parameters()):
+                raise ModelError(
+                    f"lora: the base of {target.source.name} is quantized; merging needs a dense base to merge into"
+                )
+        else:
+            adapted = self._onto(base(), model, target)
+        merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
+        return merged.eval()
+
+    def _onto(self, base: torch.nn.Module, trained: PeftModel, target: Target) -> PeftModel:
+        """Return the dense base with the trained adapter on top."""
+        from peft import LoraConfig
+
+        given = trained.peft_config[_ADAPTER]
+        config = LoraConfig(
+            r=given.r,
+            lora_alpha=given.lora_alpha,
+            lora_dropout=given.lora_dropout,
+            use_rslora=given.use_rslora,
+            task_type=given.task_type,
+            target_modules=given.target_modules,
+            modules_to_save=given.modules_to_save,
+        )
+        fresh = _with_adapter(base, config)
+        _copy_learned(trained, fresh, target)
+        return fresh
+
+
+def find_targets(model: torch.nn.Module, kind: str, head: Head) -> tuple[str, ...]:
+    """Return the names of the linear layers to adapt, found by looking at the modules.
+
+    Args:
+        model: a transformers model, dense or quantized by bitsandbytes.
+        kind: ``all-linear`` for every linear layer of the body, ``attention`` for those inside attention blocks.
+        head: the task's part, which is trained in full and never adapted.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    found = []
+    attention: set[str] = set()
+    combined: set[str] = set()
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if parent in attention or (name and _is_attention(name, module)):
+            attention.add(name)
+        if isinstance(module, nn.MultiheadAttention) or parent in combined:
+            # torch's own attention reads the weights of its output layer and never calls it.
+            combined.add(name)
+        elif (
+            isinstance(module, nn.Linear | Conv1D)
+            and module is not output
+            and not any(name == part or name.startswith(f"{part}.") for part in head.modules)
+            and (kind == "all-linear" or name in attention)
+        ):
+            found.append(name)
+    return tuple(found)
+
+
+def _is_attention(name: str, module: torch.nn.Module) -> bool:
+    words = (name.rpartition(".")[2].lower(), type(module).__name__.lower())
+    return any("attention" in word or "attn" in word for word in words)
+
+
+def _task_type(model: torch.nn.Module, target: Target) -> str | None:
+    """Return PEFT's task type, or None where its wrapper would pass arguments that the model does not know."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or model.main_input_name != "input_ids":
+        return None
+    return _TASK_TYPES.get(target.task.card.architecture)
+
+
+def _with_adapter(model: torch.nn.Module, config: LoraConfig) -> PeftModel:
+    from peft import get_peft_model
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    pattern = re.compile(str(config.target_modules))
+    layers = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    # bitsandbytes makes nn.Linear out of GPT-2's Conv1D, so the layout is a matter of the base at hand.
+    config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
+    with warnings.catch_warnings():
+        if any(isinstance(layer, nn.Linear) for layer in layers):
+            # In a model with both kinds PEFT sets the layout layer by layer, and warns each time.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        return get_peft_model(model, config, adapter_name=_ADAPTER)
+
+
+def _verify_trained(adapted: PeftModel, head: Head, target: Target) -> None:
+    from peft.utils import ModulesToSaveWrapper
+
+    prefix = "base_model.model."
+    wrapped = {
+        name.removeprefix(prefix)
+        for name, module in adapted.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    if wrapped != set(head.modules):
+        raise ModelError(
+            f"lora: PEFT trains {sorted(wrapped)} of {target.source.name} beside the adapter, "
+            f"where the task's head is {sorted(head.modules)}; use full or head-only"
+        )
+
+
+def _copy_learned(trained: PeftModel, fresh: PeftModel, target: Target) -> None:
+    """Copy the adapter, the head and whatever else of the trained model is not the checkpoint's quantized weights.
+
+    Frozen parts go along because some are made newly in each load (a pooler that the checkpoint lacks), and buffers
+    because training moves some (running means). A frozen weight of lower precision than the base's is left: it is
+    the checkpoint's own, rounded.
+    """
+    import torch
+
+    source = {**dict(trained.named_parameters()), **dict(trained.named_buffers())}
+    learned = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    goal = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+    unfit = sorted(name for name in learned if name not in goal or goal[name].shape != source[name].shape)
+    if unfit:
+        raise ModelError(
+            f"lora: the dense base of {target.source.name} has no place for what was trained: {', '.join(unfit[:5])}"
+        )
+    with torch.no_grad():
+        for name, to in goal.items():
+            value = source.get(name)
+            if value is None or value.shape != to.shape or value.is_floating_point() != to.is_floating_point():
+                continue
+            if name in learned or value.element_size() >= to.element_size():
+                to.copy_(value)

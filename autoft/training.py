@@ -1,0 +1,308 @@
+"""The one training loop, on Accelerate: AdamW, schedules, clipping, accumulation, bf16, length-grouped batches."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoft.contracts import Row, Task, TaskCard, TaskContext
+from autoft.contracts.strategy import Augmenter
+from autoft.data import Features, grouped_batches
+from autoft.hardware import peak_resident_bytes, reset_peak_resident
+from autoft.rundir import CurvePoint
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Augmentation", "Progress", "TrainOutcome", "learning_rate_factor", "train"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training rows are changed: each row by chance, anew in every epoch."""
+
+    augmenter: Augmenter
+    params: Mapping[str, Any]
+    learned: Any
+    probability: float = 0.5
+
+    def rows(self, rows: Sequence[Row], card: TaskCard, rng: random.Random) -> list[Row]:
+        """Return the rows, some of them changed."""
+        return [
+            self.augmenter.augment(row, card, rng, self.params, self.learned)
+            if rng.random() < self.probability
+            else row
+            for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is, for the display: samples seen of how many, and samples a second."""
+
+    samples: int
+    total: int
+    rate: float
+
+
+@dataclass
+class TrainOutcome:
+    """What a training left; the model holds the weights of the best checkpoint."""
+
+    curve: list[CurvePoint] = field(default_factory=list)
+    best: CurvePoint | None = None
+    stopped: bool = False
+    """The callback asked to stop."""
+    out_of_time: bool = False
+    seconds: float = 0.0
+    validate_seconds: float = 0.0
+    memory_bytes: int = 0
+
+
+def learning_rate_factor(schedule: str, step: int, total: int, warmup: int) -> float:
+    """Return what the peak learning rate is multiplied with at a step.
+
+    Args:
+        schedule: ``constant``, ``linear``, ``cosine`` (half a period, Loshchilov & Hutter 2017), ``inverse-sqrt``
+            (Vaswani et al. 2017) or ``plateau`` (constant here; halved when validation stalls).
+        step: optimiser steps done.
+        total: optimiser steps of the whole training.
+        warmup: optimiser steps in which the rate rises linearly from 0 to its peak.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule in {"constant", "plateau"}:
+        return 1.0
+    if schedule == "inverse-sqrt":
+        start = max(warmup, 1)
+        return math.sqrt(start / max(step, start))
+    share = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "linear":
+        return 1.0 - share
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * share))
+    raise ValueError(f"unknown schedule {schedule!r}")
+
+
+def train(
+    model: torch.nn.Module,
+    *,
+    task: Task,
+    context: TaskContext,
+    features: Features | None,
+    rows: Sequence[Row],
+    augmentation: Augmentation | None,
+    learning_rate: float,
+    precision: str,
+    objective: str,
+    higher_is_better: bool,
+    validate: Callable[[torch.nn.Module], dict[str, float]],
+    on_validation: Callable[[CurvePoint], bool],
+    on_progress: Callable[[Progress], None],
+    deadline: float | None = None,
+) -> TrainOutcome:
+    """Train a model and leave it with the weights of its best validation.
+
+    Args:
+        model: its trainable parameters require gradients.
+        task: gives batches and the loss.
+        context: with the trial's parameters (``train.*``), seed, device and processor.
+        features: encoded training rows; None where augmentation encodes them anew each epoch.
+        rows: training rows, needed with augmentation.
+        augmentation: how rows are changed, or None.
+        learning_rate: at its peak.
+        precision: ``bf16`` or ``fp32``.
+        objective: the validation metric that picks the best checkpoint.
+        higher_is_better: its direction.
+        validate: returns the validation metrics of the model as it is.
+        on_validation: told every validation; True stops the training.
+        on_progress: told about once a second.
+        deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
+
+    Raises:
+        FloatingPointError: the loss is not a finite number.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    params = context.params
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    accumulation = int(params["train.gradient_accumulation"])
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=accumulation,
+        cpu=context.device == "cpu",
+    )
+    outcome = TrainOutcome()
+    reset_peak_resident()
+    if context.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    batch_size, epochs = int(params["train.batch_size"]), int(params["train.epochs"])
+    count = len(rows)
+    batches_per_epoch = math.ceil(count / batch_size)
+    steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
+    total_steps = steps_per_epoch * epochs
+    optimizer = _optimizer(model, learning_rate, float(params["train.weight_decay"]))
+    schedule = str(params["train.schedule"])
+    warmup = round(float(params["train.warmup"]) * total_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(schedule, step, total_steps, warmup)
+    )
+    plateau = _Plateau(optimizer, scheduler, higher_is_better) if schedule == "plateau" else None
+    original = model
+    # Placement and autocast only: the optimiser stays plain so that its fused step is not wrapped.
+    model = accelerator.prepare_model(model, device_placement=not getattr(model, "is_quantized", False))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rng = np.random.default_rng(context.seed)
+    marks = _validation_marks(batches_per_epoch)
+    best_weights: dict[str, torch.Tensor] = {}
+    seen, losses, shown = 0, [], 0.0
+    begin = time.monotonic()
+    end = False
+    for epoch in range(epochs):
+        model.train()
+        batches = _epoch_batches(task, context, features, rows, augmentation, batch_size, rng, epoch)
+        for index, (batch, size) in enumerate(batches):
+            last = index + 1 == batches_per_epoch
+            group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
+            with accelerator.autocast():
+                loss = task.loss(model, {k: v.to(accelerator.device) for k, v in batch.items()}, context)
+            losses.append(loss.detach())
+            accelerator.backward(loss * (accumulation / group) if group != accumulation else loss)
+            if (index + 1) % accumulation == 0 or last:
+                torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+            seen += size
+            now = time.monotonic()
+            if now - shown >= 1.0:
+                shown = now
+                on_progress(Progress(seen, count * epochs, seen / max(now - begin, 1e-6)))
+            out_of_time = deadline is not None and now > deadline
+            if index + 1 in marks or out_of_time:
+                mean_loss = float(torch.stack(losses).mean())
+                losses.clear()
+                if not math.isfinite(mean_loss):
+                    raise FloatingPointError(
+                        f"the loss became {mean_loss} after {seen} samples; lower the learning rate ({learning_rate:g})"
+                    )
+                started = time.monotonic()
+                figures = validate(original)
+                outcome.validate_seconds += time.monotonic() - started
+                model.train()
+                point = CurvePoint(
+                    samples=seen,
+                    epoch=seen / count,
+                    seconds=time.monotonic() - begin,
+                    train_loss=mean_loss,
+                    learning_rate=float(scheduler.get_last_lr()[0]),
+                    validation=figures,
+                )
+                outcome.curve.append(point)
+                if _better(point, outcome.best, objective, higher_is_better):
+                    outcome.best = point
+                    best_weights = _snapshot(original)
+                if plateau is not None:
+                    plateau.step(figures[objective])
+                outcome.stopped = on_validation(point)
+                outcome.out_of_time = out_of_time
+                end = outcome.stopped or out_of_time
+            if end:
+                break
+        if end:
+            break
+    outcome.seconds = time.monotonic() - begin
+    outcome.memory_bytes = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if outcome.best is not outcome.curve[-1]:
+        _restore(original, best_weights)
+    original.zero_grad(set_to_none=True)
+    original.eval()
+    return outcome
+
+
+def _epoch_batches(
+    task: Task,
+    context: TaskContext,
+    features: Features | None,
+    rows: Sequence[Row],
+    augmentation: Augmentation | None,
+    batch_size: int,
+    rng: np.random.Generator,
+    epoch: int,
+) -> Iterator[tuple[dict[str, Any], int]]:
+    if augmentation is not None:
+        chance = random.Random(f"{context.seed}-{epoch}")
+        encoded: Any = task.encode(augmentation.rows(rows, task.card, chance), context)
+        lengths = np.asarray([task.length(feature) for feature in encoded])
+    else:
+        assert features is not None
+        encoded, lengths = features, features.lengths
+    for indices in grouped_batches(lengths, batch_size, rng):
+        yield task.collate([encoded[int(i)] for i in indices], context), len(indices)
+
+
+def _validation_marks(batches: int) -> set[int]:
+    """Return after which batches of an epoch to validate: at its end, and in the middle of long epochs."""
+    return {batches, batches // 2} if batches >= 60 else {batches}
+
+
+def _optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    import torch
+
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    fused = all(p.device.type in {"cpu", "cuda", "mps"} and p.is_floating_point() for p in [*decayed, *plain])
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
+
+
+class _Plateau:
+    """Halves the learning rate when a validation brings no improvement."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, higher_is_better: bool) -> None:
+        self.optimizer, self.scheduler, self.higher_is_better = optimizer, scheduler, higher_is_better
+        self.best: float | None = None
+
+    def step(self, value: float) -> None:
+        improved = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
+        if improved:
+            self.best = value
+        else:
+            # LambdaLR multiplies its base rates, so these are what has to fall.
+            self.scheduler.base_lrs = [rate / 2 for rate in self.scheduler.base_lrs]
+
+
+def _better(point: CurvePoint, best: CurvePoint | None, objective: str, higher_is_better: bool) -> bool:
+    value = point.validation[objective]
+    if best is None:
+        return True
+    if math.isnan(value):
+        return False
+    other = best.validation[objective]
+    return math.isnan(other) or (value > other if higher_is_better else value < other)
+
+
+def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy what training changes: trainable parameters, and buffers (batch norm statistics)."""
+    changed: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed.update(model.named_buffers())
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in changed.items()}
+
+
+def _restore(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in weights.items():
+            tensors[name].copy_(value)

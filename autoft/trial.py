@@ -1,0 +1,362 @@
+"""One trial: load, adapt, train, compress in every legal way, measure each from its files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.artifact import save_artifact
+from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskContext
+from autoft.data import Features, PreparedData, encoded, open_data
+from autoft.errors import AutoftError
+from autoft.evaluation import MeasureError, measure_in_process, quality_metrics, references, score
+from autoft.plan import Plan, VariantPlan, plan_target, violations
+from autoft.plugins import Catalog, load_plugins
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult, read_json
+from autoft.training import Augmentation, Progress, TrainOutcome, train
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Callbacks", "Workplace", "out_of_memory", "run_trial", "screen", "strategy_params"]
+
+
+@dataclass
+class Callbacks:
+    """What a trial tells while it runs."""
+
+    stage: Callable[[str], None] = lambda stage: None
+    progress: Callable[[Progress], None] = lambda progress: None
+    validation: Callable[[CurvePoint], bool] = lambda point: False
+
+
+@dataclass
+class Workplace:
+    """What a worker keeps between trials: plan, plugins, data, processors, encoded features."""
+
+    run: RunDir
+    plan: Plan
+    catalog: Catalog
+    task: Task
+    data: PreparedData
+    precision: dict[str, str] = field(default_factory=dict)
+    """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
+    processors: dict[str, Any] = field(default_factory=dict)
+    screened: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
+
+    @classmethod
+    def open(cls, run: RunDir) -> Workplace:
+        """Rebuild everything from a run folder."""
+        plan = Plan.model_validate(read_json(run.plan))
+        catalog = load_plugins()
+        return cls(run, plan, catalog, catalog.task(plan.task), open_data(run.data))
+
+    def target(self, model: str, params: Mapping[str, Any], seed: int) -> Target:
+        """Return what strategies work upon, the processor loaded."""
+        target = plan_target(
+            self.plan, self.task, self.plan.model(model), params=params, seed=seed, cache=self.run.cache
+        )
+        if model not in self.processors:
+            self.processors[model] = self.task.load_processor(target.source, target.context)
+        return replace(target, context=replace(target.context, processor=self.processors[model]))
+
+    def features(self, model: str, context: TaskContext) -> Features:
+        """Return the encoded training rows, from the cache where they are there already."""
+        return encoded(self.data.train, self.task, context, self.run.data / "encoded", model)
+
+    def validator(self, context: TaskContext) -> Callable[[Any], dict[str, float]]:
+        """Return a function that scores a model on the validation split."""
+        metrics = quality_metrics(self.catalog, self.task)
+        inputs = self.data.validation.inputs(self.task.card)
+        refs = references(self.task, self.data.validation[:], context)
+        return lambda model: score(metrics, self.task.predict(model, inputs, context), refs, context)
+
+
+def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a strategy's parameters without its name in front."""
+    return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def run_trial(
+    place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None = None
+) -> TrialResult:
+    """Run one configuration to its end; never raises for what a configuration can bring about.
+
+    Args:
+        place: the worker's plan, plugins and data.
+        config: what to train.
+        callbacks: told of stages, progress and validations.
+        deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
+
+    Returns:
+        the result, whose state says how it ended; weights of its variants lie in the trial's folder.
+    """
+    begin = time.monotonic()
+    result = TrialResult(number=config.number, state="failed", config=config)
+    try:
+        _Run(place, config, callbacks, deadline, result).go()
+    except Exception as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
+        if out_of_memory(error):
+            result.state, result.reason = "infeasible", f"out of memory: {_sentence(error)}"
+            result.violations = {"memory": 1.0}
+        else:
+            result.state = "failed"
+            result.reason = (
+                _sentence(error) if isinstance(error, AutoftError) else f"{type(error).__name__}: {_sentence(error)}"
+            )
+            folder = place.run.trial(config.number)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    result.seconds["total"] = time.monotonic() - begin
+    return result
+
+
+def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
+    """Measure what each compression of a model costs to serve, before anything is trained.
+
+    Size, latency and memory do not depend on what the weights have learned, so a limit that no training can meet is
+    found in seconds, and graphs that are exported here serve all trials of the model.
+
+    Returns:
+        by variant, its costs; variants that cannot be made are left out: the trials will say why.
+    """
+    plan = place.plan
+    params = plan.default_params(plan.default_config().pipeline)
+    target = place.target(model, params, plan.seed)
+    dense = place.task.load_model(target.source, target.context).eval()
+    costs: dict[str, dict[str, float]] = {}
+    for variant in plan.variants:
+        with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
+            try:
+                write_variant(place, dense, target, variant, Path(folder))
+                figures = measure_in_process(Path(folder), place.run.data, split=None, **request_settings(plan))
+            except (MeasureError, AutoftError, RuntimeError, ValueError, OSError):
+                continue
+            costs[variant.name] = figures["costs"]
+    return costs
+
+
+def request_settings(plan: Plan) -> dict[str, Any]:
+    """Return how a served model is measured, as arguments of :func:`autoft.evaluation.measure_folder`."""
+    return {
+        "batch_size": plan.request["batch_size"],
+        "length": plan.request["length"],
+        "device": plan.device,
+        "threads": plan.threads,
+    }
+
+
+def write_variant(place: Workplace, dense: Any, target: Target, variant: VariantPlan, folder: Path) -> None:
+    """Compress a trained model as a variant says, and write its files into the folder."""
+    model: Any = dense
+    writer: Compressor | None = None
+    rows = place.data.train[:256] if variant.chain else []
+    for step in variant.chain:
+        compressor = place.catalog.compressors[step.strategy]
+        model = compressor.apply(model, target, rows, step.params)
+        writer = compressor if compressor.yields != "sparse" else writer
+    save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+
+
+class _Run:
+    def __init__(
+        self, place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None, result: TrialResult
+    ) -> None:
+        self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
+        self.deadline, self.result = deadline, result
+        pipeline = self.plan.pipeline(config.pipeline)
+        self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
+        self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
+
+    def go(self) -> None:
+        import torch
+
+        config, plan = self.config, self.plan
+        torch.manual_seed(config.seed)
+        with self.stage("load"):
+            target = self.place.target(config.model, config.params, config.seed)
+            model = self.load(target)
+        self.result.parameters = sum(p.numel() for p in model.parameters())
+        self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        validate = self.place.validator(target.context)
+        with self.stage("train"):
+            outcome = self.train(model, target, validate)
+        assert outcome.best is not None
+        result = self.result
+        result.seconds["validate"] = outcome.validate_seconds
+        result.curve, result.best_samples = outcome.curve, outcome.best.samples
+        result.validation, result.train_memory_bytes = outcome.best.validation, outcome.memory_bytes
+        memory = {"train_memory_bytes": float(outcome.memory_bytes)}
+        result.violations = violations(memory, plan.budget)
+        if outcome.stopped:
+            result.state, result.reason = "pruned", f"stopped early at {outcome.curve[-1].epoch:.1f} epochs"
+            return
+        if result.violations and config.number != 0:
+            result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
+            return
+        if outcome.out_of_time:
+            result.reason = f"training ended at the time limit, after {outcome.curve[-1].epoch:.1f} epochs"
+        with self.stage("merge"):
+            dense = self.merge(model, target, validate)
+        variants = list(plan.variants)
+        if config.number == 0 and all(variant.name != "none" for variant in variants):
+            # The yardstick of the report: the default fine-tune as transformers serves it.
+            variants.insert(0, VariantPlan(name="none", chain=[]))
+        for variant in variants:
+            result.variants.append(self.variant(dense, target, variant, memory))
+        states = {variant.state for variant in result.variants}
+        offered = {variant.name for variant in plan.variants}
+        if any(variant.state == "complete" and variant.name in offered for variant in result.variants):
+            result.state = "complete"
+        elif "infeasible" in states:
+            result.state, result.reason = "infeasible", "no compressed variant fits the budget"
+            misses = [variant.violations for variant in result.variants if variant.violations]
+            result.violations = min(misses, key=lambda over: sum(over.values())) if misses else {}
+        else:
+            result.state = "failed"
+            result.reason = "; ".join(f"{variant.name}: {variant.reason}" for variant in result.variants)
+
+    def stage(self, name: str) -> _Stage:
+        return _Stage(name, self.result.seconds, self.callbacks.stage)
+
+    def load(self, target: Target) -> torch.nn.Module:
+        source = target.source
+        if self.quantizer:
+            kwargs = self.quantizer.load_kwargs(target, strategy_params(self.config.params, self.quantizer.name))
+            source = replace(source, load_kwargs=kwargs)
+        model = self.place.task.load_model(source, target.context)
+        if self.quantizer:
+            model = self.quantizer.prepare(model, target)
+        model = self.adapter.attach(model, target, strategy_params(self.config.params, self.adapter.name))
+        return model if self.quantizer else model.to(target.context.device)
+
+    def train(
+        self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
+    ) -> TrainOutcome:
+        params, place = self.config.params, self.place
+        name = params.get("augment")
+        augmentation, features = None, None
+        if name and name != "none":
+            augmenter = place.catalog.augmenters[str(name)]
+            learned = augmenter.learn(place.data.train[:], place.task.card)
+            augmentation = Augmentation(augmenter, strategy_params(params, str(name)), learned)
+        else:
+            features = place.features(self.config.model, target.context)
+        rows = place.data.train[:] if augmentation else place.data.train
+        return train(
+            model,
+            task=place.task,
+            context=target.context,
+            features=features,
+            rows=rows,
+            augmentation=augmentation,
+            learning_rate=float(params[f"{self.adapter.name}.learning_rate"]),  # type: ignore[arg-type]
+            precision=place.precision.get(self.config.model, "fp32"),
+            objective=self.plan.objective,
+            higher_is_better=self.plan.higher_is_better,
+            validate=validate,
+            on_validation=self.callbacks.validation,
+            on_progress=self.callbacks.progress,
+            deadline=self.deadline,
+        )
+
+    def merge(
+        self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
+    ) -> torch.nn.Module:
+        """Return a dense model; over a quantized base, the better of merging into the full and the dequantized base."""
+        if self.quantizer is None:
+            return self.adapter.merge(model, None, target).eval()
+        quantizer, task = self.quantizer, self.place.task
+        kwargs = quantizer.load_kwargs(target, strategy_params(self.config.params, quantizer.name))
+        bases: list[Callable[[], torch.nn.Module]] = [
+            lambda: task.load_model(target.source, target.context),
+            lambda: quantizer.dequantize(
+                task.load_model(replace(target.source, load_kwargs=kwargs), target.context), target
+            ),
+        ]
+        merged = [self.adapter.merge(model, base, target).eval().to(target.context.device) for base in bases]
+        sign = 1 if self.plan.higher_is_better else -1
+        return max(merged, key=lambda dense: sign * validate(dense)[self.plan.objective])
+
+    def variant(
+        self, dense: torch.nn.Module, target: Target, variant: VariantPlan, memory: dict[str, float]
+    ) -> VariantResult:
+        begin = time.monotonic()
+        slug = re.sub(r"[^A-Za-z0-9.=]+", "-", variant.name).strip("-")
+        folder = self.place.run.trial(self.config.number) / "variants" / slug
+        outcome = VariantResult(name=variant.name, state="failed")
+        yardstick = self.config.number == 0 and variant.name == "none"
+        if variant.name in self.place.screened and not yardstick:
+            outcome.costs = {**self.place.screened[variant.name], **memory}
+            outcome.violations = violations(outcome.costs, self.plan.budget)
+            outcome.state, outcome.reason = "infeasible", "over the budget: " + ", ".join(outcome.violations)
+            return outcome
+        self.callbacks.stage(f"compress: {variant.name}")
+        try:
+            write_variant(self.place, dense, target, variant, folder)
+            self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
+            measuring = time.monotonic()
+            self.callbacks.stage(f"measure: {variant.name}")
+            self.measure(folder, variant, memory, outcome)
+            self.result.seconds["measure"] = self.result.seconds.get("measure", 0.0) + time.monotonic() - measuring
+        except MeasureError as error:
+            outcome.state, outcome.reason = "failed", str(error)
+        except Exception as error:  # noqa: BLE001 - a compressor may fail in any library; the other variants go on
+            state = "infeasible" if out_of_memory(error) else "failed"
+            outcome.state, outcome.reason = state, f"{type(error).__name__}: {_sentence(error)}"  # type: ignore[assignment]
+            self.place.run.trial(self.config.number).mkdir(parents=True, exist_ok=True)
+            with (self.place.run.trial(self.config.number) / "error.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{variant.name}\n{traceback.format_exc()}\n")
+        if outcome.state == "complete" or yardstick:
+            outcome.folder = str(folder.relative_to(self.place.run.path))
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        outcome.seconds = time.monotonic() - begin
+        return outcome
+
+    def measure(self, folder: Path, variant: VariantPlan, memory: dict[str, float], outcome: VariantResult) -> None:
+        size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+        over = violations({"model_size_bytes": size}, self.plan.budget)
+        yardstick = self.config.number == 0 and variant.name == "none"
+        if over and not yardstick:
+            # Too large whatever it scores: the time is better spent on another trial.
+            outcome.costs, outcome.violations = {"model_size_bytes": size, **memory}, over
+            outcome.state, outcome.reason = "infeasible", "larger than model_size allows"
+            return
+        figures = measure_in_process(folder, self.place.run.data, split="validation", **request_settings(self.plan))
+        outcome.validation, outcome.costs = figures["metrics"], {**figures["costs"], **memory}
+        outcome.violations = violations(outcome.costs, self.plan.budget)
+        outcome.state = "infeasible" if outcome.violations else "complete"
+        if outcome.violations:
+            outcome.reason = "over the budget: " + ", ".join(outcome.violations)
+
+
+class _Stage:
+    def __init__(self, name: str, seconds: dict[str, float], tell: Callable[[str], None]) -> None:
+        self.name, self.seconds, self.tell = name, seconds, tell
+
+    def __enter__(self) -> None:
+        self.begin = time.monotonic()
+        self.tell(self.name)
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds[self.name] = time.monotonic() - self.begin
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
