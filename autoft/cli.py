@@ -245,15 +245,16 @@ class _Standard:
 
 
 def _rows(text: list[str] | None, source: Path | None, card: Any) -> Iterator[Any]:
+    from dataclasses import replace
+
     from autoft.data import load_source, map_columns
     from autoft.errors import DataError
 
     if text and source:
         raise DataError("give texts or --input, not both")
     if source:
-        table, _ = map_columns(
-            load_source(str(source), base=Path.cwd(), where="--input"), card, {}, "--input", predict=True
-        )
+        wanted = replace(card, columns=card.inputs)
+        table = map_columns(load_source(str(source), base=Path.cwd(), where="--input"), wanted, {}, "--input")
         for batch in table.to_batches(max_chunksize=1024):
             yield from batch.to_pylist()
     elif text:

@@ -412,7 +412,14 @@ class Search:
         self.listener.trial_started(config)
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
         seconds = max(5.0, self.seconds_left() - self.reserve() - model_overhead)
-        executor.send(worker, "trial", config=config.model_dump(mode="json"), precision=self.precision, seconds=seconds)
+        executor.send(
+            worker,
+            "trial",
+            config=config.model_dump(mode="json"),
+            precision=self.precision,
+            screened=self.too_much.get(config.model, {}),
+            seconds=seconds,
+        )
 
     def _finish(self, result: TrialResult) -> None:
         self.results[result.number] = result

@@ -147,7 +147,9 @@ class RandomDeletion(TextAugmenter):
         """Return the text with words deleted; the characters left keep their order."""
         words, gaps = split_words(text)
         kept = [rng.random() >= rate for _ in words]
-        if words and not any(kept):
+        if all(kept):
+            return text
+        if not any(kept):
             kept[rng.randrange(len(words))] = True
         left: list[str] = []
         between = gaps[:1]
@@ -158,7 +160,7 @@ class RandomDeletion(TextAugmenter):
             else:
                 last = index == len(words) - 1
                 between[-1] = _joined_gap(between[-1], gaps[index + 1], first=not left, last=last)
-        return _join(*_spaced(left, between))
+        return _join(left, _apart(left, between))
 
 
 class RandomSwap(TextAugmenter):
@@ -178,7 +180,7 @@ class RandomSwap(TextAugmenter):
         for _ in range(_count(rate, words)):
             first, second = rng.sample(range(len(words)), 2)
             words[first], words[second] = words[second], words[first]
-        return _join(*_spaced(words, gaps))
+        return _join(words, _apart(words, gaps))
 
 
 class RandomReplacement(_VocabularyAugmenter):
@@ -204,7 +206,7 @@ class RandomReplacement(_VocabularyAugmenter):
             vocabulary.draw_uninformative(rng) if rng.random() < chance else word
             for word, chance in zip(words, chances, strict=True)
         ]
-        return _join(*_spaced(new, gaps))
+        return _join(new, _apart(new, gaps)) if new != words else text
 
 
 class CharacterNoise(TextAugmenter):
@@ -329,10 +331,13 @@ def _separator(left: str, right: str) -> str:
     return "" if _is_unspaced(left[-1]) and _is_unspaced(right[0]) else " "
 
 
-def _spaced(words: list[str], gaps: list[str]) -> tuple[list[str], list[str]]:
-    """Return the gaps with a space where words of a spaced script would grow together."""
-    inner = [gap or _separator(left, right) for gap, (left, right) in zip(gaps[1:-1], pairwise(words), strict=True)]
-    return words, [gaps[0], *inner, gaps[-1]]
+def _apart(words: Sequence[str], gaps: Sequence[str]) -> list[str]:
+    """Return the gaps with a space where two words of a spaced script would grow together."""
+    inner = [
+        " " if not gap and not _is_unspaced(left[-1]) and not _is_unspaced(right[0]) else gap
+        for gap, (left, right) in zip(gaps[1:-1], pairwise(words), strict=True)
+    ]
+    return [gaps[0], *inner, gaps[-1]]
 
 
 def _is_unspaced(character: str) -> bool:

@@ -33,7 +33,7 @@ class Full(Adapter):
     )
 
     def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
-        """Return the model with all weights trainable.
+        """Return the model with all weights trainable, but for positions that the architecture computes.
 
         Raises:
             ModelError: it holds quantized weights, which have no gradient.
@@ -44,8 +44,7 @@ class Full(Adapter):
                     f"full: {name} of {target.source.name} is stored as {parameter.dtype} and cannot be trained; "
                     "use an adapter as lora over a quantized base"
                 )
-            if not _is_fixed(model, name):
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(not _is_fixed(model, name))
         return model
 
     def merge(

@@ -86,6 +86,7 @@ class Lora(Adapter):
                 f"lora: {type(model).__name__} of {target.source.name} has no linear layers for "
                 f"lora.targets={params['targets']}; {cure}"
             )
+        saved = _savable(model, head)
         config = LoraConfig(
             r=params["rank"],
             lora_alpha=params["alpha"],
@@ -94,14 +95,13 @@ class Lora(Adapter):
             task_type=_task_type(model, target),
             # A pattern over full names: PEFT compares the names of a list as suffixes, and would hit others too.
             target_modules="|".join(re.escape(name) for name in targets),
-            # PEFT compares these with the ends of "base_model.model.<name>".
-            modules_to_save=[f"model.{name}" for name in head.modules] or None,
+            modules_to_save=list(saved) or None,
         )
         adapted: PeftModel = _with_adapter(model, config)
+        _verify_saved(adapted, saved, target)
         for name, parameter in adapted.get_base_model().named_parameters():
-            if name in head.bare:
+            if name in head.parameters:
                 parameter.requires_grad_(True)
-        _verify_trained(adapted, head, target)
         attached: torch.nn.Module = adapted
         return attached
 
@@ -132,6 +132,13 @@ class Lora(Adapter):
         """Return the dense base with the trained adapter on top."""
         from peft import LoraConfig
 
+        there = {name for name, _ in base.named_modules()}
+        missing = [name for name in trained.base_model.targeted_module_names if name not in there]
+        if missing:
+            raise ModelError(
+                f"lora: the dense base of {target.source.name} has no place for what was trained: "
+                f"no {', '.join(missing[:5])}"
+            )
         given = trained.peft_config[_ADAPTER]
         config = LoraConfig(
             r=given.r,
@@ -209,19 +216,27 @@ def _with_adapter(model: torch.nn.Module, config: LoraConfig) -> PeftModel:
         return get_peft_model(model, config, adapter_name=_ADAPTER)
 
 
-def _verify_trained(adapted: PeftModel, head: Head, target: Target) -> None:
+def _savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
+    """Return the modules of the head that PEFT can hold in the adapter.
+
+    PEFT compares these names with the ends of module names, so that a head called ``query`` would take the body's
+    ``query`` layers along. Such a head is trained in its place instead.
+    """
+    others = [name for name, _ in model.named_modules() if name not in head.modules]
+    return tuple(name for name in head.modules if not any(other.endswith(name) for other in others))
+
+
+def _verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target) -> None:
     from peft.utils import ModulesToSaveWrapper
 
-    prefix = "base_model.model."
     wrapped = {
-        name.removeprefix(prefix)
-        for name, module in adapted.named_modules()
-        if isinstance(module, ModulesToSaveWrapper)
+        name for name, module in adapted.get_base_model().named_modules() if isinstance(module, ModulesToSaveWrapper)
     }
-    if wrapped != set(head.modules):
+    if wrapped != set(saved):
+        # PEFT adds names of its own for some task types.
         raise ModelError(
             f"lora: PEFT trains {sorted(wrapped)} of {target.source.name} beside the adapter, "
-            f"where the task's head is {sorted(head.modules)}; use full or head-only"
+            f"where the task's head is {sorted(saved)}; use full or head-only"
         )
 
 
@@ -240,7 +255,8 @@ def _copy_learned(trained: PeftModel, fresh: PeftModel, target: Target) -> None:
     unfit = sorted(name for name in learned if name not in goal or goal[name].shape != source[name].shape)
     if unfit:
         raise ModelError(
-            f"lora: the dense base of {target.source.name} has no place for what was trained: {', '.join(unfit[:5])}"
+            f"lora: the dense base of {target.source.name} has no place for what was trained: "
+            f"no {', '.join(unfit[:5])} of the same shape"
         )
     with torch.no_grad():
         for name, to in goal.items():

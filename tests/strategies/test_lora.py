@@ -1,57 +1,319 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import math
 
 import pytest
 import torch
 
 from autoft.errors import ModelError
-from autoft.space import Categorical
 from autoft.strategies.head_only import find_head
 from autoft.strategies.lora import Lora, find_targets
 
 PARAMS = {name: domain.default for name, domain in Lora.space.items()}
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
-
-
-def trained_names(model: torch.nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
+MODELS = ["bert", "distilbert", "roberta", "gpt2", "llama"]
 HEADS = {
-    "bert": {"classifier", "bert.pooler"},
+    "bert": {"classifier"},
     "distilbert": {"classifier", "pre_classifier"},
     "roberta": {"classifier"},
     "gpt2": {"score"},
     "llama": {"score"},
 }
+ATTENTION = {
+    "bert": {"self.query", "self.key", "self.value", "output.dense"},
+    "distilbert": {"q_lin", "k_lin", "v_lin", "out_lin"},
+    "roberta": {"self.query", "self.key", "self.value", "output.dense"},
+    "gpt2": {"c_attn", "c_proj"},
+    "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
+}
+LAYERS_A_BLOCK = {"bert": 6, "distilbert": 6, "roberta": 6, "gpt2": 4, "llama": 7}
+BLOCKS = 2
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "gpt2", "llama"])
-def test_train_merge_save_load(model_type, make_checkpoint, make_target, load, train, logits, tmp_path):
-    path = make_checkpoint(model_type)
-    target = make_target(path)
-    base = load(target)
-    original = type(base)
-    before = {name: value.clone() for name, value in base.state_dict().items()}
-    model = Lora().attach(base, target, PARAMS)
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).detach().norm() / expected.detach().norm())
+
+
+def leftovers(model: torch.nn.Module) -> list[str]:
+    found = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft")]
+    return found + [name for name in ("peft_config", "active_adapter") if name in model.__dict__]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_targets_are_the_linear_layers_of_the_blocks(model_type, make_checkpoint, make_target, load):
+    model = load(make_target(make_checkpoint(model_type)))
+    head = find_head(model)
+    every = find_targets(model, "all-linear", head)
+    attention = find_targets(model, "attention", head)
+    pooler = {"bert.pooler.dense"} if model_type == "bert" else set()
+    assert len(set(every) - pooler) == BLOCKS * LAYERS_A_BLOCK[model_type]
+    assert set(head.modules) == HEADS[model_type]
+    endings = {name.rsplit("attn.")[-1].rsplit("attention.")[-1] for name in attention}
+    assert endings == ATTENTION[model_type]
+    assert len(attention) == BLOCKS * len(ATTENTION[model_type])
+    assert set(attention) < set(every)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_trains_the_matrices_and_the_head_only(model_type, targets, make_checkpoint, make_target, load, train):
+    target = make_target(make_checkpoint(model_type))
+    model = Lora().attach(load(target), target, {**PARAMS, "targets": targets})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = {name for name in trained if ".lora_A." in name or ".lora_B." in name}
+    heads = {name.removeprefix("base_model.model.").partition(".modules_to_save")[0] for name in trained - matrices}
+    assert heads == HEADS[model_type]
+    frozen = {name: value.clone() for name, value in model.named_parameters() if name not in trained}
     losses = train(model, target)
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in frozen.items())
+
+
+@pytest.mark.parametrize("onto_base", [False, True])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_merge_leaves_a_plain_model(model_type, onto_base, make_checkpoint, make_target, load, train, logits, tmp_path):
+    target = make_target(make_checkpoint(model_type))
+    base = load(target)
+    original, names = type(base), set(base.state_dict())
+    model = Lora().attach(base, target, PARAMS)
+    train(model, target)
     expected = logits(model, target)
 
-    merged = Lora().merge(model, None, target)
+    # Another seed gives another random head, which must not survive.
+    merged = Lora().merge(model, (lambda: load(target, seed=99)) if onto_base else None, target)
 
     assert type(merged) is original
-    assert set(merged.state_dict()) == set(before)
-    assert not [m for m in merged.modules() if type(m).__module__.startswith("peft")]
-    assert not hasattr(merged, "peft_config")
+    assert set(merged.state_dict()) == names
+    assert leftovers(merged) == []
     assert relative(logits(merged, target), expected) < 1e-4
-    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, before[name])}
-    assert any("att" in name or "h.0" in name for name in changed)
+    assert relative(logits(load(target), target), expected) > 0.5
     merged.save_pretrained(tmp_path)
-    again = original.from_pretrained(tmp_path)
-    assert relative(logits(again, target), expected) < 1e-4
+    assert not (tmp_path / "adapter_config.json").exists()
+    torch.testing.assert_close(logits(original.from_pretrained(tmp_path), target), logits(merged, target))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_merged_weight_is_the_papers_formula(model_type, rslora, make_checkpoint, make_target, load, train):
+    target = make_target(make_checkpoint(model_type))
+    before = {name: value.clone() for name, value in load(target).state_dict().items()}
+    params = {**PARAMS, "rank": 4, "alpha": 24, "rslora": rslora}
+    model = Lora().attach(load(target), target, params)
+    train(model, target, steps=3)
+    scale = 24 / math.sqrt(4) if rslora else 24 / 4
+    learned = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = Lora().merge(model, None, target).state_dict()
+    checked = 0
+    for name in [name for name in learned if ".lora_A." in name]:
+        plain = name.removeprefix("base_model.model.").partition(".lora_A")[0] + ".weight"
+        update = scale * learned[name.replace("lora_A", "lora_B")] @ learned[name]
+        update = update.T if model_type == "gpt2" else update  # Conv1D keeps (in, out)
+        torch.testing.assert_close(merged[plain], before[plain] + update)
+        checked += 1
+    assert checked >= BLOCKS * LAYERS_A_BLOCK[model_type]
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_trained_in_full(make_checkpoint, make_target, load, train, logits):
+    from transformers import AutoConfig, BertModel
+
+    with_pooler = make_target(make_checkpoint("bert"))
+    config = AutoConfig.from_pretrained(with_pooler.source.path)
+    target = make_target(make_checkpoint("bert", BertModel(config, add_pooling_layer=False)))
+    base = load(target)
+    assert set(find_head(base).modules) == {"bert.pooler", "classifier"}
+    model = Lora().attach(base, target, PARAMS)
+    assert not any("pooler" in name for name, _ in model.named_parameters() if "lora" in name)
+    train(model, target, steps=4)
+    expected = logits(model, target)
+    merged = Lora().merge(model, lambda: load(target, seed=99), target)
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_weights_that_the_checkpoint_lacks_are_copied(make_checkpoint, make_target, load, logits):
+    target = make_target(make_checkpoint("bert"))
+    base = load(target)
+    with torch.no_grad():
+        base.bert.embeddings.LayerNorm.weight.mul_(3)  # as a part that each load would make anew
+    model = Lora().attach(base, target, PARAMS)
+    expected = logits(model, target)
+    merged = Lora().merge(model, lambda: load(target), target)
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_saved_adapter_holds_the_head(make_checkpoint, make_target, load, train, logits, tmp_path):
+    from peft import PeftModel
+
+    target = make_target(make_checkpoint("distilbert"))
+    model = Lora().attach(load(target), target, PARAMS)
+    train(model, target)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(load(target, seed=99), tmp_path)
+    torch.testing.assert_close(logits(again, target), logits(model, target))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto", "model_type", "head"),
+    [
+        ("token-classification", "TokenClassification", "distilbert", {"classifier"}),
+        ("question-answering", "QuestionAnswering", "bert", {"qa_outputs"}),
+        ("causal-lm", "CausalLM", "gpt2", set()),
+        ("causal-lm", "CausalLM", "llama", set()),
+        ("seq2seq-lm", "Seq2SeqLM", "t5", set()),
+        ("seq2seq-lm", "Seq2SeqLM", "bart", set()),
+        ("image-classification", "ImageClassification", "vit", {"classifier"}),
+        ("something-new", "SequenceClassification", "bert", {"classifier", "bert.pooler"}),
+    ],
+)
+def test_other_architectures(architecture, auto, model_type, head, make_target, tmp_path):
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    own = {
+        "t5": {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
+        "bart": {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+        },
+        "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 48},
+        "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+        "vit": {**sizes, "image_size": 16, "patch_size": 8},
+    }
+    text = {} if model_type == "vit" else {"vocab_size": 40}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **own.get(model_type, sizes), **text)
+    model = getattr(transformers, f"AutoModelFor{auto}").from_config(config).eval()
+    if "pooler" in str(head):
+        # As after from_pretrained() from a checkpoint without a pooler.
+        for name, parameter in model.named_parameters():
+            if "pooler" not in name and "classifier" not in name:
+                parameter._is_hf_initialized = True
+    target = make_target(tmp_path, architecture=architecture)
+    if model_type == "vit":
+        inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    else:
+        inputs = {"input_ids": torch.randint(1, 40, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    if architecture == "seq2seq-lm":
+        inputs["decoder_input_ids"] = torch.randint(1, 40, (2, 4))
+    adapted = Lora().attach(model, target, PARAMS)
+    matrices = [p for n, p in adapted.named_parameters() if p.requires_grad and ".lora_" in n]
+    rest = {
+        n.removeprefix("base_model.model.").partition(".modules_to_save")[0]
+        for n, p in adapted.named_parameters()
+        if p.requires_grad and ".lora_" not in n
+    }
+    assert rest == head
+    first = adapted(**inputs)[0]
+    first.float().pow(2).mean().backward()
+    assert all(parameter.grad is not None for parameter in matrices)
+    with torch.no_grad():
+        for parameter in matrices:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        expected = adapted.eval()(**inputs)[0]
+        got = Lora().merge(adapted, None, target)(**inputs)[0]
+    assert relative(expected, first) > 1e-3
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_named_like_a_layer_of_the_body(make_checkpoint, make_target):
+    from transformers import BertModel, BertPreTrainedModel
+
+    class Peculiar(BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = BertModel(config, add_pooling_layer=False)
+            self.query = torch.nn.Linear(config.hidden_size, 3)
+            self.temperature = torch.nn.Parameter(torch.ones(1))
+            self.post_init()
+
+        def forward(self, input_ids=None, **kwargs):
+            return (self.query(self.bert(input_ids=input_ids).last_hidden_state[:, 0]) * self.temperature,)
+
+    target = make_target(make_checkpoint("bert"), architecture="my-own")
+    model = Peculiar.from_pretrained(target.source.path)
+    adapted = Lora().attach(model, target, PARAMS)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    own = {name for name in trained if "lora_" not in name}
+    assert own == {f"base_model.model.{name}" for name in ("query.weight", "query.bias", "temperature")}
+    assert any("self.query.lora_A" in name for name in trained)
+    with torch.no_grad():
+        for name in trained:
+            adapted.get_parameter(name).add_(0.3)
+    ids = torch.tensor([[1, 2, 3]])
+    expected = adapted.eval()(ids)[0]
+    merged = Lora().merge(adapted, lambda: Peculiar.from_pretrained(target.source.path), target)
+    torch.testing.assert_close(merged(ids)[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_running_statistics_are_merged(make_target, tmp_path):
+    """A frozen body still moves its batch norm's running means while it trains."""
+    from transformers import BertConfig, BertModel, BertPreTrainedModel
+
+    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+    class Normed(BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = BertModel(config, add_pooling_layer=False)
+            self.norm = torch.nn.BatchNorm1d(config.hidden_size)
+            self.post_init()
+
+        def forward(self, input_ids=None, **kwargs):
+            return (self.norm(self.bert(input_ids=input_ids).last_hidden_state[:, 0]),)
+
+    Normed(config).save_pretrained(tmp_path)
+    target = make_target(tmp_path, architecture="my-own")
+    adapted = Lora().attach(Normed.from_pretrained(tmp_path), target, PARAMS)
+    ids = torch.randint(0, 20, (8, 4))
+    adapted.train()(ids)
+    expected = adapted.eval()(ids)[0]
+    merged = Lora().merge(adapted, lambda: Normed.from_pretrained(tmp_path), target)
+    torch.testing.assert_close(merged(ids)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_merge_onto_another_model_is_refused(make_checkpoint, make_target, load):
+    target, other = make_target(make_checkpoint("bert")), make_target(make_checkpoint("distilbert"))
+    model = Lora().attach(load(target), target, PARAMS)
+    with pytest.raises(ModelError, match="no place for what was trained"):
+        Lora().merge(model, lambda: load(other), target)
+
+
+def test_attention_where_there_is_none(make_target, tmp_path):
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2, image_size=32)
+    target = make_target(tmp_path, architecture="image-classification")
+    with pytest.raises(ModelError, match=r"pin lora\.targets to all-linear"):
+        Lora().attach(ConvNextForImageClassification(config), target, {**PARAMS, "targets": "attention"})
+    adapted = Lora().attach(ConvNextForImageClassification(config), target, PARAMS)
+    assert any("pwconv1.lora_A" in name for name, _ in adapted.named_parameters())
+
+
+@pytest.mark.parametrize("model_type", ["mobilenet_v2", "resnet"])
+def test_convolutional_models_are_refused(model_type, make_target, tmp_path):
+    import transformers
+
+    small = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]} if model_type == "resnet" else {}
+    config = transformers.AutoConfig.for_model(model_type, **small)
+    model = transformers.AutoModelForImageClassification.from_config(config)
+    assert find_targets(model, "all-linear", find_head(model)) == ()
+    target = make_target(tmp_path)
+    target.config["model_type"] = model_type
+    assert Lora().check(target).reason == (
+        f"lora: {model_type} has no linear layers outside its head to adapt; use full or head-only"
+    )
+    with pytest.raises(ModelError, match="use full or head-only"):
+        Lora().attach(model, target, PARAMS)
+
+
+def test_check_accepts_encoders(make_checkpoint, make_target):
+    assert Lora().check(make_target(make_checkpoint("bert"))) is None
+
+
+def test_published_settings_lie_in_the_space():
+    for setting in Lora.published:
+        assert set(setting) == set(Lora.space)
+        assert all(Lora.space[name].contains(value) for name, value in setting.items())

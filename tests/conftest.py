@@ -1,0 +1,87 @@
+"""Fixtures that need no network and no downloaded weights: a tiny BERT and sentences with a learnable label."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+GOOD = ["good", "great", "lovely", "superb", "fine", "warm"]
+BAD = ["bad", "dull", "awful", "weak", "cold", "poor"]
+PLAIN = ["the", "film", "plot", "actor", "scene", "music", "a", "is", "was", "very", "and", "story"]
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Return sentences and labels; the label follows from the one telling word."""
+    rng = random.Random(seed)
+    rows = []
+    while len(rows) < count:
+        label = rng.choice(["positive", "negative"])
+        words = rng.choices(PLAIN, k=rng.randint(3, 12))
+        words.insert(rng.randrange(len(words)), rng.choice(GOOD if label == "positive" else BAD))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT encoder with random weights: 2 layers, 32 wide, some 60 words."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-bert", width=32)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second encoder, half as wide."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "small-bert", width=16)
+
+
+def make_tiny_model(folder: Path, width: int) -> Path:
+    """Write a BERT encoder with random weights and a word tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv of 400 sentences with the columns text and label."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(sentences(400))
+    return path

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoft.errors import NothingFeasible
+from autoft.plan import BudgetLimit, Plan, VariantPlan
+from autoft.rundir import TrialConfig, TrialResult, VariantResult
+from autoft.selection import candidates, select, weights_to_keep
+
+
+def make_plan(tolerance=0.0, budget=(), storage=10**9, names=("none", "int8")) -> Plan:
+    return Plan.model_construct(
+        objective="accuracy",
+        metrics={"accuracy": {"higher_is_better": True}},
+        tolerance=tolerance,
+        budget=list(budget),
+        storage_bytes=storage,
+        variants=[VariantPlan(name=name, chain=[]) for name in names],
+    )
+
+
+def trial(number, *variants, kind="search", parent=None, seed=0) -> TrialResult:
+    """Return a trial; a variant is (name, accuracy, bytes, ms)."""
+    config = TrialConfig(number=number, kind=kind, model="m", pipeline="full", params={}, seed=seed, parent=parent)
+    return TrialResult(
+        number=number,
+        state="complete",
+        config=config,
+        variants=[
+            VariantResult(
+                name=name,
+                state="complete",
+                validation={"accuracy": accuracy},
+                costs={"model_size_bytes": size, "latency_p50_ms": latency},
+                folder=f"trials/{number:04d}/variants/{name}",
+            )
+            for name, accuracy, size, latency in variants
+        ],
+    )
+
+
+def chosen(plan, *results):
+    selection = select(plan, list(results))
+    return selection.trial, selection.variant
+
+
+def test_the_best_objective_wins_without_tolerance():
+    assert chosen(make_plan(), trial(0, ("none", 0.80, 90, 10)), trial(1, ("none", 0.81, 90, 10))) == (1, "none")
+
+
+def test_the_cheapest_within_the_tolerance_wins():
+    results = [trial(0, ("none", 0.810, 90, 10), ("int8", 0.806, 23, 2)), trial(1, ("none", 0.790, 9, 1))]
+    assert chosen(make_plan(tolerance=0.005), *results) == (0, "int8")
+
+
+def test_the_default_wins_ties():
+    results = [trial(1, ("none", 0.80, 90, 10.0)), trial(0, ("none", 0.80, 90, 10.4), kind="default")]
+    assert chosen(make_plan(), *results) == (0, "none")
+
+
+def test_noise_of_the_latency_does_not_decide_between_equal_sizes():
+    results = [trial(1, ("none", 0.80, 90, 9.8)), trial(2, ("none", 0.804, 90, 10.1))]
+    assert chosen(make_plan(tolerance=0.01), *results) == (2, "none")
+
+
+def test_what_breaks_a_limit_is_not_chosen_however_good():
+    limit = BudgetLimit(key="model_size", column="model_size_bytes", limit=50, given="50B")
+    results = [trial(0, ("none", 0.99, 90, 10), ("int8", 0.7, 23, 2))]
+    assert chosen(make_plan(budget=[limit]), *results) == (0, "int8")
+
+
+def test_nothing_feasible_names_the_budget():
+    limit = BudgetLimit(key="model_size", column="model_size_bytes", limit=5, given="5B")
+    with pytest.raises(NothingFeasible, match="model_size 5B") as caught:
+        select(make_plan(budget=[limit]), [trial(0, ("none", 0.99, 90, 10))])
+    assert caught.value.exit_code == 4
+
+
+def test_no_trial_at_all_says_so():
+    with pytest.raises(NothingFeasible, match="no trial was finished"):
+        select(make_plan(), [])
+
+
+def test_means_over_seeds_decide_among_finalists():
+    results = [
+        trial(0, ("none", 0.80, 90, 10), kind="default"),
+        trial(1, ("none", 0.83, 90, 10)),
+        trial(2, ("none", 0.82, 90, 10)),
+        trial(3, ("none", 0.77, 90, 10), kind="seed", parent=1, seed=1),
+        trial(4, ("none", 0.81, 90, 10), kind="seed", parent=0, seed=1),
+    ]
+    # Trial 1 was lucky: its mean is .80, the default's .805; trial 2 was never trained again.
+    assert chosen(make_plan(), *results) == (0, "none")
+    mean = next(c for c in candidates(make_plan(), results) if c.trial == 1)
+    assert mean.objective == pytest.approx(0.80)
+    assert mean.seeds == [0.83, 0.77]
+
+
+def test_further_seeds_are_never_shipped():
+    results = [trial(0, ("none", 0.80, 90, 10)), trial(1, ("none", 0.99, 90, 10), kind="seed", parent=0, seed=1)]
+    assert chosen(make_plan(), *results) == (0, "none")
+
+
+figures = st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(1, 6))
+
+
+@given(st.lists(figures, min_size=1, max_size=12))
+def test_the_front_is_what_a_brute_force_search_finds(points):
+    results = [trial(i, ("none", a / 10, s, float(ms))) for i, (a, s, ms) in enumerate(points)]
+    front = {c.trial for c in candidates(make_plan(), results) if c.front}
+    expected = set()
+    for i, (a, s, ms) in enumerate(points):
+        beaten = any(
+            b >= a and t <= s and us <= ms and (b, t, us) != (a, s, ms) for b, t, us in points
+        )
+        if not beaten:
+            expected.add(i)
+    assert front == expected
+
+
+@given(st.lists(figures, min_size=1, max_size=12), st.sampled_from([0.0, 0.1, 0.3]))
+def test_the_chosen_variant_is_within_the_tolerance_and_kept(points, tolerance):
+    plan = make_plan(tolerance=tolerance, storage=8)
+    results = [trial(i, ("none", a / 10, s, float(ms))) for i, (a, s, ms) in enumerate(points)]
+    selection = select(plan, results)
+    best = max(a for a, _, _ in points) / 10
+    assert points[selection.trial][0] / 10 >= best - tolerance - 1e-12
+    sizes = {(i, "none"): s for i, (_, s, _) in enumerate(points)}
+    keep = weights_to_keep(plan, results, sizes)
+    assert (selection.trial, "none") in keep
+    assert (0, "none") in keep
+    extra = keep - {(0, "none"), (selection.trial, "none")}
+    spent = sum(sizes[key] for key in keep)
+    assert not extra or spent <= 8
+
+
+def test_a_hundred_trials_of_a_90_mb_model_keep_at_most_1_5_gb():
+    size = 90_000_000
+    plan = make_plan(storage=1_500_000_000, names=("none",))
+    # Every trial on the front: better quality for more latency.
+    results = [trial(i, ("none", 0.5 + i / 1000, size, 10.0 + i)) for i in range(100)]
+    keep = weights_to_keep(plan, results, {(i, "none"): size for i in range(100)})
+    assert size * len(keep) <= 1_500_000_000
+    assert len(keep) > 10
+
+
+def test_candidates_of_variants_that_the_plan_does_not_offer_are_left_out():
+    plan = make_plan(names=("int8",))
+    results = [trial(0, ("none", 0.9, 90, 10), ("int8", 0.8, 23, 2))]
+    assert [c.variant for c in candidates(plan, results)] == ["int8"]
