@@ -6,12 +6,14 @@ that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,9 @@ TRIAL_OVERHEAD_SECONDS = 20.0
 
 ASK_LIMIT = 60
 """Proposals that may be repeats, or too long for the time left, before the search ends."""
+
+
+GRID_LIMIT = 100_000
 
 
 @dataclass(frozen=True)
@@ -638,7 +643,7 @@ class _Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", module="optuna")
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.optuna, self.plan = optuna, plan
         directions = ["maximize" if plan.higher_is_better else "minimize"]
         directions += [
@@ -646,16 +651,16 @@ class _Study:
             for name in plan.objectives[1:]
         ]
         self.study = optuna.create_study(directions=directions, sampler=_sampler(plan))
+        self.grid = _grid(plan) if plan.sampler == "grid" else None
         self.live: dict[int, optuna.trial.Trial] = {}
-        self.watch: dict[int, optuna.trial.Trial] = {}
+        self.watch: dict[tuple[int, str], optuna.trial.Trial] = {}
         self.restart_early_stopping([])
 
     def ask(self, number: int) -> TrialConfig | None:
         """Return the sampler's next proposal, or None where a grid is used up."""
-        if isinstance(self.study.sampler, self.optuna.samplers.GridSampler) and self.study.sampler.is_exhausted(
-            self.study
-        ):
-            return None
+        if self.grid is not None:
+            config = next(self.grid, None)
+            return None if config is None else self.fixed(config, number)
         trial = self.study.ask()
         config = self._suggest(trial, number, "search")
         self.live[number] = trial
@@ -686,27 +691,44 @@ class _Study:
         return TrialConfig(number=number, kind=kind, model=model, pipeline=pipeline, params=params, seed=self.plan.seed)
 
     def behind(self, config: TrialConfig, epoch: float, value: float) -> bool:
-        """Report a validation and say whether the trial should stop; the default and further seeds never do."""
+        """Report a validation and say whether the trial should stop; the default and further seeds never do.
+
+        A trial competes with trials of its own model and of smaller ones: that a small model scores less than a large
+        one is no reason to stop it, that a large one scores less than a small one is.
+        """
         if len(self.plan.objectives) > 1 or config.kind == "seed" or math.isnan(value):
             return False
-        trial = self.watch.get(config.number)
-        if trial is None:
-            trial = self.watch[config.number] = self.stopping.ask()
-        trial.report(value, _rung(epoch))
-        behind = trial.should_prune()
+        behind = False
+        for model in self._rivals(config.model):
+            trial = self.watch.get((config.number, model))
+            if trial is None:
+                trial = self.watch[config.number, model] = self.stopping[model].ask()
+            trial.report(value, _rung(epoch))
+            judged = trial.should_prune()
+            if model == config.model:
+                behind = judged
         return behind and config.kind != "default"
+
+    def _rivals(self, model: str) -> list[str]:
+        """Return the models whose trials a trial of this model competes with: those not clearly smaller."""
+        size = self.plan.model(model).size_bytes
+        return [other.name for other in self.plan.models if other.name == model or other.size_bytes >= 0.9 * size]
+
+    def _end_watch(self, number: int, value: float | None, state: Any) -> None:
+        for (watched, model), trial in list(self.watch.items()):
+            if watched == number:
+                del self.watch[watched, model]
+                if value is None:
+                    self.stopping[model].tell(trial, state=state)
+                else:
+                    self.stopping[model].tell(trial, value)
 
     def tell(self, result: TrialResult, values: Sequence[float] | None) -> None:
         """Tell how a trial ended. What does not fit is PRUNED with its constraint: from FAIL, TPE learns nothing."""
         trial = self.live.pop(result.number, None)
-        watched = self.watch.pop(result.number, None)
         state = self.optuna.trial.TrialState
-        if watched is not None:
-            final = result.validation.get(self.plan.objective)
-            if result.state == "complete" and final is not None:
-                self.stopping.tell(watched, final)
-            else:
-                self.stopping.tell(watched, state=state.PRUNED if result.state == "pruned" else state.FAIL)
+        final = result.validation.get(self.plan.objective) if result.state == "complete" else None
+        self._end_watch(result.number, final, state.PRUNED if result.state == "pruned" else state.FAIL)
         if trial is None or result.config.kind == "seed":
             return
         for limit in [
@@ -736,9 +758,7 @@ class _Study:
         trial = self.live.pop(number, None)
         if trial is not None:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
-        watched = self.watch.pop(number, None)
-        if watched is not None:
-            self.stopping.tell(watched, state=self.optuna.trial.TrialState.FAIL)
+        self._end_watch(number, None, self.optuna.trial.TrialState.FAIL)
 
     def replay(self, result: TrialResult) -> None:
         """Enter a trial of an earlier call, as if it had just ended."""
@@ -761,17 +781,14 @@ class _Study:
         """Begin the early stopping anew with the trials that compete."""
         self.watch = {}
         direction = "maximize" if self.plan.higher_is_better else "minimize"
-        self.stopping = self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))
+        self.stopping = {
+            model.name: self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))
+            for model in self.plan.models
+        }
         for result in results:
             self._watch(result)
-            watched = self.watch.pop(result.number, None)
-            if watched is not None:
-                final = result.validation.get(self.plan.objective)
-                pruned = self.optuna.trial.TrialState.PRUNED
-                if final is None or result.state == "pruned":
-                    self.stopping.tell(watched, state=pruned)
-                else:
-                    self.stopping.tell(watched, final)
+            final = None if result.state == "pruned" else result.validation.get(self.plan.objective)
+            self._end_watch(result.number, final, self.optuna.trial.TrialState.PRUNED)
 
     def _watch(self, result: TrialResult) -> None:
         if result.state in {"infeasible", "failed"}:
@@ -812,14 +829,7 @@ def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
     samplers, seed = optuna.samplers, plan.seed
     match plan.sampler:
         case "tpe":
-            return samplers.TPESampler(
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                n_startup_trials=6,
-                seed=seed,
-                warn_independent_sampling=False,
-            )
+            return samplers.TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=6, seed=seed)
         case "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=6, warn_independent_sampling=False)
         case "cmaes":
@@ -828,23 +838,46 @@ def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
             return samplers.NSGAIISampler(seed=seed, population_size=12)
         case "qmc":
             return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-        case "grid":
-            return samplers.GridSampler(_grid(plan), seed=seed)
         case _:
             return samplers.RandomSampler(seed=seed)
 
 
-def _grid(plan: Plan) -> dict[str, list[Any]]:
-    """Return the grid: the choices of each parameter; of a range its ends and its default."""
-    grid: dict[str, list[Any]] = {}
-    for name in plan.space:
+def _grid(plan: Plan) -> Iterator[TrialConfig]:
+    """Yield every configuration of the grid once, in an order that the seed decides.
+
+    A choice gives its values, a range its ends and its default; a configuration has only the parameters of its
+    pipeline, which Optuna's own grid cannot express.
+    """
+
+    def values(name: str) -> list[Any]:
         domain = plan.domain(name)
         if isinstance(domain, Categorical):
-            if len(domain.choices) > 1:
-                grid[name] = list(domain.choices)
-        else:
-            grid[name] = sorted({domain.low, domain.default, domain.high})
-    return grid
+            return list(domain.choices)
+        return sorted({domain.low, domain.default, domain.high})
+
+    axes = []
+    for model, pipeline, augment in itertools.product(values("model"), values("pipeline"), values("augment")):
+        names = [name for name in plan.parameters(pipeline, augment) if name != "augment"]
+        axes.append((model, pipeline, augment, names, [values(name) for name in names]))
+    sizes = [math.prod(len(choices) for choices in entry[-1]) for entry in axes]
+    if sum(sizes) > GRID_LIMIT:
+        raise SearchFailed(
+            f"the grid has {sum(sizes)} points, and at most {GRID_LIMIT} are possible; narrow the space, or take another "
+            "sampler"
+        )
+    order = list(range(sum(sizes)))
+    random.Random(plan.seed).shuffle(order)
+    for place in order:
+        part = 0
+        while place >= sizes[part]:
+            place -= sizes[part]
+            part += 1
+        model, pipeline, augment, names, choices = axes[part]
+        params: dict[str, Any] = {"augment": augment}
+        for name, options in zip(names, choices, strict=True):
+            place, index = divmod(place, len(options))
+            params[name] = options[index]
+        yield TrialConfig(number=0, kind="search", model=model, pipeline=pipeline, params=params, seed=plan.seed)
 
 
 def _stopper(plan: Plan) -> optuna.pruners.BasePruner:

@@ -203,7 +203,7 @@ class _Run:
         memory = {"train_memory_bytes": float(outcome.memory_bytes)}
         result.violations = violations(memory, plan.budget)
         if outcome.stopped:
-            result.state, result.reason = "pruned", f"stopped early at {outcome.curve[-1].epoch:.1f} epochs"
+            result.state, result.reason = "pruned", f"behind after {outcome.curve[-1].epoch:.1f} epochs"
             return
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"

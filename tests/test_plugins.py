@@ -105,7 +105,7 @@ def test_an_unknown_task_names_the_closest_one_and_what_did_not_load(install):
         catalog.task("text-clasification")
     assert caught.value.exit_code == 3
     broken = load_plugins([install("autoft-bad", "bad", "import absent_module_x")])
-    with pytest.raises(PluginError, match="autoft-bad.*absent_module_x"):
+    with pytest.raises(PluginError, match=r"autoft-bad.*absent_module_x"):
         broken.task("text-classification")
 
 

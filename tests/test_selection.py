@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,9 +112,7 @@ def test_the_front_is_what_a_brute_force_search_finds(points):
     front = {c.trial for c in candidates(make_plan(), results) if c.front}
     expected = set()
     for i, (a, s, ms) in enumerate(points):
-        beaten = any(
-            b >= a and t <= s and us <= ms and (b, t, us) != (a, s, ms) for b, t, us in points
-        )
+        beaten = any(b >= a and t <= s and us <= ms and (b, t, us) != (a, s, ms) for b, t, us in points)
         if not beaten:
             expected.add(i)
     assert front == expected

@@ -16,9 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["CONVOLUTIONAL", "Head", "HeadOnly", "find_bodies", "find_head"]
 
 CONVOLUTIONAL = frozenset(
-    {"bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet", "textnet", "timm_backbone", "vgg"}
+    {
+        "bit",
+        "efficientnet",
+        "hgnet_v2",
+        "mobilenet_v1",
+        "mobilenet_v2",
+        "mobilevitv2",
+        "poolformer",
+        "pp_lcnet",
+        "pp_lcnet_v3",
+        "regnet",
+        "resnet",
+        "rt_detr_resnet",
+        "squeezebert",
+        "textnet",
+        "uvdoc_backbone",
+    }
 )
-"""Model types whose body has convolutions only, so no linear layer to adapt or to quantize."""
+"""Model types (of transformers 5.23) whose body computes with convolutions only: no linear layer to adapt or quantize."""
 
 _PRETRAINED_HEADS = frozenset({"causal-lm", "masked-lm", "seq2seq", "seq2seq-lm"})
 

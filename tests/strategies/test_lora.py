@@ -292,7 +292,7 @@ def test_attention_where_there_is_none(make_target, tmp_path):
     assert any("pwconv1.lora_A" in name for name, _ in adapted.named_parameters())
 
 
-@pytest.mark.parametrize("model_type", ["mobilenet_v2", "resnet"])
+@pytest.mark.parametrize("model_type", ["mobilenet_v2", "poolformer", "resnet"])
 def test_convolutional_models_are_refused(model_type, make_target, tmp_path):
     import transformers
 

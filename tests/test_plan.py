@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from autoft.errors import PluginError, RecipeError
+from autoft.hardware import Hardware
+from autoft.plan import EFFORTS, TRAIN_SPACE, Plan, make_plan, usable_positions
+from autoft.plugins import load_plugins
+from autoft.recipe import recipe_from_mapping
+from autoft.space import Categorical
+
+CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    return load_plugins()
+
+
+def planned(catalog, tiny_model, **changes) -> Plan:
+    recipe = {"task": "text-classification", "model": str(tiny_model), "data": "train.csv", **changes}
+    return make_plan(recipe_from_mapping(recipe), catalog, CPU)
+
+
+def faults(catalog, tiny_model, **changes) -> str:
+    with pytest.raises(RecipeError) as caught:
+        planned(catalog, tiny_model, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("effort", list(EFFORTS))
+def test_every_effort_gives_a_plan_whose_default_configuration_lies_in_its_space(catalog, tiny_model, effort):
+    plan = planned(catalog, tiny_model, effort=effort)
+    config = plan.default_config()
+    assert config.pipeline == "full"
+    assert set(TRAIN_SPACE) <= set(config.params)
+    for name, value in config.params.items():
+        assert plan.domain(name).contains(value), name
+    assert Plan.model_validate(json.loads(plan.model_dump_json())) == plan
+
+
+def test_efforts_widen(catalog, tiny_model):
+    searched = {
+        effort: sum(
+            not isinstance(domain := planned(catalog, tiny_model, effort=effort).domain(name), Categorical)
+            or len(domain.choices) > 1
+            for name in TRAIN_SPACE
+        )
+        for effort in EFFORTS
+    }
+    assert searched["quick"] < searched["balanced"] < searched["best"]
+    best = planned(catalog, tiny_model, effort="best")
+    assert {"full", "head-only", "lora"} <= {pipeline.name for pipeline in best.pipelines}
+
+
+def test_a_scalar_pins_a_list_is_a_choice_and_a_range_narrows(catalog, tiny_model):
+    space = {
+        "train.epochs": 4,
+        "train.batch_size": [8, 64],
+        "full.learning_rate": {"low": 1e-5, "high": 2e-5},
+    }
+    plan = planned(catalog, tiny_model, space=space)
+    assert plan.domain("train.epochs") == Categorical((4,))
+    assert plan.domain("train.batch_size") == Categorical((8, 64))
+    rate = plan.domain("full.learning_rate")
+    assert (rate.low, rate.high, rate.log) == (1e-5, 2e-5, True)
+    assert {plan.origins[name] for name in space} == {"recipe"}
+
+
+def test_names_that_do_not_resolve_are_told_all_at_once_with_the_closest(catalog, tiny_model):
+    text = faults(
+        catalog,
+        tiny_model,
+        pipelines=["loar"],
+        compress=["onxx"],
+        augment=["random-delete"],
+        space={"train.epocs": 3, "lora.rank": "many"},
+        task_options={"treshold": 0.4},
+        search={"objectives": ["acuracy"]},
+        budget={"latencies": "3ms"},
+    )
+    for expected in [
+        "Did you mean 'lora'",
+        "Did you mean 'onnx'",
+        "Did you mean 'random-deletion'",
+        "Did you mean 'train.epochs'",
+        "Did you mean 'threshold'",
+        "Did you mean 'accuracy'",
+        "Did you mean 'latency'",
+    ]:
+        assert expected in text, text
+    assert text.startswith("run: ")
+
+
+def test_an_unknown_task_is_a_plugin_error(catalog, tiny_model):
+    with pytest.raises(PluginError, match="Did you mean 'text-classification'"):
+        planned(catalog, tiny_model, task="text-classificaton")
+
+
+def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, tiny_model):
+    text = faults(
+        catalog,
+        tiny_model,
+        search={"objectives": ["accuracy", "latency_p50_ms"], "early_stopping": "halving"},
+    )
+    assert "use none, or one objective" in text
+    plan = planned(catalog, tiny_model, search={"objectives": ["accuracy", "latency_p50_ms"]})
+    assert plan.early_stopping == "none"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "names no model_type"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "can carry code and is not read",
+        ),
+    ],
+)
+def test_a_model_folder_that_cannot_be_used_says_why(catalog, tiny_model, tmp_path, damage, expected):
+    import re
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    damage(folder)
+    assert re.search(expected, faults(catalog, folder))
+
+
+def test_a_missing_model_folder_names_the_closest(catalog, tiny_model):
+    text = faults(catalog, tiny_model, model=[str(tiny_model.parent / "tiny-bart")])
+    assert "did you mean 'tiny-bert'" in text
+
+
+def test_a_missing_package_says_what_to_install(catalog, tiny_model):
+    assert "no_such_package_here" in faults(catalog, tiny_model, model="package://no_such_package_here/model")
+
+
+def test_a_chain_that_cannot_follow_is_refused_with_its_reason(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, compress=["none", "onnx+magnitude-pruning"])
+    (note,) = [note for note in plan.refusals if note.what == "onnx+magnitude-pruning"]
+    assert "magnitude-pruning cannot follow" in note.reason
+    assert any("onnx+magnitude-pruning" in warning for warning in plan.warnings)
+
+
+def test_values_of_a_compressor_make_a_variant_each(catalog, tiny_model):
+    plan = planned(
+        catalog,
+        tiny_model,
+        compress=["magnitude-pruning"],
+        space={"magnitude-pruning.sparsity": [0.2, 0.5]},
+    )
+    assert [variant.name for variant in plan.variants] == [
+        "magnitude-pruning(sparsity=0.2)",
+        "magnitude-pruning(sparsity=0.5)",
+    ]
+
+
+def test_budgets_become_limits_on_columns(catalog, tiny_model):
+    plan = planned(
+        catalog,
+        tiny_model,
+        budget={"model_size": "20MB", "latency": {"p50": "3ms", "p95": "5ms", "length": 32}, "train_memory": "2GiB"},
+    )
+    limits = {limit.key: (limit.column, limit.limit) for limit in plan.budget}
+    assert limits == {
+        "model_size": ("model_size_bytes", 20e6),
+        "latency.p50": ("latency_p50_ms", pytest.approx(3.0)),
+        "latency.p95": ("latency_p95_ms", pytest.approx(5.0)),
+        "train_memory": ("train_memory_bytes", 2 * 2**30),
+    }
+    assert plan.request == {"batch_size": 1, "length": 32}
+
+
+def test_roberta_keeps_two_positions_for_itself():
+    assert usable_positions({"max_position_embeddings": 514, "model_type": "roberta"}) == 512
+    assert usable_positions({"max_position_embeddings": 512, "model_type": "bert"}) == 512
+
+
+def test_explaining_needs_no_heavy_library(tiny_model, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"task: text-classification\nmodel: {tiny_model}\ndata: t.csv\n")
+    code = (
+        "import sys; sys.argv = ['autoft', 'explain', sys.argv[1]]\n"
+        "from autoft.cli import app\n"
+        "app(standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'optuna', 'datasets', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "full.learning_rate" in done.stdout

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import pytest
+
+from autoft.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
+from autoft.rundir import CurvePoint, TrialConfig, TrialResult, VariantResult
+from autoft.search import _Study
+from autoft.space import Categorical, Float, Int, domain_to_json
+
+
+def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
+    space = {
+        "model": Categorical(("large", "small")),
+        "pipeline": Categorical(("full", "lora")),
+        "augment": Categorical(("none",)),
+        "train.epochs": Int(1, 4, 3),
+        "full.learning_rate": Float(1e-6, 1e-3, 1e-5, log=True),
+        "lora.learning_rate": Float(1e-4, 1e-2, 1e-3, log=True),
+        "lora.rank": Int(4, 64, 16, log=True),
+    }
+    values = {
+        "space": {name: domain_to_json(domain) for name, domain in space.items()},
+        "models": [
+            ModelPlan(name="large", path="", config={}, size_bytes=90),
+            ModelPlan(name="small", path="", config={}, size_bytes=10),
+        ],
+        "pipelines": [
+            PipelinePlan(name="full", quantizer=None, adapter="full"),
+            PipelinePlan(name="lora", quantizer=None, adapter="lora"),
+        ],
+        "variants": [VariantPlan(name="none", chain=[])],
+        "objective": "accuracy",
+        "objectives": ["accuracy"],
+        "metrics": {"accuracy": {"higher_is_better": True}},
+        "budget": [],
+        "sampler": sampler,
+        "early_stopping": early_stopping,
+        "seed": 3,
+        "trials_limit": None,
+    }
+    return Plan.model_construct(**{**values, **changes})
+
+
+def done(config: TrialConfig, accuracy: float, state="complete") -> TrialResult:
+    variant = VariantResult(name="none", state="complete", validation={"accuracy": accuracy}, costs={})
+    point = CurvePoint(samples=10, epoch=1, seconds=1, train_loss=1, learning_rate=1, validation={"accuracy": accuracy})
+    return TrialResult(
+        number=config.number,
+        state=state,
+        config=config,
+        curve=[point],
+        validation={"accuracy": accuracy},
+        variants=[variant] if state == "complete" else [],
+        violations={"memory": 1.0} if state == "infeasible" else {},
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "random", "grid", "qmc"])
+def test_every_sampler_proposes_configurations_of_the_space(sampler):
+    plan = make_plan(sampler)
+    study = _Study(plan)
+    for number in range(14):
+        config = study.ask(number)
+        assert set(config.params) == set(plan.parameters(config.pipeline, "none"))
+        assert all(plan.domain(name).contains(value) for name, value in config.params.items())
+        study.tell(done(config, 0.5 + number / 100), [0.5 + number / 100])
+
+
+def test_a_configuration_has_only_the_parameters_of_its_pipeline():
+    study = _Study(make_plan("random"))
+    proposals = [study.ask(number) for number in range(30)]
+    assert {"lora.rank" in proposal.params for proposal in proposals} == {True, False}
+    for proposal in proposals:
+        assert ("lora.rank" in proposal.params) == (proposal.pipeline == "lora")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_seed_repeats_the_search(sampler):
+    def run() -> list[dict]:
+        study, asked = _Study(make_plan(sampler)), []
+        for number in range(12):
+            config = study.ask(number)
+            asked.append(config.model_dump())
+            value = 1.0 / (1 + abs(config.params["train.epochs"] - 2))
+            study.tell(done(config, value), [value])
+        return asked
+
+    assert run() == run()
+
+
+def test_the_grid_ends():
+    plan = make_plan("grid")
+    study = _Study(plan)
+    count = 0
+    while (config := study.ask(count)) is not None:
+        study.tell(done(config, 0.5), [0.5])
+        count += 1
+        assert count < 1000
+    # 2 models; the full pipeline has 3 epochs x 3 rates, lora 3 ranks more.
+    assert count == 2 * (3 * 3 + 3 * 3 * 3)
+
+
+def test_tpe_learns_to_avoid_what_does_not_fit():
+    study = _Study(make_plan())
+    proposals = []
+    for number in range(60):
+        config = study.ask(number)
+        proposals.append(config.model)
+        if config.model == "large":
+            study.tell(done(config, 0.9, "infeasible"), None)
+        else:
+            study.tell(done(config, 0.7), [0.7])
+    assert proposals[30:].count("small") > 20
+
+
+def config(number, model, kind="search") -> TrialConfig:
+    return TrialConfig(
+        number=number,
+        kind=kind,
+        model=model,
+        pipeline="full",
+        params={"augment": "none", "train.epochs": 3, "full.learning_rate": 1e-5},
+        seed=3,
+    )
+
+
+def test_a_trial_behind_those_of_its_model_stops_and_a_better_one_does_not():
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.behind(config(number, "large"), 0.5, value)
+    assert study.behind(config(3, "large"), 0.5, 0.60)
+    assert not study.behind(config(4, "large"), 0.5, 0.90)
+
+
+def test_the_default_and_further_seeds_never_stop_early():
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.behind(config(number, "large"), 0.5, value)
+    assert not study.behind(config(3, "large", "default"), 0.5, 0.10)
+    assert not study.behind(config(4, "large", "seed"), 0.5, 0.10)
+
+
+def test_a_small_model_is_not_stopped_for_being_worse_than_a_large_one_but_the_other_way_round():
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.behind(config(number, "large"), 0.5, value)
+    assert not study.behind(config(3, "small"), 0.5, 0.60)
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.behind(config(number, "small"), 0.5, value)
+    assert study.behind(config(3, "large"), 0.5, 0.60)
+
+
+@pytest.mark.parametrize("early_stopping", ["halving", "hyperband", "median", "wilcoxon", "none"])
+def test_every_kind_of_early_stopping_judges(early_stopping):
+    study = _Study(make_plan(early_stopping=early_stopping))
+    stopped = []
+    for number in range(12):
+        value = 0.9 if number < 6 else 0.1
+        trial = config(number, "large")
+        judged = [study.behind(trial, epoch / 2, value - epoch / 1000) for epoch in range(1, 9)]
+        behind = any(judged)
+        stopped.append(behind)
+        study.tell(done(trial, value, "pruned" if behind else "complete"), None)
+    assert any(stopped[6:]) == (early_stopping != "none")
+
+
+def test_trials_that_turned_out_infeasible_no_longer_stop_others():
+    study = _Study(make_plan())
+    results = [done(config(number, "large"), value) for number, value in enumerate([0.80, 0.82, 0.84])]
+    for result in results:
+        study.behind(result.config, 1.0, result.validation["accuracy"])
+    assert study.behind(config(3, "large"), 1.0, 0.60)
+    study.restart_early_stopping([])
+    assert not study.behind(config(4, "large"), 1.0, 0.60)
+
+
+def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stopping():
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.replay(done(config(number, "large"), value))
+    assert len(study.study.trials) == 3
+    assert study.study.best_value == pytest.approx(0.84)
+    assert study.behind(config(3, "large"), 1.0, 0.60)
+
+
+def test_importance_needs_enough_trials_and_finds_the_parameter_that_matters():
+    study = _Study(make_plan("random"))
+    assert study.importance() == {}
+    for number in range(60):
+        trial = study.ask(number)
+        value = 0.9 if trial.model == "large" else 0.3
+        value += number / 1e5
+        study.tell(done(trial, value), [value])
+    shares = study.importance()
+    assert max(shares, key=shares.get) == "model"
