@@ -694,20 +694,29 @@ class _Study:
         """Report a validation and say whether the trial should stop; the default and further seeds never do.
 
         A trial competes with trials of its own model and of smaller ones: that a small model scores less than a large
-        one is no reason to stop it, that a large one scores less than a small one is.
+        one is no reason to stop it, that a large one scores less than a small one is. A trial within one standard error
+        of the best at the same point is not behind: on a few hundred rows, that is chance.
         """
         if len(self.plan.objectives) > 1 or config.kind == "seed" or math.isnan(value):
             return False
-        behind = False
+        behind, rung = False, _rung(epoch)
         for model in self._rivals(config.model):
             trial = self.watch.get((config.number, model))
             if trial is None:
                 trial = self.watch[config.number, model] = self.stopping[model].ask()
-            trial.report(value, _rung(epoch))
+            trial.report(value, rung)
             judged = trial.should_prune()
+            key = (model, rung)
+            sign = 1 if self.plan.higher_is_better else -1
+            self.best_at[key] = max(self.best_at.get(key, -math.inf), sign * value)
             if model == config.model:
-                behind = judged
+                behind = judged and sign * value < self.best_at[key] - self._standard_error(value)
         return behind and config.kind != "default"
+
+    def _standard_error(self, value: float) -> float:
+        """Return the binomial standard error of a figure between 0 and 1, and nothing for other figures."""
+        rows = int(self.plan.data["sizes"]["validation"])
+        return math.sqrt(value * (1 - value) / rows) if 0 <= value <= 1 else 0.0
 
     def _rivals(self, model: str) -> list[str]:
         """Return the models whose trials a trial of this model competes with: those not clearly smaller."""
@@ -780,6 +789,7 @@ class _Study:
     def restart_early_stopping(self, results: Iterable[TrialResult]) -> None:
         """Begin the early stopping anew with the trials that compete."""
         self.watch = {}
+        self.best_at: dict[tuple[str, int], float] = {}
         direction = "maximize" if self.plan.higher_is_better else "minimize"
         self.stopping = {
             model.name: self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))

@@ -37,6 +37,7 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "early_stopping": early_stopping,
         "seed": 3,
         "trials_limit": None,
+        "data": {"sizes": {"train": 1000, "validation": 400, "test": 400}},
     }
     return Plan.model_construct(**{**values, **changes})
 
@@ -130,6 +131,15 @@ def test_a_trial_behind_those_of_its_model_stops_and_a_better_one_does_not():
         study.behind(config(number, "large"), 0.5, value)
     assert study.behind(config(3, "large"), 0.5, 0.60)
     assert not study.behind(config(4, "large"), 0.5, 0.90)
+
+
+def test_a_difference_that_may_be_chance_stops_nobody():
+    study = _Study(make_plan())
+    for number, value in enumerate([0.80, 0.82, 0.84]):
+        study.behind(config(number, "large"), 0.5, value)
+    # The standard error of .83 on 400 rows is .019.
+    assert not study.behind(config(3, "large"), 0.5, 0.825)
+    assert study.behind(config(4, "large"), 0.5, 0.815)
 
 
 def test_the_default_and_further_seeds_never_stop_early():

@@ -79,19 +79,20 @@ class BitsAndBytesBase(Quantizer):
                 f"{self.name}: dequantize the base of {target.source.name}, without the adapter, and merge into that"
             )
         for name, module in list(model.named_modules()):
-            if isinstance(module, Linear4bit):
+            if not isinstance(module, Linear4bit | Linear8bitLt):
+                continue
+            if module.weight.is_floating_point():
+                weight = module.weight.data  # not in the checkpoint, so never quantized
+            elif isinstance(module, Linear4bit):
                 state = module.weight.quant_state
                 if getattr(state, "packing_format_for_cpu", False):
                     module.state_dict()  # puts weights that an evaluation repacked back into their usual order
                     state = module.weight.quant_state
                 weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
-            elif isinstance(module, Linear8bitLt):
-                # The scales move from the weight to the state with the first forward.
-                used = module.state.SCB is not None
-                stored = module.state if used else module.weight
-                weight = bitsandbytes.functional.int8_vectorwise_dequant(stored.CB, stored.SCB)
             else:
-                continue
+                # The scales move from the weight to the state with the first forward.
+                stored = module.weight if module.state.SCB is None else module.state
+                weight = bitsandbytes.functional.int8_vectorwise_dequant(stored.CB, stored.SCB)
             model.set_submodule(name, _plain(module, weight))
         _forget_quantization(model)
         return model.float().requires_grad_(True)

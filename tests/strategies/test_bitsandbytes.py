@@ -178,7 +178,9 @@ def test_merge_refuses_a_quantized_base(make_checkpoint, make_target, load_quant
 
 
 @each_quantizer
-def test_layers_that_the_checkpoint_lacks_stay_dense_and_run(quantizer, make_checkpoint, make_target, load_quantized):
+def test_layers_that_the_checkpoint_lacks_stay_dense_and_run(
+    quantizer, make_checkpoint, make_target, load, load_quantized
+):
     from transformers import AutoModelForCausalLM
 
     path = make_checkpoint("gpt2")
@@ -194,6 +196,19 @@ def test_layers_that_the_checkpoint_lacks_stay_dense_and_run(quantizer, make_che
     assert {type(module).__name__ for module in new} == {"Conv1D"}
     out = model(input_ids=torch.tensor([[1, 2]]), encoder_hidden_states=torch.randn(1, 3, 64)).logits
     assert torch.isfinite(out).all()
+    # They are new, so they are trained in full, and what they learned comes along with a merge.
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "encoder_hidden_states": torch.randn(1, 3, 64)}
+    adapted = Lora().attach(model, target, PARAMS)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert len([name for name in trained if ".crossattention." in name and name.endswith("weight")]) >= BLOCKS * 2
+    with torch.no_grad():
+        for name in sorted(trained):
+            adapted.get_parameter(name).add_(0.05)
+        expected = adapted.eval()(**inputs).logits
+        base = quantizer.dequantize(load(target, seed=9, **quantizer.load_kwargs(target, {})), target)
+        merged = Lora().merge(adapted, lambda: base, target)
+        got = merged(**inputs).logits
+    assert relative(got, expected) < (0.05 if quantizer.name == "int8" else 0.02)
 
 
 def test_says_nothing_while_it_works(make_checkpoint, make_target, load_quantized, train, logits, caplog):
