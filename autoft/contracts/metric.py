@@ -26,8 +26,8 @@ class QualityMetric(ABC):
     one matrix product; the others are recomputed for each resample.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
+    name: str
+    summary: str
     higher_is_better: ClassVar[bool] = True
 
     @abstractmethod

@@ -14,9 +14,12 @@ from autoft.strategies.augmentation import (
     RandomSwap,
 )
 from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
 from autoft.strategies.lora import Lora
+from autoft.strategies.magnitude_pruning import MagnitudePruning
+from autoft.strategies.onnx import Onnx, OnnxInt8
 
 __all__ = ["autoft_strategies"]
 
@@ -35,4 +38,8 @@ def autoft_strategies() -> Sequence[Strategy]:
         Full(),
         HeadOnly(),
         Lora(),
+        MagnitudePruning(),
+        DynamicInt8(),
+        Onnx(),
+        OnnxInt8(),
     )

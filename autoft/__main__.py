@@ -1,0 +1,5 @@
+"""``python -m autoft``."""
+
+from autoft.cli import main
+
+main()

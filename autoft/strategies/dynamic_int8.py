@@ -1,0 +1,113 @@
+"""Int8 weights for torch on the CPU, activations quantized as they come."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.contracts import PostTrainingQuantizer, Refusal, Row, Target
+from autoft.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DynamicInt8"]
+
+WEIGHTS = "model.safetensors"
+
+
+class DynamicInt8(PostTrainingQuantizer):
+    """Linear layers and embedding tables of the body in int8, a scale for each row; the head stays as it is.
+
+    Products run in torch's own int8 kernels, with the range of the activations taken in each call, as in Jacob et al.
+    2018 (arXiv 1712.05877) without calibration. Files hold int8, and loading never makes the 32-bit weights.
+    """
+
+    name = "dynamic-int8"
+    summary = "int8 weights for torch on the CPU, activations quantized on the fly"
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse on a GPU: torch has these kernels for the CPU only."""
+        if target.context.device != "cpu":
+            return Refusal(f"{self.name}: runs on the CPU only, and this search is for {target.context.device}")
+        return None
+
+    def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return a copy of the model with int8 layers in its body.
+
+        Raises:
+            ModelError: the model is of a class that transformers does not have, or this torch has no int8 kernels.
+        """
+        import torch
+        import transformers
+
+        from autoft.strategies.int8_layers import quantized_copy
+
+        name = type(model).__name__
+        if getattr(transformers, name, None) is not type(model):
+            raise ModelError(f"{self.name}: {name} is no class of transformers, so its files could not be loaded again")
+        if not set(torch.backends.quantized.supported_engines) - {"none"}:
+            raise ModelError(f"{self.name}: this build of torch has no int8 kernels")
+        quantized = copy.deepcopy(model).cpu().eval()
+        prefix = quantized.base_model_prefix
+        for path, module in list(quantized.named_modules()):
+            layer = quantized_copy(module) if path.startswith(f"{prefix}.") else None
+            if layer is not None:
+                quantized.set_submodule(path, layer)
+        return quantized
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, int8 weights under ``<layer>.weight_int8`` and ``.scale``."""
+        from safetensors.torch import save_file
+
+        from autoft.strategies.int8_layers import Int8Embedding, Int8Linear
+
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        tensors: dict[str, torch.Tensor] = dict(model.state_dict())
+        for path, module in model.named_modules():
+            if isinstance(module, Int8Embedding | Int8Linear):
+                tensors.update({f"{path}.{name}": value for name, value in module.stored().items()})
+        # A file may not hold the same memory twice; tied weights are each written whole.
+        tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+        save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+
+    def load(self, folder: Path, target: Target) -> Any:
+        """Return the model, ready to predict.
+
+        Raises:
+            ModelError: the files are damaged, or of a class that this transformers does not have.
+        """
+        import torch
+        import transformers
+        from accelerate import init_empty_weights
+        from safetensors.torch import load_file
+
+        from autoft.strategies.int8_layers import Int8Embedding, Int8Linear
+
+        config = transformers.AutoConfig.from_pretrained(folder)
+        name = (config.architectures or [""])[0]
+        kind = getattr(transformers, name, None)
+        if kind is None or not issubclass(kind, transformers.PreTrainedModel):
+            raise ModelError(f"{folder}: config.json names {name!r}, which is no model class of transformers")
+        tensors = load_file(str(folder / WEIGHTS))
+        # Parameters without memory; buffers are real, for those that no file holds are computed here.
+        with init_empty_weights(include_buffers=False):
+            model = kind(config)
+        for path, module in list(model.named_modules()):
+            if f"{path}.weight_int8" not in tensors:
+                continue
+            weight, scale = tensors.pop(f"{path}.weight_int8"), tensors.pop(f"{path}.scale")
+            layer = (
+                Int8Embedding(weight, scale)
+                if isinstance(module, torch.nn.Embedding)
+                else Int8Linear(weight, scale, tensors.pop(f"{path}.bias", None))
+            )
+            model.set_submodule(path, layer)
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+        if missing or unexpected:
+            raise ModelError(f"{folder}: the weights do not fit the model: {', '.join([*missing, *unexpected][:3])}")
+        return model.eval()

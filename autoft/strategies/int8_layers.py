@@ -1,0 +1,90 @@
+"""Layers with int8 weights for torch on the CPU; imported only when a model is quantized or loaded."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["Int8Embedding", "Int8Linear", "quantize_rows", "quantized_copy"]
+
+
+def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 weights and the scale of each row: ``weight ≈ int8 * scale``.
+
+    Args:
+        weight: ``(rows, columns)`` in floating point.
+
+    Returns:
+        int8 ``(rows, columns)`` within ±127, and scales ``(rows,)``; a row of zeros has the scale 1.
+    """
+    weight = weight.detach().float()
+    scale = weight.abs().amax(dim=1) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.clamp(torch.round(weight / scale[:, None]), -127, 127).to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights; activations are quantized in each call.
+
+    Args:
+        weight_int8: ``(out, in)``.
+        scale: of each output, ``(out,)``.
+        bias: ``(out,)`` or None.
+    """
+
+    def __init__(self, weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight_int8.shape
+        self.weight_int8, self.scale, self.bias = weight_int8, scale, bias
+        self.packed = _packed(weight_int8, scale, bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return ``inputs @ weight.T + bias``, ``(..., out)``."""
+        return torch.ops.quantized.linear_dynamic(inputs.float(), self.packed)  # type: ignore[no-any-return]
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Return what a file has to hold."""
+        tensors = {"weight_int8": self.weight_int8, "scale": self.scale}
+        return tensors if self.bias is None else {**tensors, "bias": self.bias}
+
+
+class Int8Embedding(nn.Module):
+    """An embedding table in int8; the rows that a batch asks for are turned into floating point.
+
+    Args:
+        weight_int8: ``(rows, width)``.
+        scale: of each row, ``(rows,)``.
+    """
+
+    def __init__(self, weight_int8: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight_int8.shape
+        self.weight_int8, self.scale = weight_int8, scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of these ids, ``(..., width)``."""
+        return self.weight_int8[ids].float() * self.scale[ids].unsqueeze(-1)
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Return what a file has to hold."""
+        return {"weight_int8": self.weight_int8, "scale": self.scale}
+
+
+def quantized_copy(module: nn.Module) -> Int8Linear | Int8Embedding | None:
+    """Return the int8 layer of a linear layer, a GPT-2 ``Conv1D`` or an embedding; None for other modules."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Embedding):
+        return Int8Embedding(*quantize_rows(module.weight))
+    if type(module) is nn.Linear or kind == "Conv1D":
+        weight = module.weight.T if kind == "Conv1D" else module.weight
+        bias = module.bias.detach().float().clone() if isinstance(module.bias, torch.Tensor) else None
+        assert isinstance(weight, torch.Tensor)
+        return Int8Linear(*quantize_rows(weight), bias)
+    return None
+
+
+def _packed(weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> object:
+    quantized = torch._make_per_channel_quantized_tensor(
+        weight_int8, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+    )
+    return torch.ops.quantized.linear_prepack(quantized, bias)

@@ -1,0 +1,367 @@
+"""Export to ONNX Runtime, in 32 bits or with int8 weights.
+
+Tracing a model takes seconds and gives the same graph for all trials of one architecture, so the graph is kept in the
+run's cache without its weights, and each trial fills in its own. Whatever way a graph comes about, it is compared with
+the torch model at other shapes than it was traced at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from autoft.contracts import Exporter, ExportSpec, Refusal, Row, Target
+from autoft.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+__all__ = ["GRAPH", "Onnx", "OnnxInt8", "OnnxModel"]
+
+GRAPH = "model.onnx"
+TOLERANCE = 1e-3
+"""Largest difference between torch and the graph, relative to the largest output."""
+
+
+class OnnxModel:
+    """A graph in ONNX Runtime, called with tensors by name as a transformers model is.
+
+    The outputs are attributes of what a call returns, as ``.logits`` with shape ``(batch, labels)``.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if threads.isdigit():
+            options.intra_op_num_threads = int(threads)
+        # Threads that wait in a loop take the cores of whatever else runs here.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if int(threads or 2) > 1 else "1")
+        there = onnxruntime.get_available_providers()
+        wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
+        providers = [provider for provider in [*wanted, "CPUExecutionProvider"] if provider in there]
+        self.path = path
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        self.inputs = [node.name for node in self.session.get_inputs()]
+        self.outputs = [node.name for node in self.session.get_outputs()]
+
+    def __call__(self, **tensors: Any) -> SimpleNamespace:
+        """Run the graph; inputs that it does not know are left out, absent token types are zeros."""
+        import numpy as np
+        import torch
+
+        arrays = {name: tensors[name] for name in self.inputs if name in tensors}
+        given = {
+            name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            for name, value in arrays.items()
+        }
+        if "token_type_ids" in self.inputs and "token_type_ids" not in given:
+            given["token_type_ids"] = np.zeros_like(given["input_ids"])
+        answers = self.session.run(self.outputs, given)
+        return SimpleNamespace(
+            **{name: torch.from_numpy(answer) for name, answer in zip(self.outputs, answers, strict=True)}
+        )
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph on its way to a file."""
+
+    proto: onnx.ModelProto
+
+    def write(self, path: Path) -> None:
+        """Write the graph with its weights in one file, or beside it where they exceed what one file can hold."""
+        import onnx
+
+        if self.proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+            path.write_bytes(self.proto.SerializeToString())
+        else:
+            onnx.save_model(self.proto, str(path), save_as_external_data=True, location=f"{path.name}.data")
+
+
+class Onnx(Exporter):
+    """The model as a graph for ONNX Runtime, weights in 32 bits: same answers, faster."""
+
+    name = "onnx"
+    summary = "graph for ONNX Runtime, 32-bit weights"
+    runtime = "onnxruntime"
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse without the libraries, and for tasks that do not say how to trace their models."""
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            if find_spec(package) is None:
+                return Refusal(f"{self.name}: needs {package}, which is not installed; pip install {package}")
+        from autoft.contracts import Task
+
+        if type(target.task).export_inputs is Task.export_inputs:
+            return Refusal(f"{self.name}: the task {target.task.card.name} does not say how to trace its models")
+        return None
+
+    def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return the model's graph.
+
+        Raises:
+            ModelError: the graph does not answer as the model does.
+        """
+        return _Graph(_graph_of(model, target))
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write ``model.onnx``."""
+        model.write(folder / GRAPH)
+
+    def load(self, folder: Path, target: Target) -> OnnxModel:
+        """Return a session over ``model.onnx``."""
+        return OnnxModel(folder / GRAPH, target.context.device)
+
+
+class OnnxInt8(Onnx):
+    """The graph with int8 weights, and activations quantized as they come: a quarter of the size, and faster.
+
+    Dynamic quantization of ONNX Runtime, per output channel, of matrix products and embedding tables. Nothing has to be
+    calibrated: the range of the activations is taken in each call.
+    """
+
+    name = "onnx-int8"
+    summary = "graph for ONNX Runtime, int8 weights, activations quantized on the fly"
+    operators = ("MatMul", "Gather", "Gemm")
+
+    def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return the quantized graph.
+
+        Raises:
+            ModelError: the graph in 32 bits does not answer as the model does.
+        """
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            path = Path(folder) / GRAPH
+            quantize_dynamic(
+                _graph_of(model, target),
+                str(path),
+                op_types_to_quantize=list(self.operators),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                # Without VNNI, products of int8 are summed in 16 bits, which overflow: 7 bits do not.
+                reduce_range=not _has_vnni(),
+            )
+            return _Graph(_bare(onnx.load(str(path))))
+
+
+def _graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
+    """Return the verified graph of a model, from the cache's graph where there is one."""
+    spec = target.task.export_inputs(target.context)
+    assert spec is not None
+    cache = target.cache / "onnx" / f"{_key(model, spec)}.onnx" if target.cache is not None else None
+    if cache is not None and cache.is_file():
+        proto = _filled(cache, model)
+        if proto is not None and _difference(proto, model, spec) <= TOLERANCE:
+            return proto
+    proto = _trace(model, spec)
+    difference = _difference(proto, model, spec)
+    if difference > TOLERANCE:
+        raise ModelError(
+            f"the exported graph does not answer as the model does: relative difference {difference:.2g} at other "
+            f"shapes than it was traced at (allowed {TOLERANCE:g})"
+        )
+    if cache is not None:
+        _remember(cache, proto, model)
+    return proto
+
+
+def _key(model: torch.nn.Module, spec: ExportSpec) -> str:
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    # Names of labels and files say nothing about the graph.
+    unlike = {"_name_or_path", "id2label", "label2id", "transformers_version"}
+    facts = {
+        "class": type(model).__qualname__,
+        "config": {name: value for name, value in config.items() if name not in unlike},
+        "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
+        "inputs": sorted(spec.inputs),
+        "outputs": spec.outputs,
+        "versions": [version("torch"), version("onnx"), version("onnxscript")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
+    """Return the graph as torch exports it; dynamo, for the older exporter is silently wrong for some models."""
+    import torch
+
+    dynamic = {
+        name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+        for name, axes in spec.dynamic.items()
+        if name in spec.inputs
+    }
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                model,
+                kwargs=dict(spec.inputs),
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                output_names=list(spec.outputs),
+                verbose=False,
+            )
+            assert program is not None
+            with tempfile.TemporaryDirectory() as folder:
+                import onnx
+
+                path = Path(folder) / GRAPH
+                program.save(str(path))
+                proto = onnx.load(str(path))
+    finally:
+        model.train(training)
+    return _bare(proto)
+
+
+def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove what only people debugging an export read: source lines on each node, shapes of intermediate values."""
+    for node in proto.graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for initializer in proto.graph.initializer:
+        initializer.ClearField("doc_string")
+        initializer.ClearField("metadata_props")
+    proto.graph.ClearField("value_info")
+    proto.graph.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    proto.ClearField("functions") if not proto.functions else None
+    return proto
+
+
+def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> None:
+    """Write the graph without its weights, and which parameter goes where; nothing where one has no known origin."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    weights = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    origin: dict[str, tuple[str, bool]] = {}
+    for initializer in proto.graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        named = [initializer.name] if initializer.name in weights else list(weights)
+        for name in named:
+            weight = weights[name]
+            if weight.shape == array.shape and np.array_equal(weight, array):
+                origin[initializer.name] = (name, False)
+                break
+            if weight.ndim == 2 and weight.T.shape == array.shape and np.array_equal(weight.T, array):
+                origin[initializer.name] = (name, True)
+                break
+        else:
+            if array.size > 16:
+                return
+    shell = onnx.ModelProto()
+    shell.CopyFrom(proto)
+    for initializer in shell.graph.initializer:
+        if initializer.name in origin:
+            initializer.ClearField("raw_data")
+            initializer.ClearField("float_data")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in (
+        (cache.with_suffix(".json"), json.dumps(origin).encode()),
+        (cache, shell.SerializeToString()),
+    ):
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:
+    """Return the cached graph with this model's weights, or None where they do not fit."""
+    import numpy as np
+    import onnx
+
+    origin: dict[str, tuple[str, bool]] = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
+    weights = model.state_dict()
+    proto = onnx.load(str(cache))
+    for initializer in proto.graph.initializer:
+        if initializer.name not in origin:
+            continue
+        name, transposed = origin[initializer.name]
+        array = weights[name].detach().cpu().numpy()
+        array = np.ascontiguousarray(array.T if transposed else array)
+        if list(array.shape) != list(initializer.dims) or array.dtype != np.float32:
+            return None
+        initializer.raw_data = array.tobytes()
+    return proto
+
+
+def _difference(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportSpec) -> float:
+    """Return the largest difference from torch at two other shapes, relative to the largest output."""
+    import torch
+
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / GRAPH
+        _Graph(proto).write(path)
+        session = OnnxModel(path)
+        for batch, length in ((1, 5), (3, 14)):
+            inputs = {
+                name: _reshaped(value, spec.dynamic.get(name, {}), batch, length) for name, value in spec.inputs.items()
+            }
+            with torch.no_grad():
+                device = next(model.parameters()).device
+                expected = model(**{name: value.to(device) for name, value in inputs.items()})
+            found = session(**inputs)
+            for name in spec.outputs:
+                wanted = getattr(expected, name).float().cpu()
+                scale = max(float(wanted.abs().max()), 1e-6)
+                worst = max(worst, float((getattr(found, name) - wanted).abs().max()) / scale)
+    return worst
+
+
+def _reshaped(value: torch.Tensor, axes: Mapping[int, str], batch: int, length: int) -> torch.Tensor:
+    """Return the example input at another size, its values repeated."""
+    import torch
+
+    for axis, kind in axes.items():
+        size = batch if kind == "batch" else length
+        value = value.index_select(axis, torch.arange(size) % value.shape[axis])
+    return value
+
+
+def _has_vnni() -> bool:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return False
+    text = path.read_text()
+    return any(flag in text for flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm"))
+
+
+class _quiet:
+    """Keeps the exporter's and the quantizer's advice off the log."""
+
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "root", "onnxruntime")
+
+    def __enter__(self) -> None:
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        warnings.simplefilter("ignore")
+        self.levels = {name: logging.getLogger(name).level for name in self.names}
+        for name in self.names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        self.caught.__exit__(None, None, None)
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,311 @@
+"""Whole searches through the command line, on a tiny model: what it leaves, what goes wrong, how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import autoft
+from autoft.evaluation import quality_metrics
+from autoft.rundir import read_run
+
+COMMAND = [sys.executable, "-m", "autoft"]
+
+
+def autoft_command(*words: object, cwd: Path, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False, timeout=400, **settings
+    )
+
+
+def write_recipe(folder: Path, model: Path, data: Path, **changes) -> Path:
+    recipe = {
+        "task": "text-classification",
+        "model": str(model),
+        "data": {"train": str(data), "validation_size": 80, "test_size": 80},
+        "budget": {"time": "10m", "trials": 3},
+        "effort": "quick",
+        "compress": ["none", "dynamic-int8"],
+        "space": {"full.learning_rate": {"low": 1e-3, "high": 1e-2}, "train.epochs": [2, 3]},
+        "search": {"finalist_seeds": 0},
+        **changes,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model, reviews) -> Path:
+    """The folder in which a search of three trials has run to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder, tiny_model, reviews)
+    done = autoft_command("search", recipe, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return folder
+
+
+def test_the_search_learns_and_says_where_the_model_and_the_report_are(finished):
+    out = (finished / "stdout.txt").read_text()
+    assert "One default training takes about" in out
+    assert "runs/tiny/report.html" in out
+    assert "runs/tiny/best" in out
+    assert (finished / "stderr.txt").read_text() == ""
+    report = json.loads((finished / "runs/tiny/report.json").read_text())
+    # One telling word decides the label: a model that learns is far above chance.
+    assert report["best"]["test"]["accuracy"]["value"] > 0.8
+    assert report["best"]["test"]["accuracy"]["n"] == 80
+    assert report["baselines"]["trivial"]["test"]["accuracy"]["value"] < 0.7
+
+
+def test_report_json_keeps_its_promised_keys(finished):
+    report = json.loads((finished / "runs/tiny/report.json").read_text())
+    assert report["objective"] == "accuracy"
+    assert set(report["trials"]) == {"complete", "pruned", "infeasible", "failed"}
+    assert sum(report["trials"].values()) == 3
+    assert report["seconds"] > 0
+    for system in (report["baselines"]["trivial"], report["baselines"]["default"], report["best"]):
+        interval = system["test"]["accuracy"]
+        assert interval["low"] <= interval["value"] <= interval["high"]
+        assert 0 <= system["validation"]["accuracy"] <= 1
+    for system in (report["baselines"]["default"], report["best"]):
+        costs = system["costs"]
+        for column in (
+            "model_size_bytes",
+            "latency_p50_ms",
+            "latency_p95_ms",
+            "inference_memory_bytes",
+            "train_memory_bytes",
+        ):
+            assert costs[column] > 0, column
+    assert {"trial", "variant", "pipeline", "params"} <= set(report["best"])
+    assert "torch" in report["environment"]
+
+
+def test_the_model_loads_with_autoft_and_scores_what_the_report_says(finished):
+    record = read_run(finished / "runs/tiny")
+    loaded = autoft.load(finished / "runs/tiny")
+    from autoft.data import open_data
+
+    prepared = open_data(finished / "runs/tiny/data")
+    rows = prepared.validation[:]
+    predictions = loaded.predict([{"text": row["text"]} for row in rows])
+    hits = sum(p["label"] == r["label"] for p, r in zip(predictions, rows, strict=True))
+    assert hits / len(rows) == pytest.approx(record.final.validation["best"]["accuracy"], abs=1e-9)
+    assert loaded.manifest.measured["validation"]["accuracy"] == record.final.validation["best"]["accuracy"]
+    assert quality_metrics(autoft.api.load_plugins(), loaded.task)
+
+
+def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
+    texts = ["the film is great", "the plot was awful"]
+    words = autoft_command("predict", "runs/tiny", *texts, cwd=finished)
+    piped = autoft_command(
+        "predict", "runs/tiny/best", cwd=finished, input=f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n"
+    )
+    assert words.returncode == 0, words.stderr
+    answers = [json.loads(line) for line in words.stdout.splitlines()]
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+    assert [json.loads(line)["label"] for line in piped.stdout.splitlines()] == ["positive", "negative"]
+    filed = autoft_command("predict", "runs/tiny", "--input", reviews, "--output", "p.jsonl", cwd=finished)
+    assert filed.returncode == 0, filed.stderr
+    assert len((finished / "p.jsonl").read_text().splitlines()) == 400
+
+
+def test_trials_csv_has_a_line_for_every_trial_and_variant(finished):
+    record = read_run(finished / "runs/tiny")
+    with (finished / "runs/tiny/trials.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    expected = {(t.number, v.name) for t in record.trials for v in t.variants} | {
+        (t.number, "") for t in record.trials if not t.variants
+    }
+    assert {(int(line["trial"]), line["variant"]) for line in lines} == expected
+    assert all(line["train.epochs"] in {"2", "3"} for line in lines)
+
+
+def test_only_weights_on_the_front_stay_on_disk(finished):
+    record = read_run(finished / "runs/tiny")
+    kept = {str(path.parent.relative_to(record.path)) for path in record.path.glob("trials/*/variants/*/autoft.json")}
+    assert kept == {v.folder for t in record.trials for v in t.variants if v.folder}
+    front = {(c.trial, c.variant) for c in record.selection.candidates if c.front}
+    assert {(t.number, v.name) for t in record.trials for v in t.variants if v.folder} <= front | {(0, "none")}
+
+
+def test_running_a_finished_search_again_repeats_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs/tiny/trials").glob("*/result.json")}
+    tested = (finished / "runs/tiny/final.json").stat().st_mtime_ns
+    done = autoft_command("search", "tiny.yaml", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert "3 trials are done" in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in (finished / "runs/tiny/trials").glob("*/result.json")}
+    assert after == before
+    assert (finished / "runs/tiny/final.json").stat().st_mtime_ns == tested
+
+
+def test_a_run_folder_of_another_recipe_is_refused(finished):
+    done = autoft_command("search", "tiny.yaml", "--set", "data.validation_size=60", cwd=finished)
+    assert done.returncode == 5
+    assert "holds a run of another recipe (differs in data)" in done.stderr
+
+
+def test_the_report_can_be_rendered_again(finished):
+    before = (finished / "runs/tiny/report.html").read_bytes()
+    (finished / "runs/tiny/report.html").unlink()
+    done = autoft_command("report", "runs/tiny", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert (finished / "runs/tiny/report.html").read_bytes() == before
+
+
+def test_json_lines_on_request(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 1}, compress=["none"])
+    done = autoft_command("search", recipe, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[-1] == "finished"
+    assert {"begin", "forecast", "trial_started", "stage", "validation", "trial_done", "phase"} <= set(kinds)
+    done_event = next(event for event in events if event["event"] == "trial_done")
+    assert done_event["standing"]["counts"]["complete"] == 1
+
+
+def test_a_budget_that_nothing_fits_exits_4_with_the_nearest_misses_and_trains_nothing(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 3, "model_size": "2KB"})
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "nothing that was tried fits the budget (model_size 2KB)" in done.stderr
+    assert "dynamic-int8" in done.stdout
+    assert "epoch" not in done.stdout
+    record = read_run(tmp_path / "runs/tiny")
+    assert all(not trial.curve for trial in record.trials)
+    assert (tmp_path / "runs/tiny/report.html").is_file()
+
+
+def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 4}, compress=["none"])
+    process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    trials = tmp_path / "runs/tiny/trials"
+    deadline = time.monotonic() + 200
+    while len(list(trials.glob("*/result.json"))) < 2:
+        assert process.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path: path.read_bytes() for path in trials.glob("*/result.json")}
+    assert len(finished) in {2, 3}
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(finished)} trials are done" in done.stdout
+    assert len(list(trials.glob("*/result.json"))) == 4
+    for path, content in finished.items():
+        now, then = json.loads(path.read_text()), json.loads(content)
+        # Weights that left the front are deleted, and the record says so; nothing else may change.
+        for result in (now, then):
+            for variant in result["variants"]:
+                variant.pop("folder")
+        assert now == then
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+
+
+def test_a_worker_that_is_killed_costs_one_trial(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 3}, compress=["none"], name="crash"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "search", str(recipe), "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    killed = False
+    events = []
+    for line in process.stdout:
+        event = json.loads(line)
+        events.append(event)
+        if event["event"] == "stage" and event["trial"] == 1 and not killed:
+            found = subprocess.run(
+                ["pgrep", "-f", f"autoft.executors.worker {tmp_path}"], capture_output=True, text=True, check=True
+            )
+            os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+            killed = True
+    assert process.wait() == 0
+    results = {event["trial"]: event for event in events if event["event"] == "trial_done"}
+    assert results[1]["state"] == "infeasible"
+    assert "killed by signal 9" in results[1]["reason"]
+    assert results[2]["state"] in {"complete", "pruned"}
+
+
+def test_ctrl_c_once_finishes_with_what_there_is(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 50}, compress=["none"])
+    process = subprocess.Popen(
+        [*COMMAND, "search", str(recipe), "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    asked = False
+    kinds = []
+    for line in process.stdout:
+        event = json.loads(line)
+        kinds.append(event["event"])
+        if event["event"] == "trial_done" and not asked:
+            process.send_signal(signal.SIGINT)
+            asked = True
+    assert process.wait() == 0
+    assert kinds[-1] == "finished"
+    assert kinds.count("trial_done") <= 2
+    assert (tmp_path / "runs/tiny/best/autoft.json").is_file()
+    assert (tmp_path / "runs/tiny/report.html").is_file()
+
+
+def test_two_searches_in_one_folder_do_not_meet(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, compress=["none"])
+    process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "runs/tiny/plan.json").is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        second = autoft_command("search", recipe, cwd=tmp_path)
+        assert second.returncode == 5
+        assert "another search is running in this folder" in second.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_three_first_trials_that_fail_alike_end_the_run(tmp_path, tiny_model, reviews):
+    model = tmp_path / "damaged"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    # Attention heads that do not divide the width: transformers refuses to build it.
+    (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
+    recipe = write_recipe(tmp_path, model, reviews, budget={"time": "10m", "trials": 9})
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode in {2, 7}, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+
+
+def test_exported_files_that_are_not_what_was_measured_are_an_error(finished, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/tiny", run)
+    record = read_run(run)
+    variant = next(v for v in record.trial(record.selection.trial).variants if v.name == record.selection.variant)
+    weights = run / variant.folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("classifier.weight"))
+    tensors[name] = -tensors[name] if tensors[name].dtype == torch.float32 else tensors[name]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    (run / "final.json").unlink()
+    done = autoft_command("search", finished / "tiny.yaml", "--run", run, cwd=finished)
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "they are not what was measured" in done.stderr
