@@ -52,6 +52,7 @@ __all__ = [
     "read_json",
     "read_run",
     "write_json",
+    "write_text",
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -387,8 +388,18 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         RunFolderError: the disk is full, or the folder cannot be written.
     """
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RunFolderError: the disk is full, or the folder cannot be written.
+    """
     with _replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
+        partial.chmod(0o644)
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:

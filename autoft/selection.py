@@ -91,8 +91,10 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
             f", within {plan.tolerance:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
             f"and the cheapest of the {len(near)} variants there by size and latency"
         )
+    elif finalists:
+        why += f", the best of {len(finalists)} finalists"
     else:
-        why += f", the best of {len(pool)} {'finalists' if finalists else 'feasible variants'}"
+        why += f", the best of {sum(not c.violations for c in everything)} feasible variants"
     return Selection(
         trial=chosen.trial, variant=chosen.variant, objective=plan.objective, reason=why, candidates=everything
     )

@@ -49,8 +49,6 @@ class OnnxModel:
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if threads.isdigit():
             options.intra_op_num_threads = int(threads)
-        # Threads that wait in a loop take the cores of whatever else runs here.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if int(threads or 2) > 1 else "1")
         there = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
         providers = [provider for provider in [*wanted, "CPUExecutionProvider"] if provider in there]

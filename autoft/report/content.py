@@ -1,0 +1,459 @@
+"""What a report says, in words and tables, before it becomes HTML or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from autoft.plan import Plan, violations
+from autoft.quantities import format_bytes, format_seconds
+from autoft.report.summary import budget_rows
+from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult
+
+__all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_content", "miss_rows", "short_model"]
+
+STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
+KINDS = {"default": "default", "published": "published settings", "search": "search", "seed": "further seed"}
+MISSES = 8
+"""Nearest misses that are shown."""
+
+OFFERED = 20
+"""Candidates of the selection that are shown."""
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table of texts; ``left`` names the columns that hold words, and ``marked`` the row to be seen first."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: frozenset[int] = frozenset({0})
+    marked: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the model that was left, and how it compares with the default."""
+
+    label: str
+    value: str
+    compared: str
+    better: bool | None = None
+
+
+@dataclass
+class Content:
+    """A report, ready to be rendered."""
+
+    title: str
+    task: str
+    headline: str
+    outcome: str
+    tiles: list[Tile] = field(default_factory=list)
+    systems: TableView | None = None
+    metrics: TableView | None = None
+    budget: TableView | None = None
+    reason: str = ""
+    candidates: TableView | None = None
+    trials: TableView | None = None
+    misses: TableView | None = None
+    details: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    data: list[tuple[str, str]] = field(default_factory=list)
+    settings: list[tuple[str, str]] = field(default_factory=list)
+    environment: list[tuple[str, str]] = field(default_factory=list)
+    recipe: str = ""
+    load: str = ""
+    predict: str = ""
+
+
+def make_content(record: RunRecord) -> Content:
+    """Return what the report of a record says; parts that the run has not reached are left out."""
+    plan = Plan.model_validate(record.plan)
+    counts = record.counts()
+    outcome = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count) or "none yet"
+    judged = sum(len(trial.variants) for trial in record.trials)
+    content = Content(
+        title=plan.name,
+        task=plan.task,
+        headline=_headline(record, plan),
+        outcome=f"{len(record.trials)} trials ({outcome}), {judged} compressed models judged",
+        trials=_trials(record, plan) if record.trials else None,
+        refused=[(note.what, note.reason) for note in plan.refusals]
+        + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal],
+        warnings=[*plan.warnings, *(record.final.notes if record.final else [])],
+        data=_data(plan),
+        settings=_settings(plan),
+        environment=_environment(plan),
+        recipe=yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True),
+        budget=_budget(record, plan),
+    )
+    if record.final is not None:
+        content.outcome += f", {format_seconds(record.final.seconds)} in all"
+        content.tiles = _tiles(record, plan)
+        content.systems = _systems(record, plan)
+        content.metrics = _metrics(record, plan)
+        content.details = [_detail(item) for item in record.final.details]
+        content.load = f'import autoft\n\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict(["..."])'
+        content.predict = f'autoft predict {record.path.name} "..."'
+    if record.selection is not None:
+        content.reason = record.selection.reason
+        content.candidates = _candidates(record, plan)
+    else:
+        content.misses = _misses(record, plan)
+    return content
+
+
+def short_model(name: str) -> str:
+    """Return the last part of a model's name that says something."""
+    parts = [part for part in name.rstrip("/").replace("://", "/").split("/") if part]
+    return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
+
+
+def cost_text(column: str, value: float | None) -> str:
+    """Return a cost with its unit, read from the column's ending."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if column.endswith("_bytes"):
+        return format_bytes(value)
+    if column.endswith("_ms"):
+        return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
+    if column.endswith("_s") or column.endswith("_seconds"):
+        return format_seconds(value)
+    return f"{value:.4g}"
+
+
+def column_title(column: str) -> str:
+    """Return a cost's name as a heading: ``latency p50``."""
+    for ending in ("_bytes", "_ms", "_seconds"):
+        column = column.removesuffix(ending)
+    return column.replace("_", " ")
+
+
+def miss_rows(record: RunRecord, plan: Plan) -> list[tuple[TrialResult, VariantResult, dict[str, float]]]:
+    """Return the variants nearest to the budget, the nearest first, one for each model and compression."""
+    found: dict[tuple[str, str], tuple[TrialResult, VariantResult, dict[str, float]]] = {}
+    for trial in record.trials:
+        for variant in trial.variants:
+            over = violations(variant.costs, plan.budget)
+            key = (trial.config.model, variant.name)
+            if over and (key not in found or sum(over.values()) < sum(found[key][2].values())):
+                found[key] = (trial, variant, over)
+    return sorted(found.values(), key=lambda entry: sum(entry[2].values()))[:MISSES]
+
+
+def figure_text(value: float | None, digits: int = 4) -> str:
+    """Return a quality figure, or a dash where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Return a figure with its interval."""
+    if interval is None:
+        return "–"
+    if not math.isfinite(interval.value):
+        return "not defined"
+    return f"{interval.value:.4f} ({interval.low:.3f}–{interval.high:.3f})"
+
+
+def _headline(record: RunRecord, plan: Plan) -> str:
+    final, selection = record.final, record.selection
+    if selection is None:
+        limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget)
+        if record.trials and limits:
+            return f"Nothing that was tried fits the budget ({limits})."
+        return "No model has been chosen yet."
+    chosen = record.trial(selection.trial)
+    what = f"{short_model(chosen.config.model)}, {chosen.config.pipeline}, {selection.variant}"
+    if final is None or "best" not in final.test:
+        return f"Trial {selection.trial} ({what}) was chosen; it has not been tested yet."
+    best = final.test["best"][plan.objective]
+    text = (
+        f"{what}: test {plan.objective} {best.value:.4f} on {best.n} rows "
+        f"(95 % interval {best.low:.3f} to {best.high:.3f})"
+    )
+    default = final.test.get("default", {}).get(plan.objective)
+    if default is None or "default" not in final.costs:
+        return text + "."
+    text += f", against {default.value:.4f} of the plain default fine-tune"
+    words = []
+    ratio = _ratio(final.costs["default"], final.costs["best"], "model_size_bytes")
+    if ratio is not None and ratio >= 1.05:
+        words.append(f"1/{ratio:.1f} of its size")
+    ratio = _ratio(final.costs["default"], final.costs["best"], "latency_p50_ms")
+    if ratio is not None and ratio >= 1.1:
+        words.append(f"{ratio:.1f} times as fast")
+    return text + (f", at {' and '.join(words)}." if words else ".")
+
+
+def _ratio(one: Mapping[str, float], other: Mapping[str, float], column: str) -> float | None:
+    if column not in one or not other.get(column):
+        return None
+    return one[column] / other[column]
+
+
+def _tiles(record: RunRecord, plan: Plan) -> list[Tile]:
+    assert record.final is not None
+    test, costs = record.final.test, record.final.costs
+    best, default = test["best"][plan.objective], test.get("default", {}).get(plan.objective)
+    tiles = []
+    compared, better = "", None
+    if default is not None:
+        difference = best.value - default.value
+        compared = f"default {default.value:.4f}, {difference:+.4f}"
+        inside = default.low <= best.value <= default.high
+        better = None if inside else (difference > 0) == plan.higher_is_better
+    tiles.append(Tile(f"test {plan.objective}", f"{best.value:.4f}", compared, better))
+    for column in ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes"):
+        mine, theirs = costs["best"].get(column), costs.get("default", {}).get(column)
+        if mine is None:
+            continue
+        compared, better = "", None
+        if theirs:
+            ratio = theirs / mine
+            factor = f"÷ {ratio:.2f}" if ratio >= 1 else f"x {1 / ratio:.2f}"
+            compared = f"default {cost_text(column, theirs)}, {factor}"
+            better = None if 0.91 < ratio < 1.1 else ratio > 1
+        tiles.append(Tile(column_title(column), cost_text(column, mine), compared, better))
+    return tiles
+
+
+def _system_names(record: RunRecord) -> dict[str, str]:
+    names = {
+        "best": "chosen model",
+        "default": "default fine-tune",
+        "default-onnx": "default in ONNX Runtime, fp32",
+    }
+    return {**names, **{name: name for name in record.baselines}}
+
+
+def _systems(record: RunRecord, plan: Plan) -> TableView:
+    final = record.final
+    assert final is not None
+    columns = [c for c in _cost_columns(record) if any(c in costs for costs in final.costs.values())]
+    rows = []
+    for system, name in _system_names(record).items():
+        if system not in final.test and system not in final.costs:
+            continue
+        costs = final.costs.get(system, {})
+        validation = final.validation.get(system, {}).get(plan.objective)
+        rows.append(
+            (
+                name,
+                interval_text(final.test.get(system, {}).get(plan.objective)),
+                figure_text(validation),
+                *(cost_text(column, costs.get(column)) for column in columns),
+            )
+        )
+    heads = ("model", f"test {plan.objective} (95 % interval)", f"validation {plan.objective}")
+    n = final.test["best"][plan.objective].n
+    size, length = plan.request["batch_size"], final.costs["best"].get("request_length")
+    note = (
+        f"Test: {n} rows, read once, after the selection; bootstrap over rows. Latency: one request of {size} "
+        f"row{'' if size == 1 else 's'}" + (f", about {length:.0f} tokens" if length else "") + ", tokenization "
+        f"included, {plan.threads} thread{'' if plan.threads == 1 else 's'}, in a fresh process, from the exported files."
+    )
+    titles = (*heads, *(column_title(column) for column in columns))
+    return TableView("Chosen model, default and baselines", titles, tuple(rows), marked=0, note=note)
+
+
+def _metrics(record: RunRecord, plan: Plan) -> TableView:
+    assert record.final is not None
+    test = record.final.test
+    systems = [(key, name) for key, name in _system_names(record).items() if key in test]
+    rows = tuple((metric, *(interval_text(test[key].get(metric)) for key, _ in systems)) for metric in test["best"])
+    return TableView("Every metric on the test split", ("metric", *(name for _, name in systems)), rows)
+
+
+def _budget(record: RunRecord, plan: Plan) -> TableView:
+    rows = []
+    for key, row in budget_rows(record, plan).items():
+        met = {True: "met", False: "NOT met", None: "–"}[row["met"]]
+        if row["unit"] == "s" and "column" not in row:
+            limit, measured = format_seconds(row["limit"]), row["measured"] and format_seconds(row["measured"])
+        elif "column" in row:
+            limit = cost_text(row["column"], row["limit"])
+            measured = row["measured"] and cost_text(row["column"], row["measured"])
+        else:
+            limit, measured = str(row["limit"]), str(row["measured"])
+        rows.append((key, limit, measured or "–", met))
+    note = "" if plan.budget else "The recipe limits time or trials only: size, latency and memory are free."
+    return TableView("Budget", ("limit on", "limit", "measured", ""), tuple(rows), left=frozenset({0, 3}), note=note)
+
+
+def _candidates(record: RunRecord, plan: Plan) -> TableView:
+    selection = record.selection
+    assert selection is not None
+    sign = 1 if plan.higher_is_better else -1
+    shown = sorted((c for c in selection.candidates if c.front), key=lambda c: -sign * c.objective)
+    chosen = next(c for c in selection.candidates if (c.trial, c.variant) == (selection.trial, selection.variant))
+    shown = shown[:OFFERED]
+    if chosen not in shown:
+        shown.insert(0, chosen)
+    columns = [c for c in _cost_columns(record) if any(c in one.costs for one in shown)]
+    rows = []
+    for candidate in shown:
+        config = record.trial(candidate.trial).config
+        seeds = f"{len(candidate.seeds)}" if len(candidate.seeds) > 1 else "1"
+        rows.append(
+            (
+                str(candidate.trial),
+                f"{short_model(config.model)}, {config.pipeline}",
+                candidate.variant,
+                figure_text(candidate.objective),
+                seeds,
+                *(cost_text(column, candidate.costs.get(column)) for column in columns),
+            )
+        )
+    feasible = sum(not c.violations for c in selection.candidates)
+    note = (
+        f"The front among {feasible} feasible of {len(selection.candidates)} compressed models: none of the others is at "
+        "least as good in quality, size and latency, and better in one."
+    )
+    titles = ("trial", "model", "compression", f"validation {plan.objective}", "seeds", *map(column_title, columns))
+    return TableView("The front", titles, tuple(rows), left=frozenset({1, 2}), marked=shown.index(chosen), note=note)
+
+
+def _trials(record: RunRecord, plan: Plan) -> TableView:
+    rows, marked = [], None
+    varied = _varied([trial.config for trial in record.trials])
+    sign = 1 if plan.higher_is_better else -1
+    for trial in record.trials:
+        config = trial.config
+        done = [v for v in trial.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
+        best = max(done, key=lambda v: sign * v.validation[plan.objective], default=None)
+        value = best.validation[plan.objective] if best else trial.validation.get(plan.objective)
+        if record.selection and record.selection.trial == trial.number:
+            marked = len(rows)
+        rows.append(
+            (
+                str(trial.number),
+                KINDS[config.kind] + (f" of {config.parent}" if config.parent is not None else ""),
+                STATES[trial.state],
+                short_model(config.model),
+                config.pipeline,
+                figure_text(value),
+                best.name if best else "–",
+                format_seconds(trial.seconds["total"]) if "total" in trial.seconds else "–",
+                *(_param(config.params.get(name)) for name in varied),
+                trial.reason or "",
+            )
+        )
+    titles = ("trial", "from", "end", "model", "pipeline", f"validation {plan.objective}", "of", "took")
+    columns = (*titles, *varied, "why")
+    # A column without an entry says nothing.
+    keep = [i for i in range(len(columns)) if any(row[i] not in {"", "–"} for row in rows)]
+    return TableView(
+        "Trials",
+        tuple(columns[i] for i in keep),
+        tuple(tuple(row[i] for i in keep) for row in rows),
+        left=frozenset(place for place, i in enumerate(keep) if i in {1, 2, 3, 4, 6, len(columns) - 1}),
+        marked=marked,
+        note="All figures of all trials and compressions are in trials.csv.",
+    )
+
+
+def _varied(configs: Sequence[TrialConfig]) -> list[str]:
+    names = dict.fromkeys(name for config in configs for name in config.params)
+    return [name for name in names if len({str(config.params.get(name)) for config in configs}) > 1]
+
+
+def _param(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _misses(record: RunRecord, plan: Plan) -> TableView | None:
+    near = miss_rows(record, plan)
+    if not near:
+        return None
+    rows = []
+    for trial, variant, over in near:
+        exceeded = "; ".join(
+            f"{limit.key} {cost_text(limit.column, variant.costs[limit.column])} for {limit.given} "
+            f"({1 + over[limit.key]:.2f} times the limit)"
+            for limit in plan.budget
+            if limit.key in over
+        )
+        rows.append(
+            (
+                short_model(trial.config.model),
+                variant.name,
+                exceeded,
+                figure_text(variant.validation.get(plan.objective)),
+            )
+        )
+    titles = ("model", "compression", "over the budget", f"validation {plan.objective}")
+    return TableView("Nearest misses", titles, tuple(rows), left=frozenset({0, 1, 2}))
+
+
+def _detail(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's own table, matrix or examples with cells as texts, and for a matrix the shade of each cell."""
+    if item["kind"] == "matrix":
+        rows = []
+        for values in item["values"]:
+            total = sum(values) or 1.0
+            rows.append([(f"{value:g}", round(value / total, 3)) for value in values])
+        return {**item, "rows": list(zip(item["labels"], rows, strict=True))}
+    numeric = {
+        i for i in range(len(item["columns"])) if all(isinstance(row[i], int | float | None) for row in item["rows"])
+    }
+    rows = [tuple(_detail_cell(cell) for cell in row) for row in item["rows"]]
+    left = frozenset(range(len(item["columns"]))) - numeric
+    return {**item, "view": TableView(item["title"], tuple(item["columns"]), tuple(rows), left=left)}
+
+
+def _detail_cell(cell: object) -> str:
+    if isinstance(cell, float):
+        return figure_text(cell)
+    if isinstance(cell, list | tuple):
+        return ", ".join(str(entry) for entry in cell)
+    return "–" if cell is None else str(cell)
+
+
+def _cost_columns(record: RunRecord) -> list[str]:
+    first = ["model_size_bytes", "latency_p50_ms", "latency_p95_ms", "inference_memory_bytes", "train_memory_bytes"]
+    seen = {column for trial in record.trials for variant in trial.variants for column in variant.costs}
+    if record.final:
+        seen |= {column for costs in record.final.costs.values() for column in costs}
+    further = sorted(seen - {*first, "request_length"})
+    return [column for column in [*first, *further] if column in seen]
+
+
+def _data(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.data:
+        return []
+    sizes = plan.data["sizes"]
+    rows = [(split, f"{sizes[split]} rows") for split in ("train", "validation", "test")]
+    rows += [(f"column {role}", str(column)) for role, column in plan.data.get("columns", {}).items()]
+    return [*rows, ("fingerprint", str(plan.data.get("fingerprint", "")))]
+
+
+def _settings(plan: Plan) -> list[tuple[str, str]]:
+    return [
+        ("objective", f"{plan.objective}, {'higher' if plan.higher_is_better else 'lower'} is better"),
+        ("effort", plan.effort),
+        ("pipelines", ", ".join(pipeline.name for pipeline in plan.pipelines)),
+        ("compression", ", ".join(variant.name for variant in plan.variants)),
+        ("sampler", plan.sampler),
+        ("early stopping", plan.early_stopping),
+        ("seed", str(plan.seed)),
+        ("tolerance", f"{plan.tolerance:g}"),
+    ]
+
+
+def _environment(plan: Plan) -> list[tuple[str, str]]:
+    hardware = plan.hardware
+    rows = [("device", plan.device), ("processor", str(hardware.get("cpu", ""))), ("cores", str(hardware.get("cores")))]
+    if hardware.get("memory_bytes"):
+        rows.append(("memory", format_bytes(hardware["memory_bytes"])))
+    rows += [("workers", f"{plan.workers} with {plan.threads} threads each")]
+    return [*rows, *((name, version) for name, version in plan.environment.items())]
