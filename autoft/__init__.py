@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from autoft.version import __version__
 
 if TYPE_CHECKING:
     from autoft.api import Run, check, explain, hardware, load, predict, search, write_report

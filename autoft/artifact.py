@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from autoft import __version__
 from autoft.contracts import Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
 from autoft.errors import ModelError, PluginError, unknown_name
 from autoft.hardware import Hardware
 from autoft.plugins import Catalog, load_plugins
+from autoft.version import __version__
 
 __all__ = ["LoadedModel", "Manifest", "load", "save_artifact"]
 

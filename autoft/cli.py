@@ -11,7 +11,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from autoft import __version__
+from autoft.version import __version__
 
 __all__ = ["app", "main"]
 

@@ -34,11 +34,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from autoft import __version__
 from autoft.contracts import Column, Row, Task, TaskCard, TaskContext
 from autoft.errors import DataError, PluginError, RunFolderError, closest, unknown_name
 from autoft.recipe import DataSection
 from autoft.rundir import read_json, write_json
+from autoft.version import __version__
 
 __all__ = [
     "Features",

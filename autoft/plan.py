@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from autoft import __version__
 from autoft.contracts import (
     Adapter,
     Augmenter,
@@ -34,6 +33,7 @@ from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
 from autoft.rundir import TrialConfig
 from autoft.space import Categorical, Domain, Float, Int, domain_from_json, domain_from_recipe, domain_to_json
+from autoft.version import __version__
 
 __all__ = [
     "EFFORTS",

@@ -322,7 +322,8 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
 
 
 def _trials(record: RunRecord, plan: Plan) -> TableView:
-    rows, marked = [], None
+    rows: list[tuple[str, ...]] = []
+    marked = None
     varied = _varied([trial.config for trial in record.trials])
     sign = 1 if plan.higher_is_better else -1
     for trial in record.trials:
@@ -398,11 +399,11 @@ def _misses(record: RunRecord, plan: Plan) -> TableView | None:
 def _detail(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's own table, matrix or examples with cells as texts, and for a matrix the shade of each cell."""
     if item["kind"] == "matrix":
-        rows = []
+        shaded = []
         for values in item["values"]:
             total = sum(values) or 1.0
-            rows.append([(f"{value:g}", round(value / total, 3)) for value in values])
-        return {**item, "rows": list(zip(item["labels"], rows, strict=True))}
+            shaded.append([(f"{value:g}", round(value / total, 3)) for value in values])
+        return {**item, "rows": list(zip(item["labels"], shaded, strict=True))}
     numeric = {
         i for i in range(len(item["columns"])) if all(isinstance(row[i], int | float | None) for row in item["rows"])
     }

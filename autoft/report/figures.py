@@ -140,6 +140,8 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
     sign = 1 if plan.higher_is_better else -1
 
     def draw(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         looks = {"complete": ("o", SERIES[0]), "pruned": ("x", SERIES[1]), "infeasible": ("s", SERIES[3])}
         handles = []
         for state, (marker, colour) in looks.items():
@@ -171,7 +173,7 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
             handles.append(_line(SERIES[2], "default, uncompressed", "--"))
         axes.set_xlabel("trial")
         axes.set_ylabel(f"validation {plan.objective}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes, handles)
 
     caption = "Each trial's best compressed model in the order of the search; stopped trials where they stopped."

@@ -47,7 +47,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
             "validation": final.validation.get("best", {}) if final else {},
             "costs": final.costs.get("best", {}) if final else {},
         }
-    counts: dict[str, Any] = dict(record.counts())
+    counts = {str(state): count for state, count in record.counts().items()}
     document = {
         "autoft": plan.autoft,
         "name": plan.name,

@@ -37,6 +37,6 @@ class MagnitudePruning(WeightPruner):
             smallest = torch.zeros_like(sizes, dtype=torch.bool)
             smallest[torch.argsort(sizes)[:count]] = True
             with torch.no_grad():
-                for weight, mask in zip(weights, smallest.split([w.numel() for w in weights]), strict=True):
+                for weight, mask in zip(weights, torch.split(smallest, [w.numel() for w in weights]), strict=True):
                     weight.masked_fill_(mask.view_as(weight), 0.0)
         return pruned

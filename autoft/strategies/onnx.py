@@ -182,7 +182,8 @@ def _graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
 
 
 def _key(model: torch.nn.Module, spec: ExportSpec) -> str:
-    config = model.config.to_dict() if hasattr(model, "config") else {}
+    known: Any = getattr(model, "config", None)
+    config = known.to_dict() if known is not None else {}
     # Names of labels and files say nothing about the graph.
     unlike = {"_name_or_path", "id2label", "label2id", "transformers_version"}
     facts = {

@@ -380,8 +380,8 @@ def _place(name: str, place: Mapping[str, int], row: int) -> int:
 
 
 def _majority(rows: Sequence[Row], context: TaskContext) -> Baseline:
-    counts = Counter(tuple(sorted(_names(row["label"]))) for row in rows)
-    top = list(min(counts, key=lambda names: (-counts[names], names)))
+    counts: Counter[tuple[str, ...]] = Counter(tuple(sorted(_names(row["label"]))) for row in rows)
+    top = list(min(counts.items(), key=lambda item: (-item[1], item[0]))[0])
     share = [context.facts["counts"][name] / context.facts["rows"] for name in context.labels]
     multi = context.facts.get("problem") == "multi"
 

@@ -1,0 +1,52 @@
+# The two commands of the README, and those of a developer. Everything happens in .venv.
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+PLUGINS := $(wildcard plugins/*)
+STAMP := $(VENV)/.installed
+OFFLINE_STAMP := $(VENV)/.installed-offline
+
+# Threads that wait in a loop take the cores of the other processes: two torch processes on two cores would be ten times slower.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help quickstart test lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(OFFLINE_STAMP)  ## install, and search on movie reviews: real weights, real data, at most 5 minutes
+	$(BIN)/autoft search recipes/text-classification/quickstart.yaml
+
+test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu"
+
+lint: $(STAMP)  ## style, types, import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)  ## bring the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete the environment and what tools left
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch comes first, for the machine: with an NVIDIA GPU the build of PyPI, else the CPU build, so that no CUDA package is
+# ever pulled in. Where pip is told where wheels are (find-links), it knows better than this file.
+$(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null || $(BIN)/pip config list | grep -q find-links; then \
+		$(BIN)/pip install --quiet -c constraints.txt $(TORCH); \
+	else \
+		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
+	fi
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,dev]' $(addprefix -e ,$(PLUGINS))
+	touch $@
+
+$(OFFLINE_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
+	touch $@
