@@ -74,7 +74,7 @@ class Hardware:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        return asdict(self)
+        return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Hardware:

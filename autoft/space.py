@@ -89,7 +89,10 @@ _KINDS: dict[str, type[Float] | type[Int] | type[Categorical]] = {
 
 def domain_to_json(domain: Domain) -> dict[str, Any]:
     """Return the domain as plain JSON."""
-    return {"kind": type(domain).__name__.lower(), **asdict(domain)}
+    fields = asdict(domain)
+    if isinstance(domain, Categorical):
+        fields["choices"] = list(domain.choices)
+    return {"kind": type(domain).__name__.lower(), **fields}
 
 
 def domain_from_json(value: Mapping[str, Any]) -> Domain:
