@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoft.errors import AutoftError, RunFolderError, SearchFailed
+from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, LocalExecutor
 from autoft.plan import BudgetLimit, Plan, violations
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds
-from autoft.rundir import RunDir, TrialConfig, TrialResult, TrialState, VariantResult, read_json, write_json
+from autoft.rundir import RunDir, Selection, TrialConfig, TrialResult, TrialState, VariantResult, read_json, write_json
 from autoft.selection import candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
 
@@ -38,8 +38,11 @@ TRIAL_OVERHEAD_SECONDS = 20.0
 ASK_LIMIT = 60
 """Proposals that may be repeats, or too long for the time left, before the search ends."""
 
+FREE_ASKS = 12
+"""Proposals that may be too long for the time left, before the sampler is asked for shorter ones only."""
 
 GRID_LIMIT = 100_000
+"""Points of a grid that are still counted out; more are an error of the space."""
 
 
 @dataclass(frozen=True)
@@ -463,8 +466,16 @@ class Search:
             # The default is the yardstick: it runs whatever it takes, and ends with what it has when time is up.
             if config.kind == "default" or (self._fits(config, room) and not self._illegal(config)):
                 return self.study.fixed(config, self._number())
-        for _ in range(ASK_LIMIT):
-            proposal = self.study.ask(self._number())
+        given: list[dict[str, Any]] = []
+        too_long = 0
+        for attempt in range(ASK_LIMIT):
+            if too_long == FREE_ASKS:
+                # The sampler prefers what is too long for the time left: it is asked for the rest of what fits.
+                given = self._affordable(room)
+                if not given:
+                    self.ended = "the time left is too short for another trial"
+                    return None
+            proposal = self.study.ask(self._number(), given[attempt % len(given)] if given else None)
             if proposal is None:
                 self.ended = "every configuration of the space has been tried"
                 return None
@@ -476,10 +487,44 @@ class Search:
                 self.study.tell(known.model_copy(update={"number": proposal.number}), self._values(known))
             elif not self._fits(proposal, room):
                 self.study.forget(proposal.number)
+                too_long += 1
             else:
                 return proposal
-        self.ended = "the time left is too short for another trial, or nothing new was proposed"
+        self.ended = f"of {ASK_LIMIT} proposals none was new and short enough for the time left"
         return None
+
+    def _affordable(self, room: float) -> list[dict[str, Any]]:
+        """Return choices of model, pipeline and epochs that fit into so many seconds: the best model's, else the next's.
+
+        Of each pipeline, the most epochs that fit are taken.
+        """
+        sign = 1 if self.plan.higher_is_better else -1
+        default = self.plan.default_config()
+
+        def reached(model: str) -> float:
+            values = (self._values(r) for r in self._told() if r.config.model == model)
+            return max((sign * value[0] for value in values if value is not None), default=-math.inf)
+
+        domain = self.plan.domain("train.epochs")
+        lengths: list[Any] = (
+            list(domain.choices)
+            if isinstance(domain, Categorical)
+            else list(range(int(domain.low), int(domain.high) + 1))
+        )
+        for model in sorted((model.name for model in self.plan.models), key=reached, reverse=True):
+            found = []
+            for pipeline in self.plan.pipelines:
+                config = default.model_copy(update={"model": model, "pipeline": pipeline.name})
+                if self._illegal(config):
+                    continue
+                for epochs in sorted(lengths, reverse=True):
+                    params = {**self.plan.default_params(pipeline.name), "train.epochs": epochs}
+                    if self._fits(config.model_copy(update={"params": params}), room):
+                        found.append({"model": model, "pipeline": pipeline.name, "train.epochs": epochs})
+                        break
+            if found:
+                return found
+        return []
 
     def _known_good(self) -> list[TrialConfig]:
         """Return the default, then published settings of each pipeline, then the default of each further model."""
@@ -504,9 +549,9 @@ class Search:
     def _finalists(self) -> list[TrialConfig]:
         """Return further seeds of the chosen trial and of the default, if all of them fit into the time left."""
         seeds = self.plan.finalist_seeds
-        if not seeds or not any(r.state == "complete" for r in self.results.values()):
+        chosen = self._chosen() if seeds else None
+        if chosen is None:
             return []
-        chosen = select(self.plan, list(self.results.values()))
         numbers = list(dict.fromkeys([chosen.trial, 0]))
         if len(numbers) == 1:
             return []
@@ -581,8 +626,8 @@ class Search:
         for result in self.results.values():
             counts[result.state] += 1
         best = best_trial = best_variant = None
-        if any(r.state == "complete" for r in self.results.values()):
-            chosen = select(self.plan, list(self.results.values()))
+        chosen = self._chosen()
+        if chosen is not None:
             candidate = next(c for c in chosen.candidates if (c.trial, c.variant) == (chosen.trial, chosen.variant))
             best, best_trial, best_variant = candidate.objective, chosen.trial, chosen.variant
         default = self.results.get(0)
@@ -591,6 +636,13 @@ class Search:
         return Standing(
             counts, best, best_trial, best_variant, value, self.seconds_left(), self._counted(), self.plan.trials_limit
         )
+
+    def _chosen(self) -> Selection | None:
+        """Return what would be shipped now; a budget that was tightened between two calls may leave nothing of before."""
+        try:
+            return select(self.plan, list(self.results.values()))
+        except NothingFeasible:
+            return None
 
     def importance(self) -> dict[str, float]:
         """Return the share of the objective that each parameter explains, or nothing where too few trials are done."""
@@ -656,11 +708,13 @@ class _Study:
         self.watch: dict[tuple[int, str], optuna.trial.Trial] = {}
         self.restart_early_stopping([])
 
-    def ask(self, number: int) -> TrialConfig | None:
-        """Return the sampler's next proposal, or None where a grid is used up."""
+    def ask(self, number: int, given: Mapping[str, Any] | None = None) -> TrialConfig | None:
+        """Return the sampler's next proposal, or None where a grid is used up; ``given`` parameters are not its choice."""
         if self.grid is not None:
             config = next(self.grid, None)
             return None if config is None else self.fixed(config, number)
+        if given:
+            self.study.enqueue_trial(dict(given))
         trial = self.study.ask()
         config = self._suggest(trial, number, "search")
         self.live[number] = trial

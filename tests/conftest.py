@@ -85,3 +85,10 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["text", "label"])
         writer.writerows(sentences(400))
     return path
+
+
+@pytest.fixture(scope="session")
+def catalog():
+    from autoft.plugins import load_plugins
+
+    return load_plugins()

@@ -10,16 +10,10 @@ import pytest
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
 from autoft.plan import EFFORTS, TRAIN_SPACE, Plan, make_plan, usable_positions
-from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
 from autoft.space import Categorical
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return load_plugins()
 
 
 def planned(catalog, tiny_model, **changes) -> Plan:

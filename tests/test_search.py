@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from autoft.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
-from autoft.rundir import CurvePoint, TrialConfig, TrialResult, VariantResult
-from autoft.search import _Study
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
+from autoft.search import Interruption, Listener, Search, _Study
 from autoft.space import Categorical, Float, Int, domain_to_json
 
 
@@ -14,6 +16,7 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "pipeline": Categorical(("full", "lora")),
         "augment": Categorical(("none",)),
         "train.epochs": Int(1, 4, 3),
+        "train.batch_size": Categorical((16,)),
         "full.learning_rate": Float(1e-6, 1e-3, 1e-5, log=True),
         "lora.learning_rate": Float(1e-4, 1e-2, 1e-3, log=True),
         "lora.rank": Int(4, 64, 16, log=True),
@@ -204,3 +207,42 @@ def test_importance_needs_enough_trials_and_finds_the_parameter_that_matters():
         study.tell(done(trial, value), [value])
     shares = study.importance()
     assert max(shares, key=shares.get) == "model"
+
+
+def engine(tmp_path, catalog, **changes) -> Search:
+    run = RunDir(tmp_path)
+    run.create()
+    plan = make_plan(illegal=[], time_limit=1000.0, workers=1, options={}, **changes)
+    engine = Search(run, plan, catalog, Listener(), Interruption(), started=time.monotonic())
+    # One second a step of training for the large model, and a tenth of it for the small one.
+    engine.pace.seconds_per_sample = {"large": 0.1, "small": 0.01}
+    engine.pace.validate_per_row = {"large": 0.0, "small": 0.0}
+    engine.pace.overhead = {"large": 10.0, "small": 10.0}
+    engine.queue = []
+    return engine
+
+
+def untimed(result: TrialResult) -> TrialResult:
+    return result.model_copy(update={"curve": []})
+
+
+def test_what_the_sampler_is_asked_for_fits_into_the_time_left(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    search._finish(untimed(done(search.study.fixed(search.plan.default_config(), 0), 0.9)))
+    # The large model is the better one; 1,000 rows take it 100 s an epoch.
+    assert [(c["model"], c["train.epochs"]) for c in search._affordable(250.0)] == [("large", 2), ("large", 2)]
+    assert [(c["model"], c["train.epochs"]) for c in search._affordable(105.0)] == [("small", 4), ("small", 4)]
+    assert search._affordable(15.0) == []
+
+
+def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_fits(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    for number in range(8):
+        config = search.study.ask(number, {"model": "large" if number % 2 else "small"})
+        search._finish(untimed(done(config, 0.9 if number % 2 else 0.5)))
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 60.0)
+    proposals = [search._next() for _ in range(3)]
+    assert all(p is not None and p.model == "small" for p in proposals)
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 12.0)
+    assert search._next() is None
+    assert search.ended == "the time left is too short for another trial"
