@@ -91,7 +91,7 @@ def search(
     listener = listener or Listener()
     loaded, base = _recipe(recipe, overrides)
     catalog = load_plugins()
-    plan = make_plan(loaded, catalog, Hardware.probe(), base)
+    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
     folder = RunDir(run or Path("runs") / (loaded.name or "run"))
     folder.create()
     with folder.lock(), _interruptible(listener) as interruption:
@@ -155,7 +155,7 @@ def _finish(
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
     """Return what a search of this recipe would do, without reading data or loading a model."""
     loaded, base = _recipe(recipe, overrides)
-    return make_plan(loaded, load_plugins(), Hardware.probe(), base)
+    return make_plan(loaded, load_plugins(), Hardware.probe(), base, source=_source(recipe))
 
 
 def write_report(run: str | Path) -> dict[str, Path]:
@@ -191,7 +191,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
 
     loaded, base = _recipe(recipe, overrides)
     catalog = load_plugins()
-    plan = make_plan(loaded, catalog, Hardware.probe(), base)
+    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
     task = catalog.task(plan.task)
     pipelines = ", ".join(pipeline.name for pipeline in plan.pipelines)
     variants = ", ".join(variant.name for variant in plan.variants)
@@ -243,6 +243,10 @@ def _recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) ->
     if isinstance(recipe, Mapping):
         return recipe_from_mapping(recipe, overrides), Path.cwd()
     return load_recipe(recipe, overrides), Path(recipe).absolute().parent
+
+
+def _source(recipe: str | Path | Mapping[str, Any]) -> str:
+    return "recipe" if isinstance(recipe, Mapping) else str(recipe)
 
 
 def _same_recipe(folder: RunDir, recipe: Recipe) -> None:

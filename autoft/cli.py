@@ -141,13 +141,10 @@ def check(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
 @_told
 def explain(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
+    from autoft import api
     from autoft.display import plan_tables
-    from autoft.hardware import Hardware
-    from autoft.plan import make_plan
-    from autoft.plugins import load_plugins
-    from autoft.recipe import load_recipe
 
-    plan = make_plan(load_recipe(recipe, overrides), load_plugins(), Hardware.probe(), recipe.absolute().parent)
+    plan = api.explain(recipe, overrides=overrides)
     if as_json:
         print(plan.model_dump_json(indent=1))
     else:

@@ -136,12 +136,12 @@ def measure_folder(
     folder: Path,
     data: Path,
     *,
-    split: str | None,
+    validation: bool,
     batch_size: int,
     length: int | None,
     device: str,
     threads: int,
-    intervals: bool = False,
+    test: bool = False,
     details: bool = False,
     costs: bool = True,
     seed: int = 0,
@@ -151,18 +151,19 @@ def measure_folder(
     Args:
         folder: the model's files.
         data: the prepared data of the run.
-        split: ``validation`` or ``test``; None scores nothing.
+        validation: score the validation split.
         batch_size: rows a request.
         length: as in :func:`request_rows`.
         device: to serve on.
         threads: to serve with.
-        intervals: give each metric with its bootstrap interval.
-        details: add the task's tables and examples.
+        test: score the test split, each metric with its bootstrap interval.
+        details: add the task's tables and examples of the test split.
         costs: measure costs.
         seed: of the bootstrap.
 
     Returns:
-        ``{"costs": {...}, "length": tokens, "metrics": {...}, "details": [...], "seconds": {...}}``
+        ``{"costs": {...}, "length": tokens, "validation": {...}, "test": {...}, "details": [...], "seconds": {...}}``, only
+        what was asked for.
     """
     import torch
 
@@ -177,24 +178,26 @@ def measure_folder(
         result["costs"] = measure_costs(loaded, rows, batch_size, catalog)
         result["length"] = tokens
     measured = time.monotonic()
-    if split:
-        part: Split = getattr(prepared, split)
-        rows_in = part.inputs(loaded.task.card)
-        predictions = loaded.predict(rows_in)
-        rows_all = part[:]
-        refs = references(loaded.task, rows_all, loaded.context)
-        metrics = quality_metrics(catalog, loaded.task)
-        if intervals:
-            result["metrics"] = {
-                name: bootstrap_interval(metric, predictions, refs, loaded.context, seed=seed).model_dump()
-                for name, metric in metrics.items()
-            }
-        else:
-            result["metrics"] = score(metrics, predictions, refs, loaded.context)
+    metrics = quality_metrics(catalog, loaded.task)
+    if validation:
+        _, predictions, refs = _predicted(loaded, prepared.validation)
+        result["validation"] = score(metrics, predictions, refs, loaded.context)
+    if test:
+        rows, predictions, refs = _predicted(loaded, prepared.test)
+        result["test"] = {
+            name: bootstrap_interval(metric, predictions, refs, loaded.context, seed=seed).model_dump()
+            for name, metric in metrics.items()
+        }
         if details:
-            result["details"] = details_json(loaded.task, rows_all, predictions, loaded.context)
+            result["details"] = details_json(loaded.task, rows, predictions, loaded.context)
     result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
     return result
+
+
+def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Prediction], list[Any]]:
+    rows = split[:]
+    predictions = loaded.predict(split.inputs(loaded.task.card))
+    return rows, predictions, references(loaded.task, rows, loaded.context)
 
 
 class MeasureError(Exception):

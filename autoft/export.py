@@ -70,38 +70,34 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
         "threads": plan.threads,
         "seed": plan.seed,
     }
-    again = _fresh(run, plan, "best", {**common, "kind": "model", "folder": str(run.best), "split": "validation"})
+    request = {**common, "kind": "model", "folder": str(run.best), "validation": True, "test": True, "details": True}
+    again = _fresh(run, plan, "best", request)
     chosen = _variant(results, selection.trial, selection.variant)
-    claimed, found = chosen.validation[plan.objective], again["metrics"][plan.objective]
+    claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
     if not math.isclose(claimed, found, rel_tol=0.0, abs_tol=RESCORE_TOLERANCE):
         raise ExportMismatch(
             f"{run.best}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
             f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
             f"{run.path / 'logs'}"
         )
-    final.validation["best"], final.costs["best"] = again["metrics"], again["costs"]
+    final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
+    final.test["best"], final.details = _intervals(again["test"]), again["details"]
     final.costs["best"]["request_length"] = float(again["length"])
     _keep_train_memory(final.costs["best"], chosen)
-    models = {"best": (run.best, True)}
     default = next((result for result in results if result.number == 0), None)
     yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
     if yardstick is not None and yardstick.folder:
-        models["default"] = (run.inside(yardstick.folder), False)
         final.validation["default"] = yardstick.validation
+        folder = str(run.inside(yardstick.folder))
+        figures = _fresh(
+            run, plan, "default", {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
+        )
+        final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
+        _keep_train_memory(final.costs["default"], yardstick)
         graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
         if graph is not None and graph.costs:
             final.costs["default-onnx"] = graph.costs
             final.validation["default-onnx"] = graph.validation
-    for name, (folder, details) in models.items():
-        request = {**common, "kind": "model", "folder": str(folder), "split": "test", "intervals": True}
-        figures = _fresh(run, plan, name, {**request, "details": details, "costs": name != "best"})
-        final.test[name] = {metric: Interval(**interval) for metric, interval in figures["metrics"].items()}
-        if details:
-            final.details = figures["details"]
-        if name != "best":
-            final.costs[name] = figures["costs"]
-            if yardstick is not None:
-                _keep_train_memory(final.costs[name], yardstick)
     cheap: dict[str, Any] = {
         "kind": "baselines",
         "data": str(run.data),
@@ -112,7 +108,7 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     baselines = _fresh(run, plan, "baselines", {**cheap, "seed": plan.seed})
     write_json(run.path / "baselines.json", baselines)
     for name, figures in baselines.items():
-        final.test[name] = {metric: Interval(**interval) for metric, interval in figures["test"].items()}
+        final.test[name] = _intervals(figures["test"])
         final.validation[name] = figures["validation"]
     return final
 
@@ -145,6 +141,10 @@ def write_card(run: RunDir, plan: Plan, selection: Selection, results: Sequence[
         "costs": final.costs["best"],
     }
     write_json(run.best / MANIFEST, manifest)
+
+
+def _intervals(figures: Mapping[str, Any]) -> dict[str, Interval]:
+    return {metric: Interval(**interval) for metric, interval in figures.items()}
 
 
 def _roles(plan: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoft.contracts import (
     Adapter,
@@ -26,13 +26,22 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.data import package_path
-from autoft.errors import DataError, Fault, ModelError, RecipeError, closest, unknown_name
+from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
 from autoft.hardware import Hardware
 from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
-from autoft.rundir import TrialConfig
-from autoft.space import Categorical, Domain, Float, Int, domain_from_json, domain_from_recipe, domain_to_json
+from autoft.rundir import RunRecord, TrialConfig, read_json
+from autoft.space import (
+    Categorical,
+    Domain,
+    Float,
+    Int,
+    check_widened,
+    domain_from_json,
+    domain_from_recipe,
+    domain_to_json,
+)
 from autoft.version import __version__
 
 __all__ = [
@@ -46,7 +55,9 @@ __all__ = [
     "StepPlan",
     "VariantPlan",
     "make_plan",
+    "plan_of",
     "plan_target",
+    "read_plan",
     "violations",
 ]
 
@@ -264,6 +275,35 @@ class Plan(_Plan):
         return self.model_copy(update=update)
 
 
+def read_plan(path: Path) -> Plan:
+    """Read the plan of a run folder.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    return _checked_plan(read_json(path), path)
+
+
+def plan_of(record: RunRecord) -> Plan:
+    """Return the plan of a record.
+
+    Raises:
+        RunFolderError: the record's plan is none.
+    """
+    return _checked_plan(record.plan, record.path / "plan.json")
+
+
+def _checked_plan(value: object, path: Path) -> Plan:
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunFolderError(
+            f"{path}: is damaged (at {where!r}: {first['msg']}); it is not a plan of autoft"
+        ) from error
+
+
 def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
     """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
     over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
@@ -305,7 +345,9 @@ def usable_positions(config: Mapping[str, Any]) -> int:
     return positions - 2 if roberta else positions
 
 
-def make_plan(recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path | None = None, *, source: str = "recipe"
+) -> Plan:
     """Resolve a recipe's names and decide what is legal, before any data is read.
 
     Args:
@@ -313,18 +355,19 @@ def make_plan(recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path |
         catalog: what the installed plugins offer.
         hardware: the machine.
         base: folder that relative model paths start from; default: the working directory.
+        source: the recipe's file, for messages.
 
     Raises:
         RecipeError: all names and values that do not resolve, together.
         PluginError: the task is not installed.
         ModelError: a model cannot be found.
     """
-    return _Planner(recipe, catalog, hardware, base or Path.cwd()).plan()
+    return _Planner(recipe, catalog, hardware, base or Path.cwd(), source).plan()
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path) -> None:
-        self.recipe, self.catalog, self.base = recipe, catalog, base
+    def __init__(self, recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path, source: str) -> None:
+        self.recipe, self.catalog, self.base, self.source = recipe, catalog, base, source
         self.task = catalog.task(recipe.task)
         device = hardware.device if recipe.executor.device == "auto" else recipe.executor.device
         self.hardware = hardware if device == hardware.device else _on_device(hardware, device)
@@ -363,7 +406,7 @@ class _Planner:
             self.fault("search.sampler", f"{search.sampler} takes one objective; use tpe or nsga2 with several")
         budget = self.budget()
         if self.faults:
-            raise RecipeError(self.faults, recipe.name or "recipe")
+            raise RecipeError(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
         threads = recipe.executor.threads or max(1, self.hardware.cores // recipe.executor.workers)
         quality = {
@@ -562,6 +605,7 @@ class _Planner:
                 if key in self.recipe.space:
                     try:
                         domain = domain_from_recipe(self.recipe.space[key], known)
+                        check_widened(domain, known, fixed=False)
                     except ValueError as error:
                         self.fault(f"space.{key}", str(error))
                 values = (
@@ -639,7 +683,9 @@ class _Planner:
         for name, domain in known.items():
             if name in self.recipe.space:
                 try:
-                    space[name], origins[name] = domain_from_recipe(self.recipe.space[name], domain), "recipe"
+                    given = domain_from_recipe(self.recipe.space[name], domain)
+                    check_widened(given, domain, fixed=name in TRAIN_SPACE)
+                    space[name], origins[name] = given, "recipe"
                 except ValueError as error:
                     self.fault(f"space.{name}", str(error))
             elif name in self.effort["space"]:
@@ -703,7 +749,9 @@ class _Planner:
         for key, given in (section.model_extra or {}).items():
             metric = self.catalog.cost_metrics.get(key)
             if metric is None:
-                self.fault(f"budget.{key}", unknown_name("budget", key, [*own, *self.catalog.cost_metrics]))
+                self.fault(
+                    f"budget.{key}", unknown_name("budget", key, dict.fromkeys([*own, *self.catalog.cost_metrics]))
+                )
                 continue
             try:
                 limits.append(

@@ -86,7 +86,7 @@ def format_bytes(size: float) -> str:
     """Return a size in decimal units: ``91.3 MB``, ``1.2 GB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:.0f} {unit}"
+            return f"{_short(size / scale)} {unit}"
     return f"{size:.0f} B"
 
 
@@ -94,5 +94,10 @@ def format_count(count: float) -> str:
     """Return a count in short form: ``22.7M``, ``4.4k``, ``512``."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
-            return f"{count / scale:.3g}{unit}"
+            return f"{_short(count / scale)}{unit}"
     return f"{count:.0f}"
+
+
+def _short(value: float) -> str:
+    # Three digits, but never an exponent: 999.6 is 1000, not 1e+03.
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

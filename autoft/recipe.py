@@ -173,7 +173,7 @@ class Recipe(_Section):
     model: Names
     """A model or a list to search: a local folder, a hub id, or `package://module/path`. The first is the default."""
     data: DataSection
-    """Where the data is."""
+    """A source of training data, or a section with splits, columns and filters."""
     budget: BudgetSection = BudgetSection()
     """Limits that the result has to keep."""
     effort: Literal["quick", "balanced", "best"] = "balanced"
@@ -189,11 +189,11 @@ class Recipe(_Section):
     space: dict[str, SpaceValue] = {}
     """Narrow, pin or widen any parameter that `autoft explain` shows: a scalar, a list or `{low, high, log}`."""
     search: SearchSection = SearchSection()
-    """How the search goes."""
+    """Sampler, early stopping, objectives and seeds."""
     executor: ExecutorSection = ExecutorSection()
-    """Where trials run."""
+    """Workers, threads and device."""
     storage: StorageSection = StorageSection()
-    """What the run folder may hold."""
+    """Weights that stay on disk."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Off unless you trust its author."""
 
@@ -337,6 +337,16 @@ def _faults(error: ValidationError) -> list[Fault]:
                 message = f"allowed: {allowed}; given {given!r}." + (f" Did you mean {near!r}?" if near else "")
             case "value_error":
                 message = str(entry["ctx"]["error"])
+            case "greater_than_equal":
+                message = f"has to be at least {entry['ctx']['ge']}, given {_kind(given)}"
+            case "too_short":
+                message = "is an empty list; give at least one"
+            case "string_pattern_mismatch":
+                message = (
+                    f"may hold letters, digits, '.', '_' and '-' only, the first a letter or digit; given {given!r}"
+                )
+            case kind if kind in _KINDS:
+                message = f"needs {_KINDS[kind]}, given {_kind(given)}"
             case _:
                 text = entry["msg"].removeprefix("Input should be ")
                 message = f"needs {text}, given {_kind(given)}"
@@ -344,6 +354,19 @@ def _faults(error: ValidationError) -> list[Fault]:
         if fault not in faults:
             faults.append(fault)
     return faults
+
+
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a name or a list of names",
+    "dict_type": "a section with keys",
+    "model_type": "a section with keys",
+    "model_attributes_type": "a section with keys",
+}
+"""What a recipe needs, by the name of pydantic's complaint."""
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

@@ -124,6 +124,35 @@ def domain_from_recipe(given: object, known: Domain) -> Domain:
     return Categorical(values, default)
 
 
+def check_widened(domain: Domain, known: Domain, *, fixed: bool) -> None:
+    """Refuse values that make no sense for a parameter, though a recipe may widen what is searched.
+
+    Args:
+        domain: what the recipe made of the parameter.
+        known: the domain as it was declared.
+        fixed: ``known`` is the widest there is. Otherwise numbers keep the sign of the declared ones, and what was
+            declared as a share (from 0 to 1) stays one.
+
+    Raises:
+        ValueError: a value lies outside.
+    """
+    if isinstance(known, Categorical):
+        return
+    values = domain.choices if isinstance(domain, Categorical) else (domain.low, domain.high)
+    low, high = -math.inf, math.inf
+    if fixed:
+        low, high = known.low, known.high
+    elif known.low >= 0:
+        low = 0.0
+        high = 1.0 if isinstance(known, Float) and known.high <= 1 else math.inf
+    for value in values:
+        assert isinstance(value, int | float)
+        if not low <= value <= high or (value == 0 and known.log):
+            above = "above 0" if known.log else f"at least {low:g}"
+            allowed = above if high == math.inf else f"{above} and at most {high:g}"
+            raise ValueError(f"has to be {allowed}, given {value:g}")
+
+
 def _range_from_recipe(given: Mapping[str, Any], known: Domain) -> Domain:
     if isinstance(known, Categorical):
         raise ValueError(f"a range is not possible here; give one or a list of: {known}")

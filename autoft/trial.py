@@ -17,9 +17,9 @@ from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskC
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, measure_in_process, quality_metrics, references, score
-from autoft.plan import Plan, VariantPlan, plan_target, violations
+from autoft.plan import Plan, VariantPlan, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult, read_json
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.training import Augmentation, Progress, TrainOutcome, train
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Workplace:
     @classmethod
     def open(cls, run: RunDir) -> Workplace:
         """Rebuild everything from a run folder."""
-        plan = Plan.model_validate(read_json(run.plan))
+        plan = read_plan(run.plan)
         catalog = load_plugins()
         return cls(run, plan, catalog, catalog.task(plan.task), open_data(run.data))
 
@@ -143,7 +143,7 @@ def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
             try:
                 write_variant(place, dense, target, variant, Path(folder))
-                figures = measure_in_process(Path(folder), place.run.data, split=None, **request_settings(plan))
+                figures = measure_in_process(Path(folder), place.run.data, validation=False, **request_settings(plan))
             except (MeasureError, AutoftError, RuntimeError, ValueError, OSError):
                 continue
             costs[variant.name] = figures["costs"]
@@ -337,8 +337,8 @@ class _Run:
             outcome.costs, outcome.violations = {"model_size_bytes": size, **memory}, over
             outcome.state, outcome.reason = "infeasible", "larger than model_size allows"
             return
-        figures = measure_in_process(folder, self.place.run.data, split="validation", **request_settings(self.plan))
-        outcome.validation, outcome.costs = figures["metrics"], {**figures["costs"], **memory}
+        figures = measure_in_process(folder, self.place.run.data, validation=True, **request_settings(self.plan))
+        outcome.validation, outcome.costs = figures["validation"], {**figures["costs"], **memory}
         outcome.violations = violations(outcome.costs, self.plan.budget)
         outcome.state = "infeasible" if outcome.violations else "complete"
         if outcome.violations:

@@ -36,7 +36,7 @@ def write_recipe(folder: Path, model: Path, data: Path, **changes) -> Path:
         "budget": {"time": "10m", "trials": 3},
         "effort": "quick",
         "compress": ["none", "dynamic-int8"],
-        "space": {"full.learning_rate": {"low": 1e-3, "high": 1e-2}, "train.epochs": [2, 3]},
+        "space": {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": [6, 8], "train.batch_size": 8},
         "search": {"finalist_seeds": 0},
         **changes,
     }
@@ -131,7 +131,7 @@ def test_trials_csv_has_a_line_for_every_trial_and_variant(finished):
         (t.number, "") for t in record.trials if not t.variants
     }
     assert {(int(line["trial"]), line["variant"]) for line in lines} == expected
-    assert all(line["train.epochs"] in {"2", "3"} for line in lines)
+    assert all(line["train.epochs"] in {"6", "8"} for line in lines)
 
 
 def test_only_weights_on_the_front_stay_on_disk(finished):

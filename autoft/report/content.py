@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from autoft.plan import Plan, violations
+from autoft.plan import Plan, plan_of, violations
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.summary import budget_rows
 from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult
@@ -76,7 +76,7 @@ class Content:
 
 def make_content(record: RunRecord) -> Content:
     """Return what the report of a record says; parts that the run has not reached are left out."""
-    plan = Plan.model_validate(record.plan)
+    plan = plan_of(record)
     counts = record.counts()
     outcome = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count) or "none yet"
     judged = sum(len(trial.variants) for trial in record.trials)

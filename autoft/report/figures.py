@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoft.plan import Plan
+from autoft.plan import Plan, plan_of
 from autoft.report.content import STATES, column_title, cost_text, short_model
 from autoft.rundir import Candidate, RunRecord, TrialResult
 from autoft.selection import candidates
@@ -42,7 +42,7 @@ class Figure:
 
 def figures(record: RunRecord) -> dict[str, Figure]:
     """Return the plots that the record has data for, by name: size, latency, history, importance, curves."""
-    plan = Plan.model_validate(record.plan)
+    plan = plan_of(record)
     offered = record.selection.candidates if record.selection else candidates(plan, record.trials)
     drawn: list[Figure | None] = [
         _trade_off(record, plan, offered, "model_size_bytes", "size"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from autoft.plan import Plan
+from autoft.plan import Plan, plan_of
 from autoft.rundir import RunRecord, TrialResult
 
 __all__ = ["summary"]
@@ -17,7 +17,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
 
     Figures that were not measured are absent; those that are undefined (as ROC-AUC of one class) are null.
     """
-    plan, final = Plan.model_validate(record.plan), record.final
+    plan, final = plan_of(record), record.final
     baselines: dict[str, Any] = {}
     for name, figures in record.baselines.items():
         key = "trivial" if figures.get("trivial") and "trivial" not in baselines else name
@@ -53,7 +53,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "name": plan.name,
         "task": plan.task,
         "objective": plan.objective,
-        "trials": {**counts, "variants_judged": sum(len(trial.variants) for trial in record.trials)},
+        "trials": counts,
+        "variants": sum(len(trial.variants) for trial in record.trials),
         "seconds": final.seconds if final else sum(trial.seconds.get("total", 0.0) for trial in record.trials),
         "data": plan.data,
         "baselines": baselines,

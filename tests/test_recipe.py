@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoft.errors import RecipeError
+from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema, set_key
+
+GOOD = {"task": "text-classification", "model": "some/model", "data": "train.csv"}
+
+
+def test_three_keys_are_a_recipe_and_the_rest_has_defaults():
+    recipe = recipe_from_mapping(GOOD, name="mine")
+    assert recipe.model == ["some/model"]
+    assert recipe.data.train == "train.csv"
+    assert recipe.name == "mine"
+    assert recipe.budget.time == "1h"
+    assert not recipe.trust_remote_code
+
+
+def test_a_recipe_survives_its_resolved_copy(tmp_path):
+    given_recipe = {**GOOD, "budget": {"time": "2h", "latency": {"p95": "20ms", "batch_size": 8}, "energy": "3J"}}
+    recipe = recipe_from_mapping(given_recipe, ["space.train.epochs=[2, 3]", "space.lora.rank={low: 4, high: 8}"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert recipe.space == {"train.epochs": [2, 3], "lora.rank": {"low": 4, "high": 8}}
+
+
+def test_latency_as_a_duration_is_the_median():
+    recipe = recipe_from_mapping({**GOOD, "budget": {"latency": "3ms"}})
+    assert recipe.budget.latency.p50 == "3ms"
+    assert recipe.budget.latency.batch_size == 1
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("task: t\nmodel: m\ndata: d.csv\nspace: {full.learning_rate: [1e-4, 5E-5, 2.5e-5]}\n")
+    assert load_recipe(path).space["full.learning_rate"] == [1e-4, 5e-5, 2.5e-5]
+
+
+def test_nested_and_dotted_spaces_mean_the_same():
+    nested = recipe_from_mapping({**GOOD, "space": {"train": {"epochs": 3, "warmup": {"low": 0.0, "high": 0.1}}}})
+    dotted = recipe_from_mapping({**GOOD, "space": {"train.epochs": 3, "train.warmup": {"low": 0.0, "high": 0.1}}})
+    assert nested.space == dotted.space
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("budget.time=5m", ("budget", "time"), "5m"),
+        ("budget={time: 5m, trials: 3}", ("budget", "trials"), 3),
+        ("data.limit=100", ("data", "limit"), 100),
+        ("model=[a/b, c/d]", ("model",), ["a/b", "c/d"]),
+        ("space.train.epochs=3", ("space", "train.epochs"), 3),
+        ("search.seed=7", ("search", "seed"), 7),
+    ],
+)
+def test_an_override_reaches_its_key(override, where, value):
+    found = recipe_from_mapping(GOOD, [override]).model_dump()
+    for part in where:
+        found = found[part]
+    assert found == value
+
+
+def test_an_override_leaves_the_given_mapping_alone():
+    given_recipe = {**GOOD, "budget": {"time": "1h"}}
+    before = json.dumps(given_recipe)
+    set_key(given_recipe, "budget.time=5m")
+    assert json.dumps(given_recipe) == before
+
+
+def test_all_faults_come_at_once():
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_mapping({"tsk": "x", "effort": "fast", "budget": {"time": "soon"}, "data": {}}, ["nothing"])
+    places = {fault.where for fault in caught.value.faults}
+    assert places == {"--set nothing", "tsk", "task", "model", "effort", "budget.time", "data.train"}
+
+
+json_like = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+keys = st.sampled_from([*Recipe.model_fields, "modle", "x"])
+
+
+@given(st.dictionaries(keys, json_like, max_size=6))
+def test_whatever_a_recipe_holds_it_is_read_or_refused_with_a_place(value):
+    try:
+        recipe = recipe_from_mapping(value)
+    except RecipeError as error:
+        faults = error.faults
+    else:
+        faults = ()
+        assert recipe.task
+    assert all(fault.message for fault in faults)
+
+
+@given(st.text(max_size=60))
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("recipes") / "r.yaml"
+    path.write_text(text, encoding="utf-8", errors="ignore")
+    with pytest.raises(RecipeError):
+        load_recipe(path)
+
+
+def test_the_schema_describes_every_field_and_accepts_good_recipes():
+    schema = recipe_schema()
+    sections = {"Recipe": schema, **schema["$defs"]}
+    for name, section in sections.items():
+        for key, field in section.get("properties", {}).items():
+            assert field.get("description"), f"{name}.{key} has no description"
+    assert set(Recipe.model_fields) == set(schema["properties"])
+    assert {"type": "string"} in schema["properties"]["data"]["anyOf"]
+
+
+def test_no_code_comes_out_of_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("task: !!python/object/apply:os.system ['touch hacked']\nmodel: m\ndata: d\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(path)
+    assert not (tmp_path / "hacked").exists()

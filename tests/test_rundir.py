@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from autoft.errors import RunFolderError
+from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, read_json, read_run, write_json
+
+
+def result(number: int, **changes) -> TrialResult:
+    config = TrialConfig(number=number, kind="search", model="m", pipeline="full", params={"train.epochs": 3}, seed=0)
+    variant = VariantResult(
+        name="none",
+        state="complete",
+        validation={"accuracy": 0.5, "roc_auc": float("nan")},
+        costs={"latency_p50_ms": 2.0},
+    )
+    values = {"number": number, "state": "complete", "config": config, "variants": [variant], **changes}
+    return TrialResult(**values)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+def test_results_come_back_by_number_nan_included(run):
+    for number in (10, 2):
+        run.write_result(result(number))
+    found = run.results()
+    assert [r.number for r in found] == [2, 10]
+    assert found[0].variants[0].validation["accuracy"] == 0.5
+    assert found[0].variants[0].validation["roc_auc"] != found[0].variants[0].validation["roc_auc"]
+
+
+def test_a_trial_without_a_result_is_cleared_and_its_number_told(run):
+    run.write_result(result(0))
+    run.trial(1).mkdir()
+    (run.trial(1) / "config.json").write_text("{}")
+    assert run.clear_partial() == [1]
+    assert not run.trial(1).exists()
+    assert run.result(0).is_file()
+
+
+def test_the_csv_holds_every_figure_and_leaves_undefined_ones_empty(run):
+    run.write_result(result(0))
+    run.write_result(
+        result(1, state="pruned", reason='behind, "far"\nbehind', variants=[], validation={"accuracy": 0.4})
+    )
+    run.write_trials_csv()
+    with (run.path / "trials.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["trial"] for line in lines] == ["0", "1"]
+    assert lines[0]["validation.accuracy"] == "0.5"
+    assert lines[0]["validation.roc_auc"] == ""
+    assert lines[0]["latency_p50_ms"] == "2.0"
+    assert lines[1]["reason"] == 'behind, "far"\nbehind'
+    assert lines[1]["variant"] == ""
+
+
+def test_a_path_of_the_record_cannot_leave_the_folder(run):
+    assert run.inside("trials/0000") == (run.path / "trials/0000").resolve()
+    for path in ("../x", "/etc/passwd", "trials/../../x"):
+        with pytest.raises(RunFolderError, match="outside the run folder"):
+            run.inside(path)
+
+
+def test_one_search_holds_the_folder_and_the_system_frees_it_when_it_is_killed(run):
+    code = "import sys, time; from autoft.rundir import RunDir\nwith RunDir(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match="another search is running"), run.lock():
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with run.lock():
+        pass
+
+
+def test_killed_while_it_writes_a_reader_sees_the_old_file_or_the_new_one(run):
+    path = run.path / "value.json"
+    write_json(path, {"size": 0, "text": ""})
+    code = (
+        "import sys; from pathlib import Path; from autoft.rundir import write_json\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1; write_json(Path(sys.argv[1]), {'size': n, 'text': 'x' * n * 997})\n"
+        "    n == 3 and print('going', flush=True)\n"
+    )
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "going\n"
+        time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        value = read_json(path)
+        assert len(value["text"]) == value["size"] * 997
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_told_and_leaves_the_old_file(run, monkeypatch):
+    import tempfile
+
+    path = run.path / "value.json"
+    write_json(path, {"old": 1})
+    # Each new file is a link to the device on which every write ends with "no space left".
+    real = tempfile.mkstemp
+
+    def on_a_full_disk(**kwargs):
+        handle, name = real(**kwargs)
+        os.unlink(name)
+        os.symlink("/dev/full", name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", on_a_full_disk)
+    with pytest.raises(RunFolderError, match="the disk is full; free some space"):
+        write_json(path, {"new": "x" * 100_000})
+    monkeypatch.undo()
+    assert read_json(path) == {"old": 1}
+    assert [entry.name for entry in run.path.glob(".value*")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plan.json", b'{"a": '),
+        ("plan.json", b"\xff\xfe"),
+        ("trials/0000/result.json", b'{"number": 0}'),
+        ("selection.json", b"[]"),
+        ("final.json", b'{"test": 3}'),
+        ("recipe.yaml", b"a: [1"),
+    ],
+)
+def test_a_damaged_file_is_named(run, name, content):
+    run.recipe.write_text("task: t")
+    write_json(run.plan, {})
+    run.write_result(result(0))
+    (run.path / name).write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"is damaged") as caught:
+        read_run(run.path)
+    assert name in str(caught.value)
+
+
+def test_a_record_of_a_run_that_has_just_begun_is_whole(run):
+    run.recipe.write_text("task: t")
+    write_json(run.plan, {"name": "x"})
+    record = read_run(run.path)
+    assert record.trials == []
+    assert record.selection is None
+    assert record.counts() == {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
+    assert json.loads(record.model_dump_json())["plan"] == {"name": "x"}
