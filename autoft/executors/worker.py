@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,6 +24,9 @@ from autoft.training import Progress
 from autoft.trial import Callbacks, Workplace, run_trial, screen
 
 __all__ = ["main", "probe_model"]
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 def probe_model(place: Workplace, name: str) -> dict[str, Any]:
@@ -90,8 +95,12 @@ class _Worker:
         self.place: Workplace | None = None
 
     def say(self, event: str, **body: Any) -> None:
-        self.out.write(json.dumps({"event": event, **body}) + "\n")
-        self.out.flush()
+        try:
+            self.out.write(json.dumps({"event": event, **body}) + "\n")
+            self.out.flush()
+        except BrokenPipeError:
+            # The search is gone. Raised into a trial this would be written down as the trial's failure.
+            os._exit(1)
 
     def serve(self) -> None:
         import torch
@@ -167,6 +176,9 @@ def silence_libraries() -> None:
 
 def _end_with(parent: int) -> None:
     """End this process when its parent does, however that ends: a killed search must not leave a training behind."""
+    if sys.platform == "linux":
+        # At once, so that the next search in this folder never meets a trial that is still being written.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:

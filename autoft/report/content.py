@@ -167,7 +167,8 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     final, selection = record.final, record.selection
     if selection is None:
         limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget)
-        if record.trials and limits:
+        judged = [variant for trial in record.trials for variant in trial.variants]
+        if judged and all(violations(variant.costs, plan.budget) for variant in judged):
             return f"Nothing that was tried fits the budget ({limits})."
         return "No model has been chosen yet."
     chosen = record.trial(selection.trial)

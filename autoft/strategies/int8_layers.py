@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -84,7 +86,10 @@ def quantized_copy(module: nn.Module) -> Int8Linear | Int8Embedding | None:
 
 
 def _packed(weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> object:
-    quantized = torch._make_per_channel_quantized_tensor(
-        weight_int8, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
-    )
+    with warnings.catch_warnings():
+        # Deprecated in favour of torchao, whose int8 kernels are slower than these at batch 1 on a CPU.
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch._make_per_channel_quantized_tensor(
+            weight_int8, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+        )
     return torch.ops.quantized.linear_prepack(quantized, bias)

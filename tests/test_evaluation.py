@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from autoft.contracts import QualityMetric, TaskContext
+from autoft.evaluation import bootstrap_interval, score
+
+CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
+
+
+class Share(QualityMetric):
+    """Share of right answers, with additive statistics."""
+
+    name = "share"
+    summary = "share of right answers"
+
+    def score(self, predictions, refs, context):
+        return float(np.mean([p == r for p, r in zip(predictions, refs, strict=True)]))
+
+    def statistics(self, predictions, refs, context):
+        return np.array([[p == r, 1] for p, r in zip(predictions, refs, strict=True)], dtype=float)
+
+    def aggregate(self, sums):
+        return sums[..., 0] / sums[..., 1]
+
+
+class Median(QualityMetric):
+    """A figure that has to be computed anew for each resample."""
+
+    name = "median"
+    summary = "median"
+
+    def score(self, predictions, refs, context):
+        return float(np.median(predictions))
+
+
+class Undefined(QualityMetric):
+    name = "undefined"
+    summary = "never defined"
+
+    def score(self, predictions, refs, context):
+        return float("nan")
+
+
+def test_the_interval_of_a_share_is_that_of_scipys_percentile_bootstrap():
+    rng = np.random.default_rng(1)
+    right = rng.random(300) < 0.8
+    found = bootstrap_interval(Share(), list(right), [True] * 300, CONTEXT, seed=0, resamples=20_000)
+    reference = stats.bootstrap(
+        (right.astype(float),), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.value == right.mean()
+    assert found.n == 300
+    assert found.low == pytest.approx(reference.low, abs=0.004)
+    assert found.high == pytest.approx(reference.high, abs=0.004)
+
+
+def test_a_metric_without_statistics_is_scored_anew_for_each_resample():
+    values = np.random.default_rng(2).normal(size=101)
+    found = bootstrap_interval(Median(), list(values), [0] * 101, CONTEXT, seed=0, resamples=4000)
+    reference = stats.bootstrap(
+        (values,), np.median, method="percentile", n_resamples=4000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.low == pytest.approx(reference.low, abs=0.05)
+    assert found.high == pytest.approx(reference.high, abs=0.05)
+
+
+def test_the_seed_decides_the_interval():
+    right = [True, False, True, True, False, True, True]
+    one, same, other = (
+        bootstrap_interval(Share(), right, [True] * 7, CONTEXT, seed=s, resamples=50) for s in (1, 1, 4)
+    )
+    assert one == same
+    assert (one.low, one.high) != (other.low, other.high)
+
+
+def test_all_right_has_no_width_and_an_undefined_figure_none_at_all():
+    sure = bootstrap_interval(Share(), [True] * 9, [True] * 9, CONTEXT)
+    assert (sure.low, sure.value, sure.high) == (1.0, 1.0, 1.0)
+    never = bootstrap_interval(Undefined(), [1] * 9, [1] * 9, CONTEXT)
+    assert np.isnan([never.value, never.low, never.high]).all()
+
+
+def test_scores_of_several_metrics():
+    found = score({"share": Share(), "median": Median()}, [1, 0, 1], [1, 1, 1], CONTEXT)
+    assert found == {"share": pytest.approx(2 / 3), "median": 1.0}

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from autoft.errors import RunFolderError
+from autoft.hardware import Hardware
+from autoft.plan import make_plan
+from autoft.recipe import dump_recipe, recipe_from_mapping
+from autoft.report import make_content, summary, write
+from autoft.report.terminal import nearest_misses
+from autoft.report.terminal import summary as printed
+from autoft.rundir import (
+    CurvePoint,
+    Final,
+    Interval,
+    RunDir,
+    TrialConfig,
+    TrialResult,
+    VariantResult,
+    read_run,
+    write_json,
+)
+from autoft.selection import select
+
+HOSTILE = '<script>alert("x")</script> & <b>|pipe|</b>'
+
+
+def variant(name: str, accuracy: float, size: float, latency: float, **changes) -> VariantResult:
+    costs = {"model_size_bytes": size, "latency_p50_ms": latency, "latency_p95_ms": 2 * latency}
+    validation = {"accuracy": accuracy, "roc_auc": float("nan")}
+    values = {"name": name, "state": "complete", "validation": validation, "costs": costs, "folder": f"x/{name}"}
+    return VariantResult(**{**values, **changes})
+
+
+def trial(number: int, accuracy: float, model: str, kind="search", state="complete") -> TrialResult:
+    params = {"train.epochs": 3, "augment": "none", "full.learning_rate": 10.0 ** -(4 + number % 3)}
+    config = TrialConfig(number=number, kind=kind, model=model, pipeline="full", params=params, seed=0)
+    curve = [
+        CurvePoint(
+            samples=10 * i, epoch=i / 2, seconds=i, train_loss=1 / i, learning_rate=1e-4, validation={"accuracy": a}
+        )
+        for i, a in ((1, accuracy - 0.2), (2, accuracy))
+    ]
+    variants = [variant("none", accuracy, 90e6, 14.0), variant("onnx-int8", accuracy - 0.002, 23e6, 3.0)]
+    return TrialResult(
+        number=number,
+        state=state,
+        reason="behind after 1 epochs" if state == "pruned" else None,
+        config=config,
+        curve=curve,
+        seconds={"total": 12.0},
+        validation={"accuracy": accuracy},
+        variants=variants if state == "complete" else [],
+    )
+
+
+def make_run(tmp_path, catalog, model, *, trials: int = 10, finished: bool = True, budget=None) -> RunDir:
+    """Write the records of a search as a search does."""
+    given = {
+        "task": "text-classification",
+        "model": str(model),
+        "data": "reviews.csv",
+        "effort": "quick",
+        "budget": {"time": "10m", "model_size": "50MB", "latency": "5ms", **(budget or {})},
+    }
+    recipe = recipe_from_mapping(given, name="tiny")
+    plan = make_plan(recipe, catalog, Hardware.probe()).with_data(
+        {"labels": ["0", "1"]},
+        {"sizes": {"train": 100, "validation": 50, "test": 50}, "fingerprint": "abc", "columns": {"text": "text"}},
+        ("2 rows of the test split are in the training split too",),
+    )
+    run = RunDir(tmp_path / "tiny")
+    run.create()
+    run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+    write_json(run.plan, plan.model_dump(mode="json"))
+    results = [
+        trial(i, 0.7 + i / 100, str(model), kind="search" if i else "default", state="pruned" if i == 4 else "complete")
+        for i in range(trials)
+    ]
+    for result in results:
+        run.write_result(result)
+    write_json(run.path / "importance.json", {"full.learning_rate": 0.8, "train.epochs": 0.2})
+    if finished:
+        selection = select(plan, results)
+        write_json(run.path / "selection.json", selection.model_dump(mode="json"))
+        interval = Interval(value=0.79, low=0.7, high=0.86, n=50)
+        metrics = {
+            "accuracy": interval,
+            "roc_auc": Interval(value=float("nan"), low=float("nan"), high=float("nan"), n=50),
+        }
+        costs = {"model_size_bytes": 23e6, "latency_p50_ms": 3.1, "latency_p95_ms": 4.0, "request_length": 27.0}
+        slow = {"model_size_bytes": 90e6, "latency_p50_ms": 15.5, "latency_p95_ms": 20.0}
+        final = Final(
+            test={"best": metrics, "default": metrics, "majority class": metrics},
+            validation={"best": {"accuracy": 0.78}, "default": {"accuracy": 0.7}},
+            costs={"best": costs, "default": slow},
+            details=[
+                {"kind": "table", "title": "Figures for each class", "columns": ["label", "F1"], "rows": [["0", 0.5]]},
+                {"kind": "matrix", "title": "Confusion matrix", "labels": ["0", "1"], "values": [[20, 5], [0, 0]]},
+                {"kind": "examples", "title": "Errors", "columns": ["text", "score"], "rows": [[HOSTILE, 0.9]]},
+            ],
+            seconds=321.0,
+        )
+        write_json(run.path / "final.json", final.model_dump(mode="json"))
+        baseline = {"trivial": True, "validation": {"accuracy": 0.5}, "test": {"accuracy": interval.model_dump()}}
+        write_json(run.path / "baselines.json", {"majority class": baseline})
+    return run
+
+
+class Page(HTMLParser):
+    """Collects what the checks look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in {"href", "src", "xlink:href", "action"}:
+                self.references.append(value)
+        if tag not in {"meta", "link", "br", "img", "use", "path", "rect"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in {"meta", "link", "br", "img", "use", "path", "rect"}:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in {"meta", "link", "br", "img", "use", "path", "rect"}:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def html(tmp_path, catalog, tiny_model) -> str:
+    run = make_run(tmp_path, catalog, tiny_model)
+    return write(read_run(run.path))["html"].read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(html):
+    page = Page(html)
+    assert page.open == []
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(html):
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids)) > 0
+    used = {reference[1:] for reference in page.references} | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used <= set(page.ids)
+
+
+def test_texts_of_the_data_stay_texts(html):
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_every_plot_is_there_and_follows_the_page_in_its_colours(html):
+    for title in (
+        "Quality against size",
+        "Quality against latency",
+        "Search history against trial 0",
+        "Importance of the parameters",
+        "Curves of the trials",
+        "Confusion matrix",
+    ):
+        assert title in html
+    assert html.count("<svg ") == 5
+    drawn = "".join(re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL))
+    assert "var(--series-1)" in drawn
+    # Black is what Matplotlib falls back to: it would not be seen on a dark page.
+    assert not re.search(r"(fill|stroke): #", drawn)
+
+
+def test_a_budget_shows_as_a_line_and_in_the_table(tmp_path, catalog, tiny_model):
+    free = make_run(tmp_path / "free", catalog, tiny_model, budget={"model_size": None, "latency": None})
+    bound = make_run(tmp_path / "bound", catalog, tiny_model)
+    texts = [write(read_run(run.path))["html"].read_text() for run in (free, bound)]
+    assert ["var(--series-6)" in "".join(re.findall(r"<svg .*?</svg>", text, re.DOTALL)) for text in texts] == [
+        False,
+        True,
+    ]
+    rows = {row[0]: row[1:] for row in make_content(read_run(bound.path)).budget.rows}
+    assert rows["model_size"] == ("50 MB", "23 MB", "met")
+    assert rows["time"] == ("10 min 00 s", "5 min 21 s", "met")
+
+
+def test_a_limit_that_the_exported_files_break_is_said(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, budget={"latency": "3.05ms"})
+    rows = {row[0]: row[1:] for row in make_content(read_run(run.path)).budget.rows}
+    assert rows["latency.p50"] == ("3.05 ms", "3.10 ms", "NOT met")
+    assert summary(read_run(run.path))["budget"]["latency.p50"]["met"] is False
+
+
+def test_the_same_record_gives_the_same_bytes_in_another_process(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    before = {kind: path.read_bytes() for kind, path in write(read_run(run.path)).items()}
+    code = (
+        "import sys; from autoft.report import write; from autoft.rundir import read_run; write(read_run(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
+    assert {kind: (run.path / f"report.{kind}").read_bytes() for kind in before} == before
+
+
+@pytest.mark.parametrize("trials", [0, 1, 3])
+def test_an_unfinished_run_has_a_report(tmp_path, catalog, tiny_model, trials):
+    run = make_run(tmp_path, catalog, tiny_model, trials=trials, finished=False)
+    paths = write(read_run(run.path))
+    assert "No model has been chosen yet." in paths["html"].read_text()
+    assert json.loads(paths["json"].read_text())["best"] is None
+    assert ("baselines" in json.loads(paths["json"].read_text())) is True
+
+
+def test_report_json_is_json_with_null_for_what_is_not_defined(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    report = json.loads(write(read_run(run.path))["json"].read_text(), parse_constant=refuse)
+    assert report["best"]["test"]["roc_auc"]["value"] is None
+    assert report["best"]["test"]["accuracy"] == {"value": 0.79, "low": 0.7, "high": 0.86, "n": 50}
+    assert report["trials"] == {"complete": 9, "pruned": 1, "infeasible": 0, "failed": 0}
+    assert report["baselines"]["trivial"]["name"] == "majority class"
+    assert report["baselines"]["default"]["costs"]["model_size_bytes"] == 90e6
+    assert report["budget"]["latency.p50"] == {
+        "limit": 5.0,
+        "given": "5ms",
+        "unit": "ms",
+        "column": "latency_p50_ms",
+        "measured": 3.1,
+        "met": True,
+    }
+
+
+def test_nothing_feasible_shows_the_nearest_first(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, finished=False, budget={"model_size": "20MB", "latency": "1ms"})
+    content = make_content(read_run(run.path))
+    assert content.headline == "Nothing that was tried fits the budget (model_size 20MB, latency.p50 1ms)."
+    assert [row[1] for row in content.misses.rows] == ["onnx-int8", "none"]
+    assert (
+        "model_size 23 MB for 20MB (1.15 times the limit); latency.p50 3.00 ms for 1ms (3.00" in content.misses.rows[0][2]
+    )
+    import io
+
+    from rich.console import Console
+
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(nearest_misses(read_run(run.path)))
+    assert "onnx-int8" in console.export_text()
+
+
+def test_the_terminal_says_what_was_left_and_what_it_buys(tmp_path, catalog, tiny_model):
+    import io
+
+    from rich.console import Console
+
+    run = make_run(tmp_path, catalog, tiny_model)
+    out = io.StringIO()
+    Console(width=200, file=out).print(printed(read_run(run.path)))
+    text = out.getvalue()
+    assert "test accuracy 0.7900 on 50 rows" in text
+    assert "1/3.9 of its size and 5.0 times as fast" in text
+    assert "majority class" in text
+
+
+def test_markdown_tables_are_whole(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    text = write(read_run(run.path))["md"].read_text()
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|( :?--:? \|)+", line):
+            width = line.count("|")
+            rows = [lines[number - 1]]
+            while number + 1 < len(lines) and lines[number + 1].startswith("|"):
+                number += 1
+                rows.append(lines[number])
+            assert len(rows) > 1
+            assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {width}
+    assert text.count("### ") >= 6
+
+
+def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    write_json(run.plan, {"name": "x"})
+    with pytest.raises(RunFolderError, match=r"plan\.json: is damaged"):
+        write(read_run(run.path))
