@@ -35,7 +35,8 @@ def describe(config: TrialConfig) -> str:
     model = config.model.rstrip("/").rsplit("/", 2)
     short = model[-1] if len(model) < 2 or model[-1] not in {"model", "best"} else model[-2]
     rate = next((value for name, value in config.params.items() if name.endswith(".learning_rate")), None)
-    words = [short, config.pipeline, f"{config.params.get('train.epochs')} epochs"]
+    epochs = config.params.get("train.epochs")
+    words = [short, config.pipeline, f"{epochs} epoch{'' if epochs == 1 else 's'}"]
     if isinstance(rate, float):
         words.append(f"lr {rate:.2g}")
     if config.params.get("augment") not in {None, "none"}:

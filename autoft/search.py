@@ -868,7 +868,10 @@ class _Study:
         evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
         target = (lambda t: t.values[0]) if len(self.plan.objectives) > 1 else None
         try:
-            shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
+            with warnings.catch_warnings():
+                # That few trials make a weak figure is what the report says of it.
+                warnings.simplefilter("ignore")
+                shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
         except (ValueError, RuntimeError):
             # Optuna refuses where no parameter varies among the trials.
             return {}

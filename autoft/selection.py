@@ -78,7 +78,8 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     pool = finalists or feasible
     sign = 1 if plan.higher_is_better else -1
     best = max(sign * c.objective for c in pool)
-    near = [c for c in pool if sign * c.objective >= best - plan.tolerance]
+    # Means of shares are rarely exact: what is one rounding error outside is inside.
+    near = [c for c in pool if sign * c.objective >= best - plan.tolerance - 1e-9]
     cheapest = min(_cost(c) for c in near)
     equal = [c for c in near if _cost(c) <= cheapest * NOISE]
     chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))

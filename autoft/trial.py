@@ -203,13 +203,13 @@ class _Run:
         memory = {"train_memory_bytes": float(outcome.memory_bytes)}
         result.violations = violations(memory, plan.budget)
         if outcome.stopped:
-            result.state, result.reason = "pruned", f"behind after {outcome.curve[-1].epoch:.1f} epochs"
+            result.state, result.reason = "pruned", f"behind after {_epochs(outcome.curve[-1].epoch)}"
             return
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
         if outcome.out_of_time:
-            result.reason = f"training ended at the time limit, after {outcome.curve[-1].epoch:.1f} epochs"
+            result.reason = f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}"
         with self.stage("merge"):
             dense = self.merge(model, target, validate)
         variants = list(plan.variants)
@@ -355,6 +355,10 @@ class _Stage:
 
     def __exit__(self, *exception: object) -> None:
         self.seconds[self.name] = time.monotonic() - self.begin
+
+
+def _epochs(count: float) -> str:
+    return "1 epoch" if count == 1 else f"{count:.3g} epochs"
 
 
 def _sentence(error: BaseException) -> str:
