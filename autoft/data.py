@@ -158,8 +158,12 @@ def _near_file(*paths: Path) -> str:
 
 
 def _read_folder(folder: Path) -> pa.Table:
-    if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        try:
+            names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{listing}: is damaged ({_first_line(error)}); save the data set again") from error
         raise DataError(
             f"{folder}: holds the splits {', '.join(names)}; name one, as {folder.name}/{(names or ['train'])[0]}"
         )
@@ -266,9 +270,9 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _encoding_fault(path: Path) -> str:
-    with path.open("rb") as raw:
+    with _opened(path) as raw:
         start = raw.read(4)
-    if start.startswith(b"\x1f\x8b"):
+    if start.startswith(b"\x1f\x8b") and not path.name.lower().endswith(".gz"):
         return f"holds gzip data; name it {path.name}.gz"
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "is UTF-16 text; save it as UTF-8"
@@ -298,14 +302,16 @@ def _read_tsv(path: Path) -> pa.Table:
             return _read_delimited(path, "\t", csv.QUOTE_MINIMAL)
         except DataError:
             raise unquoted from None
-    columns = []
-    for column in table.columns:
-        if pa.types.is_string(column.type):
-            quoted = pc.match_substring_regex(column, r'(?s)^"(?:[^"]|"")*"$')
-            inner = pc.replace_substring(pc.utf8_slice_codeunits(column, 1, -1), '""', '"')
-            column = pc.if_else(quoted, inner, column)
-        columns.append(column)
-    return pa.table(columns, names=table.column_names)
+    names = _unquoted(pa.chunked_array([table.column_names], pa.string())).to_pylist()
+    columns = [_numbers(_unquoted(column)) if pa.types.is_string(column.type) else column for column in table.columns]
+    return pa.table(columns, names=names)
+
+
+def _unquoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the column with the quotes around whole values taken off."""
+    quoted = pc.match_substring_regex(column, r'(?s)^"(?:[^"]|"")*"$')
+    inner = pc.replace_substring(pc.utf8_slice_codeunits(column, 1, -1), '""', '"')
+    return pc.if_else(quoted, inner, column)
 
 
 def _read_delimited(path: Path, delimiter: str, quoting: Any) -> pa.Table:
@@ -1503,7 +1509,7 @@ def _spooled(spool: Any, count: int, schema: pa.Schema) -> Iterator[pa.RecordBat
         with pa.ipc.open_stream(spool) as reader:
             table = reader.read_all()
         widened = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
-        yield from widened.select(schema.names).cast(schema).combine_chunks().to_batches()
+        yield from widened.select(schema.names).combine_chunks().to_batches()
 
 
 def _feature_table(features: Sequence[Mapping[str, Any]], task: Task) -> pa.Table:
@@ -1513,6 +1519,9 @@ def _feature_table(features: Sequence[Mapping[str, Any]], task: Task) -> pa.Tabl
     fields = []
     for name in dict.fromkeys(name for feature in features for name in feature):
         values = [feature.get(name) for feature in features]
+        if all(value is None for value in values):
+            # As where the field is absent: a later chunk says what it holds.
+            continue
         try:
             if any(_is_array(value) for value in values):
                 columns[name] = pa.array([_array_record(value) for value in values], _ARRAY_TYPE)

@@ -255,7 +255,8 @@ def test_nothing_feasible_shows_the_nearest_first(tmp_path, catalog, tiny_model)
     assert content.headline == "Nothing that was tried fits the budget (model_size 20MB, latency.p50 1ms)."
     assert [row[1] for row in content.misses.rows] == ["onnx-int8", "none"]
     assert (
-        "model_size 23 MB for 20MB (1.15 times the limit); latency.p50 3.00 ms for 1ms (3.00" in content.misses.rows[0][2]
+        "model_size 23 MB for 20MB (1.15 times the limit); latency.p50 3.00 ms for 1ms (3.00"
+        in content.misses.rows[0][2]
     )
     import io
 
