@@ -19,8 +19,8 @@ from autoft.data import PreparedData, prepare_data
 from autoft.errors import NothingFeasible, RunFolderError
 from autoft.export import export, measure_final, write_card
 from autoft.hardware import Hardware
-from autoft.plan import Plan, make_plan, plan_target
-from autoft.plugins import load_plugins
+from autoft.plan import Plan, make_plan, plan_target, violations
+from autoft.plugins import Catalog, load_plugins
 from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.rundir import RunDir, RunRecord, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search
@@ -116,13 +116,11 @@ def search(
             write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
         if engine.ended:
             listener.note(f"The search ended: {engine.ended}.")
-        _finish(folder, plan, listener, started, used, prepared)
+        _finish(folder, plan, catalog, listener, started, used)
     return Run(folder.path)
 
 
-def _finish(
-    folder: RunDir, plan: Plan, listener: Listener, started: float, used: float, prepared: PreparedData
-) -> None:
+def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, started: float, used: float) -> None:
     results = folder.results()
     try:
         selection = select(plan, results)
@@ -144,8 +142,12 @@ def _finish(
         final = measure_final(folder, plan, selection, results)
         if tested_before:
             final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
+        for name, share in violations(final.costs["best"], plan.budget).items():
+            note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
+            final.notes.append(note)
+            listener.note(note)
         final.seconds = used + time.monotonic() - started
-        write_card(folder, plan, selection, results, final)
+        write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
         write_json(final_path, final.model_dump(mode="json"))
     listener.phase("report")
     report.write(read_run(folder.path))
@@ -187,7 +189,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
     """
     import tempfile
 
-    from autoft.evaluation import quality_metrics, references, score
+    from autoft.evaluation import references, score
 
     loaded, base = _recipe(recipe, overrides)
     catalog = load_plugins()
@@ -222,7 +224,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
             loss.backward()  # type: ignore[no-untyped-call]
             inputs = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
             predictions = task.predict(network, inputs, target.context)
-            metrics = quality_metrics(catalog, task)
+            metrics = catalog.metrics_of(task)
             figures = score(metrics, predictions, references(task, rows, target.context), target.context)
             yield (
                 f"{model.name}, {kind}: {len(rows)} rows encoded, loss {float(loss.detach()):.3f}, predicted; untrained "

@@ -149,6 +149,8 @@ def load(
             model = compressor.load(folder, target)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: the files of the model are damaged: {str(error).splitlines()[0]}") from error
+        if hasattr(model, "eval"):
+            model.eval()
     return LoadedModel(model, task, context, manifest, folder)
 
 

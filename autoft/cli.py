@@ -131,7 +131,9 @@ def search(
 def check(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
     """Try a recipe end to end in seconds, before a long search."""
     from autoft import api
+    from autoft.executors.worker import silence_libraries
 
+    silence_libraries()
     for sentence in api.check(recipe, overrides=overrides):
         print(sentence, flush=True)
     print("The recipe works.")

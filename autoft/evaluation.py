@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -27,20 +28,19 @@ __all__ = [
     "measure_costs",
     "measure_folder",
     "measure_in_process",
-    "quality_metrics",
     "request_rows",
     "score",
     "start_measuring",
 ]
 
+
+class MeasureError(Exception):
+    """A model could not be measured: a metric or its process failed, or was killed; the message says which."""
+
+
 RESAMPLES = 1000
 SLOW_RESAMPLES = 200
 """For metrics without additive statistics, which are computed anew for every resample."""
-
-
-def quality_metrics(catalog: Catalog, task: Task) -> dict[str, QualityMetric]:
-    """Return the metrics of a task's card that are installed, in the card's order."""
-    return {name: catalog.quality_metrics[name] for name in task.card.metrics if name in catalog.quality_metrics}
 
 
 def references(task: Task, rows: Sequence[Row], context: TaskContext) -> list[Any]:
@@ -118,7 +118,11 @@ def request_rows(
 
 
 def measure_costs(loaded: LoadedModel, rows: Sequence[Row], batch_size: int, catalog: Catalog) -> dict[str, float]:
-    """Return all cost figures of a served model; memory is that of this process so far."""
+    """Return all cost figures of a served model; memory is that of this process so far.
+
+    Raises:
+        MeasureError: a metric measures other columns than it names, or a figure that is no finite number.
+    """
     served = Served(
         folder=loaded.folder,
         predict=lambda request: loaded.predict(request, batch_size=batch_size),
@@ -128,7 +132,18 @@ def measure_costs(loaded: LoadedModel, rows: Sequence[Row], batch_size: int, cat
     )
     costs: dict[str, float] = {}
     for metric in catalog.cost_metrics.values():
-        costs.update(metric.measure(served))
+        figures = metric.measure(served)
+        if set(figures) != set(metric.columns):
+            raise MeasureError(
+                f"the cost metric {metric.name} names the columns {', '.join(metric.columns)}, "
+                f"and measured {', '.join(figures) or 'none'}"
+            )
+        for column, value in figures.items():
+            if not math.isfinite(value):
+                raise MeasureError(
+                    f"the cost metric {metric.name} measured {column} = {value}, which is no finite number"
+                )
+        costs.update(figures)
     return costs
 
 
@@ -178,7 +193,7 @@ def measure_folder(
         result["costs"] = measure_costs(loaded, rows, batch_size, catalog)
         result["length"] = tokens
     measured = time.monotonic()
-    metrics = quality_metrics(catalog, loaded.task)
+    metrics = catalog.metrics_of(loaded.task)
     if validation:
         _, predictions, refs = _predicted(loaded, prepared.validation)
         result["validation"] = score(metrics, predictions, refs, loaded.context)
@@ -198,10 +213,6 @@ def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Predi
     rows = split[:]
     predictions = loaded.predict(split.inputs(loaded.task.card))
     return rows, predictions, references(loaded.task, rows, loaded.context)
-
-
-class MeasureError(Exception):
-    """A model could not be measured: its process failed or was killed; the message says which."""
 
 
 PRELOAD = ["autoft.evaluation", "torch", "onnxruntime", "sklearn.metrics", "transformers.modeling_utils"]
@@ -282,7 +293,7 @@ def baseline_figures(
     task = catalog.task(task_name)
     prepared = open_data(data)
     context = TaskContext(facts=prepared.facts, options=options, params={}, max_length=512)
-    metrics = quality_metrics(catalog, task)
+    metrics = catalog.metrics_of(task)
     figures: dict[str, Any] = {}
     begin = time.monotonic()
     for baseline in task.baselines(prepared.train[:], context):

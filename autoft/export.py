@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from autoft.artifact import MANIFEST
+from autoft.contracts import TaskCard
 from autoft.errors import ExportMismatch, RunFolderError
 from autoft.executors.local import thread_environment
 from autoft.plan import Plan
@@ -25,6 +26,7 @@ from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, Varia
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final"]
 
 RESCORE_TOLERANCE = 0.001
+"""Absolute, and for figures above 1 relative: sums in another order move a logit by a rounding error."""
 """Largest difference between a trial's figure and that of its exported files: 0.1 point."""
 
 
@@ -74,7 +76,7 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     again = _fresh(run, plan, "best", request)
     chosen = _variant(results, selection.trial, selection.variant)
     claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
-    if not math.isclose(claimed, found, rel_tol=0.0, abs_tol=RESCORE_TOLERANCE):
+    if not math.isclose(claimed, found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE):
         raise ExportMismatch(
             f"{run.best}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
             f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
@@ -113,7 +115,9 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     return final
 
 
-def write_card(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], final: Final) -> None:
+def write_card(
+    run: RunDir, plan: Plan, card: TaskCard, selection: Selection, results: Sequence[TrialResult], final: Final
+) -> None:
     """Write the model card, and the measured figures into the manifest."""
     result = next(r for r in results if r.number == selection.trial)
     environment = jinja2.Environment(
@@ -130,6 +134,8 @@ def write_card(run: RunDir, plan: Plan, selection: Selection, results: Sequence[
         result=result,
         final=final,
         format=manifest["format"],
+        pipeline=card.hub_pipeline,
+        labels=manifest["facts"].get("labels"),
         files=sorted(path.name for path in run.best.iterdir()),
         role=next(iter(_roles(plan)), "text"),
         bytes=format_bytes,

@@ -410,7 +410,8 @@ class _Planner:
         request = recipe.budget.latency or LatencyLimit()
         threads = recipe.executor.threads or max(1, self.hardware.cores // recipe.executor.workers)
         quality = {
-            name: {"higher_is_better": self.catalog.quality_metrics[name].higher_is_better} for name in self.quality()
+            name: {"higher_is_better": metric.higher_is_better}
+            for name, metric in self.catalog.metrics_of(self.task).items()
         }
         return Plan(
             autoft=__version__,
@@ -448,7 +449,7 @@ class _Planner:
         )
 
     def quality(self) -> list[str]:
-        return [name for name in self.task.card.metrics if name in self.catalog.quality_metrics]
+        return list(self.catalog.metrics_of(self.task))
 
     def options(self) -> dict[str, str | int | float | bool | None]:
         known = {option.name: option for option in self.task.card.options}
@@ -648,7 +649,8 @@ class _Planner:
     def space(
         self, models: Sequence[ModelPlan], pipelines: Sequence[PipelinePlan], augmenters: Sequence[str]
     ) -> tuple[dict[str, Domain], dict[str, str]]:
-        known: dict[str, Domain] = dict(TRAIN_SPACE)
+        ignored = self.task.card.ignores
+        known: dict[str, Domain] = {name: domain for name, domain in TRAIN_SPACE.items() if name not in ignored}
         known.update(self.task.space())
         owners: list[Adapter | Quantizer | Augmenter] = [
             self.catalog.augmenters[name] for name in augmenters if name != "none"
@@ -701,6 +703,8 @@ class _Planner:
                 self.fault(f"space.{name}", f"is set by the key {section!r} at the top of the recipe")
             elif name not in everything:
                 self.fault(f"space.{name}", unknown_name("parameter", name, everything))
+            elif name in ignored:
+                self.warnings.append(f"space.{name} has no effect: {self.task.card.name} makes no use of it")
             elif name not in space and everything[name] not in self.catalog.compressors:
                 self.warnings.append(f"space.{name} has no effect: {everything[name]} is not searched")
         return space, origins

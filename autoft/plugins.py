@@ -7,7 +7,9 @@ nobody else, which pluggy's own loader does not guard against.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -15,12 +17,26 @@ from typing import TypeVar
 import pluggy
 
 from autoft import hookspecs
-from autoft.contracts import Adapter, Augmenter, Compressor, CostMetric, QualityMetric, Quantizer, Strategy, Task
+from autoft.contracts import (
+    Adapter,
+    Augmenter,
+    Compressor,
+    CostMetric,
+    QualityMetric,
+    Quantizer,
+    Strategy,
+    Task,
+    TaskCard,
+)
 from autoft.errors import PluginError, unknown_name
 
 __all__ = ["BrokenPlugin", "Catalog", "Plugin", "load_plugins"]
 
 GROUP = "autoft"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Names become parts of parameter names (``lora.rank``), of pipelines (``nf4+lora``) and of folders."""
+IGNORABLE = frozenset({"train.dropout", "train.label_smoothing", "train.class_weights"})
+"""What a task may leave unused: the training loop itself reads the other parameters."""
 Kind = TypeVar("Kind", bound=Strategy)
 
 
@@ -67,6 +83,12 @@ class Catalog:
             raise PluginError(unknown_name("task", name, self.tasks) + self.broken_hint())
         return self.tasks[name]
 
+    def metrics_of(self, task: Task) -> dict[str, QualityMetric]:
+        """Return the metrics of a task that are installed: those of its card in its order, then what plugins add."""
+        named = [name for name in task.card.metrics if name in self.quality_metrics]
+        added = [name for name, metric in self.quality_metrics.items() if task.card.name in metric.tasks]
+        return {name: self.quality_metrics[name] for name in dict.fromkeys([*named, *added])}
+
     def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
         """Return the strategies of a kind, by name."""
         return {name: strategy for name, strategy in self.strategies.items() if isinstance(strategy, kind)}
@@ -110,7 +132,8 @@ def load_plugins(entry_points: Iterable[importlib.metadata.EntryPoint] | None = 
     """
     points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
     catalog = _Fold()
-    for point in sorted(points, key=lambda point: (point.name, point.value)):
+    # Ours first: a metric of a stranger must not raise the peak memory that ours reads.
+    for point in sorted(points, key=lambda point: (not point.value.startswith("autoft."), point.name, point.value)):
         catalog.add(point)
     return catalog.freeze()
 
@@ -135,14 +158,16 @@ class _Fold:
             self.broken.append(BrokenPlugin(point.name, distribution, version, _reason(error)))
             return
         for task in tasks:
-            self._own("task", task.card.name, distribution)
+            self._own("task", task.card.name, point, distribution)
             self.tasks[task.card.name] = task
         for strategy in strategies:
-            self._own("strategy", strategy.name, distribution)
+            self._own("strategy", strategy.name, point, distribution)
             self.strategies[strategy.name] = strategy
         for metric in metrics:
-            self._own("metric", metric.name, distribution)
+            self._own("metric", metric.name, point, distribution)
             if isinstance(metric, CostMetric):
+                for column in metric.columns:
+                    self._own("cost figure", column, point, distribution)
                 self.cost[metric.name] = metric
             else:
                 self.quality[metric.name] = metric
@@ -167,12 +192,11 @@ class _Fold:
             tuple(self.broken),
         )
 
-    def _own(self, kind: str, name: str, distribution: str) -> None:
-        other = self.owners.setdefault((kind, name), distribution)
-        if (kind, name) in self.owners and other != distribution:
-            raise PluginError(
-                f"two plugins offer the {kind} {name!r}: {other} and {distribution}; uninstall one of them"
-            )
+    def _own(self, kind: str, name: str, point: importlib.metadata.EntryPoint, distribution: str) -> None:
+        owner = f"{distribution} ({point.name})"
+        other = self.owners.setdefault((kind, name), owner)
+        if other != owner:
+            raise PluginError(f"two plugins offer the {kind} {name!r}: {other} and {owner}; uninstall one of them")
 
 
 def _offers(
@@ -190,7 +214,35 @@ def _offers(
             "offers nothing: implement one of the hooks autoft_tasks, autoft_strategies, autoft_metrics with "
             "@autoft.hookspecs.hookimpl"
         )
+    for task in tasks:
+        if not isinstance(getattr(task, "card", None), TaskCard):
+            raise TypeError(f"the task {type(task).__name__} has no card; set card = TaskCard(...)")
+        if not set(task.card.ignores) <= IGNORABLE:
+            raise ValueError(f"a task's card can ignore {', '.join(sorted(IGNORABLE))}; given {task.card.ignores}")
+    _check_names("task", [task.card for task in tasks])
+    _check_names("strategy", strategies)
+    _check_names("metric", metrics)
+    for strategy in strategies:
+        if isinstance(strategy, Adapter) and "learning_rate" not in strategy.space:
+            raise ValueError(f"the adapter {strategy.name!r} lacks learning_rate in its space; training reads it")
+    for metric in metrics:
+        if isinstance(metric, CostMetric) and not getattr(metric, "columns", ()):
+            raise ValueError(f"the cost metric {metric.name!r} names no columns")
     return tasks, strategies, metrics
+
+
+def _check_names(kind: str, values: Sequence[TaskCard | Strategy | QualityMetric | CostMetric]) -> None:
+    for value in values:
+        name = getattr(value, "name", None)
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise ValueError(
+                f"the {kind} {type(value).__name__} has the name {name!r}; a name is letters, digits, '-' and '_'"
+            )
+        if not isinstance(getattr(value, "summary", None), str):
+            raise TypeError(f"the {kind} {name!r} has no summary; set summary to one line of text")
+    twice = [name for name, count in Counter(value.name for value in values).items() if count > 1]
+    if twice:
+        raise ValueError(f"offers the {kind} {twice[0]!r} twice")
 
 
 def _flatten(answers: list[object], kind: type | tuple[type, ...], hook: str) -> list:  # type: ignore[type-arg]

@@ -768,9 +768,9 @@ class _Study:
         return behind and config.kind != "default"
 
     def _standard_error(self, value: float) -> float:
-        """Return the binomial standard error of a figure between 0 and 1, and nothing for other figures."""
+        """Return the binomial standard error of a share of right answers, and nothing for a loss or a large figure."""
         rows = int(self.plan.data["sizes"]["validation"])
-        return math.sqrt(value * (1 - value) / rows) if 0 <= value <= 1 else 0.0
+        return math.sqrt(value * (1 - value) / rows) if self.plan.higher_is_better and 0 <= value <= 1 else 0.0
 
     def _rivals(self, model: str) -> list[str]:
         """Return the models whose trials a trial of this model competes with: those not clearly smaller."""

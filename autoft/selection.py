@@ -62,7 +62,7 @@ def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
 def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     """Choose what is shipped.
 
-    Among the feasible variants whose objective is within ``tolerance`` of the best, the cheapest by size times latency
+    Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the cheapest by size times latency
     is taken; where several cost the same, the best objective; and where these tie, the default. After finalists were
     trained with further seeds, their means decide, among finalists only.
 
@@ -79,7 +79,8 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     sign = 1 if plan.higher_is_better else -1
     best = max(sign * c.objective for c in pool)
     # Means of shares are rarely exact: what is one rounding error outside is inside.
-    near = [c for c in pool if sign * c.objective >= best - plan.tolerance - 1e-9]
+    slack = plan.tolerance * max(1.0, abs(best))
+    near = [c for c in pool if sign * c.objective >= best - slack - 1e-9]
     cheapest = min(_cost(c) for c in near)
     equal = [c for c in near if _cost(c) <= cheapest * NOISE]
     chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))
@@ -89,7 +90,7 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     top = next(c for c in pool if sign * c.objective == best)
     if (top.trial, top.variant) != (chosen.trial, chosen.variant):
         why += (
-            f", within {plan.tolerance:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
+            f", within {slack:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
             f"and the cheapest of the {len(near)} variants there by size and latency"
         )
     elif finalists:

@@ -16,7 +16,7 @@ from autoft.artifact import save_artifact
 from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.errors import AutoftError
-from autoft.evaluation import MeasureError, measure_in_process, quality_metrics, references, score
+from autoft.evaluation import MeasureError, measure_in_process, references, score
 from autoft.plan import Plan, VariantPlan, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
@@ -74,7 +74,7 @@ class Workplace:
 
     def validator(self, context: TaskContext) -> Callable[[Any], dict[str, float]]:
         """Return a function that scores a model on the validation split."""
-        metrics = quality_metrics(self.catalog, self.task)
+        metrics = self.catalog.metrics_of(self.task)
         inputs = self.data.validation.inputs(self.task.card)
         refs = references(self.task, self.data.validation[:], context)
         return lambda model: score(metrics, self.task.predict(model, inputs, context), refs, context)
@@ -168,8 +168,13 @@ def write_variant(place: Workplace, dense: Any, target: Target, variant: Variant
     for step in variant.chain:
         compressor = place.catalog.compressors[step.strategy]
         model = compressor.apply(model, target, rows, step.params)
-        writer = compressor if compressor.yields != "sparse" else writer
+        writer = compressor if compressor.yields != "sparse" or _writes_itself(compressor) else writer
     save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+
+
+def _writes_itself(compressor: Compressor) -> bool:
+    kind = type(compressor)
+    return kind.save is not Compressor.save or kind.load is not Compressor.load
 
 
 class _Run:

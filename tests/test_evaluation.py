@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autoft.contracts import QualityMetric, TaskContext
-from autoft.evaluation import bootstrap_interval, score
+from autoft.artifact import LoadedModel
+from autoft.contracts import CostMetric, QualityMetric, TaskContext
+from autoft.evaluation import MeasureError, bootstrap_interval, measure_costs, score
+from autoft.plugins import Catalog
 
 CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
 
@@ -55,6 +57,27 @@ def test_the_interval_of_a_share_is_that_of_scipys_percentile_bootstrap():
     assert found.n == 300
     assert found.low == pytest.approx(reference.low, abs=0.004)
     assert found.high == pytest.approx(reference.high, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"reads": 1.0}, "names the columns disk_reads, and measured reads"),
+        ({}, "measured none"),
+        ({"disk_reads": float("nan")}, "disk_reads = nan"),
+        ({"disk_reads": float("inf")}, "disk_reads = inf"),
+    ],
+)
+def test_a_cost_metric_that_does_not_measure_what_it_names_is_told(figures, expected, tmp_path):
+    class Reads(CostMetric):
+        name, summary, unit, columns = "reads", "reads of the disk", "count", ("disk_reads",)
+
+        def measure(self, served):
+            return figures
+
+    loaded = LoadedModel(None, None, CONTEXT, None, tmp_path)
+    with pytest.raises(MeasureError, match=expected):
+        measure_costs(loaded, [], 1, Catalog(cost_metrics={"reads": Reads()}))
 
 
 def test_a_metric_without_statistics_is_scored_anew_for_each_resample():

@@ -88,7 +88,7 @@ def test_names_that_do_not_resolve_are_told_all_at_once_with_the_closest(catalog
         "Did you mean 'latency'",
     ]:
         assert expected in text, text
-    assert text.startswith("run: ")
+    assert text.startswith("recipe: 8 faults\n")
 
 
 def test_an_unknown_task_is_a_plugin_error(catalog, tiny_model):

@@ -46,6 +46,87 @@ AUGMENTER = """
 """
 
 
+TASK = """
+    from autoft.contracts import Task, TaskCard
+    from autoft.hookspecs import hookimpl
+
+    CARD = TaskCard(name='guess', summary="", columns=(), metrics=(), architecture="")
+
+    class Guess(Task):
+        card = CARD
+        demo_rows = load_model = encode = predict = reference = None
+
+    @hookimpl
+    def autoft_tasks():
+        return [Guess()]
+"""
+
+ADAPTER = """
+    from autoft.contracts import Adapter
+    from autoft.hookspecs import hookimpl
+    from autoft.space import Float
+
+    class Tiny(Adapter):
+        name = "tiny"
+        summary = "a few weights"
+        space = {"learning_rate": Float(0.1, 1.0, 0.5)}
+        attach = merge = None
+
+    @hookimpl
+    def autoft_strategies():
+        return [Tiny()]
+"""
+
+COST = """
+    from autoft.contracts import CostMetric
+    from autoft.hookspecs import hookimpl
+
+    class Reads(CostMetric):
+        name = "reads"
+        summary = "reads of the disk"
+        unit = "count"
+        columns = ('disk_reads',)
+        measure = None
+
+    @hookimpl
+    def autoft_metrics():
+        return [Reads()]
+"""
+
+
+@pytest.mark.parametrize("code", [AUGMENTER, TASK, ADAPTER, COST])
+def test_the_plugins_that_the_next_tests_break_are_whole(install, code):
+    catalog = load_plugins([install("autoft-whole", "whole", code)])
+    assert catalog.plugins
+    assert not catalog.broken
+
+
+def test_two_cost_metrics_cannot_measure_the_same_figure(install):
+    other = COST.replace('"reads"', '"disk"')
+    with pytest.raises(PluginError, match="cost figure 'disk_reads'"):
+        load_plugins([install("autoft-reads", "reads", COST), install("autoft-disk", "disk", other)])
+
+
+def test_a_metric_joins_the_task_of_another_plugin(install):
+    code = """
+    from autoft.contracts import QualityMetric
+    from autoft.hookspecs import hookimpl
+
+    class Kappa(QualityMetric):
+        name = "kappa"
+        summary = "agreement beyond chance"
+        tasks = ("guess",)
+        def score(self, predictions, references, context):
+            return 0.0
+
+    @hookimpl
+    def autoft_metrics():
+        return [Kappa()]
+    """
+    catalog = load_plugins([install("autoft-guess", "guess", TASK), install("autoft-kappa", "kappa", code)])
+    assert list(catalog.metrics_of(catalog.task("guess"))) == ["kappa"]
+
+
 def test_a_plugin_of_a_stranger_is_found_and_named(install):
     catalog = load_plugins([install("autoft-shout", "shout", AUGMENTER)])
     assert list(catalog.augmenters) == ["shout"]
@@ -80,6 +161,18 @@ def test_a_plugin_of_a_stranger_is_found_and_named(install):
             None,
             "has to return a list or tuple",
         ),
+        (AUGMENTER.replace('name = "shout"', ""), None, "the strategy Shout has the name None"),
+        (AUGMENTER.replace('"shout"', '"a shout/.."'), None, "the strategy Shout has the name 'a shout/..'"),
+        (AUGMENTER.replace('summary = "upper case"', ""), None, "the strategy 'shout' has no summary"),
+        (AUGMENTER.replace("[Shout()]", "[Shout(), Shout()]"), None, "offers the strategy 'shout' twice"),
+        (TASK.replace("card = CARD", ""), None, "the task Guess has no card"),
+        (
+            TASK.replace("'guess'", "'guess', ignores=('train.epochs',)"),
+            None,
+            "a task's card can ignore train.class_weights",
+        ),
+        (ADAPTER.replace('"learning_rate"', '"rate"'), None, "the adapter 'tiny' lacks learning_rate"),
+        (COST.replace("columns = ('disk_reads',)", ""), None, "the cost metric 'reads' names no columns"),
     ],
 )
 def test_a_broken_plugin_is_kept_with_its_reason_and_stops_nobody(install, code, target, expected):
@@ -95,7 +188,7 @@ def test_a_broken_plugin_is_kept_with_its_reason_and_stops_nobody(install, code,
 
 def test_two_plugins_with_the_same_name_are_an_error_that_names_both(install):
     points = [install("autoft-shout", "shout", AUGMENTER), install("autoft-yell", "yell", AUGMENTER)]
-    with pytest.raises(PluginError, match="strategy 'shout': autoft-shout and autoft-yell"):
+    with pytest.raises(PluginError, match=r"strategy 'shout': autoft-shout \(shout\) and autoft-yell \(yell\)"):
         load_plugins(points)
 
 

@@ -29,6 +29,8 @@ class QualityMetric(ABC):
     name: str
     summary: str
     higher_is_better: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """Tasks that it is a metric of although their cards do not name it, as those of other plugins."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext) -> float:
@@ -75,4 +77,4 @@ class CostMetric(ABC):
 
     @abstractmethod
     def measure(self, served: Served) -> dict[str, float]:
-        """Return the figures by column name, in the unit that the column's name says."""
+        """Return a finite figure for each of the columns, in the unit that the column's name says."""

@@ -74,7 +74,7 @@ class Strategy(ABC):
     Attributes:
         name: unique; parameters of the strategy are named ``<name>.<parameter>``.
         summary: one line.
-        space: its parameters, without the name in front.
+        space: its parameters, without the name in front; an adapter's hold ``learning_rate``, which training reads.
         published: settings worth trying first, from the literature: ``{parameter: value}`` each.
         accepts: states that it can start from.
         yields: state that it leaves.
@@ -105,6 +105,16 @@ class Augmenter(Strategy):
     stage: ClassVar[Stage] = "data"
     rewrites: ClassVar[frozenset[str]] = frozenset({"text"})
     invalidates: ClassVar[frozenset[str]] = frozenset({"tokens", "tags", "span"})
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse tasks with a column of a kind that a change would make wrong."""
+        for column in target.task.card.columns:
+            if column.kind in self.invalidates:
+                return Refusal(
+                    f"{self.name}: would make the column {column.role!r} of {target.task.card.name} wrong, "
+                    f"as its kind {column.kind!r} refers to words or places of the text"
+                )
+        return None
 
     def learn(self, rows: Sequence[Row], card: TaskCard) -> Any:
         """Return what is needed of the training rows (a vocabulary ...), found once a trial; None where nothing is."""
@@ -181,11 +191,11 @@ class Compressor(Strategy):
         model.save_pretrained(folder)
 
     def load(self, folder: Path, target: Target) -> Any:
-        """Return the model that :meth:`save` wrote, callable with tensors by name."""
-        return target.task.load_model(
-            ModelSource(name=target.source.name, path=str(folder), trust_remote_code=target.source.trust_remote_code),
-            target.context,
+        """Return the model that :meth:`save` wrote, on the context's device, callable with tensors by name."""
+        source = ModelSource(
+            name=target.source.name, path=str(folder), trust_remote_code=target.source.trust_remote_code
         )
+        return target.task.load_model(source, target.context).to(target.context.device).eval()
 
 
 class WeightPruner(Compressor):

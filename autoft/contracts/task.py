@@ -82,6 +82,9 @@ class TaskCard:
         metrics: names of quality metrics; the first is the objective unless the recipe says otherwise.
         architecture: the kind of model, as ``sequence-classification``.
         options: settings of the task.
+        ignores: which of ``train.dropout``, ``train.label_smoothing`` and ``train.class_weights`` the task makes no use
+            of; they are not searched for it.
+        hub_pipeline: the transformers pipeline that serves its models, for the model card; empty where there is none.
     """
 
     name: str
@@ -90,6 +93,8 @@ class TaskCard:
     metrics: tuple[str, ...]
     architecture: str
     options: tuple[Option, ...] = ()
+    ignores: tuple[str, ...] = ()
+    hub_pipeline: str = ""
 
     def column(self, role: str) -> Column:
         """Return the column of this role."""
@@ -265,13 +270,16 @@ class Task(ABC):
         return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
 
     def collate(self, features: Sequence[Mapping[str, Any]], context: TaskContext) -> dict[str, torch.Tensor]:
-        """Return one padded batch, ``(batch, seq)`` per input, from the features of :meth:`encode`."""
+        """Return one padded batch, ``(batch, seq)`` per input, from the features of :meth:`encode`.
+
+        One label a row becomes ``labels`` ``(batch,)``; features without labels make a batch without.
+        """
         import torch
 
-        labels = [feature["labels"] for feature in features]
         inputs = [{name: value for name, value in feature.items() if name != "labels"} for feature in features]
         batch = dict(context.processor.pad(inputs, return_tensors="pt"))
-        batch["labels"] = torch.tensor(labels)
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([feature["labels"] for feature in features])
         return batch
 
     def length(self, feature: Mapping[str, Any]) -> int:

@@ -55,12 +55,8 @@ class TextAugmenter(Augmenter):
     def check(self, target: Target) -> Refusal | None:
         """Refuse tasks with a column that a change of the text would make wrong, and tasks without text."""
         card = target.task.card
-        for column in card.columns:
-            if column.kind in self.invalidates:
-                return Refusal(
-                    f"{self.name}: would make the column {column.role!r} of {card.name} wrong, "
-                    f"as its kind {column.kind!r} refers to words or places of the text"
-                )
+        if refusal := super().check(target):
+            return refusal
         if not self._roles(card):
             kinds = ", ".join(sorted(self.rewrites))
             return Refusal(f"{self.name}: rewrites columns of kind {kinds}, and {card.name} reads none")

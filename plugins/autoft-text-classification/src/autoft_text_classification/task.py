@@ -99,6 +99,7 @@ class TextClassification(Task):
             "roc_auc",
         ),
         architecture="sequence-classification",
+        hub_pipeline="text-classification",
         options=(
             Option(
                 "problem", "one label a row, or several; auto looks at the data", "auto", ("auto", "single", "multi")
@@ -179,6 +180,7 @@ class TextClassification(Task):
 
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with a head of as many outputs as there are labels."""
+        import torch
         import transformers
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -206,7 +208,8 @@ class TextClassification(Task):
                     ignore_mismatched_sizes=True,
                     use_safetensors=True,
                     **source.from_pretrained_kwargs(),
-                    **source.load_kwargs,
+                    # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
+                    **{"dtype": torch.float32, **source.load_kwargs},
                 )
             finally:
                 transformers.logging.set_verbosity(level)
@@ -462,4 +465,4 @@ def _errors(rows: Sequence[Row], references: Sequence[Any], predictions: Sequenc
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(":") if lines else type(error).__name__
