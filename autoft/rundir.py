@@ -24,8 +24,8 @@ import errno
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -399,7 +399,6 @@ def write_text(path: Path, text: str) -> None:
     """
     with _replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.chmod(0o644)
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
@@ -422,14 +421,13 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    handle, name = -1, ""
+    # Not mkstemp: its files can be read by their owner only.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        yield Path(name)
-        with open(name, "rb") as file:
+        yield partial
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(name, path)
+        partial.replace(path)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise RunFolderError(
@@ -437,8 +435,7 @@ def _replacing(path: Path) -> Iterator[Path]:
             ) from error
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        if name and os.path.exists(name):
-            os.unlink(name)
+        partial.unlink(missing_ok=True)
 
 
 def _read_model(path: Path, model: type[Model]) -> Model:

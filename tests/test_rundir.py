@@ -110,20 +110,11 @@ def test_killed_while_it_writes_a_reader_sees_the_old_file_or_the_new_one(run):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_told_and_leaves_the_old_file(run, monkeypatch):
-    import tempfile
-
     path = run.path / "value.json"
     write_json(path, {"old": 1})
-    # Each new file is a link to the device on which every write ends with "no space left".
-    real = tempfile.mkstemp
-
-    def on_a_full_disk(**kwargs):
-        handle, name = real(**kwargs)
-        os.unlink(name)
-        os.symlink("/dev/full", name)
-        return handle, name
-
-    monkeypatch.setattr(tempfile, "mkstemp", on_a_full_disk)
+    # The new file is a link to the device on which every write ends with "no space left".
+    monkeypatch.setattr("secrets.token_hex", lambda size: "partial")
+    (run.path / ".value.json.partial").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match="the disk is full; free some space"):
         write_json(path, {"new": "x" * 100_000})
     monkeypatch.undo()

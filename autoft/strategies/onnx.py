@@ -164,6 +164,15 @@ def _graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
     """Return the verified graph of a model, from the cache's graph where there is one."""
     spec = target.task.export_inputs(target.context)
     assert spec is not None
+    training = model.training
+    model.eval()
+    try:
+        return _verified_graph(model, target, spec)
+    finally:
+        model.train(training)
+
+
+def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) -> onnx.ModelProto:
     cache = target.cache / "onnx" / f"{_key(model, spec)}.onnx" if target.cache is not None else None
     if cache is not None and cache.is_file():
         proto = _filled(cache, model)
@@ -206,8 +215,11 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
         for name, axes in spec.dynamic.items()
         if name in spec.inputs
     }
-    training = model.training
-    model.eval()
+    # A decoder would return the keys and values of a generation that never comes, which no graph can hold.
+    config: Any = getattr(model, "config", SimpleNamespace())
+    use_cache = getattr(config, "use_cache", None)
+    if use_cache:
+        config.use_cache = False
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
@@ -226,7 +238,8 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
                 program.save(str(path))
                 proto = onnx.load(str(path))
     finally:
-        model.train(training)
+        if use_cache:
+            config.use_cache = use_cache
     return _bare(proto)
 
 
@@ -286,13 +299,17 @@ def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> No
 
 
 def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:
-    """Return the cached graph with this model's weights, or None where they do not fit."""
+    """Return the cached graph with this model's weights, or None where they do not fit or the cache is damaged."""
     import numpy as np
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    origin: dict[str, tuple[str, bool]] = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
     weights = model.state_dict()
-    proto = onnx.load(str(cache))
+    try:
+        origin: dict[str, tuple[str, bool]] = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
+        proto = onnx.load(str(cache))
+    except (OSError, ValueError, DecodeError):
+        return None
     for initializer in proto.graph.initializer:
         if initializer.name not in origin:
             continue

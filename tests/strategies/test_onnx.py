@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from autoft.contracts import ExportSpec
+from autoft.errors import ModelError
+from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel
+
+MODELS = ["bert", "distilbert", "roberta", "gpt2"]
+
+
+@pytest.fixture
+def task(toy_task):
+    """The toy task, which says how to trace its models."""
+
+    class ExportableTask(type(toy_task)):
+        def export_inputs(self, context):
+            inputs = dict(context.processor(["the film", "the plot was not good"], padding=True, return_tensors="pt"))
+            return ExportSpec(inputs=inputs, dynamic={name: {0: "batch", 1: "seq"} for name in inputs})
+
+    return ExportableTask()
+
+
+def batch(target, *texts):
+    return dict(target.context.processor(list(texts), padding=True, return_tensors="pt"))
+
+
+def torch_logits(model, inputs):
+    model.eval()
+    with torch.no_grad():
+        return model(**inputs).logits.numpy()
+
+
+def written(folder, strategy, model, target):
+    folder.mkdir()
+    strategy.save(strategy.apply(model, target, [], {}), folder)
+    return folder / GRAPH
+
+
+TEXTS = (
+    ("good",),
+    ("the film was very good and the plot is nice but so dull", "bad"),
+    ("a", "the film", "the plot was", "not good", "really awful film"),
+)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_the_graph_answers_as_torch_at_any_shape(model_type, make_checkpoint, make_target, load, task, tmp_path):
+    target = make_target(make_checkpoint(model_type), task)
+    model = load(target)
+    session = onnxruntime.InferenceSession(str(written(tmp_path / "files", Onnx(), model, target)))
+    names = {node.name for node in session.get_inputs()}
+    for texts in TEXTS:
+        inputs = batch(target, *texts)
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in inputs.items() if name in names})
+        np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(make_checkpoint, make_target, load, task, tmp_path):
+    target = make_target(make_checkpoint("bert"), task)
+    first, second = load(target, seed=1), load(target, seed=2)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(1.1)
+    written(tmp_path / "first", Onnx(), first, target)
+    (cached,) = (target.cache / "onnx").glob("*.onnx")
+    stamp = cached.stat().st_mtime_ns
+    assert cached.stat().st_size < 0.5 * (tmp_path / "first" / GRAPH).stat().st_size, "the cache holds no weights"
+    graph = OnnxModel(written(tmp_path / "second", Onnx(), second, target))
+    assert cached.stat().st_mtime_ns == stamp, "traced once"
+    inputs = batch(target, "the film was good", "awful")
+    np.testing.assert_allclose(graph(**inputs).logits, torch_logits(second, inputs), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(torch_logits(first, inputs), torch_logits(second, inputs), rtol=1e-2)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "json"])
+def test_a_damaged_cache_is_traced_anew(suffix, make_checkpoint, make_target, load, task, tmp_path):
+    target = make_target(make_checkpoint("bert"), task)
+    model = load(target)
+    written(tmp_path / "first", Onnx(), model, target)
+    (cached,) = (target.cache / "onnx").glob(f"*.{suffix}")
+    cached.write_bytes(cached.read_bytes()[:50])
+    graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
+    inputs = batch(target, "the film was good")
+    np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_int8_stores_matrices_and_tables_in_one_byte_a_weight(make_checkpoint, make_target, load, task, tmp_path):
+    target = make_target(make_checkpoint("bert"), task)
+    model = load(target)
+    path = written(tmp_path / "files", OnnxInt8(), model, target)
+    arrays = [numpy_helper.to_array(initializer) for initializer in onnx.load(str(path)).graph.initializer]
+    in_bytes = sum(array.size for array in arrays if array.dtype in (np.int8, np.uint8))
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" not in name)
+    assert in_bytes >= matrices
+    assert max((array.size for array in arrays if array.dtype == np.float32), default=0) <= 128, (
+        "biases and scales only"
+    )
+    graph = OnnxModel(path)
+    rows = task.demo_rows()
+    inputs = batch(target, *(row["text"] for row in rows))
+    expected = torch_logits(model, inputs)
+    difference = np.abs(graph(**inputs).logits.numpy() - expected).max() / np.abs(expected).max()
+    assert 0 < difference < 0.1
+
+
+@pytest.mark.parametrize("strategy", [Onnx(), OnnxInt8()])
+def test_the_given_model_stays_as_it_is(strategy, make_checkpoint, make_target, load, task):
+    target = make_target(make_checkpoint("bert"), task)
+    model = load(target).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    strategy.apply(model, target, [], {})
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_graph_that_answers_otherwise_is_refused(make_checkpoint, make_target, load, task):
+    target = make_target(make_checkpoint("bert"), task)
+    model = load(target)
+
+    class Noisy(torch.nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs) + torch.rand(inputs.shape[0], self.out_features)
+
+    noisy = Noisy(64, 2)
+    model.classifier = noisy
+    with pytest.raises(ModelError, match="does not answer as the model does"):
+        Onnx().apply(model, target, [], {})
+
+
+def test_absent_token_types_are_zeros_and_unknown_inputs_are_left_out(
+    make_checkpoint, make_target, load, task, tmp_path
+):
+    target = make_target(make_checkpoint("bert"), task)
+
+    class WithTypes(type(task)):
+        def export_inputs(self, context):
+            spec = super().export_inputs(context)
+            types = torch.zeros_like(spec.inputs["input_ids"])
+            types[:, -1] = 1
+            inputs = {**spec.inputs, "token_type_ids": types}
+            return ExportSpec(inputs=inputs, dynamic={name: {0: "batch", 1: "seq"} for name in inputs})
+
+    target = make_target(target.source.path, WithTypes())
+    model = load(target)
+    graph = OnnxModel(written(tmp_path / "files", Onnx(), model, target))
+    assert "token_type_ids" in graph.inputs
+    inputs = batch(target, "the film was good")
+    found = graph(**inputs, unknown=torch.ones(1)).logits
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_a_task_that_cannot_be_traced_is_refused_with_the_reason(make_checkpoint, make_target, toy_task, task):
+    target = make_target(make_checkpoint("bert"), toy_task)
+    assert "does not say how to trace" in Onnx().check(target).reason
+    assert Onnx().check(make_target(target.source.path, task)) is None
