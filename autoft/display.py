@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -133,8 +134,9 @@ class JsonListener(Listener):
         self.stream = stream
 
     def emit(self, event: str, **body: Any) -> None:
-        """Write one object."""
-        print(json.dumps({"event": event, **body}, allow_nan=False, default=str), file=self.stream, flush=True)
+        """Write one object; what is no finite number is null, for JSON has no word for it."""
+        line = json.dumps({"event": event, **_finite(body)}, allow_nan=False, default=str)
+        print(line, file=self.stream, flush=True)
 
     def begin(self, plan: Plan, resumed: int) -> None:
         """Emit ``begin``."""
@@ -163,7 +165,7 @@ class JsonListener(Listener):
     def trial_done(self, result: TrialResult, standing: Standing) -> None:
         """Emit ``trial_done``."""
         variants = {
-            v.name: {"state": v.state, "reason": v.reason, "validation": _finite(v.validation), "costs": v.costs}
+            v.name: {"state": v.state, "reason": v.reason, "validation": v.validation, "costs": v.costs}
             for v in result.variants
         }
         self.emit(
@@ -348,5 +350,9 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _finite(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if value != value else value for name, value in figures.items()}
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

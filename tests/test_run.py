@@ -123,6 +123,14 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     assert len((finished / "p.jsonl").read_text().splitlines()) == 400
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_predictions_that_the_disk_cannot_hold_are_told(finished):
+    full = autoft_command("predict", "runs/tiny", "a great film", "--output", "/dev/full", cwd=finished)
+    assert full.returncode == 5, full.stderr
+    assert "No space left" in full.stderr or "disk is full" in full.stderr
+    assert "Traceback" not in full.stderr
+
+
 def test_trials_csv_has_a_line_for_every_trial_and_variant(finished):
     record = read_run(finished / "runs/tiny")
     with (finished / "runs/tiny/trials.csv").open(newline="") as file:
