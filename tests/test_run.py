@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import autoft
-from autoft.evaluation import quality_metrics
 from autoft.rundir import read_run
 
 COMMAND = [sys.executable, "-m", "autoft"]
