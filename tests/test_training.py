@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.training import learning_rate_factor
+from autoft.contracts import Augmenter, Column, Task, TaskCard, TaskContext
+from autoft.training import Augmentation, learning_rate_factor, train
 
 SCHEDULES = ["constant", "linear", "cosine", "inverse-sqrt", "plateau"]
 
@@ -56,3 +57,165 @@ def test_an_unknown_schedule_is_an_error():
 def test_a_cosine_ends_near_nothing():
     assert learning_rate_factor("cosine", 99, 100, 0) < 1e-3
     assert math.isclose(learning_rate_factor("cosine", 50, 100, 0), 0.5)
+
+
+class Points(Task):
+    """A straight line through points, in place of a model of text."""
+
+    card = TaskCard(
+        name="points", summary="points", columns=(Column("x", "text", "where"),), metrics=("error",), architecture=""
+    )
+    demo_rows = load_model = predict = reference = None
+
+    def encode(self, rows, context):
+        return [{"x": row["x"], "labels": row["y"], "length": row.get("length", 1)} for row in rows]
+
+    def collate(self, features, context):
+        import torch
+
+        return {name: torch.tensor([feature[name] for feature in features]) for name in ("x", "labels")}
+
+    def length(self, feature):
+        return feature["length"]
+
+    def loss(self, model, batch, context):
+        return ((model(batch["x"]).squeeze(-1) - batch["labels"]) ** 2).mean()
+
+
+class Unchanged(Augmenter):
+    name = "unchanged"
+    summary = "changes nothing"
+
+    def augment(self, row, card, rng, params, learned=None):
+        return row
+
+
+PARAMS = {
+    "train.epochs": 3,
+    "train.batch_size": 4,
+    "train.gradient_accumulation": 1,
+    "train.weight_decay": 0.01,
+    "train.schedule": "constant",
+    "train.warmup": 0.0,
+    "train.max_grad_norm": 1.0,
+}
+
+
+def points(count=24, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"x": [float(a), float(b)], "y": float(3 * a - b + 0.5)} for a, b in rng.normal(size=(count, 2))]
+
+
+def line():
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Linear(2, 1)
+
+
+def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=False, **params):
+    """Train the line; the validation is the error over all rows unless a script of figures is given."""
+    import torch
+
+    def error(network):
+        with torch.no_grad():
+            batch = Points().collate(Points().encode(rows, None), None)
+            return {"error": float(Points().loss(network, batch, None))}
+
+    return train(
+        model,
+        task=Points(),
+        context=TaskContext(facts={}, options={}, params={**PARAMS, **params}, max_length=8, seed=3),
+        features=None,
+        rows=rows,
+        augmentation=Augmentation(Unchanged(), {}, None),
+        learning_rate=0.05,
+        precision="fp32",
+        objective="error",
+        higher_is_better=higher_is_better,
+        validate=validate or error,
+        on_validation=told or (lambda point: False),
+        on_progress=lambda progress: None,
+        deadline=deadline,
+    )
+
+
+def weights(model):
+    return np.concatenate([value.detach().numpy().ravel() for value in model.parameters()])
+
+
+def test_the_loop_takes_the_steps_that_a_plain_loop_takes():
+    import torch
+
+    from autoft.data import grouped_batches
+
+    rows, ours, theirs = points(), line(), line()
+    fit(ours, rows)
+    rng = np.random.default_rng(3)
+    optimizer = torch.optim.AdamW(
+        [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}], lr=0.05
+    )
+    x, y = torch.tensor([row["x"] for row in rows]), torch.tensor([row["y"] for row in rows])
+    for _ in range(3):
+        for batch in grouped_batches(np.ones(len(rows)), 4, rng):
+            optimizer.zero_grad()
+            ((theirs(x[batch]).squeeze(-1) - y[batch]) ** 2).mean().backward()
+            torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+            optimizer.step()
+    np.testing.assert_allclose(weights(ours), weights(theirs), rtol=1e-5)
+    assert not np.allclose(weights(ours), weights(line()), rtol=1e-2)
+
+
+@pytest.mark.parametrize("count", [24, 22, 23])
+def test_accumulated_gradients_are_those_of_the_whole(count):
+    # One epoch in one group: the same rows in one batch, or in parts that are averaged before the step.
+    rows, whole, parts = points(count), line(), line()
+    settings = {"train.epochs": 1, "train.max_grad_norm": 1e9}
+    fit(whole, rows, **settings, **{"train.batch_size": count})
+    fit(parts, rows, **settings, **{"train.batch_size": 1, "train.gradient_accumulation": count})
+    np.testing.assert_allclose(weights(parts), weights(whole), rtol=1e-4)
+
+
+def test_the_weights_of_the_best_validation_are_kept():
+    script = iter([0.5, 0.2, 0.4, float("nan")])
+    seen = []
+
+    def validate(model):
+        seen.append(weights(model).copy())
+        return {"error": next(script)}
+
+    model = line()
+    outcome = fit(model, points(), validate, **{"train.epochs": 4})
+    assert outcome.best.validation == {"error": 0.2}
+    assert [point.validation["error"] for point in outcome.curve][:3] == [0.5, 0.2, 0.4]
+    np.testing.assert_array_equal(weights(model), seen[1])
+    assert not np.array_equal(seen[1], seen[3])
+
+
+def test_a_higher_figure_is_the_best_one_where_higher_is_better():
+    script = iter([0.5, 0.2, 0.4])
+    outcome = fit(line(), points(), lambda model: {"error": next(script)}, higher_is_better=True)
+    assert outcome.best.epoch == 1
+
+
+def test_a_training_ends_where_it_is_told_to_or_out_of_time():
+    stopped = fit(line(), points(), told=lambda point: point.epoch >= 2)
+    assert (stopped.stopped, len(stopped.curve)) == (True, 2)
+    late = fit(line(), points(), deadline=0.0)
+    assert late.out_of_time
+    assert late.best.samples == 4, "one batch, then the validation that every trial gets"
+
+
+def test_a_loss_that_is_no_number_is_told_with_the_rate():
+    rows = [{"x": [1e30, 1e30], "y": 0.0}] * 4
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate \(0\.05\)"):
+        fit(line(), rows)
+
+
+def test_the_rate_halves_when_validation_stalls():
+    script = iter([0.5, 0.6, 0.4, 0.4])
+    outcome = fit(
+        line(), points(), lambda model: {"error": next(script)}, **{"train.epochs": 4, "train.schedule": "plateau"}
+    )
+    rates = [point.learning_rate for point in outcome.curve]
+    assert rates == pytest.approx([0.05, 0.05, 0.025, 0.025])
