@@ -1,0 +1,119 @@
+"""What a loop of Optuna around transformers' Trainer judges in the time of a search, on the rows of the same run.
+
+The loop is the one that tutorials show: TPE over learning rate, epochs and batch size, padding to the longest row of a
+batch, the best epoch kept. It begins with the same default configuration. Its rows are those of a finished search, and
+so is its time.
+
+    python benchmarks/plain_loop.py runs/reviews-10-minutes --seconds 600
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autoft.data import Split, open_data
+from autoft.executors.worker import silence_libraries
+from autoft.plan import Plan
+from autoft.rundir import RunDir, read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished search for text classification")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+    silence_libraries()
+
+    import numpy as np
+    import torch
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    run = RunDir(arguments.run)
+    plan = Plan.model_validate(read_json(run.plan))
+    data = open_data(run.data)
+    labels = list(plan.facts["labels"])
+    path = plan.models[0].path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def encoded(split: Split) -> list[dict[str, Any]]:
+        rows = split[:]
+        tokens = tokenizer([row["text"] for row in rows], truncation=True)
+        return [
+            {**{name: values[i] for name, values in tokens.items()}, "labels": labels.index(str(row["label"]))}
+            for i, row in enumerate(rows)
+        ]
+
+    train, validation, test = encoded(data.train), encoded(data.validation), encoded(data.test)
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+    best: dict[str, Any] = {"value": -1.0}
+    ends: list[float] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        torch.manual_seed(plan.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                model=AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels)),
+                args=TrainingArguments(
+                    output_dir=folder,
+                    learning_rate=trial.suggest_float("learning_rate", 5e-6, 2e-4, log=True),
+                    num_train_epochs=trial.suggest_int("epochs", 2, 5),
+                    per_device_train_batch_size=trial.suggest_categorical("batch_size", [16, 32]),
+                    per_device_eval_batch_size=32,
+                    warmup_steps=0.06,
+                    weight_decay=0.01,
+                    eval_strategy="epoch",
+                    save_strategy="epoch",
+                    load_best_model_at_end=True,
+                    metric_for_best_model="accuracy",
+                    save_total_limit=1,
+                    report_to=[],
+                    disable_tqdm=True,
+                    seed=plan.seed,
+                    use_cpu=plan.device == "cpu",
+                ),
+                train_dataset=train,
+                eval_dataset=validation,
+                data_collator=DataCollatorWithPadding(tokenizer),
+                compute_metrics=accuracy,
+            )
+            trainer.train()
+            value = float(trainer.evaluate()["eval_accuracy"])
+            if value > best["value"]:
+                best.update(value=value, test=trainer.predict(test).metrics["test_accuracy"], params=trial.params)
+        elapsed = time.monotonic() - begin
+        print(
+            f"trial {trial.number}: validation accuracy {value:.4f} after {elapsed:.0f} s, {trial.params}", flush=True
+        )
+        if elapsed > arguments.seconds:
+            trial.study.stop()
+        return value
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed))
+    study.enqueue_trial({"learning_rate": 5e-5, "epochs": 3, "batch_size": 16})
+    study.optimize(objective)
+    within = sum(end <= arguments.seconds for end in ends)
+    print(
+        f"{within} configurations judged within {arguments.seconds:.0f} s, {len(ends)} when the last one ended after "
+        f"{ends[-1]:.0f} s; best validation {best['value']:.4f}, test {best['test']:.4f} {best['params']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
