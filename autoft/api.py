@@ -22,7 +22,7 @@ from autoft.hardware import Hardware
 from autoft.plan import Plan, make_plan, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping
-from autoft.rundir import RunDir, RunRecord, read_json, read_run, write_json
+from autoft.rundir import Final, RunDir, RunRecord, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search
 from autoft.selection import select
 
@@ -145,13 +145,33 @@ def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, st
         for name, share in violations(final.costs["best"], plan.budget).items():
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
-            listener.note(note)
+        final.notes.extend(_beside_baselines(folder, plan, final))
         final.seconds = used + time.monotonic() - started
+        for note in final.notes:
+            listener.note(note)
         write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
         write_json(final_path, final.model_dump(mode="json"))
     listener.phase("report")
     report.write(read_run(folder.path))
     write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
+
+
+def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
+    """Return what has to be said where a baseline does as well as the chosen model, on validation."""
+    own = final.validation["best"][plan.objective]
+    sign = 1 if plan.higher_is_better else -1
+    notes = []
+    for name, figures in read_json(folder.path / "baselines.json").items():
+        other = figures["validation"][plan.objective]
+        if sign * other < sign * own:
+            continue
+        what = f"{name} scores {other:.4f} validation {plan.objective}, the chosen model {own:.4f}"
+        notes.append(
+            f"{what}: the model has learned nothing of use. Give it more epochs, more rows or a larger model."
+            if figures["trivial"]
+            else f"{what}: on this data the cheaper baseline does as well."
+        )
+    return notes
 
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:

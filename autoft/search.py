@@ -223,7 +223,12 @@ class Search:
             RunFolderError: the disk is full.
         """
         limit = self.plan.trials_limit
-        if self._enough() or self.seconds_left() < self.reserve():
+        if self._enough():
+            self.ended = f"all {limit} trials are done"
+            return
+        # Without a result there is nothing to export: the default is trained, however short the time.
+        if self.results and self.seconds_left() < self.reserve():
+            self.ended = "the time is used up"
             return
         with LocalExecutor(self.run, self.plan.workers, self.plan.threads) as executor:
             self._start(executor)

@@ -315,3 +315,23 @@ def test_exported_files_that_are_not_what_was_measured_are_an_error(finished, tm
     done = autoft_command("search", finished / "tiny.yaml", "--run", run, cwd=finished)
     assert done.returncode == 6, done.stdout + done.stderr
     assert "they are not what was measured" in done.stderr
+
+
+def test_a_model_that_learned_nothing_is_told_and_the_shortest_time_still_trains_the_default(
+    tmp_path, tiny_model, reviews
+):
+    write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        budget={"time": "1s"},
+        compress=["none"],
+        space={"full.learning_rate": 1e-6, "train.epochs": 1, "train.batch_size": 8},
+    )
+    done = autoft_command("search", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the model has learned nothing of use" in done.stdout
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    assert report["trials"]["complete"] == 1
+    assert any("majority class scores" in warning for warning in report["warnings"])
+    assert "learned nothing of use" in (tmp_path / "runs" / "tiny" / "report.html").read_text()

@@ -91,6 +91,18 @@ def test_a_model_with_several_labels_gives_those_above_the_threshold(task, sourc
         assert found["labels"] == expected
 
 
+def test_a_row_without_a_label_is_answered_only_where_training_had_such_rows(task, source, make_context):
+    full = [row for row in TAGGED if row["label"]]
+    context = make_context(full, threshold=1.0)
+    model = task.load_model(source, context).eval()
+    for found in task.predict(model, texts(full), context):
+        assert found["labels"] == [context.labels[int(np.argmax(found["scores"]))]]
+    *_, linear = task.baselines(full, context)
+    assert all(len(answer["labels"]) == 1 for answer in linear.predict(texts(full)))
+    context = make_context(TAGGED, threshold=1.0)
+    assert all(found["labels"] == [] for found in task.predict(model, texts(TAGGED), context))
+
+
 def test_the_second_text_is_read(task, source, make_context):
     context = make_context(PAIRS)
     model = task.load_model(source, context).eval()

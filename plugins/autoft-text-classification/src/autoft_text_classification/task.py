@@ -160,6 +160,8 @@ class TextClassification(Task):
             "pair": pair,
             "counts": {name: counts[name] for name in names},
             "rows": len(rows),
+            # Where no training row is without a label, no answer will be.
+            "empty": any(not _names(row["label"]) for row in rows),
         }
 
     def stratum(self, row: Row) -> str | None:
@@ -342,11 +344,7 @@ class TextClassification(Task):
     def _answers(self, logits: torch.Tensor, context: TaskContext) -> list[Prediction]:
         names, logits = context.labels, logits.float()
         if context.facts.get("problem") == "multi":
-            threshold = float(context.options.get("threshold", 0.5))
-            return [
-                {"labels": [name for name, score in zip(names, row, strict=True) if score >= threshold], "scores": row}
-                for row in logits.sigmoid().tolist()
-            ]
+            return [_several(row, context) for row in logits.sigmoid().tolist()]
         answers: list[Prediction] = []
         for row in logits.softmax(-1).tolist():
             top = max(range(len(row)), key=row.__getitem__)
@@ -380,6 +378,15 @@ def _place(name: str, place: Mapping[str, int], row: int) -> int:
         hint = f"; did you mean {near!r}?" if near else ""
         raise DataError(f"row {row + 1}: the label {name!r} does not occur in the training rows{hint}")
     return place[name]
+
+
+def _several(scores: list[float], context: TaskContext) -> Prediction:
+    """Return the labels from the threshold on; the best one alone where none reaches it and every row has a label."""
+    threshold = float(context.options.get("threshold", 0.5))
+    labels = [name for name, score in zip(context.labels, scores, strict=True) if score >= threshold]
+    if not labels and not context.facts.get("empty", True):
+        labels = [context.labels[max(range(len(scores)), key=scores.__getitem__)]]
+    return {"labels": labels, "scores": scores}
 
 
 def _majority(rows: Sequence[Row], context: TaskContext) -> Baseline:
@@ -422,11 +429,7 @@ def _linear(rows: Sequence[Row], context: TaskContext) -> Baseline:
     def predict(given: Sequence[Row]) -> list[Prediction]:
         scores = model.predict_proba(texts(given))
         if multi:
-            threshold = float(context.options.get("threshold", 0.5))
-            return [
-                {"labels": [n for n, s in zip(names, row, strict=True) if s >= threshold], "scores": row}
-                for row in scores.tolist()
-            ]
+            return [_several(row, context) for row in scores.tolist()]
         order = [list(model.classes_).index(name) for name in names]
         answers: list[Prediction] = []
         for row in scores[:, order].tolist():
