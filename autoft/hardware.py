@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -18,10 +19,11 @@ __all__ = ["Gpu", "Hardware", "available_cores", "peak_resident_bytes", "reset_p
 
 @dataclass(frozen=True)
 class Gpu:
-    """One graphics processor: its name and memory in bytes."""
+    """One graphics processor: its name, memory in bytes and compute capability (8.0 is Ampere, 9.0 Hopper)."""
 
     name: str
     memory_bytes: int
+    capability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Hardware:
     """The machine that trials run on.
 
     Attributes:
-        device: ``cuda`` where an NVIDIA GPU answers, ``mps`` on Apple silicon, else ``cpu``.
+        device: ``cuda`` where an NVIDIA GPU answers and torch is no build for the CPU only, ``mps`` on Apple silicon,
+            else ``cpu``.
         cores: usable by this process.
         memory_bytes: total memory, or the limit of the container where that is lower.
         gpus: as ``nvidia-smi`` lists them.
@@ -59,9 +62,10 @@ class Hardware:
     @classmethod
     def _probe(cls, gpus: tuple[Gpu, ...]) -> Hardware:
         apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-        device = "cuda" if gpus else "mps" if apple else "cpu"
+        device = "cuda" if gpus and not _torch_for_cpu() else "mps" if apple else "cpu"
         flags = _cpu_flags()
-        bf16 = bool({"avx512_bf16", "amx_bf16"} & flags) if device == "cpu" else device == "cuda"
+        ampere = all(gpu.capability >= 8 for gpu in gpus)
+        bf16 = bool({"avx512_bf16", "amx_bf16"} & flags) if device == "cpu" else device == "cuda" and ampere
         return cls(
             device=device,
             cores=available_cores(),
@@ -83,8 +87,10 @@ class Hardware:
 
     def __str__(self) -> str:
         gpus = "; ".join(f"{gpu.name} {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in self.gpus)
-        processor = gpus or f"{self.cpu}, {self.cores} core{'s' if self.cores != 1 else ''}"
-        return f"{processor}, {self.memory_bytes / 2**30:.0f} GiB memory{', bf16' if self.bf16 else ''}"
+        cpu = f"{self.cpu}, {self.cores} core{'s' if self.cores != 1 else ''}"
+        processor = gpus if self.device == "cuda" else cpu
+        idle = f"; not used: {gpus}, as torch is a build for the CPU" if gpus and self.device == "cpu" else ""
+        return f"{processor}, {self.memory_bytes / 2**30:.0f} GiB memory{', bf16' if self.bf16 else ''}{idle}"
 
 
 def available_cores() -> int:
@@ -114,6 +120,9 @@ def peak_resident_bytes() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):
+        return int(info.peak_wset)
     import resource
 
     peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -154,9 +163,18 @@ def _cpu_name() -> str:
 def _nvidia_gpus() -> tuple[Gpu, ...]:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    if answer.returncode != 0:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        fields = (line.rsplit(",", 2) for line in answer.stdout.strip().splitlines())
+        return tuple(Gpu(name.strip(), int(float(mib)) * 2**20, float(capability)) for name, mib, capability in fields)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        # A driver that hangs, does not answer or answers in words drives no GPU that could be used.
         return ()
-    fields = (line.rsplit(",", 1) for line in answer.stdout.strip().splitlines())
-    return tuple(Gpu(name.strip(), int(float(mib)) * 2**20) for name, mib in fields)
+
+
+def _torch_for_cpu() -> bool:
+    try:
+        return importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
