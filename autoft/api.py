@@ -169,7 +169,7 @@ def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
         notes.append(
             f"{what}: the model has learned nothing of use. Give it more epochs, more rows or a larger model."
             if figures["trivial"]
-            else f"{what}: on this data the cheaper baseline does as well."
+            else f"{what}: on this data the cheaper baseline does at least as well."
         )
     return notes
 

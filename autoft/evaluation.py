@@ -77,16 +77,14 @@ def bootstrap_interval(
     value = float(metric.score(predictions, refs, context))
     n = len(refs)
     rng = np.random.default_rng(seed)
-    statistics = metric.statistics(predictions, refs, context)
-    if statistics is not None:
-        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples or RESAMPLES)
-        figures = np.asarray(metric.aggregate(counts.astype(np.float64) @ np.asarray(statistics, dtype=np.float64)))
-    else:
+    counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples or RESAMPLES).astype(np.float64)
+    figures = metric.resampled(predictions, refs, context, counts)
+    if figures is None:
         draws = rng.integers(0, n, size=(resamples or SLOW_RESAMPLES, n))
         figures = np.asarray(
             [metric.score([predictions[i] for i in draw], [refs[i] for i in draw], context) for draw in draws]
         )
-    figures = figures[np.isfinite(figures)]
+    figures = np.asarray(figures)[np.isfinite(figures)]
     if not len(figures):
         return Interval(value=value, low=float("nan"), high=float("nan"), n=n)
     low, high = np.percentile(figures, [2.5, 97.5])

@@ -23,7 +23,8 @@ class QualityMetric(ABC):
 
     Most figures of the field are a function of per-row statistics that add up (hits, true positives a class, n-gram
     counts). A metric that offers them through :meth:`statistics` and :meth:`aggregate` gets its bootstrap interval in
-    one matrix product; the others are recomputed for each resample.
+    one matrix product. One that knows another fast way offers :meth:`resampled`; the others are recomputed for each
+    resample.
     """
 
     name: str
@@ -45,6 +46,16 @@ class QualityMetric(ABC):
     def aggregate(self, sums: np.ndarray) -> np.ndarray:
         """Return the figures ``(resamples,)`` from summed statistics ``(resamples, k)``."""
         raise NotImplementedError(f"{type(self).__name__} offers statistics() without aggregate()")
+
+    def resampled(
+        self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext, counts: np.ndarray
+    ) -> np.ndarray | None:
+        """Return the figures ``(resamples,)`` from how often each row is drawn ``(resamples, rows)``, or None.
+
+        None, the default, has them computed from :meth:`statistics`, or anew for each resample.
+        """
+        statistics = self.statistics(predictions, references, context)
+        return None if statistics is None else self.aggregate(counts @ statistics)
 
 
 @dataclass(frozen=True)

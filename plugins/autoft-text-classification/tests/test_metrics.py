@@ -89,6 +89,25 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
     assert found == pytest.approx(expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(NAMES), st.lists(st.integers(0, 4), min_size=3, max_size=3)), min_size=2),
+    draw=st.randoms(use_true_random=False),
+    names=st.sampled_from([NAMES, NAMES[:2]]),
+)
+def test_areas_of_resamples_are_those_of_scikit_learn_over_the_drawn_rows(rows, draw, names):
+    # Scores of few values, so that there are ties.
+    truth = [name if name in names else names[0] for name, _ in rows]
+    scores = [[value / 4 for value in values[: len(names)]] for _, values in rows]
+    predictions = [{"label": names[0], "scores": row} for row in scores]
+    chosen = [draw.randrange(len(rows)) for _ in rows]
+    counts = np.bincount(chosen, minlength=len(rows)).astype(float)[None]
+    here = TaskContext(facts={"labels": names, "problem": "single"}, options={}, params={}, max_length=8)
+    (found,) = BY_NAME["roc_auc"].resampled(predictions, truth, here, counts)
+    expected = BY_NAME["roc_auc"].score([predictions[i] for i in chosen], [truth[i] for i in chosen], here)
+    assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
 def test_the_area_under_the_curve_of_two_classes_is_that_of_the_second():
     two = TaskContext(facts={"labels": ["no", "yes"], "problem": "single"}, options={}, params={}, max_length=8)
     # Three of the four pairs of a no and a yes are in order.

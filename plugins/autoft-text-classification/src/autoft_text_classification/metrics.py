@@ -169,6 +169,37 @@ class RocAuc(QualityMetric):
             return float(roc_auc_score(truth[:, 1], scores[:, 1]))
         return float(roc_auc_score(truth, scores, average="macro"))
 
+    def resampled(
+        self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext, counts: np.ndarray
+    ) -> np.ndarray:
+        """Return the areas, ``(resamples,)``: scores are sorted once, and rows weighted by how often they are drawn.
+
+        The area is the share of pairs of a row with the label and one without that are in order, ties counting half
+        (Hanley & McNeil 1982). NaN where a resample lacks a label, or has no other.
+        """
+        if any("scores" not in prediction for prediction in predictions):
+            return np.full(len(counts), np.nan)
+        truth, _ = indicators(predictions, references, context)
+        scores = np.asarray([prediction["scores"] for prediction in predictions], dtype=np.float64)
+        binary = not _multi(context) and len(context.labels) == 2
+        columns = [1] if binary else range(len(context.labels))
+        areas = [_weighted_area(truth[:, column], scores[:, column], counts) for column in columns]
+        return np.asarray(np.mean(areas, axis=0))
+
+
+def _weighted_area(truth: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    # Where a new score begins: rows of the same score are ties.
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    drawn = counts[:, order]
+    positive = np.add.reduceat(drawn * truth[order], starts, axis=1)
+    negative = np.add.reduceat(drawn, starts, axis=1) - positive
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(1) * negative.sum(1)
+    in_order = (positive * (below + negative / 2)).sum(1)
+    return np.asarray(np.divide(in_order, pairs, out=np.full(len(counts), np.nan), where=pairs > 0))
+
 
 METRICS: tuple[QualityMetric, ...] = (
     Accuracy(),
