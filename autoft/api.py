@@ -134,7 +134,9 @@ def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, st
     final_path = folder.path / "final.json"
     same = (old.get("trial"), old.get("variant")) == (selection.trial, selection.variant)
     write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
-    if not (same and final_path.is_file() and folder.best.is_dir()):
+    if same and final_path.is_file() and folder.best.is_dir():
+        final = Final.model_validate(read_json(final_path))
+    else:
         tested_before = final_path.is_file()
         listener.phase("export")
         export(folder, plan, selection, results)
@@ -146,11 +148,11 @@ def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, st
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
         final.notes.extend(_beside_baselines(folder, plan, final))
-        final.seconds = used + time.monotonic() - started
         for note in final.notes:
             listener.note(note)
         write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
-        write_json(final_path, final.model_dump(mode="json"))
+    final.seconds = used + time.monotonic() - started
+    write_json(final_path, final.model_dump(mode="json"))
     listener.phase("report")
     report.write(read_run(folder.path))
     write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})

@@ -18,6 +18,7 @@ import jinja2
 from autoft.artifact import MANIFEST
 from autoft.contracts import TaskCard
 from autoft.errors import ExportMismatch, RunFolderError
+from autoft.evaluation import serving_environment
 from autoft.executors.local import thread_environment
 from autoft.plan import Plan
 from autoft.quantities import format_bytes
@@ -177,7 +178,7 @@ def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any]) -> di
             stderr=errors,
             text=True,
             encoding="utf-8",
-            env=thread_environment(plan.threads),
+            env=serving_environment(thread_environment(plan.threads)),
             check=False,
         )
     if process.returncode != 0 or not process.stdout:

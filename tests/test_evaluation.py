@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -57,6 +61,28 @@ def test_the_interval_of_a_share_is_that_of_scipys_percentile_bootstrap():
     assert found.n == 300
     assert found.low == pytest.approx(reference.low, abs=0.004)
     assert found.high == pytest.approx(reference.high, abs=0.004)
+
+
+def test_a_measured_model_waits_as_a_served_one_does(tmp_path):
+    (tmp_path / "waits.py").write_text(
+        "import os\n"
+        "from autoft import evaluation\n"
+        "def waiting():\n"
+        "    return [os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]\n"
+        "def tell(sender):\n"
+        "    sender.send(waiting())\n"
+        "if __name__ == '__main__':\n"
+        "    evaluation.start_measuring()\n"
+        "    context = evaluation._process_context()\n"
+        "    receiver, sender = context.Pipe(duplex=False)\n"
+        "    context.Process(target=tell, args=(sender,)).start()\n"
+        "    print(receiver.recv(), waiting())\n"
+    )
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    answer = subprocess.run(
+        [sys.executable, "waits.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[None, '1000'] ['PASSIVE', None]"
 
 
 @pytest.mark.parametrize(

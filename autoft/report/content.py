@@ -84,7 +84,7 @@ def make_content(record: RunRecord) -> Content:
         title=plan.name,
         task=plan.task,
         headline=_headline(record, plan),
-        outcome=f"{len(record.trials)} trials ({outcome}), {judged} compressed models judged",
+        outcome=f"{_counted(len(record.trials), 'trial')} ({outcome}), {_counted(judged, 'compressed model')} judged",
         trials=_trials(record, plan) if record.trials else None,
         refused=[(note.what, note.reason) for note in plan.refusals]
         + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal],
@@ -459,3 +459,7 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("memory", format_bytes(hardware["memory_bytes"])))
     rows += [("workers", f"{plan.workers} with {plan.threads} threads each")]
     return [*rows, *((name, version) for name, version in plan.environment.items())]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
