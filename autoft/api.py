@@ -103,8 +103,7 @@ def search(
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
         used = float(read_json(folder.path / "time.json", missing={"seconds": 0.0})["seconds"])
-        before = len(folder.results())
-        listener.begin(plan, before)
+        listener.begin(plan, len(folder.results()))
         for warning in plan.warnings:
             listener.note(warning)
         engine = Search(folder, plan, catalog, listener, interruption, started=started, used=used)
@@ -113,14 +112,23 @@ def search(
         finally:
             write_json(folder.path / "importance.json", engine.importance())
             folder.write_trials_csv()
-            write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
+            _count_time(folder, used, started, worked=engine.began)
         if engine.ended:
             listener.note(f"The search ended: {engine.ended}.")
-        _finish(folder, plan, catalog, listener, started, used)
+        _finish(folder, plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
 
 
-def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, started: float, used: float) -> None:
+def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:
+    """Return the seconds of all calls, this one counted if it did anything: looking at a finished run takes no budget."""
+    seconds = used + time.monotonic() - started if worked else used
+    write_json(folder.path / "time.json", {"seconds": seconds})
+    return seconds
+
+
+def _finish(
+    folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, started: float, used: float, *, worked: bool
+) -> None:
     results = folder.results()
     try:
         selection = select(plan, results)
@@ -137,6 +145,7 @@ def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, st
     if same and final_path.is_file() and folder.best.is_dir():
         final = Final.model_validate(read_json(final_path))
     else:
+        worked = True
         tested_before = final_path.is_file()
         listener.phase("export")
         export(folder, plan, selection, results)
@@ -151,11 +160,12 @@ def _finish(folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, st
         for note in final.notes:
             listener.note(note)
         write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
-    final.seconds = used + time.monotonic() - started
-    write_json(final_path, final.model_dump(mode="json"))
+    if worked:
+        final.seconds = _count_time(folder, used, started, worked=True)
+        write_json(final_path, final.model_dump(mode="json"))
     listener.phase("report")
     report.write(read_run(folder.path))
-    write_json(folder.path / "time.json", {"seconds": used + time.monotonic() - started})
+    _count_time(folder, used, started, worked=worked)
 
 
 def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:

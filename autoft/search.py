@@ -41,6 +41,9 @@ ASK_LIMIT = 60
 FREE_ASKS = 12
 """Proposals that may be too long for the time left, before the sampler is asked for shorter ones only."""
 
+FINALISTS_SHARE = 0.2
+"""Of the time budget: the search leaves so much at most for further seeds of the finalists."""
+
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
 
@@ -193,6 +196,8 @@ class Search:
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.running: dict[int, TrialConfig] = {}
         self.ended = ""
+        self.began = False
+        """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
         self.too_much: dict[str, dict[str, dict[str, float]]] = {}
         """By model and variant, the screened costs of what cannot fit the budget."""
 
@@ -418,6 +423,7 @@ class Search:
 
     def _send(self, executor: LocalExecutor, worker: int, config: TrialConfig) -> None:
         self._check_disk()
+        self.began = True
         self.running[worker] = config
         folder = self.run.trial(config.number)
         folder.mkdir(parents=True, exist_ok=True)
@@ -435,6 +441,7 @@ class Search:
         )
 
     def _finish(self, result: TrialResult) -> None:
+        self.began = True
         self.results[result.number] = result
         self.pace.learn(result, self.validation_rows)
         self.study.tell(result, self._values(result))
@@ -462,7 +469,7 @@ class Search:
     def _next(self) -> TrialConfig | None:
         if all(self._never_fits(model.name) for model in self.plan.models):
             return None
-        room = self.seconds_left() - self.reserve()
+        room = self._room()
         if room <= 0 and self.results:
             self.ended = "the time is used up"
             return None
@@ -552,32 +559,53 @@ class Search:
         return configs
 
     def _finalists(self) -> list[TrialConfig]:
-        """Return further seeds of the chosen trial and of the default, if all of them fit into the time left."""
-        seeds = self.plan.finalist_seeds
-        chosen = self._chosen() if seeds else None
-        if chosen is None:
-            return []
-        numbers = list(dict.fromkeys([chosen.trial, 0]))
-        if len(numbers) == 1:
-            return []
-        wanted = [
-            self.results[number].config.model_copy(
-                update={"kind": "seed", "parent": number, "seed": self.plan.seed + i}
-            )
-            for i in range(1, seeds + 1)
-            for number in numbers
-        ]
-        have = {(r.config.parent, r.config.seed) for r in self.results.values() if r.config.kind == "seed"}
-        wanted = [config for config in wanted if (config.parent, config.seed) not in have]
-        needed = sum(self._estimate(config) for config in wanted) / self.plan.workers
-        if needed > self.seconds_left() - self.reserve():
-            self.listener.note(
-                f"The finalists were not trained with further seeds: that takes about {format_seconds(needed)}, "
-                "more than is left"
-            )
+        """Return further seeds of the chosen trial and of the default, as many as fit into the time left."""
+        room = self.seconds_left() - self.reserve()
+        wanted = self._further_seeds(room)
+        if not wanted:
+            all_seeds = self._further_seeds(math.inf)
+            if all_seeds:
+                self.listener.note(
+                    "The finalists were not trained with further seeds: that takes about "
+                    f"{format_seconds(self._together(all_seeds))}, more than is left"
+                )
             return []
         number = self._number()
         return [config.model_copy(update={"number": number + i}) for i, config in enumerate(wanted)]
+
+    def _further_seeds(self, room: float) -> list[TrialConfig]:
+        """Return the chosen trial and the default with further seeds, the most that take at most so many seconds.
+
+        Both get the same seeds, for only then their means can be compared.
+        """
+        chosen = self._chosen(self._told()) if self.plan.finalist_seeds else None
+        if chosen is None or chosen.trial == 0 or 0 not in self.results:
+            return []
+        have = {(r.config.parent, r.config.seed) for r in self.results.values() if r.config.kind == "seed"}
+        for seeds in range(self.plan.finalist_seeds, 0, -1):
+            wanted = [
+                self.results[number].config.model_copy(
+                    update={"kind": "seed", "parent": number, "seed": self.plan.seed + i}
+                )
+                for i in range(1, seeds + 1)
+                for number in (chosen.trial, 0)
+                if (number, self.plan.seed + i) not in have
+            ]
+            if self._together(wanted) <= room:
+                return wanted
+        return []
+
+    def _together(self, configs: Sequence[TrialConfig]) -> float:
+        return sum(self._estimate(config) for config in configs) / self.plan.workers
+
+    def _room(self) -> float:
+        """Return the seconds that are left for new configurations: export and test have theirs, and so have finalists.
+
+        Finalists get theirs where it is a small part of the whole budget. In a short search another configuration
+        brings more than another seed; in a long one the best of many figures is more and more the luckiest.
+        """
+        left = self.seconds_left() - self.reserve()
+        return left - self._together(self._further_seeds(FINALISTS_SHARE * self.plan.time_limit))
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room
@@ -631,7 +659,7 @@ class Search:
         for result in self.results.values():
             counts[result.state] += 1
         best = best_trial = best_variant = None
-        chosen = self._chosen()
+        chosen = self._chosen(list(self.results.values()))
         if chosen is not None:
             candidate = next(c for c in chosen.candidates if (c.trial, c.variant) == (chosen.trial, chosen.variant))
             best, best_trial, best_variant = candidate.objective, chosen.trial, chosen.variant
@@ -642,10 +670,10 @@ class Search:
             counts, best, best_trial, best_variant, value, self.seconds_left(), self._counted(), self.plan.trials_limit
         )
 
-    def _chosen(self) -> Selection | None:
-        """Return what would be shipped now; a budget that was tightened between two calls may leave nothing of before."""
+    def _chosen(self, results: Sequence[TrialResult]) -> Selection | None:
+        """Return what would be shipped of these; a budget that was tightened between two calls may leave nothing."""
         try:
-            return select(self.plan, list(self.results.values()))
+            return select(self.plan, results)
         except NothingFeasible:
             return None
 

@@ -62,9 +62,10 @@ def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
 def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     """Choose what is shipped.
 
-    Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the cheapest by size times latency
-    is taken; where several cost the same, the best objective; and where these tie, the default. After finalists were
-    trained with further seeds, their means decide, among finalists only.
+    Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the
+    cheapest by size times latency is taken; where several cost the same, the best objective; and where these tie, the
+    default. Where the trial so chosen was trained with further seeds, means decide, among the trials that have them;
+    a trial that a later call found has to be trained with further seeds itself before it is compared by them.
 
     Raises:
         NothingFeasible: no scored variant fits the budget.
@@ -74,8 +75,18 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     feasible = [c for c in everything if not c.violations and (c.trial, c.variant) in weights]
     if not feasible:
         raise NothingFeasible(_nothing(plan, everything, results))
+    # Means and single figures are not compared: the best of many single figures is partly luck.
+    chosen, why = _choice(plan, [c.model_copy(update={"objective": c.seeds[0]}) for c in feasible])
     finalists = [c for c in feasible if len(c.seeds) > 1]
-    pool = finalists or feasible
+    if any(c.trial == chosen.trial for c in finalists):
+        chosen, why = _choice(plan, finalists)
+    return Selection(
+        trial=chosen.trial, variant=chosen.variant, objective=plan.objective, reason=why, candidates=everything
+    )
+
+
+def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """Return the cheapest of those that are about as good as the best of the pool, and why it is the one."""
     sign = 1 if plan.higher_is_better else -1
     best = max(sign * c.objective for c in pool)
     # Means of shares are rarely exact: what is one rounding error outside is inside.
@@ -84,8 +95,9 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     cheapest = min(_cost(c) for c in near)
     equal = [c for c in near if _cost(c) <= cheapest * NOISE]
     chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))
+    seeds = min(len(c.seeds) for c in pool)
     why = f"validation {plan.objective} {chosen.objective:.4f}"
-    if len(chosen.seeds) > 1:
+    if seeds > 1:
         why += f" (mean of {len(chosen.seeds)} seeds)"
     top = next(c for c in pool if sign * c.objective == best)
     if (top.trial, top.variant) != (chosen.trial, chosen.variant):
@@ -93,19 +105,19 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
             f", within {slack:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
             f"and the cheapest of the {len(near)} variants there by size and latency"
         )
-    elif finalists:
-        why += f", the best of {len(finalists)} finalists"
+    elif seeds > 1:
+        why += f", the best of the {len(pool)} variants of trials that were trained with further seeds"
     else:
-        why += f", the best of {sum(not c.violations for c in everything)} feasible variants"
-    return Selection(
-        trial=chosen.trial, variant=chosen.variant, objective=plan.objective, reason=why, candidates=everything
-    )
+        why += f", the best of {len(pool)} feasible variants"
+    return chosen, why
 
 
 def weights_to_keep(
     plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
 ) -> set[tuple[int, str]]:
     """Return which variants' files stay: the default's as the yardstick, the chosen one, and the front as space allows.
+
+    The default's own front comes before that of all: further seeds may show that what beat it was luck.
 
     Args:
         plan: with the storage limit.
@@ -114,9 +126,12 @@ def weights_to_keep(
     """
     yardstick = (0, "none")
     keep = {yardstick} & set(sizes)
-    front = [c for c in candidates(plan, results) if c.front and (c.trial, c.variant) in sizes]
+    there = [c for c in candidates(plan, results) if not c.violations and (c.trial, c.variant) in sizes]
+    default = [c for c in there if c.trial == 0]
+    default = [c for c in default if not any(dominates(other, c, plan) for other in default)]
+    front = [*default, *(c for c in there if c.front and c.trial != 0)]
     sign = 1 if plan.higher_is_better else -1
-    front.sort(key=lambda c: -sign * c.objective)
+    front.sort(key=lambda c: (c.trial != 0, -sign * c.objective))
     if front:
         chosen = select(plan, results)
         front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))

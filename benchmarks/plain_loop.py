@@ -97,6 +97,7 @@ def main() -> None:
             if value > best["value"]:
                 best.update(value=value, test=trainer.predict(test).metrics["test_accuracy"], params=trial.params)
         elapsed = time.monotonic() - begin
+        ends.append(elapsed)
         print(
             f"trial {trial.number}: validation accuracy {value:.4f} after {elapsed:.0f} s, {trial.params}", flush=True
         )

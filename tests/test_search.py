@@ -40,6 +40,8 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "early_stopping": early_stopping,
         "seed": 3,
         "trials_limit": None,
+        "finalist_seeds": 0,
+        "tolerance": 0.0,
         "data": {"sizes": {"train": 1000, "validation": 400, "test": 400}},
     }
     return Plan.model_construct(**{**values, **changes})
@@ -233,6 +235,26 @@ def test_what_the_sampler_is_asked_for_fits_into_the_time_left(tmp_path, catalog
     assert [(c["model"], c["train.epochs"]) for c in search._affordable(250.0)] == [("large", 2), ("large", 2)]
     assert [(c["model"], c["train.epochs"]) for c in search._affordable(105.0)] == [("small", 4), ("small", 4)]
     assert search._affordable(15.0) == []
+
+
+def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_short_one_does_not(tmp_path, catalog):
+    search = engine(tmp_path, catalog, finalist_seeds=2)
+    search.plan = search.plan.model_copy(update={"time_limit": 10_000.0})
+    default = search.plan.default_config()
+    better = default.model_copy(update={"number": 1, "kind": "search", "model": "small"})
+    for config, accuracy in ((default, 0.8), (better, 0.9)):
+        result = untimed(done(search.study.fixed(config, config.number), accuracy))
+        result.variants[0].folder = "somewhere"
+        search.results[config.number] = result
+    # Three epochs of 1,000 rows: 310 s of the large default, 40 s of the small model; two seeds of both take 700 s.
+    room = search.seconds_left() - search.reserve()
+    assert [(c.parent, c.seed) for c in search._finalists()] == [(1, 4), (0, 4), (1, 5), (0, 5)]
+    assert room - search._room() == pytest.approx(700.0, abs=1.0)
+    # A fifth of 2,000 s holds one further seed of each, a fifth of 1,000 s holds none.
+    for limit, seconds in ((2000.0, 350.0), (1000.0, 0.0)):
+        search.plan = search.plan.model_copy(update={"time_limit": limit})
+        room = search.seconds_left() - search.reserve()
+        assert room - search._room() == pytest.approx(seconds, abs=1.0)
 
 
 def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_fits(tmp_path, catalog, monkeypatch):

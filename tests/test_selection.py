@@ -98,6 +98,33 @@ def test_means_over_seeds_decide_among_finalists():
     assert mean.seeds == [0.83, 0.77]
 
 
+def test_a_better_trial_that_a_later_call_found_is_not_passed_over_for_want_of_further_seeds():
+    results = [
+        trial(0, ("none", 0.80, 90, 10), kind="default"),
+        trial(1, ("none", 0.83, 90, 10)),
+        trial(2, ("none", 0.82, 90, 10), kind="seed", parent=1, seed=1),
+        trial(3, ("none", 0.81, 90, 10), kind="seed", parent=0, seed=1),
+        trial(4, ("none", 0.86, 90, 10)),
+    ]
+    assert chosen(make_plan(), *results[:4]) == (1, "none")
+    assert chosen(make_plan(), *results) == (4, "none")
+    results.append(trial(5, ("none", 0.70, 90, 10), kind="seed", parent=4, seed=1))
+    assert chosen(make_plan(), *results) == (1, "none")
+
+
+def test_the_default_can_still_be_shipped_when_seeds_show_that_what_beat_it_was_luck():
+    plan = make_plan(tolerance=0.005)
+    results = [
+        trial(0, ("none", 0.80, 90, 10), ("int8", 0.80, 23, 2), kind="default"),
+        trial(1, ("none", 0.83, 90, 9), ("int8", 0.83, 23, 1.9)),
+    ]
+    sizes = {(number, name): size for number in (0, 1) for name, size in (("none", 90), ("int8", 23))}
+    assert (0, "int8") in weights_to_keep(plan, results, sizes)
+    results.append(trial(2, ("none", 0.70, 90, 9), ("int8", 0.70, 23, 1.9), kind="seed", parent=1, seed=1))
+    results.append(trial(3, ("none", 0.80, 90, 10), ("int8", 0.80, 23, 2), kind="seed", parent=0, seed=1))
+    assert chosen(plan, *results) == (0, "int8")
+
+
 def test_further_seeds_are_never_shipped():
     results = [trial(0, ("none", 0.80, 90, 10)), trial(1, ("none", 0.99, 90, 10), kind="seed", parent=0, seed=1)]
     assert chosen(make_plan(), *results) == (0, "none")
