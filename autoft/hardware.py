@@ -14,7 +14,14 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Gpu", "Hardware", "available_cores", "peak_resident_bytes", "reset_peak_resident"]
+__all__ = [
+    "Gpu",
+    "Hardware",
+    "available_cores",
+    "has_int8_products",
+    "peak_resident_bytes",
+    "reset_peak_resident",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,14 @@ def available_cores() -> int:
         if limit != "max":
             cores = min(cores, max(1, int(int(limit) / int(period))))
     return cores
+
+
+def has_int8_products() -> bool:
+    """Say whether this CPU sums products of int8 in 32 bits (VNNI on x86, the dot product of Arm).
+
+    Others sum pairs in 16 bits, which overflow without a word: one of the two factors may then have 7 bits only.
+    """
+    return bool({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"} & _cpu_flags())
 
 
 def reset_peak_resident() -> bool:

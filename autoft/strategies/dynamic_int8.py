@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import PostTrainingQuantizer, Refusal, Row, Target
 from autoft.errors import ModelError
+from autoft.strategies.head_only import find_bodies
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["DynamicInt8"]
 
 WEIGHTS = "model.safetensors"
+TIED = "tied"
+"""Key of the file's metadata: layers without weights of their own, and the layer whose weights they use."""
 
 
 class DynamicInt8(PostTrainingQuantizer):
-    """Linear layers and embedding tables of the body in int8, a scale for each row; the head stays as it is.
+    """Linear layers and embedding tables in int8, a scale for each row; the head of a classifier stays as it is.
 
     Products run in torch's own int8 kernels, with the range of the activations taken in each call, as in Jacob et al.
     2018 (arXiv 1712.05877) without calibration. Files hold int8, and loading never makes the 32-bit weights.
@@ -51,11 +55,14 @@ class DynamicInt8(PostTrainingQuantizer):
         if not set(torch.backends.quantized.supported_engines) - {"none"}:
             raise ModelError(f"{self.name}: this build of torch has no int8 kernels")
         quantized = copy.deepcopy(model).cpu().eval()
-        prefix = quantized.base_model_prefix
+        bodies = find_bodies(quantized)
+        output = getattr(quantized, "get_output_embeddings", lambda: None)()
+        known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for path, module in list(quantized.named_modules()):
-            layer = quantized_copy(module) if path.startswith(f"{prefix}.") else None
-            if layer is not None:
-                quantized.set_submodule(path, layer)
+            if any(not body or path.startswith(f"{body}.") for body in bodies) or module is output:
+                layer = quantized_copy(module, known)
+                if layer is not None:
+                    quantized.set_submodule(path, layer)
         return quantized
 
     def save(self, model: Any, folder: Path) -> None:
@@ -68,12 +75,21 @@ class DynamicInt8(PostTrainingQuantizer):
         config.architectures = [type(model).__name__]
         config.save_pretrained(folder)
         tensors: dict[str, torch.Tensor] = dict(model.state_dict())
+        first: dict[int, str] = {}
+        tied: dict[str, str] = {}
         for path, module in model.named_modules():
             if isinstance(module, Int8Embedding | Int8Linear):
-                tensors.update({f"{path}.{name}": value for name, value in module.stored().items()})
-        # A file may not hold the same memory twice; tied weights are each written whole.
+                stored = module.stored()
+                owner = first.setdefault(module.weight_int8.data_ptr(), path)
+                if owner != path:
+                    tied[path] = owner
+                    stored = {name: value for name, value in stored.items() if name == "bias"}
+                tensors.update({f"{path}.{name}": value for name, value in stored.items()})
+        # A file may not hold the same memory twice; tied weights of floating point are each written whole.
         tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+        save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt", TIED: json.dumps(tied)})
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)
 
     def load(self, folder: Path, target: Target) -> Any:
         """Return the model, ready to predict.
@@ -84,6 +100,7 @@ class DynamicInt8(PostTrainingQuantizer):
         import torch
         import transformers
         from accelerate import init_empty_weights
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
         from autoft.strategies.int8_layers import Int8Embedding, Int8Linear
@@ -94,6 +111,11 @@ class DynamicInt8(PostTrainingQuantizer):
         if kind is None or not issubclass(kind, transformers.PreTrainedModel):
             raise ModelError(f"{folder}: config.json names {name!r}, which is no model class of transformers")
         tensors = load_file(str(folder / WEIGHTS))
+        with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+            tied: dict[str, str] = json.loads((file.metadata() or {}).get(TIED, "{}"))
+        for path, owner in tied.items():
+            for part in ("weight_int8", "scale"):
+                tensors[f"{path}.{part}"] = tensors[f"{owner}.{part}"]
         # Parameters without memory; buffers are real, for those that no file holds are computed here.
         with init_empty_weights(include_buffers=False):
             model = kind(config)
@@ -110,4 +132,6 @@ class DynamicInt8(PostTrainingQuantizer):
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
         if missing or unexpected:
             raise ModelError(f"{folder}: the weights do not fit the model: {', '.join([*missing, *unexpected][:3])}")
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         return model.eval()

@@ -7,6 +7,8 @@ import warnings
 import torch
 from torch import nn
 
+from autoft.hardware import has_int8_products
+
 __all__ = ["Int8Embedding", "Int8Linear", "quantize_rows", "quantized_copy"]
 
 
@@ -26,7 +28,7 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights; activations are quantized in each call.
+    """A linear layer with int8 weights; activations are quantized in each call, to 7 bits where 8 would overflow.
 
     Args:
         weight_int8: ``(out, in)``.
@@ -39,10 +41,12 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = weight_int8.shape
         self.weight_int8, self.scale, self.bias = weight_int8, scale, bias
         self.packed = _packed(weight_int8, scale, bias)
+        # Decided where the model runs, not where it was made: a file may come to a CPU without wide sums.
+        self.narrow = not has_int8_products()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``inputs @ weight.T + bias``, ``(..., out)``."""
-        return torch.ops.quantized.linear_dynamic(inputs.float(), self.packed)  # type: ignore[no-any-return]
+        return torch.ops.quantized.linear_dynamic(inputs.float(), self.packed, self.narrow)  # type: ignore[no-any-return]
 
     def stored(self) -> dict[str, torch.Tensor]:
         """Return what a file has to hold."""
@@ -72,17 +76,27 @@ class Int8Embedding(nn.Module):
         return {"weight_int8": self.weight_int8, "scale": self.scale}
 
 
-def quantized_copy(module: nn.Module) -> Int8Linear | Int8Embedding | None:
-    """Return the int8 layer of a linear layer, a GPT-2 ``Conv1D`` or an embedding; None for other modules."""
+def quantized_copy(
+    module: nn.Module, known: dict[int, tuple[torch.Tensor, torch.Tensor]]
+) -> Int8Linear | Int8Embedding | None:
+    """Return the int8 layer of a linear layer, a GPT-2 ``Conv1D`` or an embedding; None for other modules.
+
+    Args:
+        module: any module.
+        known: int8 weights and scales by the id of the weight that they were made from. An output layer that shares its
+            weight with the input embeddings finds theirs here.
+    """
     kind = type(module).__name__
+    if not (isinstance(module, nn.Embedding) or type(module) is nn.Linear or kind == "Conv1D"):
+        return None
+    assert isinstance(module.weight, torch.Tensor)
+    key = id(module.weight)
+    if key not in known:
+        known[key] = quantize_rows(module.weight.T if kind == "Conv1D" else module.weight)
     if isinstance(module, nn.Embedding):
-        return Int8Embedding(*quantize_rows(module.weight))
-    if type(module) is nn.Linear or kind == "Conv1D":
-        weight = module.weight.T if kind == "Conv1D" else module.weight
-        bias = module.bias.detach().float().clone() if isinstance(module.bias, torch.Tensor) else None
-        assert isinstance(weight, torch.Tensor)
-        return Int8Linear(*quantize_rows(weight), bias)
-    return None
+        return Int8Embedding(*known[key])
+    bias = module.bias.detach().float().clone() if isinstance(module.bias, torch.Tensor) else None
+    return Int8Linear(*known[key], bias)
 
 
 def _packed(weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> object:

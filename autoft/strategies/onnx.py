@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import Exporter, ExportSpec, Refusal, Row, Target
 from autoft.errors import ModelError
+from autoft.hardware import has_int8_products
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["GRAPH", "Onnx", "OnnxInt8", "OnnxModel"]
 
 GRAPH = "model.onnx"
+WEIGHT_BITS = "autoft.weight_bits"
+"""Key of the graph's metadata: 8, or 7 where the CPU that it was made on needs one bit to spare."""
+
 TOLERANCE = 1e-3
 """Largest difference between torch and the graph, relative to the largest output."""
 
@@ -154,10 +158,24 @@ class OnnxInt8(Onnx):
                 op_types_to_quantize=list(self.operators),
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                # Without VNNI, products of int8 are summed in 16 bits, which overflow: 7 bits do not.
-                reduce_range=not _has_vnni(),
+                # Where products of int8 are summed in 16 bits they overflow: 7 bits do not.
+                reduce_range=not has_int8_products(),
             )
-            return _Graph(_bare(onnx.load(str(path))))
+            proto = _bare(onnx.load(str(path)))
+            proto.metadata_props.add(key=WEIGHT_BITS, value="8" if has_int8_products() else "7")
+            return _Graph(proto)
+
+    def load(self, folder: Path, target: Target) -> OnnxModel:
+        """Return a session over ``model.onnx``; warns where this CPU would compute something else than was measured."""
+        model = super().load(folder, target)
+        bits = model.session.get_modelmeta().custom_metadata_map.get(WEIGHT_BITS)
+        if bits == "8" and not has_int8_products():
+            logging.getLogger("autoft").warning(
+                "%s: was quantized on a CPU that sums products of int8 in 32 bits; this one sums them in 16, which "
+                "overflow: answers may differ from those that were measured. Run the search on a CPU like this one",
+                folder,
+            )
+        return model
 
 
 def _graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
@@ -354,14 +372,6 @@ def _reshaped(value: torch.Tensor, axes: Mapping[int, str], batch: int, length: 
         size = batch if kind == "batch" else length
         value = value.index_select(axis, torch.arange(size) % value.shape[axis])
     return value
-
-
-def _has_vnni() -> bool:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return False
-    text = path.read_text()
-    return any(flag in text for flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm"))
 
 
 class _quiet:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from autoft.errors import ModelError
+from autoft.hardware import has_int8_products
 from autoft.strategies.dynamic_int8 import WEIGHTS, DynamicInt8
 from autoft.strategies.int8_layers import Int8Embedding, Int8Linear, quantize_rows
 
@@ -42,8 +43,9 @@ def test_the_linear_layer_multiplies_with_the_weights_that_it_stands_for():
     quantized, scale = quantize_rows(weight)
     found = Int8Linear(quantized, scale, bias)(inputs)
     expected = inputs.numpy() @ (quantized.numpy() * scale.numpy()[:, None]).T + bias.numpy()
-    # What differs is the rounding of the activations to 8 bits.
-    assert np.abs(found.numpy() - expected).max() < 0.02 * np.abs(expected).max()
+    # What differs is the rounding of the activations: to 8 bits, or to 7 where sums of 8 would overflow.
+    step = 0.02 if has_int8_products() else 0.04
+    assert np.abs(found.numpy() - expected).max() < step * np.abs(expected).max()
 
 
 def test_the_embedding_looks_its_rows_up():
@@ -73,6 +75,34 @@ def test_the_files_hold_int8_and_load_back_to_the_same_answers(
     heads = {name for name, value in matrices.items() if value.dtype != torch.int8}
     assert heads, "the head stays as it is"
     assert all(not name.startswith(f"{model.base_model_prefix}.") for name in heads)
+
+
+def test_tied_embeddings_are_stored_once_and_a_model_of_two_bodies_is_quantized_in_both(tmp_path):
+    from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=32, tie_word_embeddings=True)).eval()
+    bert = BertConfig(**shape, intermediate_size=32)
+    pair = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(bert, BertConfig(**bert.to_dict())))
+    ids = torch.tensor([[3, 4, 5]])
+    for name, model, inputs in (
+        ("llama", llama, {"input_ids": ids}),
+        ("pair", pair.eval(), {"input_ids": ids, "decoder_input_ids": ids}),
+    ):
+        quantized = DynamicInt8().apply(model, None, [], {})
+        folder = tmp_path / name
+        folder.mkdir()
+        DynamicInt8().save(quantized, folder)
+        loaded = DynamicInt8().load(folder, None)
+        with torch.no_grad():
+            expected, found = model(**inputs).logits, loaded(**inputs).logits
+            assert torch.equal(found, quantized(**inputs).logits)
+        assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+        kinds = {key: value.dtype for key, value in load_file(str(folder / WEIGHTS)).items() if value.ndim == 2}
+        assert set(kinds.values()) == {torch.int8}, kinds
+    stored = load_file(str(tmp_path / "llama" / WEIGHTS))
+    assert sum("weight_int8" in key and value.shape[0] == 50 for key, value in stored.items()) == 1
 
 
 def test_models_of_no_class_of_transformers_are_refused(make_checkpoint, make_target, load):
