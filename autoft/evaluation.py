@@ -9,22 +9,25 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoft.artifact import LoadedModel, load
-from autoft.contracts import Prediction, QualityMetric, Row, Served, Task, TaskContext
+from autoft.contracts import Baseline, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data import Split, open_data
 from autoft.hardware import peak_resident_bytes
+from autoft.plan import plan_target, read_plan
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import Interval
+from autoft.rundir import Interval, RunDir
 
 __all__ = [
     "MeasureError",
     "bootstrap_interval",
+    "judged",
     "measure_costs",
     "measure_folder",
     "measure_in_process",
@@ -47,6 +50,26 @@ SLOW_RESAMPLES = 200
 def references(task: Task, rows: Sequence[Row], context: TaskContext) -> list[Any]:
     """Return what predictions are compared with."""
     return [task.reference(row, context) for row in rows]
+
+
+def judged(
+    task: Task, model: Any, rows: Sequence[Row], context: TaskContext, *, only_targets: bool = False
+) -> list[Prediction]:
+    """Return the predictions for rows with targets, and what the task says of the targets added to them.
+
+    Args:
+        task: predicts.
+        model: in evaluation mode, or an exported one.
+        rows: with targets; the prediction does not see them.
+        context: the task's context.
+        only_targets: leave out what a prediction says and only score the targets.
+    """
+    inputs = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
+    predictions: list[Prediction] = [{} for _ in rows] if only_targets else task.predict(model, inputs, context)
+    figures = task.score_targets(model, rows, context)
+    if figures is None:
+        return predictions
+    return [{**prediction, **figure} for prediction, figure in zip(predictions, figures, strict=True)]
 
 
 def score(
@@ -176,8 +199,8 @@ def measure_folder(
         seed: of the bootstrap.
 
     Returns:
-        ``{"costs": {...}, "length": tokens, "validation": {...}, "test": {...}, "details": [...], "seconds": {...}}``, only
-        what was asked for.
+        ``{"costs": {...}, "length": tokens, "validation": {...}, "operating_point": {...}, "test": {...}, "details": [...],
+        "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
 
@@ -194,8 +217,11 @@ def measure_folder(
     measured = time.monotonic()
     metrics = catalog.metrics_of(loaded.task)
     if validation:
-        _, predictions, refs = _predicted(loaded, prepared.validation)
+        rows, predictions, refs = _predicted(loaded, prepared.validation)
         result["validation"] = score(metrics, predictions, refs, loaded.context)
+        if test and (point := loaded.task.operating_point(rows, predictions, loaded.context)):
+            result["operating_point"] = point
+            loaded.context = replace(loaded.context, facts={**loaded.context.facts, "operating_point": point})
     if test:
         rows, predictions, refs = _predicted(loaded, prepared.test)
         result["test"] = {
@@ -210,7 +236,7 @@ def measure_folder(
 
 def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Prediction], list[Any]]:
     rows = split[:]
-    predictions = loaded.predict(split.inputs(loaded.task.card))
+    predictions = judged(loaded.task, loaded.model, rows, loaded.context)
     return rows, predictions, references(loaded.task, rows, loaded.context)
 
 
@@ -292,42 +318,71 @@ def _measure_and_send(sender: Any, folder: Path, data: Path, settings: dict[str,
 def details_json(
     task: Task, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
 ) -> list[dict[str, Any]]:
-    """Return the task's tables, matrices and examples as JSON, each with its ``kind``."""
+    """Return the task's own section of the report as JSON, each part with its ``kind``."""
     from dataclasses import asdict
 
     return [{"kind": type(item).__name__.lower(), **asdict(item)} for item in task.details(rows, predictions, context)]
 
 
-def baseline_figures(
-    data: Path, task_name: str, options: Mapping[str, Any], *, test: bool, seed: int = 0
-) -> dict[str, Any]:
-    """Fit the task's baselines on the training split and score them.
+UNTOUCHED = "untouched model"
+
+
+def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Fit the task's baselines on the training split of a run and score them on validation and test.
+
+    Where a base model does the task without training, the first one of the plan stands among them as it is.
+
+    Args:
+        run: the run folder.
+        seed: of the bootstrap.
 
     Returns:
         By name: ``{"trivial": bool, "validation": {metric: value}, "test": {metric: interval}, "seconds": s}``
     """
-    catalog = load_plugins()
-    task = catalog.task(task_name)
-    prepared = open_data(data)
-    context = TaskContext(facts=prepared.facts, options=options, params={}, max_length=512)
+    catalog, folder = load_plugins(), RunDir(run)
+    plan, prepared = read_plan(folder.plan), open_data(folder.data)
+    task = catalog.task(plan.task)
     metrics = catalog.metrics_of(task)
-    figures: dict[str, Any] = {}
-    begin = time.monotonic()
-    for baseline in task.baselines(prepared.train[:], context):
-        entry: dict[str, Any] = {"trivial": baseline.trivial}
-        refs = references(task, prepared.validation[:], context)
-        entry["validation"] = score(metrics, baseline.predict(prepared.validation.inputs(task.card)), refs, context)
-        if test:
-            refs = references(task, prepared.test[:], context)
-            predictions = baseline.predict(prepared.test.inputs(task.card))
-            entry["test"] = {
-                name: bootstrap_interval(metric, predictions, refs, context, seed=seed).model_dump()
-                for name, metric in metrics.items()
-            }
-        entry["seconds"] = time.monotonic() - begin
-        figures[baseline.name] = entry
+    context = TaskContext(facts=prepared.facts, options=plan.options, params={}, max_length=512)
+
+    def figures(
+        predict: Callable[[Split], list[Prediction]], context: TaskContext, *, trivial: bool, targets: bool
+    ) -> dict[str, Any]:
         begin = time.monotonic()
-    return figures
+        # A rule says nothing of how likely a text is, so figures of that kind it has none.
+        known = {name: metric for name, metric in metrics.items() if targets or metric.uses == "predictions"}
+        scored = {}
+        for name in ("validation", "test"):
+            split: Split = getattr(prepared, name)
+            scored[name] = (predict(split), references(task, split[:], context))
+        return {
+            "trivial": trivial,
+            "validation": score(known, *scored["validation"], context),
+            "test": {
+                name: bootstrap_interval(metric, *scored["test"], context, seed=seed).model_dump()
+                for name, metric in known.items()
+            },
+            "seconds": time.monotonic() - begin,
+        }
+
+    def by_rule(baseline: Baseline) -> dict[str, Any]:
+        def predict(split: Split) -> list[Prediction]:
+            return baseline.predict(split.inputs(task.card))
+
+        return figures(predict, context, trivial=baseline.trivial, targets=False)
+
+    found = {baseline.name: by_rule(baseline) for baseline in task.baselines(prepared.train[:], context)}
+    if task.card.untrained:
+        target = plan_target(plan, task, plan.models[0], params=plan.default_config().params)
+        loaded = replace(target.context, processor=task.load_processor(target.source, target.context))
+        model = task.load_model(target.source, loaded).to(loaded.device).eval()
+        found[UNTOUCHED] = figures(
+            lambda split: judged(task, model, split[:], loaded),
+            loaded,
+            trivial=not any(entry["trivial"] for entry in found.values()),
+            targets=True,
+        )
+    return found
 
 
 def main() -> int:
@@ -340,7 +395,7 @@ def main() -> int:
     os.dup2(2, 1)
     kind = request.pop("kind")
     if kind == "baselines":
-        answer = baseline_figures(Path(request.pop("data")), request.pop("task"), request.pop("options"), **request)
+        answer = baseline_figures(Path(request.pop("run")), **request)
     else:
         answer = measure_folder(Path(request.pop("folder")), Path(request.pop("data")), **request)
     out.write(json.dumps(answer))

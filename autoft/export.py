@@ -85,6 +85,7 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
         )
     final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
     final.test["best"], final.details = _intervals(again["test"]), again["details"]
+    final.operating_point = again.get("operating_point", {})
     final.costs["best"]["request_length"] = float(again["length"])
     _keep_train_memory(final.costs["best"], chosen)
     default = next((result for result in results if result.number == 0), None)
@@ -101,14 +102,7 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
         if graph is not None and graph.costs:
             final.costs["default-onnx"] = graph.costs
             final.validation["default-onnx"] = graph.validation
-    cheap: dict[str, Any] = {
-        "kind": "baselines",
-        "data": str(run.data),
-        "task": plan.task,
-        "options": plan.options,
-        "test": True,
-    }
-    baselines = _fresh(run, plan, "baselines", {**cheap, "seed": plan.seed})
+    baselines = _fresh(run, plan, "baselines", {"kind": "baselines", "run": str(run.path), "seed": plan.seed})
     write_json(run.path / "baselines.json", baselines)
     for name, figures in baselines.items():
         final.test[name] = _intervals(figures["test"])
@@ -138,10 +132,13 @@ def write_card(
         pipeline=card.hub_pipeline,
         labels=manifest["facts"].get("labels"),
         files=sorted(path.name for path in run.best.iterdir()),
-        role=next(iter(_roles(plan)), "text"),
+        notice=card.notice,
+        operating_point=final.operating_point,
         bytes=format_bytes,
     )
     (run.best / "README.md").write_text(text, encoding="utf-8")
+    if final.operating_point:
+        manifest["facts"]["operating_point"] = final.operating_point
     manifest["measured"] = {
         "test": {name: interval.model_dump() for name, interval in final.test["best"].items()},
         "validation": final.validation["best"],
@@ -152,10 +149,6 @@ def write_card(
 
 def _intervals(figures: Mapping[str, Any]) -> dict[str, Interval]:
     return {metric: Interval(**interval) for metric, interval in figures.items()}
-
-
-def _roles(plan: Plan) -> list[str]:
-    return list(plan.data.get("columns", {}))
 
 
 def _keep_train_memory(costs: dict[str, float], variant: VariantResult) -> None:

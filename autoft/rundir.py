@@ -179,7 +179,9 @@ class Final(_Record):
     costs: dict[str, dict[str, float]] = {}
     """By system, measured in a fresh process from the exported files."""
     details: list[dict[str, Any]] = []
-    """Tables, matrices and examples of the task, each with its ``kind``."""
+    """The task's own section of the report: tables, marked texts, pictures ..., each with its ``kind``."""
+    operating_point: dict[str, Any] = {}
+    """What the chosen model's validation predictions decided, as a threshold."""
     notes: list[str] = []
     seconds: float = 0.0
     """Of the whole run, over all calls."""

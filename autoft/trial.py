@@ -16,7 +16,7 @@ from autoft.artifact import save_artifact
 from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.errors import AutoftError
-from autoft.evaluation import MeasureError, measure_in_process, references, score
+from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import Plan, VariantPlan, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
@@ -72,12 +72,20 @@ class Workplace:
         """Return the encoded training rows, from the cache where they are there already."""
         return encoded(self.data.train, self.task, context, self.run.data / "encoded", model)
 
-    def validator(self, context: TaskContext) -> Callable[[Any], dict[str, float]]:
-        """Return a function that scores a model on the validation split."""
+    def validator(self, context: TaskContext, rows: int | None = None) -> Callable[[Any], dict[str, float]]:
+        """Return a function that scores a model on the validation split, or on its first ``rows``.
+
+        Where the objective needs no prediction, as perplexity, none is made: generating is most of the work.
+        """
         metrics = self.catalog.metrics_of(self.task)
-        inputs = self.data.validation.inputs(self.task.card)
-        refs = references(self.task, self.data.validation[:], context)
-        return lambda model: score(metrics, self.task.predict(model, inputs, context), refs, context)
+        shown = self.data.validation[:rows]
+        refs = references(self.task, shown, context)
+        only_targets = metrics[self.plan.objective].uses == "targets"
+        if only_targets:
+            metrics = {name: metric for name, metric in metrics.items() if metric.uses == "targets"}
+        return lambda model: score(
+            metrics, judged(self.task, model, shown, context, only_targets=only_targets), refs, context
+        )
 
 
 def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:

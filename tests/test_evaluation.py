@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from autoft.artifact import LoadedModel
-from autoft.contracts import CostMetric, QualityMetric, TaskContext
-from autoft.evaluation import MeasureError, bootstrap_interval, measure_costs, score
+from autoft.contracts import Column, CostMetric, QualityMetric, Task, TaskCard, TaskContext
+from autoft.evaluation import MeasureError, bootstrap_interval, judged, measure_costs, score
 from autoft.plugins import Catalog
 
 CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
@@ -135,3 +135,48 @@ def test_all_right_has_no_width_and_an_undefined_figure_none_at_all():
 def test_scores_of_several_metrics():
     found = score({"share": Share(), "median": Median()}, [1, 0, 1], [1, 1, 1], CONTEXT)
     assert found == {"share": pytest.approx(2 / 3), "median": 1.0}
+
+
+class Parrot(Task):
+    """Says what it reads, and how long the target is."""
+
+    card = TaskCard(
+        name="parrot",
+        summary="repeats",
+        columns=(Column("text", "text", "read"), Column("answer", "text", "said", target=True)),
+        metrics=("share",),
+        architecture="causal-lm",
+    )
+
+    def demo_rows(self):
+        return []
+
+    def load_model(self, source, context):
+        raise AssertionError
+
+    def encode(self, rows, context):
+        raise AssertionError
+
+    def predict(self, model, rows, context, batch_size=32):
+        assert all(set(row) == {"text"} for row in rows), "predictions see no targets"
+        return [{"said": row["text"]} for row in rows]
+
+    def reference(self, row, context):
+        return row["answer"]
+
+
+class LongParrot(Parrot):
+    def score_targets(self, model, rows, context, batch_size=32):
+        return [{"length": len(row["answer"])} for row in rows]
+
+
+ROWS = [{"text": "a", "answer": "xyz"}, {"text": "b", "answer": ""}]
+
+
+def test_figures_of_the_targets_join_the_predictions():
+    assert judged(Parrot(), None, ROWS, CONTEXT) == [{"said": "a"}, {"said": "b"}]
+    assert judged(LongParrot(), None, ROWS, CONTEXT) == [{"said": "a", "length": 3}, {"said": "b", "length": 0}]
+
+
+def test_nothing_is_predicted_where_only_targets_count():
+    assert judged(LongParrot(), None, ROWS, CONTEXT, only_targets=True) == [{"length": 3}, {"length": 0}]

@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
 
+from autoft.contracts import Chart, Mark, MarkedText, Picture, Pictures, Series
 from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
 from autoft.plan import make_plan
@@ -169,6 +171,72 @@ def test_ids_are_unique_and_every_reference_has_its_target(html):
 def test_texts_of_the_data_stay_texts(html):
     assert "<script" not in html
     assert "&lt;script&gt;" in html
+
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.fixture
+def section(tmp_path, catalog, tiny_model) -> dict[str, str]:
+    """The report of a run whose task shows marked texts, pictures and a chart, by kind."""
+    run = make_run(tmp_path, catalog, tiny_model)
+    details = [
+        asdict(MarkedText("Entities", (("row 1", f"{HOSTILE} Ann met Bob in Rome", MARKS),))) | {"kind": "markedtext"},
+        asdict(Pictures("Captions", (Picture(PICTURE, (("true", HOSTILE), ("said", "a dog"))),)))
+        | {"kind": "pictures"},
+        asdict(
+            Chart(
+                "Reliability", "how often it is right", "said", "so", (Series("model", (0.1, 0.9), (0.2, 0.8)),), True
+            )
+        )
+        | {"kind": "chart"},
+    ]
+    final = json.loads((run.path / "final.json").read_text())
+    write_json(run.path / "final.json", {**final, "details": details})
+    plan = json.loads(run.plan.read_text())
+    write_json(run.plan, {**plan, "notice": "Not for clinical use."})
+    return {kind: path.read_text(encoding="utf-8") for kind, path in write(read_run(run.path)).items()}
+
+
+AT = len(HOSTILE) + 1
+MARKS = (
+    Mark(AT, AT + 3, "person", "right"),
+    Mark(AT + 8, AT + 11, "place", "wrong"),
+    Mark(AT + 8, AT + 11, "person", "missed"),
+    Mark(AT + 15, AT + 19, "place", "right"),
+)
+
+
+def test_marked_texts_show_what_was_found_said_wrongly_and_missed(section):
+    page = Page(section["html"])
+    assert page.open == []
+    assert '<mark class="right" title="found">Ann<small>person</small></mark> met ' in section["html"]
+    assert '<mark class="wrong" title="wrong">Bob<small>place</small></mark>' in section["html"]
+    assert '<mark class="missed" title="missed">Bob<small>person</small></mark> in ' in section["html"]
+    assert "[+Ann person] met [-Bob place][?Bob person] in [+Rome place]" in section["md"]
+    assert "<script" not in section["html"]
+
+
+def test_pictures_and_charts_of_a_task_are_part_of_the_page(section):
+    page = Page(section["html"])
+    assert PICTURE in page.references
+    assert "<span>said</span> a dog" in section["html"]
+    assert section["html"].count("<svg ") == 6
+    assert "Reliability" in section["html"]
+    assert "model (said: so): 0.1: 0.2, 0.9: 0.8" in section["md"]
+
+
+def test_a_picture_from_elsewhere_is_not_shown(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    final = json.loads((run.path / "final.json").read_text())
+    picture = asdict(Pictures("Captions", (Picture("https://example.org/a.png", ()),))) | {"kind": "pictures"}
+    write_json(run.path / "final.json", {**final, "details": [picture]})
+    assert "example.org" not in write(read_run(run.path))["html"].read_text()
+
+
+def test_the_notice_of_a_task_is_read_first(section):
+    for text in (section["html"], section["md"]):
+        assert 0 < text.index("Not for clinical use.") < text.index("Chosen model, default and baselines")
 
 
 def test_every_plot_is_there_and_follows_the_page_in_its_colours(html):

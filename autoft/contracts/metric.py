@@ -32,6 +32,8 @@ class QualityMetric(ABC):
     higher_is_better: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ()
     """Tasks that it is a metric of although their cards do not name it, as those of other plugins."""
+    uses: ClassVar[Literal["predictions", "targets"]] = "predictions"
+    """``targets``: it reads only what :meth:`~autoft.contracts.Task.score_targets` says, as perplexity does."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoft.space import SearchSpace
 
@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Baseline",
+    "Chart",
     "Column",
+    "Detail",
     "Examples",
     "ExportSpec",
+    "Mark",
+    "MarkedText",
     "Matrix",
     "ModelSource",
     "Option",
+    "Picture",
+    "Pictures",
     "Prediction",
     "Row",
+    "Series",
     "Table",
     "Task",
     "TaskCard",
@@ -85,6 +92,10 @@ class TaskCard:
         ignores: which of ``train.dropout``, ``train.label_smoothing`` and ``train.class_weights`` the task makes no use
             of; they are not searched for it.
         hub_pipeline: the transformers pipeline that serves its models, for the model card; empty where there is none.
+        notice: what everybody who meets a model of this task has to read first, as that it is not for clinical use; it
+            stands at the top of reports and model cards.
+        untrained: a base model does this task without training (a causal language model does); the untouched model then
+            stands among the baselines.
     """
 
     name: str
@@ -95,6 +106,8 @@ class TaskCard:
     options: tuple[Option, ...] = ()
     ignores: tuple[str, ...] = ()
     hub_pipeline: str = ""
+    notice: str = ""
+    untrained: bool = False
 
     def column(self, role: str) -> Column:
         """Return the column of this role."""
@@ -222,6 +235,77 @@ class Examples:
     rows: tuple[tuple[Any, ...], ...]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A stretch of a text: characters ``start`` to ``end``, what it is, and whether the model is right about it.
+
+    Attributes:
+        start: of the first character.
+        end: after the last character.
+        label: what stands there, as ``person``.
+        verdict: ``right``; ``wrong``, where the model says it and it is not so; ``missed``, where the model does not.
+    """
+
+    start: int
+    end: int
+    label: str
+    verdict: Literal["right", "wrong", "missed"]
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """Texts with marks in them, as found and missed entities: each row is a heading, the text and its marks."""
+
+    title: str
+    rows: tuple[tuple[str, str, tuple[Mark, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with lines of text beside it.
+
+    Attributes:
+        image: of at most some ten kilobytes, as ``data:image/jpeg;base64,...``: it becomes a part of the report.
+        lines: each a name and a text, as ``("predicted", "a dog on a beach")``.
+    """
+
+    image: str
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A page of pictures."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart, as a reliability diagram; ``diagonal`` adds the line of equal axes."""
+
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    diagonal: bool = False
+
+
+Detail = Table | Matrix | Examples | MarkedText | Pictures | Chart
+"""What a task's own section of the report is made of."""
+
+
 class Task(ABC):
     """Base of all tasks. Five members are a task's own; the rest have defaults that suit text encoders."""
 
@@ -307,8 +391,26 @@ class Task(ABC):
         """Return how to trace the model for export, or None where this task's models cannot be exported."""
         return None
 
-    def details(
+    def score_targets(
+        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+    ) -> Sequence[Mapping[str, Any]] | None:
+        """Return figures of each row that need its target, as the log-likelihood of a reference; None where none do.
+
+        The core adds them to the predictions that metrics see. A metric that needs nothing else says so with
+        ``uses = "targets"``: where it is the objective, nothing has to be generated while training.
+        """
+        return None
+
+    def operating_point(
         self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
-    ) -> Sequence[Table | Matrix | Examples]:
+    ) -> dict[str, Any]:
+        """Return what the chosen model's validation predictions decide, as a threshold: plain JSON, or nothing.
+
+        Called once, after the selection and before the test split is read. It is kept with the model, and is
+        ``context.facts["operating_point"]`` from then on.
+        """
+        return {}
+
+    def details(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Sequence[Detail]:
         """Return what the report shows of the chosen model's test predictions beyond the metrics."""
         return ()

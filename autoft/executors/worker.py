@@ -79,12 +79,18 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     faster = seconds.get("bf16", math.inf) < CLEARLY_FASTER * seconds["fp32"]
     precision = "bf16" if faster else "fp32"
     place.precision[name] = precision
-    rows = place.data.validation.inputs(place.task.card)[:64]
+    validate = place.validator(target.context, rows=8)
     model.eval()
-    begin = time.perf_counter()
     with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        place.task.predict(model, rows, target.context)
-    validating = (time.perf_counter() - begin) / len(rows)
+        begin = time.perf_counter()
+        validate(model)
+        count = 8
+        if time.perf_counter() - begin < 0.5:
+            # A model that answers at once has not shown its pace yet.
+            validate, count = place.validator(target.context, rows=64), 64
+            begin = time.perf_counter()
+            validate(model)
+    validating = (time.perf_counter() - begin) / min(count, len(place.data.validation))
     memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
     return {
         "precision": precision,

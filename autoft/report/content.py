@@ -55,6 +55,7 @@ class Content:
     task: str
     headline: str
     outcome: str
+    notice: str = ""
     tiles: list[Tile] = field(default_factory=list)
     systems: TableView | None = None
     metrics: TableView | None = None
@@ -84,6 +85,7 @@ def make_content(record: RunRecord) -> Content:
         title=plan.name,
         task=plan.task,
         headline=_headline(record, plan),
+        notice=plan.notice,
         outcome=f"{_counted(len(record.trials), 'trial')} ({outcome}), {_counted(judged, 'compressed model')} judged",
         trials=_trials(record, plan) if record.trials else None,
         refused=[(note.what, note.reason) for note in plan.refusals]
@@ -398,7 +400,11 @@ def _misses(record: RunRecord, plan: Plan) -> TableView | None:
 
 
 def _detail(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's own table, matrix or examples with cells as texts, and for a matrix the shade of each cell."""
+    """Return a part of a task's own section, ready to be shown: cells as texts, shades of a matrix, pieces of a text."""
+    if item["kind"] == "markedtext":
+        return {**item, "rows": [(heading, _pieces(text, marks)) for heading, text, marks in item["rows"]]}
+    if item["kind"] in {"pictures", "chart"}:
+        return dict(item)
     if item["kind"] == "matrix":
         shaded = []
         for values in item["values"]:
@@ -411,6 +417,22 @@ def _detail(item: Mapping[str, Any]) -> dict[str, Any]:
     rows = [tuple(_detail_cell(cell) for cell in row) for row in item["rows"]]
     left = frozenset(range(len(item["columns"]))) - numeric
     return {**item, "view": TableView(item["title"], tuple(item["columns"]), tuple(rows), left=left)}
+
+
+def _pieces(text: str, marks: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return a text cut at its marks: ``{"text", "label", "verdict"}`` each, the latter two empty between marks.
+
+    Of marks that overlap, both are shown: the text that they share stands in each.
+    """
+    pieces, at = [], 0
+    for mark in sorted(marks, key=lambda mark: (mark["start"], mark["end"])):
+        if mark["start"] > at:
+            pieces.append({"text": text[at : mark["start"]], "label": "", "verdict": ""})
+        pieces.append({"text": text[mark["start"] : mark["end"]], "label": mark["label"], "verdict": mark["verdict"]})
+        at = max(at, mark["end"])
+    if at < len(text):
+        pieces.append({"text": text[at:], "label": "", "verdict": ""})
+    return pieces
 
 
 def _detail_cell(cell: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,10 @@ class Figure:
 
 
 def figures(record: RunRecord) -> dict[str, Figure]:
-    """Return the plots that the record has data for, by name: size, latency, history, importance, curves."""
+    """Return the plots that the record has data for, by name: size, latency, history, importance, curves.
+
+    The charts of the task's own section are ``chart-0``, ``chart-1`` ... by their place in it.
+    """
     plan = plan_of(record)
     offered = record.selection.candidates if record.selection else candidates(plan, record.trials)
     drawn: list[Figure | None] = [
@@ -51,6 +54,8 @@ def figures(record: RunRecord) -> dict[str, Figure]:
         _importance(record, plan),
         _curves(record, plan),
     ]
+    details = record.final.details if record.final else []
+    drawn += [_chart(place, item) for place, item in enumerate(details) if item["kind"] == "chart"]
     return {figure.name: figure for figure in drawn if figure is not None}
 
 
@@ -235,6 +240,25 @@ def _curves(record: RunRecord, plan: Plan) -> Figure | None:
 
     caption = "Validation while training, before compression; the best checkpoint of a trial is kept, not the last."
     return Figure("curves", "Curves of the trials", caption, _svg(draw, "curves", 5.6, 4.1))
+
+
+def _chart(place: int, item: Mapping[str, Any]) -> Figure:
+    def draw(axes: Axes) -> None:
+        handles = []
+        for number, series in enumerate(item["series"]):
+            colour = SERIES[number % len(SERIES)]
+            axes.plot(series["x"], series["y"], color=colour, linewidth=2, marker="o", markersize=3)
+            handles.append(_line(colour, series["name"], "-"))
+        if item["diagonal"]:
+            both = [value for series in item["series"] for value in (*series["x"], *series["y"])] or [0.0, 1.0]
+            ends = (min(0.0, *both), max(1.0, *both))
+            axes.plot(ends, ends, color=FAINT, linewidth=1, linestyle="--")
+        axes.set_xlabel(item["x_label"])
+        axes.set_ylabel(item["y_label"])
+        _legend(axes, handles if len(handles) > 1 else [])
+
+    name = f"chart-{place}"
+    return Figure(name, item["title"], item["caption"], _svg(draw, name, 5.6, 4.1))
 
 
 def _cost_axis(axes: Axes, column: str, values: Sequence[float]) -> None:
