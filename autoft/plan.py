@@ -27,6 +27,7 @@ from autoft.contracts import (
 )
 from autoft.data import package_path
 from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
+from autoft.gguf import converted
 from autoft.hardware import Hardware
 from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
@@ -186,6 +187,8 @@ class Plan(_Plan):
     autoft: str
     name: str
     task: str
+    notice: str = ""
+    """What everybody has to read first of the task's models."""
     options: dict[str, str | int | float | bool | None]
     models: list[ModelPlan]
     pipelines: list[PipelinePlan]
@@ -417,6 +420,7 @@ class _Planner:
             autoft=__version__,
             name=recipe.name or "run",
             task=recipe.task,
+            notice=self.task.card.notice,
             options=options,
             models=models,
             pipelines=pipelines,
@@ -480,13 +484,13 @@ class _Planner:
     def resolve_model(self, name: str) -> ModelPlan:
         if name.startswith("package://"):
             try:
-                folder = package_path(name)
+                path = package_path(name)
             except DataError as error:
                 raise ModelError(str(error)) from None
-            return _local_model(name, folder)
-        for folder in (self.base / name, Path(name).expanduser()):
-            if folder.is_dir():
-                return _local_model(name, folder)
+            return _local_model(name, path)
+        for path in (self.base / name, Path(name).expanduser()):
+            if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+                return _local_model(name, path)
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             parent = (self.base / name).parent
             near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
@@ -787,6 +791,8 @@ def _on_device(hardware: Hardware, device: str) -> Hardware:
 
 
 def _local_model(name: str, folder: Path) -> ModelPlan:
+    if folder.is_file() and folder.suffix == ".gguf":
+        folder = converted(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
