@@ -139,7 +139,7 @@ class SearchSection(_Section):
     """What is optimised: a quality metric, and optionally cost metrics beside it; default: the task's first metric."""
     seed: int = Field(default=0, ge=0)
     """Of sampling, splits and the first training of each configuration."""
-    tolerance: float = Field(default=0.005, ge=0)
+    tolerance: float = Field(default=0.01, ge=0)
     """Among the variants whose objective is within this of the best, the cheapest is chosen; a share of a best above 1."""
     finalist_seeds: int = Field(default=2, ge=0)
     """Further seeds that the finalists are trained with, where the time allows."""

@@ -35,6 +35,9 @@ __all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing"]
 TRIAL_OVERHEAD_SECONDS = 20.0
 """Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
 
+STARTUP_SECONDS = 6.0
+"""What a process takes at least to import the libraries; a slower machine shows it when its workers start."""
+
 ASK_LIMIT = 60
 """Proposals that may be repeats, or too long for the time left, before the search ends."""
 
@@ -195,6 +198,7 @@ class Search:
             self.study.replay(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.running: dict[int, TrialConfig] = {}
+        self.startup = STARTUP_SECONDS
         self.ended = ""
         self.began = False
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
@@ -216,7 +220,9 @@ class Search:
             per_row = yardstick.seconds / max(1, self.validation_rows)
         else:
             per_row = 3 * max(self.pace.validate_per_row.values(), default=0.01)
-        return 25.0 + per_row * (1.5 * self.test_rows + self.validation_rows)
+        untouched = self.test_rows + self.validation_rows if self.catalog.task(self.plan.task).card.untrained else 0
+        # Three processes import the libraries anew: for the model, the default and the baselines.
+        return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -247,11 +253,12 @@ class Search:
 
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
-        ready = 0
+        ready, begin = 0, time.monotonic()
         while ready < self.plan.workers:
             event = self._await(executor)
             if event.kind == "ready":
                 ready += 1
+        self.startup = max(self.startup, time.monotonic() - begin)
         executor.send(0, "probe", models=models)
         event = self._await(executor)
         while event.kind != "probed":

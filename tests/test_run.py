@@ -125,8 +125,14 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
 def test_predictions_that_the_disk_cannot_hold_are_told(finished):
     full = autoft_command("predict", "runs/tiny", "a great film", "--output", "/dev/full", cwd=finished)
     assert full.returncode == 5, full.stderr
-    assert "No space left" in full.stderr or "disk is full" in full.stderr
+    assert "the disk is full; free some space" in full.stderr
     assert "Traceback" not in full.stderr
+
+
+def test_predictions_into_a_folder_that_is_not_there_are_told(finished):
+    done = autoft_command("predict", "runs/tiny", "a great film", "--output", "no/such/folder.jsonl", cwd=finished)
+    assert done.returncode == 5
+    assert done.stderr == "error: no/such/folder.jsonl: No such file or directory\n"
 
 
 def test_trials_csv_has_a_line_for_every_trial_and_variant(finished):

@@ -39,6 +39,7 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "sampler": sampler,
         "early_stopping": early_stopping,
         "seed": 3,
+        "task": "text-classification",
         "trials_limit": None,
         "finalist_seeds": 0,
         "tolerance": 0.0,
