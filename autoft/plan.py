@@ -32,7 +32,7 @@ from autoft.hardware import Hardware
 from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
-from autoft.rundir import RunRecord, TrialConfig, read_json
+from autoft.rundir import RunDir, RunRecord, TrialConfig, read_json
 from autoft.space import (
     Categorical,
     Domain,
@@ -191,6 +191,8 @@ class Plan(_Plan):
     """What everybody has to read first of the task's models."""
     options: dict[str, str | int | float | bool | None]
     models: list[ModelPlan]
+    init_from: str | None = None
+    """Name of the model that an earlier run left, among the models."""
     pipelines: list[PipelinePlan]
     variants: list[VariantPlan]
     space: dict[str, dict[str, Any]]
@@ -423,6 +425,7 @@ class _Planner:
             notice=self.task.card.notice,
             options=options,
             models=models,
+            init_from=recipe.init_from,
             pipelines=pipelines,
             variants=variants,
             space={name: domain_to_json(domain) for name, domain in space.items()},
@@ -479,7 +482,28 @@ class _Planner:
                 models.append(self.resolve_model(name))
             except ModelError as error:
                 self.fault(where, str(error))
+        if self.recipe.init_from:
+            try:
+                folder = self.earlier(self.recipe.init_from)
+                models.append(_local_model(self.recipe.init_from, folder))
+            except ModelError as error:
+                self.fault("init_from", str(error))
         return models
+
+    def earlier(self, name: str) -> Path:
+        """Return the folder of the dense weights that an earlier run kept: the chosen ones, else the default's."""
+        run = next((path for path in (self.base / name, Path(name).expanduser()) if path.is_dir()), None)
+        if run is None:
+            raise ModelError(f"no such folder: {name}; give the folder of a finished run, as runs/reviews")
+        chosen = read_json(run / "selection.json", missing={}).get("trial")
+        numbers = [number for number in (chosen, 0) if number is not None]
+        places = [run / "best", *(RunDir(run).trial(number) / "variants" / "none" for number in numbers), run]
+        for place in places:
+            if (place / "config.json").is_file() and [*place.glob("*.safetensors")] and not _compressed(place):
+                return place
+        raise ModelError(
+            f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
+        )
 
     def resolve_model(self, name: str) -> ModelPlan:
         if name.startswith("package://"):
@@ -814,6 +838,11 @@ def _local_model(name: str, folder: Path) -> ModelPlan:
     return ModelPlan(
         name=name, path=str(folder), config=config, size_bytes=sum(file.stat().st_size for file in weights)
     )
+
+
+def _compressed(folder: Path) -> bool:
+    """Say whether the files of a model are those of a compressor, which transformers cannot train on."""
+    return bool(read_json(folder / "autoft.json", missing={}).get("format", "transformers") != "transformers")
 
 
 def _hub_model(name: str) -> ModelPlan:

@@ -172,6 +172,8 @@ class Recipe(_Section):
     """Of the run; default: the recipe file's name."""
     model: Names
     """A model or a list to search: a local folder, a hub id, or `package://module/path`. The first is the default."""
+    init_from: str | None = None
+    """An earlier run, of this task or another: its trained model, with a new head where it needs one, is a further model."""
     data: DataSection
     """A source of training data, or a section with splits, columns and filters."""
     budget: BudgetSection = BudgetSection()

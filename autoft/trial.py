@@ -176,13 +176,8 @@ def write_variant(place: Workplace, dense: Any, target: Target, variant: Variant
     for step in variant.chain:
         compressor = place.catalog.compressors[step.strategy]
         model = compressor.apply(model, target, rows, step.params)
-        writer = compressor if compressor.yields != "sparse" or _writes_itself(compressor) else writer
+        writer = compressor if compressor.yields != "sparse" or compressor.writes_itself else writer
     save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
-
-
-def _writes_itself(compressor: Compressor) -> bool:
-    kind = type(compressor)
-    return kind.save is not Compressor.save or kind.load is not Compressor.load
 
 
 class _Run:

@@ -267,6 +267,8 @@ CASES = [
     Case("a model of a package that is not there", explain(model="package://no_such_thing/model"), 2, "no_such_thing"),
     Case("a path out of a package", explain(model="package://autoft/../../etc"), 2, "package://"),
     Case("a local model that is not there", explain(model="./modell"), 2, "modell"),
+    Case("an earlier run that is not there", explain(init_from="runs/older"), 2, "runs/older"),
+    Case("an earlier run without a model", explain(init_from="."), 2, "no trained model"),
     Case("a hub model without a network", search(model="some/model-of-the-hub"), 2, "some/model-of-the-hub"),
     Case("a model without config.json", with_model(lambda m: (m / "config.json").unlink()), 2, "config.json"),
     Case("a model whose config.json is cut", with_model(lambda m: cut(m / "config.json")), 2, "config.json"),

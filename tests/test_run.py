@@ -180,6 +180,25 @@ def test_the_report_can_be_rendered_again(finished):
     assert (finished / "runs/tiny/report.html").read_bytes() == before
 
 
+def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finished, tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        budget={"time": "10m", "trials": 2},
+        compress=["none"],
+        space={"full.learning_rate": 1e-5, "train.epochs": 1, "train.batch_size": 8},
+        init_from=str(finished / "runs/tiny"),
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
+    # A step of 1e-5 teaches nothing: what is known comes from the earlier run, whose body and head are the start.
+    assert report["best"]["model"] == str(finished / "runs/tiny")
+    assert report["best"]["test"]["accuracy"]["value"] > 0.8
+    assert any("starting from" in warning and "(+0." in warning for warning in report["warnings"])
+
+
 def test_json_lines_on_request(tmp_path, tiny_model, reviews):
     recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 1}, compress=["none"])
     done = autoft_command("search", recipe, "--json", cwd=tmp_path)

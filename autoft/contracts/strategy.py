@@ -186,6 +186,12 @@ class Compressor(Strategy):
             params: of this strategy, without its name in front.
         """
 
+    @property
+    def writes_itself(self) -> bool:
+        """Whether :meth:`save` or :meth:`load` is its own: of a chain, such a compressor writes the files."""
+        kind = type(self)
+        return kind.save is not Compressor.save or kind.load is not Compressor.load
+
     def save(self, model: Any, folder: Path) -> None:
         """Write the model's files (not the processor's) into the folder."""
         model.save_pretrained(folder)

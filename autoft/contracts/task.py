@@ -185,7 +185,7 @@ class Baseline:
     Attributes:
         name: as the report shows it.
         predict: rows without targets in, one prediction a row out, as :meth:`Task.predict`.
-        trivial: it does not look at the inputs (majority class); one baseline of a task must be trivial.
+        trivial: it learns nothing (majority class, first sentences, a copy of the source); one of a task must be trivial.
     """
 
     name: str

@@ -36,7 +36,9 @@ CONVOLUTIONAL = frozenset(
 )
 """Model types (of transformers 5.23) whose body computes with convolutions only: no linear layer to adapt or quantize."""
 
-_PRETRAINED_HEADS = frozenset({"causal-lm", "masked-lm", "seq2seq", "seq2seq-lm"})
+_PRETRAINED_HEADS = frozenset(
+    {"causal-lm", "conditional-generation", "image-text-to-text", "masked-lm", "seq2seq", "seq2seq-lm"}
+)
 
 
 class HeadOnly(Adapter):

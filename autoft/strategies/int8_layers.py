@@ -44,6 +44,11 @@ class Int8Linear(nn.Module):
         # Decided where the model runs, not where it was made: a file may come to a CPU without wide sums.
         self.narrow = not has_int8_products()
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """What models see that look at a layer's weight for its type, as T5 does: int8 ``(out, in)``."""
+        return self.weight_int8
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``inputs @ weight.T + bias``, ``(..., out)``."""
         return torch.ops.quantized.linear_dynamic(inputs.float(), self.packed, self.narrow)  # type: ignore[no-any-return]

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Lora", "find_targets"]
 
+# Without "question-answering": PEFT's wrapper for it drops token_type_ids, so that the merged model answers otherwise.
 _TASK_TYPES = {
     "causal-lm": "CAUSAL_LM",
     "feature-extraction": "FEATURE_EXTRACTION",
-    "question-answering": "QUESTION_ANS",
     "seq2seq": "SEQ_2_SEQ_LM",
     "seq2seq-lm": "SEQ_2_SEQ_LM",
     "sequence-classification": "SEQ_CLS",

@@ -21,7 +21,8 @@ from autoft.contracts import (
     TaskCard,
     TaskContext,
 )
-from autoft.errors import DataError, ModelError, closest
+from autoft.errors import DataError, closest
+from autoft.pretrained import loading, set_dropout
 
 if TYPE_CHECKING:
     import torch
@@ -30,18 +31,6 @@ __all__ = ["TextClassification"]
 
 MOST_LABELS = 1000
 SHOWN_LABELS = 30
-DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "dropout",
-    "attention_dropout",
-    "seq_classif_dropout",
-    "embd_pdrop",
-    "resid_pdrop",
-    "attn_pdrop",
-)
-"""Names that configurations of transformers give to dropout."""
 
 
 class TextClassification(Task):
@@ -121,6 +110,7 @@ class TextClassification(Task):
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the label names, how often each occurs, whether rows have several, and whether texts come in pairs."""
+        _verify_labels(rows)
         listed = {isinstance(row["label"], list | tuple) for row in rows}
         if listed == {True, False}:
             raise DataError(
@@ -172,10 +162,8 @@ class TextClassification(Task):
         """Return the tokenizer; one without a padding token pads with its end token."""
         from transformers import AutoTokenizer
 
-        try:
+        with loading(source, "the tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{source.path}: the tokenizer cannot be loaded: {_first_line(error)}") from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
@@ -183,45 +171,27 @@ class TextClassification(Task):
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with a head of as many outputs as there are labels."""
         import torch
-        import transformers
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         names = list(context.labels)
-        try:
+        with loading(source):
             config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
             config.id2label = dict(enumerate(names))
             config.label2id = {name: i for i, name in enumerate(names)}
             multi = context.facts.get("problem") == "multi"
             config.problem_type = "multi_label_classification" if multi else "single_label_classification"
-            dropout = context.params.get("train.dropout")
-            if dropout is not None:
-                for attribute in DROPOUTS:
-                    if hasattr(config, attribute):
-                        setattr(config, attribute, dropout)
+            set_dropout(config, context.params.get("train.dropout"))
             if config.pad_token_id is None and context.processor is not None:
                 config.pad_token_id = context.processor.pad_token_id
-            level = transformers.logging.get_verbosity()
-            # The head of a base model is new by intent: the report that says so would come with every trial.
-            transformers.logging.set_verbosity_error()
-            try:
-                model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-                    source.path,
-                    config=config,
-                    ignore_mismatched_sizes=True,
-                    use_safetensors=True,
-                    **source.from_pretrained_kwargs(),
-                    # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
-                    **{"dtype": torch.float32, **source.load_kwargs},
-                )
-            finally:
-                transformers.logging.set_verbosity(level)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"{source.path}: the model cannot be loaded: {_first_line(error)}") from error
-        except Exception as error:
-            # safetensors raises its own error type for a cut or damaged file.
-            if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-                raise ModelError(f"{source.path}: the weights are damaged: {_first_line(error)}") from error
-            raise
+            model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
+                source.path,
+                config=config,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                **source.from_pretrained_kwargs(),
+                # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
+                **{"dtype": torch.float32, **source.load_kwargs},
+            )
         return model
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
@@ -368,6 +338,14 @@ def _name(value: Any) -> str:
     return str(value)
 
 
+def _verify_labels(rows: Sequence[Row]) -> None:
+    for number, row in enumerate(rows, start=1):
+        value = row["label"]
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(entry, str | int | float):
+                raise DataError(f"row {number}: 'label' has to be a label or a list of labels, given {value!r:.60}")
+
+
 def _names(value: Any) -> list[str]:
     return [_name(entry) for entry in value] if isinstance(value, list | tuple) else [_name(value)]
 
@@ -468,8 +446,3 @@ def _errors(rows: Sequence[Row], references: Sequence[Any], predictions: Sequenc
     wrong.sort(key=lambda entry: -entry[0])
     lines = tuple((text, true, said, round(score, 3)) for score, text, true, said in wrong[:20])
     return Examples("Most confident errors", ("text", "true", "predicted", "score"), lines)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":") if lines else type(error).__name__

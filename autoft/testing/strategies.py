@@ -1,0 +1,502 @@
+"""The checks of a strategy, and what tasks' checks ask of strategies too."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from autoft.artifact import LoadedModel
+from autoft.contracts import (
+    Adapter,
+    Augmenter,
+    Column,
+    Compressor,
+    PostTrainingQuantizer,
+    Quantizer,
+    Refusal,
+    Row,
+    State,
+    Strategy,
+    Target,
+    Task,
+    TaskCard,
+    WeightPruner,
+)
+from autoft.space import Categorical, Float, Int, SearchSpace
+from autoft.testing.isolation import heavy_imports
+from autoft.testing.values import difference
+from autoft.testing.workbench import TOLERANCE, Call, Workbench, expect, skip
+
+__all__ = [
+    "Pipeline",
+    "compress",
+    "keeps_quality",
+    "keeps_the_row",
+    "legal_pipelines",
+    "merges_and_loads",
+    "strategy_checks",
+    "trains_and_merges",
+]
+
+STAGES: Mapping[type[Strategy], str] = {
+    Augmenter: "data",
+    Quantizer: "load",
+    Adapter: "adapt",
+    Compressor: "compress",
+}
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Two words",
+    "word",
+    "",
+    " ",
+    "...",
+    "Numbers 1,234.5 and 67 % - and (brackets)!",
+    "a  b   c\td\ne",
+    "ÅNGSTRÖM ﬁ ½ ﷺ",
+    "人工知能は面白い。",
+    "मैं घर जा रहा हूँ",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧 🏳️‍🌈",
+    "same same same same",
+    "x" * 3000,
+)
+SEEDS = 6
+
+EVERYTHING = TaskCard(
+    name="autoft-testing-everything",
+    summary="columns of every kind",
+    columns=(
+        Column("text", "text", "a text"),
+        Column("second", "text", "another text", required=False),
+        Column("count", "number", "a number"),
+        Column("words", "tokens", "words"),
+        Column("picture", "image", "a picture"),
+        Column("answer", "text", "a text to find", target=True),
+        Column("label", "label", "a label", target=True),
+        Column("labels", "labels", "labels", target=True),
+        Column("tags", "tags", "a tag a word", target=True),
+        Column("span", "span", "a place in the text", target=True),
+    ),
+    metrics=("praise_hits",),
+    architecture="sequence-classification",
+)
+
+KEPT = 0.5
+"""Share of what training gained that a compressed model has to keep. The contract does not say what one costs."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An adapter, over a quantized base or a dense one."""
+
+    adapter: Adapter
+    quantizer: Quantizer | None = None
+
+    @property
+    def name(self) -> str:
+        """As recipes name it."""
+        return f"{self.quantizer.name}+{self.adapter.name}" if self.quantizer else self.adapter.name
+
+
+def strategy_checks(strategy: Strategy, benches: Mapping[str, Workbench]) -> Iterator[Call]:
+    """Yield the checks that suit a strategy.
+
+    Args:
+        strategy: what is checked.
+        benches: a small task on each kind of model that strategies are tried upon.
+    """
+    (first, *_) = benches.values()
+    yield Call(check_import_is_light, (strategy,))
+    yield Call(check_names, (strategy,))
+    for kind, bench in benches.items():
+        yield Call(check_refuses_with_a_sentence, (bench, strategy), kind)
+    if isinstance(strategy, Augmenter):
+        yield Call(check_augmenter_keeps_the_row, (strategy,))
+        yield Call(check_augmenter_changes_texts, (first, strategy))
+        yield Call(check_augmenter_refuses_what_it_invalidates, (first, strategy))
+    for kind, bench in benches.items():
+        if strategy.check(bench.planning) is not None:
+            continue
+        if isinstance(strategy, Compressor):
+            yield Call(check_compressor_keeps_predictions, (bench, strategy), kind)
+            if isinstance(strategy, PostTrainingQuantizer):
+                yield Call(check_quantized_files_are_smaller, (bench, strategy), kind)
+            if "sparse" in strategy.accepts:
+                yield Call(check_compressor_takes_pruned_models, (bench, strategy), kind)
+        if isinstance(strategy, Quantizer):
+            yield Call(check_quantizer_loads, (bench, strategy), kind)
+        for pipeline in legal_pipelines(bench):
+            if pipeline.adapter is strategy:
+                yield Call(check_adapter_trains_and_merges, (bench, pipeline), f"{pipeline.name}, {kind}")
+
+
+# ---------------------------------------------------------------------------------------------- any strategy
+
+
+def check_import_is_light(strategy: Strategy) -> None:
+    """Its module and its ``check`` load no heavy library."""
+    heavy_imports(strategy)
+
+
+def check_names(strategy: Strategy) -> None:
+    """Summary, stage, states, parameters and published settings are as the contract has them."""
+    summary = strategy.summary
+    expect(summary.strip() and "\n" not in summary, f"the summary has to be one line, given {summary!r:.60}")
+    kinds = [kind for kind in STAGES if isinstance(strategy, kind)]
+    expect(len(kinds) == 1, "a strategy is one of Augmenter, Quantizer, Adapter and Compressor")
+    expect(strategy.stage == STAGES[kinds[0]], f"the stage is {strategy.stage!r}, not {STAGES[kinds[0]]!r}")
+    states = set(get_args(State))
+    expect(
+        strategy.accepts and set(strategy.accepts) <= states, f"accepts has to name some of {', '.join(sorted(states))}"
+    )
+    expect(strategy.yields in states, f"yields is {strategy.yields!r}, none of {', '.join(sorted(states))}")
+    for name, domain in strategy.space.items():
+        expect(isinstance(domain, Float | Int | Categorical), f"space says {domain!r} of {name!r}, which is no domain")
+        expect(
+            name.isidentifier(), f"the parameter {name!r} is no plain name; the strategy's own is put in front of it"
+        )
+    for setting in strategy.published:
+        for name, value in setting.items():
+            if "." in name:
+                continue
+            expect(name in strategy.space, f"a published setting has {name!r}, which is no parameter")
+            expect(
+                strategy.space[name].contains(value),
+                f"published {name}={value!r} lies outside of {strategy.space[name]}",
+            )
+    if isinstance(strategy, Adapter):
+        expect(
+            isinstance(strategy.space.get("learning_rate"), Float | Categorical), "space lacks learning_rate, a Float"
+        )
+
+
+def check_refuses_with_a_sentence(bench: Workbench, strategy: Strategy) -> None:
+    """``check`` answers with None, or with one line that names the strategy."""
+    for target in (bench.planning, replace(bench.planning, config={})):
+        refusal = strategy.check(target)
+        if refusal is None:
+            continue
+        expect(isinstance(refusal, Refusal), f"check() returned {type(refusal).__name__}, neither a Refusal nor None")
+        reason = refusal.reason
+        fits = strategy.name in reason and "\n" not in reason
+        expect(fits, f"a refusal is one line that names {strategy.name}, given {reason!r:.80}")
+
+
+# ------------------------------------------------------------------------------------------------- augmenters
+
+
+def check_augmenter_keeps_the_row(augmenter: Augmenter) -> None:
+    """Columns of other kinds, targets and the given row stay; the same ``rng`` gives the same; odd texts survive."""
+    rows: list[Row] = [
+        {
+            "text": text,
+            **({"second": SENTENCES[i - 1]} if i % 2 else {}),
+            "count": 3.5,
+            "words": ["two", "words"],
+            "picture": b"\x89PNG",
+            "answer": "the answer",
+            "label": "b",
+            "labels": ["a", "b"],
+            "tags": ["O", "B"],
+            "span": {"start": 0, "text": "The"},
+        }
+        for i, text in enumerate(SENTENCES)
+    ]
+    keeps_the_row(augmenter, rows, EVERYTHING)
+
+
+def check_augmenter_changes_texts(bench: Workbench, augmenter: Augmenter) -> None:
+    """With its default parameters it changes an ordinary row once in a while."""
+    if "text" not in augmenter.rewrites:
+        skip("rewrites no texts")
+    card = bench.task.card
+    learned = augmenter.learn(bench.rows, card)
+    row = {"text": SENTENCES[0] + " " + SENTENCES[6], "label": "praise"}
+    tries = [
+        augmenter.augment(dict(row), card, random.Random(seed), defaults(augmenter.space), learned)
+        for seed in range(40)
+    ]
+    expect(
+        any(dict(one) != row for one in tries),
+        f"40 tries at {defaults(augmenter.space)} change nothing of {row['text']!r}",
+    )
+
+
+def check_augmenter_refuses_what_it_invalidates(bench: Workbench, augmenter: Augmenter) -> None:
+    """A task with a column that a change would make wrong is refused."""
+    for kind in sorted(augmenter.invalidates):
+        card = replace(
+            bench.task.card, columns=(*bench.task.card.columns, Column("it", kind, "what would be wrong", target=True))
+        )
+        other: Task = type("Other", (type(bench.task),), {"card": card})()
+        expect(
+            augmenter.check(replace(bench.planning, task=other)) is not None,
+            f"it invalidates columns of kind {kind!r}, and check() does not refuse a task with one",
+        )
+
+
+def keeps_the_row(augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> list[Row]:
+    """Augment rows with the smallest, the default and the largest parameters, and return them all.
+
+    Raises:
+        CheckFailed: something changed that has to stay, or chance came from elsewhere than ``rng``.
+    """
+    rewritten = {column.role for column in card.inputs if column.kind in augmenter.rewrites}
+    learned = augmenter.learn(copy.deepcopy(rows), card)
+    changed: list[Row] = []
+    for params in extremes(augmenter.space):
+        for number, row in enumerate(rows):
+            for seed in range(SEEDS):
+                answers = []
+                for noise in (1, 2):
+                    random.seed(noise)
+                    given = copy.deepcopy(dict(row))
+                    answers.append(augmenter.augment(given, card, random.Random(seed), params, learned))
+                    told = difference(given, dict(row), 0.0, "the given row")
+                    expect(told is None, f"augment() changes the row that it is given: {told}")
+                one, other = (dict(answer) for answer in answers)
+                expect(
+                    one == other, f"row {number + 1}: the same rng gives two answers; all chance has to come from it"
+                )
+                expect(set(one) == set(row), f"row {number + 1} had the roles {sorted(row)}, and now has {sorted(one)}")
+                for role, value in one.items():
+                    if role not in rewritten:
+                        told = difference(value, row[role], 0.0, repr(role))
+                        expect(told is None, f"augment() may not change {role!r}, which it does not rewrite: {told}")
+                    elif isinstance(row[role], str):
+                        expect(isinstance(value, str), f"{role!r} was a text, and is {type(value).__name__} now")
+                        lost = bool(row[role].strip()) and not value.strip()
+                        expect(not lost, f"nothing is left of {role!r}, which was {row[role]!r:.40} (with {params})")
+                changed.append(one)
+    return changed
+
+
+# ------------------------------------------------------------------------------------------------ compressors
+
+
+def check_compressor_keeps_predictions(bench: Workbench, compressor: Compressor) -> None:
+    """The given model stays as it is; the files of the compressed one load, and predict nearly as it did."""
+    keeps_quality(bench, compressor, compress(bench, compressor))
+
+
+def check_quantized_files_are_smaller(bench: Workbench, compressor: PostTrainingQuantizer) -> None:
+    """The files of a quantized model are smaller than those of the dense one."""
+    dense, folder = bench.new_folder(), bench.new_folder()
+    model: Any = bench.trained.model
+    model.save_pretrained(dense)
+    compressor.save(apply_and_compare(bench, compressor, model), folder)
+    before, after = _bytes_of(dense), _bytes_of(folder)
+    expect(after < before, f"the quantized model has {after} bytes, the dense one {before}")
+
+
+def check_compressor_takes_pruned_models(bench: Workbench, compressor: Compressor) -> None:
+    """It accepts sparse models: one with half of its weights at zero comes through, and loads."""
+    import torch
+
+    pruned = copy.deepcopy(bench.trained.model)
+    with torch.no_grad():
+        for weight in pruned.parameters():
+            if weight.dim() == 2:
+                weight.masked_fill_(weight.abs() < weight.abs().median(), 0.0)
+    loaded = compress(bench, compressor, pruned)
+    found = bench.judge(loaded.model, loaded.context)
+    expect(len(found) == len(bench.rows), f"{len(found)} predictions for {len(bench.rows)} rows")
+
+
+def apply_and_compare(bench: Workbench, compressor: Compressor, model: Any) -> Any:
+    """Return the compressed model.
+
+    Raises:
+        CheckFailed: the given one is not what it was.
+    """
+    import torch
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss, training = bench.loss(model), model.training
+    modules = {name: type(module) for name, module in model.named_modules()}
+    answer = compressor.apply(model, bench.target, bench.rows, defaults(compressor.space))
+    who = f"apply() of {compressor.name}"
+    expect(
+        {name: type(module) for name, module in model.named_modules()} == modules, f"{who} changes the model's modules"
+    )
+    after = model.state_dict()
+    wrong = [name for name, value in before.items() if name not in after or not torch.equal(value, after[name])]
+    expect(
+        not wrong and set(after) == set(before), f"{who} changes the given model: {', '.join(wrong[:3]) or 'its names'}"
+    )
+    expect(model.training == training, f"{who} leaves the given model in another mode; set it back")
+    expect(bench.loss(model) == loss, f"after {who} the given model has another loss")
+    return answer
+
+
+def compress(bench: Workbench, compressor: Compressor, model: Any = None) -> LoadedModel:
+    """Compress a model (the trained one by default), write it as a trial does, and return what loads from the files.
+
+    Raises:
+        CheckFailed: the given model was changed, or the files predict otherwise than the compressed model in memory.
+    """
+    import torch
+
+    given = bench.trained.model if model is None else model
+    answer = apply_and_compare(bench, compressor, given)
+    writer = compressor if compressor.writes_itself or compressor.yields != "sparse" else None
+    loaded = bench.write_and_read(answer, writer, compressor.name)
+    if isinstance(answer, torch.nn.Module):
+        wanted, found = bench.judge(answer.eval()), bench.judge(loaded.model, loaded.context)
+        # One in 16 bits in memory and in 32 once it is loaded rounds differently.
+        if getattr(answer, "dtype", torch.float32) == torch.float32:
+            told = difference(found, wanted, TOLERANCE, "predictions")
+            expect(
+                told is None, f"{compressor.name}: its files predict otherwise than the compressed model did: {told}"
+            )
+    return loaded
+
+
+def keeps_quality(bench: Workbench, compressor: Compressor, loaded: LoadedModel) -> None:
+    """Fail where a compressor loses more than half of what training gained; a pruner may, by its parameters."""
+    value = bench.score(bench.judge(loaded.model, loaded.context))
+    expect(math.isfinite(value), f"{bench.objective.name} of the compressed model is {value}")
+    if isinstance(compressor, WeightPruner):
+        return
+    before = bench.score(bench.predictions)
+    expect(
+        bench.gain(value) >= KEPT,
+        f"{compressor.name}: {bench.objective.name} falls from {before:.3g} to {value:.3g} (untrained: "
+        f"{bench.score(bench.first_predictions):.3g}) with parameters at their defaults",
+    )
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------------------------- adapters and quantizers
+
+
+def check_adapter_trains_and_merges(bench: Workbench, pipeline: Pipeline) -> None:
+    """It trains what it says and leaves the rest; the merged model is dense and says what the adapted one did."""
+    merges_and_loads(bench, pipeline)
+
+
+def check_quantizer_loads(bench: Workbench, quantizer: Quantizer) -> None:
+    """The base loads with fewer bytes, gives a finite loss near the dense one, and can be made dense and written."""
+    import torch
+
+    kwargs = quantizer.load_kwargs(bench.target, defaults(quantizer.space))
+    model = quantizer.prepare(bench.load_model(**kwargs), bench.target)
+    dense_bytes = sum(value.numel() * value.element_size() for value in bench.untrained.parameters())
+    own_bytes = sum(value.numel() * value.element_size() for value in model.parameters())
+    expect(own_bytes < dense_bytes, f"its weights have {own_bytes} bytes, the dense ones {dense_bytes}")
+    loss = bench.loss(model)
+    expect(math.isfinite(loss), f"the loss over the quantized base is {loss}")
+    told = difference(loss, bench.loss(bench.untrained), 0.25, "the loss over the quantized base")
+    expect(told is None, f"{told}, as over the dense one")
+    dense = quantizer.dequantize(bench.load_model(**kwargs), bench.target)
+    wrong = {str(value.dtype) for value in dense.parameters() if not value.is_floating_point()}
+    expect(not wrong, f"dequantize() leaves weights of {', '.join(wrong)}")
+    told = difference(bench.loss(dense), loss, 0.05, "the loss of the dequantized model")
+    expect(told is None, f"{told}, as that of the quantized one")
+    loaded = bench.write_and_read(dense, None, "none")
+    told = difference(bench.loss(loaded.model), bench.loss(dense), TOLERANCE, "the loss")
+    expect(told is None, f"the dequantized model that was written and read is another: {told}")
+    expect(
+        all(torch.isfinite(value).all() for value in dense.parameters()),
+        "dequantize() gives weights that are not finite",
+    )
+
+
+def legal_pipelines(bench: Workbench) -> list[Pipeline]:
+    """Return the adapters that are legal for the bench's task and model, over a dense base and over quantized ones."""
+    target: Target = bench.planning
+    bases = [None, *(one for one in bench.catalog.quantizers.values() if one.check(target) is None)]
+    return [
+        Pipeline(adapter, quantizer)
+        for quantizer in bases
+        for adapter in bench.catalog.adapters.values()
+        if (quantizer.yields if quantizer else "dense") in adapter.accepts and adapter.check(target) is None
+    ]
+
+
+def trains_and_merges(bench: Workbench, pipeline: Pipeline, steps: int = 25) -> Any:
+    """Load, attach, train and merge, as a trial does, and return the merged model.
+
+    Raises:
+        CheckFailed: nothing is trained, what is frozen changes, the loss does not fall, or the merged model is not
+            dense or has another loss than the adapted one.
+    """
+    import torch
+
+    adapter, quantizer, who = pipeline.adapter, pipeline.quantizer, pipeline.name
+    kwargs = quantizer.load_kwargs(bench.target, defaults(quantizer.space)) if quantizer else {}
+    model = bench.load_model(**kwargs)
+    if quantizer:
+        model = quantizer.prepare(model, bench.target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = adapter.attach(model, bench.target, defaults(adapter.space))
+    frozen = {name: value.detach().clone() for name, value in model.named_parameters() if not value.requires_grad}
+    trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    expect(trained, f"{who}: attach() leaves nothing to train")
+    first = bench.loss(model)
+    bench.train(model, steps, learning_rate=1e-2)
+    last = bench.loss(model)
+    expect(last < first, f"{who}: {steps} steps bring the loss of the demo rows from {first:.4g} to {last:.4g}")
+    now = dict(model.named_parameters())
+    moved = [name for name, value in frozen.items() if not torch.equal(value, now[name])]
+    expect(not moved, f"{who}: frozen weights change in training: {', '.join(moved[:3])}")
+    expect(
+        any(not torch.equal(value, now[name]) for name, value in trained.items()),
+        f"{who}: no weight changes in training",
+    )
+    if quantizer is None:
+        merged = adapter.merge(model, None, bench.target)
+        slack = TOLERANCE
+    else:
+        base = quantizer.dequantize(bench.load_model(**kwargs), bench.target)
+        merged = adapter.merge(model, lambda: base, bench.target)
+        # The quantized layers compute with rounded activations, the dense ones do not.
+        slack = 0.1
+        full = adapter.merge(model, bench.load_model, bench.target)
+        expect(bench.loss(full) < first, f"{who}: merged into the full base, nothing is left of what was learned")
+    merged = merged.eval()
+    expect(
+        hasattr(merged, "save_pretrained") and not hasattr(merged, "peft_config"),
+        f"{who}: merge() returns no plain model",
+    )
+    odd = {str(value.dtype) for value in merged.parameters() if not value.is_floating_point()}
+    expect(not odd, f"{who}: the merged model holds weights of {', '.join(odd)}")
+    told = difference(bench.loss(merged), last, slack, "the loss of the merged model")
+    expect(told is None, f"{who}: {told}, as that of the adapted one")
+    return merged
+
+
+def merges_and_loads(bench: Workbench, pipeline: Pipeline) -> None:
+    """Train and merge as :func:`trains_and_merges`, and fail where the merged model is another once it was written."""
+    merged = trains_and_merges(bench, pipeline)
+    loaded = bench.write_and_read(merged, None, "none")
+    told = difference(bench.loss(loaded.model), bench.loss(merged), TOLERANCE, "the loss")
+    expect(told is None, f"{pipeline.name}: the merged model that was written and read is another: {told}")
+
+
+def defaults(space: SearchSpace) -> dict[str, Any]:
+    """Return every parameter at its default."""
+    return {name: domain.default for name, domain in space.items()}
+
+
+def extremes(space: SearchSpace) -> list[dict[str, Any]]:
+    """Return the defaults, all numbers at their lowest and at their highest, and each further choice."""
+    usual = defaults(space)
+    low = {name: domain.low for name, domain in space.items() if not isinstance(domain, Categorical)}
+    high = {name: domain.high for name, domain in space.items() if not isinstance(domain, Categorical)}
+    settings = [usual, {**usual, **low}, {**usual, **high}]
+    for name, domain in space.items():
+        if isinstance(domain, Categorical):
+            settings += [{**usual, name: choice} for choice in domain.choices if choice != domain.default]
+    return [setting for i, setting in enumerate(settings) if setting not in settings[:i]]
