@@ -15,8 +15,8 @@ from typing import Any
 from autoft import report
 from autoft.artifact import LoadedModel, load
 from autoft.contracts import Row
-from autoft.data import PreparedData, prepare_data
-from autoft.errors import NothingFeasible, RunFolderError
+from autoft.data import PreparedData, prepare_data, prepare_folds
+from autoft.errors import DataError, NothingFeasible, RunFolderError
 from autoft.export import export, measure_final, write_card
 from autoft.hardware import Hardware
 from autoft.plan import Plan, make_plan, plan_target, violations
@@ -97,8 +97,11 @@ def search(
     with folder.lock(), _interruptible(listener) as interruption:
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
-        prepared = prepare_data(loaded.data, catalog.task(loaded.task), plan.options, plan.seed, folder.data, base)
+        task = catalog.task(loaded.task)
+        prepared = prepare_data(loaded.data, task, plan.options, plan.seed, folder.data, base, plan.folds)
+        prepare_folds(prepared, task, plan.folds, plan.seed, folder.data)
         plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
+        plan = _with_auxiliary(plan, loaded, catalog, folder, base)
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
@@ -117,6 +120,24 @@ def search(
             listener.note(f"The search ended: {engine.ended}.")
         _finish(folder, plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
+    """Prepare the data of auxiliary tasks, and return the plan with what it says."""
+    known, warnings = [], []
+    for number, (section, one) in enumerate(zip(recipe.auxiliary, plan.auxiliary, strict=True)):
+        task, where = catalog.task(one.task), run.auxiliary(number)
+        where.mkdir(parents=True, exist_ok=True)
+        try:
+            # Only training rows are of use: what has to be cut for the other splits is as little as can be.
+            absent = {f"{name}_size": 1 for name in ("validation", "test") if getattr(section.data, name) is None}
+            data = section.data.model_copy(update=absent)
+            prepared = prepare_data(data, task, one.options, plan.seed, where, base)
+        except DataError as error:
+            raise DataError(f"auxiliary[{number}].{error}") from error
+        known.append((prepared.facts, len(prepared.train)))
+        warnings += [f"auxiliary[{number}].{warning}" for warning in prepared.warnings]
+    return plan.with_auxiliary(known, warnings)
 
 
 def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:
@@ -158,6 +179,7 @@ def _finish(
             final.notes.append(note)
         final.notes.extend(_beside_baselines(folder, plan, final))
         final.notes.extend(_gain_of_start(plan, results))
+        final.notes.extend(_gain_of_auxiliary(plan, results))
         for note in final.notes:
             listener.note(note)
         write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
@@ -204,6 +226,31 @@ def _gain_of_start(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
     return [
         f"With the default settings, starting from {plan.init_from} gives {start:.4f} validation {plan.objective}, the "
         f"plain start {plain:.4f} ({start - plain:+.4f})."
+    ]
+
+
+def _gain_of_auxiliary(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
+    """Return what the default settings score with the auxiliary tasks and without, on validation."""
+    if not plan.auxiliary:
+        return []
+    default = plan.default_config()
+    rest = {name: value for name, value in default.params.items() if name != "auxiliary.weight"}
+    scored = {
+        result.config.params["auxiliary.weight"]: result.validation[plan.objective]
+        for result in results
+        if result.state == "complete"
+        and (result.config.model, result.config.pipeline) == (default.model, default.pipeline)
+        and result.config.seed == default.seed
+        and {name: result.config.params.get(name) for name in rest} == rest
+    }
+    if not {0.0, 1.0} <= set(scored):
+        return [
+            "The default settings were not trained to their end with the auxiliary tasks and without: their gain is not known."
+        ]
+    return [
+        f"With the default settings, training along with {', '.join(one.task for one in plan.auxiliary)} gives "
+        f"{scored[1.0]:.4f} validation {plan.objective}, training alone {scored[0.0]:.4f} "
+        f"({scored[1.0] - scored[0.0]:+.4f})."
     ]
 
 
@@ -261,6 +308,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
         for warning in (*plan.warnings, *prepared.warnings):
             yield f"warning: {warning}"
         own = [prepared.train[i] for i in range(min(8, len(prepared.train)))]
+        plan = _with_auxiliary(plan, loaded, catalog, RunDir(folder), base)
     demo = list(task.demo_rows())
     facts = {"demo rows": (demo, task.facts(demo, plan.options)), "first rows": (own, prepared.facts)}
     for model in plan.models:

@@ -6,6 +6,8 @@ Every compressed variant of a trial is written as an artifact and measured from 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +21,10 @@ from autoft.hardware import Hardware
 from autoft.plugins import Catalog, load_plugins
 from autoft.version import __version__
 
-__all__ = ["LoadedModel", "Manifest", "load", "save_artifact"]
+__all__ = ["Ensemble", "LoadedModel", "Manifest", "load", "predicted", "save_artifact", "save_ensemble"]
 
 MANIFEST = "autoft.json"
+ENSEMBLE = "ensemble"
 
 
 class Manifest(BaseModel):
@@ -31,7 +34,7 @@ class Manifest(BaseModel):
     """Version that wrote it."""
     task: str
     format: str
-    """``transformers``, or the compressor that wrote the files and loads them."""
+    """``transformers``, ``ensemble``, or the compressor that wrote the files and loads them."""
     model: str
     """The base model, as the recipe named it."""
     config: dict[str, Any]
@@ -41,6 +44,8 @@ class Manifest(BaseModel):
     params: dict[str, Any]
     max_length: int
     variant: str
+    members: list[str] = []
+    """Folders of the models whose predictions are averaged, where the format is ``ensemble``."""
     objective: str = ""
     measured: dict[str, Any] = {}
 
@@ -68,7 +73,44 @@ class LoadedModel:
         given: Iterable[Row | str] = [rows] if isinstance(rows, str | dict) else rows
         role = self.task.card.inputs[0].role
         wrapped = [{role: row} if isinstance(row, str) else row for row in given]
-        return self.task.predict(self.model, wrapped, self.context, batch_size)
+        return predicted(self.task, self.model, wrapped, self.context, batch_size)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models whose predictions the task averages."""
+
+    members: Sequence[LoadedModel]
+
+    def predict(self, task: Task, rows: Sequence[Row], context: TaskContext, batch_size: int) -> list[Prediction]:
+        """Return the averaged predictions of the members.
+
+        Raises:
+            PluginError: the task cannot average predictions.
+        """
+        said = [one.task.predict(one.model, rows, one.context, batch_size) for one in self.members]
+        return self.combined(task, said, context)
+
+    @staticmethod
+    def combined(task: Task, said: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction]:
+        """Return the average of what several models said of the same rows.
+
+        Raises:
+            PluginError: the task cannot average predictions.
+        """
+        found = task.combine(said, context)
+        if found is None:
+            raise PluginError(f"{task.card.name} cannot average predictions: its combine() returns None")
+        return found
+
+
+def predicted(
+    task: Task, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+) -> list[Prediction]:
+    """Return the predictions of a model or of an :class:`Ensemble`."""
+    if isinstance(model, Ensemble):
+        return model.predict(task, rows, context, batch_size)
+    return task.predict(model, rows, context, batch_size)
 
 
 def save_artifact(
@@ -106,6 +148,32 @@ def save_artifact(
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
+def save_ensemble(folder: Path, members: Sequence[Path], objective: str, variant: str) -> None:
+    """Write a folder that holds other models and says that their predictions are averaged.
+
+    Args:
+        folder: made if it is not there.
+        members: folders of models, whose files are linked, or copied where the file system has no links.
+        objective: name of the metric that chose them.
+        variant: name of the compression chain of all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"member-{number}" for number in range(len(members))]
+    for name, member in zip(names, members, strict=True):
+        shutil.copytree(member, folder / name, copy_function=_linked, dirs_exist_ok=True)
+    update = {"format": ENSEMBLE, "members": names, "objective": objective, "variant": variant}
+    manifest = _read_manifest(members[0]).model_copy(update=update)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
 def load(
     path: str | Path, *, catalog: Catalog | None = None, device: str | None = None, trust_remote_code: bool = False
 ) -> LoadedModel:
@@ -136,6 +204,10 @@ def load(
         max_length=manifest.max_length,
         device=device or hardware.device,
     )
+    if manifest.format == ENSEMBLE:
+        members = [load(_member(folder, name), catalog=catalog, device=context.device) for name in manifest.members]
+        context = replace(context, processor=members[0].context.processor)
+        return LoadedModel(Ensemble(members), task, context, manifest, folder)
     context = replace(context, processor=task.load_processor(source, context))
     target = Target(task, source, manifest.config, context, hardware)
     if manifest.format == "transformers":
@@ -152,6 +224,12 @@ def load(
         if hasattr(model, "eval"):
             model.eval()
     return LoadedModel(model, task, context, manifest, folder)
+
+
+def _member(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise ModelError(f"{folder / MANIFEST}: is damaged: a member is in {name!r}, which is no folder beside it")
+    return folder / name
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -918,7 +918,7 @@ class PreparedData:
 
 
 def prepare_data(
-    section: DataSection, task: Task, options: Mapping[str, Any], seed: int, folder: Path, base: Path
+    section: DataSection, task: Task, options: Mapping[str, Any], seed: int, folder: Path, base: Path, folds: int = 1
 ) -> PreparedData:
     """Load, filter, map, clean, limit and cut the data, and write it where workers open it.
 
@@ -933,13 +933,15 @@ def prepare_data(
         folder: where ``train.arrow``, ``validation.arrow``, ``test.arrow`` and ``meta.json`` go; read back where they
             answer the same request.
         base: the recipe's folder.
+        folds: where it is above 1 and the recipe says nothing of the validation split, this is cut such that all folds
+            of :func:`prepare_folds` have about as many rows.
 
     Raises:
         DataError: the data cannot be read or used.
         PluginError: the task's facts are not plain JSON.
         RunFolderError: the folder cannot be written, or its ``meta.json`` is damaged.
     """
-    request = _request(section, task, options, seed, base)
+    request = _request(section, task, options, seed, base, folds)
     meta = folder / "meta.json"
     if (
         meta.is_file()
@@ -947,7 +949,7 @@ def prepare_data(
         and all(_split_file(folder, name).is_file() for name in SPLITS)
     ):
         return open_data(folder)
-    preparation = _Preparation(section, task, seed, base)
+    preparation = _Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
     facts = _facts(task, options, tables, preparation.notes)
     splits = {name: Split(table) for name, table in tables.items()}
@@ -977,7 +979,7 @@ def prepare_data(
 
 
 def open_data(folder: Path) -> PreparedData:
-    """Open what :func:`prepare_data` wrote, memory-mapped.
+    """Open what :func:`prepare_data` or :func:`prepare_folds` wrote, memory-mapped.
 
     Raises:
         RunFolderError: a file is missing or damaged.
@@ -985,7 +987,8 @@ def open_data(folder: Path) -> PreparedData:
     meta = read_json(folder / "meta.json")
     splits = {}
     for name in SPLITS:
-        path = _split_file(folder, name)
+        # A fold has no test split of its own.
+        path = _split_file(folder.parent if name in meta.get("above", ()) else folder, name)
         table = _open_arrow(path)
         if table.num_rows != meta["sizes"][name]:
             raise RunFolderError(f"{path}: is damaged; delete {folder / 'meta.json'} to have the data prepared again")
@@ -999,12 +1002,80 @@ def open_data(folder: Path) -> PreparedData:
     )
 
 
+def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, folder: Path) -> None:
+    """Write the splits of further folds: each holds out another part of the training rows, and trains on all others.
+
+    Fold 0 is what :func:`prepare_data` cut. The training rows are dealt out to the other folds, each class in turn, as
+    scikit-learn's ``StratifiedKFold`` does; rows with the same inputs go to the same fold. The validation rows are
+    training rows of all folds but the first; the test split stays what it is.
+
+    Args:
+        prepared: what :func:`prepare_data` returned.
+        task: says how to stratify, and what the inputs are.
+        folds: how many there are in all; nothing is written for 1.
+        seed: of the dealing.
+        folder: the one of :func:`prepare_data`; fold 1 goes to ``fold-1/`` in it.
+
+    Raises:
+        DataError: there are fewer training rows than folds to make of them.
+        RunFolderError: the folder cannot be written.
+    """
+    if folds == 1:
+        return
+    table = prepared.train.table
+    keys = _row_keys(table, [column.role for column in task.card.inputs])
+    first, group = np.unique(keys, return_index=True, return_inverse=True)[1:]
+    if len(first) < folds - 1:
+        raise DataError(
+            f"search.folds is {folds}, but beside the validation split there are only {len(first)} different training "
+            "rows; ask for fewer folds"
+        )
+    rng = np.random.default_rng([seed, zlib.crc32(b"folds")])
+    strata = [repr(task.stratum(prepared.train[int(i)])) for i in first]
+    shuffled = [int(i) for i in rng.permutation(len(first))]
+    order = sorted(shuffled, key=lambda i: strata[i])
+    dealt = np.empty(len(first), dtype=np.int64)
+    dealt[order] = np.arange(len(order)) % (folds - 1) + 1
+    place = dealt[group]
+    for number in range(1, folds):
+        target = folder / f"fold-{number}"
+        fingerprint = _digest([prepared.fingerprint, number, folds, seed])
+        if read_json(target / "meta.json", missing={}).get("fingerprint") == fingerprint:
+            continue
+        held = pa.array(place == number)
+        learned = _harmonized({"train": table.filter(pc.invert(held)), "validation": prepared.validation.table})
+        shown = learned["train"].column_names
+        tables = {
+            "train": pa.concat_tables([learned["train"], learned["validation"].select(shown)]),
+            "validation": table.filter(held),
+        }
+        tables["train"] = tables["train"].take(pa.array(rng.permutation(tables["train"].num_rows)))
+        with _writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+        for name, part in tables.items():
+            _write_arrow(_split_file(target, name), part.schema, part.to_batches(max_chunksize=_CHUNK))
+        splits = {**tables, "test": prepared.test.table}
+        write_json(
+            target / "meta.json",
+            {
+                "above": ["test"],
+                "fingerprint": fingerprint,
+                "columns": prepared.columns,
+                "sizes": {name: part.num_rows for name, part in splits.items()},
+                "splits": {name: Split(part).fingerprint for name, part in splits.items()},
+                "warnings": [],
+                "facts": prepared.facts,
+            },
+        )
+
+
 class _Preparation:
     """The way from a recipe's sources to three clean tables; collects what to tell the user on it."""
 
-    def __init__(self, section: DataSection, task: Task, seed: int, base: Path) -> None:
+    def __init__(self, section: DataSection, task: Task, seed: int, base: Path, folds: int) -> None:
         self.section = section
         self.task = task
+        self.folds = folds
         self.card = task.card
         self.seed = seed
         self.base = base
@@ -1130,7 +1201,10 @@ class _Preparation:
 
     def cut(self, train: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
         """Cut held-out splits from the training rows, stratified where the task says how."""
-        sizes = _cut_sizes(train.num_rows, {name: getattr(self.section, f"{name}_size") for name in names})
+        wanted = {name: getattr(self.section, f"{name}_size") for name in names}
+        sizes = _cut_sizes(train.num_rows, wanted)
+        if self.folds > 1 and wanted.get("validation", 1) is None:
+            sizes["validation"] = max(1, (train.num_rows - sizes.get("test", 0)) // self.folds)
         strata = [self.task.stratum(row) for row in Split(train)]
         free = np.ones(train.num_rows, dtype=bool)
         parts = {}
@@ -1288,7 +1362,7 @@ def _short_bytes(value: Any) -> Any:
     return value
 
 
-def _request(section: DataSection, task: Task, options: Mapping[str, Any], seed: int, base: Path) -> str:
+def _request(section: DataSection, task: Task, options: Mapping[str, Any], seed: int, base: Path, folds: int) -> str:
     sources = {}
     for name in SPLITS:
         source = getattr(section, name)
@@ -1303,7 +1377,9 @@ def _request(section: DataSection, task: Task, options: Mapping[str, Any], seed:
             raise DataError(f"data.{name}: {error}") from error.__cause__
         except OSError as error:
             raise DataError(f"data.{name}: {source} cannot be read: {error.strerror}") from error
-    return _digest([section.model_dump(mode="json"), sources, _task_state(task), dict(options), seed, __version__])
+    return _digest(
+        [section.model_dump(mode="json"), sources, _task_state(task), dict(options), seed, folds, __version__]
+    )
 
 
 def _file_state(path: Path) -> list[Any]:

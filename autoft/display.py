@@ -44,6 +44,11 @@ def describe(config: TrialConfig) -> str:
         words.append(str(config.params["augment"]))
     if config.kind == "seed":
         words.append(f"trial {config.parent} with seed {config.seed}")
+    if config.kind in {"soup", "ensemble"}:
+        what = "weights" if config.kind == "soup" else "predictions"
+        return f"averaged {what} of trials {', '.join(map(str, config.members))}"
+    if config.kind == "fold":
+        words.append(f"trial {config.parent} on fold {config.fold + 1}")
     return ", ".join(words)
 
 
@@ -302,6 +307,9 @@ def plan_tables(plan: Plan) -> Group:
         "compression": ", ".join(variant.name for variant in plan.variants),
         "tolerance": plan.tolerance,
         "finalist seeds": plan.finalist_seeds,
+        "folds": plan.folds,
+        "trained along": ", ".join(one.task for one in plan.auxiliary) or "nothing",
+        "ensemble": f"of up to {plan.ensemble} trials" if plan.ensemble > 1 else "none",
         "weights kept": format_bytes(plan.storage_bytes),
         "workers": f"{plan.workers} with {plan.threads} threads each, on {plan.device}",
     }.items():

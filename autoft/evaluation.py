@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autoft.artifact import LoadedModel, load
+from autoft.artifact import Ensemble, LoadedModel, load, predicted
 from autoft.contracts import Baseline, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data import Split, open_data
 from autoft.hardware import peak_resident_bytes
@@ -65,8 +65,9 @@ def judged(
         only_targets: leave out what a prediction says and only score the targets.
     """
     inputs = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
-    predictions: list[Prediction] = [{} for _ in rows] if only_targets else task.predict(model, inputs, context)
-    figures = task.score_targets(model, rows, context)
+    predictions: list[Prediction] = [{} for _ in rows] if only_targets else predicted(task, model, inputs, context)
+    # How likely several models find a target is no mean of what a task says of one.
+    figures = None if isinstance(model, Ensemble) else task.score_targets(model, rows, context)
     if figures is None:
         return predictions
     return [{**prediction, **figure} for prediction, figure in zip(predictions, figures, strict=True)]

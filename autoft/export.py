@@ -129,6 +129,7 @@ def write_card(
         result=result,
         final=final,
         format=manifest["format"],
+        members=_variant(results, selection.trial, selection.variant).members,
         pipeline=card.hub_pipeline,
         labels=manifest["facts"].get("labels"),
         files=sorted(path.name for path in run.best.iterdir()),

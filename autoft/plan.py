@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from autoft.space import (
 from autoft.version import __version__
 
 __all__ = [
+    "AUXILIARY_SPACE",
     "EFFORTS",
     "TRAIN_SPACE",
+    "AuxiliaryPlan",
     "BudgetLimit",
     "ModelPlan",
     "PipelinePlan",
@@ -55,6 +58,7 @@ __all__ = [
     "RefusalNote",
     "StepPlan",
     "VariantPlan",
+    "auxiliary_target",
     "make_plan",
     "plan_of",
     "plan_target",
@@ -77,8 +81,15 @@ TRAIN_SPACE: dict[str, Domain] = {
 }
 """Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
 
+AUXILIARY_SPACE: dict[str, Domain] = {
+    "auxiliary.weight": Float(0.0, 100.0, 0.0),
+    "auxiliary.temperature": Float(1.0, 1000.0, 2.0),
+}
+"""Parameters of training with auxiliary tasks, there where the recipe has some."""
+
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
+        "ensemble": 0,
         "pipelines": ["full"],
         "compress": ["none", "onnx-int8"],
         "augment": ["none"],
@@ -89,6 +100,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         },
     },
     "balanced": {
+        "ensemble": 0,
         "pipelines": ["full", "lora"],
         "compress": ["none", "dynamic-int8", "onnx", "onnx-int8"],
         "augment": ["none", "random-deletion", "random-swap"],
@@ -103,6 +115,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         },
     },
     "best": {
+        "ensemble": 3,
         "pipelines": None,
         "compress": [
             "none",
@@ -165,6 +178,17 @@ class VariantPlan(_Plan):
     chain: list[StepPlan]
 
 
+class AuxiliaryPlan(_Plan):
+    """A further task that is trained along."""
+
+    task: str
+    options: dict[str, str | int | float | bool | None]
+    weight: float
+    facts: dict[str, Any] = {}
+    rows: int = 0
+    """Of its training split."""
+
+
 class BudgetLimit(_Plan):
     """A limit on a column: ``latency.p50`` limits ``latency_p50_ms``."""
 
@@ -190,6 +214,7 @@ class Plan(_Plan):
     notice: str = ""
     """What everybody has to read first of the task's models."""
     options: dict[str, str | int | float | bool | None]
+    auxiliary: list[AuxiliaryPlan] = []
     models: list[ModelPlan]
     init_from: str | None = None
     """Name of the model that an earlier run left, among the models."""
@@ -218,6 +243,8 @@ class Plan(_Plan):
     seed: int
     tolerance: float
     finalist_seeds: int
+    folds: int = 1
+    ensemble: int = 0
     storage_bytes: int
     workers: int
     threads: int
@@ -243,7 +270,7 @@ class Plan(_Plan):
     def parameters(self, pipeline: str, augment: str | None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
         chain = self.pipeline(pipeline)
-        prefixes = {"train", "task", chain.adapter, chain.quantizer, augment}
+        prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, augment}
         names = [name for name in self.space if name not in {"model", "pipeline"}]
         return [name for name in names if name == "augment" or name.split(".", 1)[0] in prefixes]
 
@@ -269,6 +296,17 @@ class Plan(_Plan):
             seed=self.seed,
         )
 
+    def auxiliary_steps(self, params: Mapping[str, Any]) -> list[float]:
+        """Return how many steps of each auxiliary task there are for each step of the plan's own.
+
+        Tasks are drawn in proportion to ``rows ** (1 / temperature)``: 1 is by size, a high temperature makes all alike
+        (Arivazhagan et al. 2019, arXiv:1907.05019, section 4.1).
+        """
+        if not params.get("auxiliary.weight"):
+            return [0.0] * len(self.auxiliary)
+        own = max(1, int(self.data["sizes"]["train"]))
+        return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
+
     @property
     def higher_is_better(self) -> bool:
         """The direction of the objective."""
@@ -278,6 +316,14 @@ class Plan(_Plan):
         """Return the plan completed by what the data says."""
         update = {"facts": dict(facts), "data": dict(data), "warnings": [*self.warnings, *warnings]}
         return self.model_copy(update=update)
+
+    def with_auxiliary(self, known: Sequence[tuple[Mapping[str, Any], int]], warnings: Iterable[str]) -> Plan:
+        """Return the plan completed by the facts and the training rows of each auxiliary task."""
+        auxiliary = [
+            one.model_copy(update={"facts": dict(facts), "rows": rows})
+            for one, (facts, rows) in zip(self.auxiliary, known, strict=True)
+        ]
+        return self.model_copy(update={"auxiliary": auxiliary, "warnings": [*self.warnings, *warnings]})
 
 
 def read_plan(path: Path) -> Plan:
@@ -313,6 +359,14 @@ def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dic
     """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
     over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
     return {key: value for key, value in over.items() if value > 0}
+
+
+def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Target:
+    """Return what an auxiliary task works upon: the model, processor and settings of the trial, its own facts and options."""
+    one, context = plan.auxiliary[number], target.context
+    own = {name: domain.default for name, domain in task.space().items()}
+    params = {**{name: value for name, value in context.params.items() if not name.startswith("task.")}, **own}
+    return replace(target, task=task, context=replace(context, facts=one.facts, options=one.options, params=params))
 
 
 def plan_target(
@@ -391,7 +445,8 @@ class _Planner:
 
     def plan(self) -> Plan:
         recipe, search = self.recipe, self.recipe.search
-        options = self.options()
+        options = self.options(self.task, recipe.task_options, "task_options")
+        auxiliary = self.auxiliary()
         models = self.models()
         targets = [self.target(model, options) for model in models]
         pipelines, illegal = self.pipelines(targets)
@@ -399,7 +454,9 @@ class _Planner:
         augmenters = self.augmenters(targets)
         space, origins = self.space(models, pipelines, augmenters)
         objectives = self.objectives()
-        early_stopping = search.early_stopping or ("halving" if len(objectives) == 1 else "none")
+        # Folds are the instances that the Wilcoxon test compares; without them trials are compared at their rungs.
+        single = "wilcoxon" if search.folds > 1 else "halving"
+        early_stopping = search.early_stopping or (single if len(objectives) == 1 else "none")
         if len(objectives) > 1 and early_stopping != "none":
             self.fault(
                 "search.early_stopping",
@@ -409,6 +466,12 @@ class _Planner:
             )
         if len(objectives) > 1 and search.sampler in {"cmaes", "gp"}:
             self.fault("search.sampler", f"{search.sampler} takes one objective; use tpe or nsga2 with several")
+        ensemble = self.effort["ensemble"] if search.ensemble is None else search.ensemble
+        if search.folds > 1 and (search.ensemble or 0) > 1:
+            self.fault(
+                "search.ensemble",
+                "is chosen on one validation split, and search.folds asks for several; use one of them",
+            )
         budget = self.budget()
         if self.faults:
             raise RecipeError(self.faults, self.source)
@@ -424,6 +487,7 @@ class _Planner:
             task=recipe.task,
             notice=self.task.card.notice,
             options=options,
+            auxiliary=auxiliary,
             models=models,
             init_from=recipe.init_from,
             pipelines=pipelines,
@@ -445,7 +509,9 @@ class _Planner:
             early_stopping=early_stopping,
             seed=search.seed,
             tolerance=search.tolerance,
-            finalist_seeds=search.finalist_seeds,
+            finalist_seeds=search.finalist_seeds if search.folds == 1 else 0,
+            folds=search.folds,
+            ensemble=ensemble if search.folds == 1 else 0,
             storage_bytes=parse_bytes(recipe.storage.weights),
             workers=recipe.executor.workers,
             threads=threads,
@@ -455,17 +521,32 @@ class _Planner:
             environment=environment(),
         )
 
+    def auxiliary(self) -> list[AuxiliaryPlan]:
+        found = []
+        for number, section in enumerate(self.recipe.auxiliary):
+            where = f"auxiliary[{number}]"
+            task = self.catalog.tasks.get(section.task)
+            if task is None:
+                hint = self.catalog.broken_hint()
+                self.fault(f"{where}.task", unknown_name("task", section.task, self.catalog.tasks) + hint)
+                continue
+            options = self.options(task, section.task_options, f"{where}.task_options")
+            found.append(AuxiliaryPlan(task=section.task, options=options, weight=section.weight))
+        return found
+
     def quality(self) -> list[str]:
         return list(self.catalog.metrics_of(self.task))
 
-    def options(self) -> dict[str, str | int | float | bool | None]:
-        known = {option.name: option for option in self.task.card.options}
+    def options(
+        self, task: Task, given: Mapping[str, str | int | float | bool | None], where: str
+    ) -> dict[str, str | int | float | bool | None]:
+        known = {option.name: option for option in task.card.options}
         chosen = {name: option.default for name, option in known.items()}
-        for name, value in self.recipe.task_options.items():
+        for name, value in given.items():
             if name not in known:
-                self.fault(f"task_options.{name}", unknown_name(f"option of {self.task.card.name}", name, known))
+                self.fault(f"{where}.{name}", unknown_name(f"option of {task.card.name}", name, known))
             elif (choices := known[name].choices) is not None and value not in choices:
-                self.fault(f"task_options.{name}", f"allowed: {', '.join(map(str, choices))}; given {value!r}")
+                self.fault(f"{where}.{name}", f"allowed: {', '.join(map(str, choices))}; given {value!r}")
             else:
                 chosen[name] = value
         return chosen
@@ -536,6 +617,9 @@ class _Planner:
         ):
             name = f"{quantizer.name}+{adapter.name}" if quantizer else adapter.name
             state = quantizer.yields if quantizer else "dense"
+            if quantizer and self.recipe.auxiliary:
+                refused[name] = "auxiliary tasks share a dense body"
+                continue
             if state not in adapter.accepts:
                 refused[name] = f"{adapter.name} cannot train over a {state} base"
                 continue
@@ -680,6 +764,8 @@ class _Planner:
         ignored = self.task.card.ignores
         known: dict[str, Domain] = {name: domain for name, domain in TRAIN_SPACE.items() if name not in ignored}
         known.update(self.task.space())
+        if self.recipe.auxiliary:
+            known.update(AUXILIARY_SPACE)
         owners: list[Adapter | Quantizer | Augmenter] = [
             self.catalog.augmenters[name] for name in augmenters if name != "none"
         ]
@@ -692,6 +778,10 @@ class _Planner:
         ]
         searched: dict[str, Domain] = {}
         origins: dict[str, str] = {}
+        if self.recipe.auxiliary:
+            # Without them is the plain default: whether they help is for the search to find out.
+            searched["auxiliary.weight"] = Categorical((0.0, 0.5, 1.0), 0.0)
+            origins["auxiliary.weight"] = "auxiliary"
         for owner in owners:
             for parameter, domain in owner.space.items():
                 key = f"{owner.name}.{parameter}"
@@ -721,7 +811,7 @@ class _Planner:
             elif name in self.effort["space"]:
                 space[name], origins[name] = self.effort["space"][name], f"effort: {self.recipe.effort}"
             elif name in searched or name.startswith("task."):
-                space[name] = domain
+                space[name] = searched.get(name, domain)
                 origins.setdefault(name, self.task.card.name)
             else:
                 space[name], origins[name] = Categorical((domain.default,)), "default"
@@ -741,7 +831,8 @@ class _Planner:
         return "recipe" if given else f"effort: {self.recipe.effort}"
 
     def all_parameters(self) -> dict[str, str]:
-        names = dict.fromkeys([*TRAIN_SPACE, *self.task.space()], "autoft")
+        auxiliary = AUXILIARY_SPACE if self.recipe.auxiliary else {}
+        names = dict.fromkeys([*TRAIN_SPACE, *auxiliary, *self.task.space()], "autoft")
         for strategy in self.catalog.strategies.values():
             names.update({f"{strategy.name}.{parameter}": strategy.name for parameter in strategy.space})
         return names

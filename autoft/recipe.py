@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from autoft.errors import Fault, RecipeError, closest
 from autoft.quantities import parse_bytes, parse_seconds
 
 __all__ = [
+    "AuxiliarySection",
     "BudgetSection",
     "DataSection",
     "ExecutorSection",
@@ -142,7 +143,11 @@ class SearchSection(_Section):
     tolerance: float = Field(default=0.01, ge=0)
     """Among the variants whose objective is within this of the best, the cheapest is chosen; a share of a best above 1."""
     finalist_seeds: int = Field(default=2, ge=0)
-    """Further seeds that the finalists are trained with, where the time allows."""
+    """Further seeds that the finalists are trained with, where the time allows; none with `folds`."""
+    ensemble: int | None = Field(default=None, ge=0)
+    """Average the weights, and the predictions, of up to so many of the best trials as further candidates; default: by effort."""
+    folds: int = Field(default=1, ge=1)
+    """Train each configuration so many times, validate on another part of the rows each time, and compare the means."""
 
 
 class ExecutorSection(_Section):
@@ -154,6 +159,23 @@ class ExecutorSection(_Section):
     """Threads a worker; default: cores divided by workers."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to train on."""
+
+
+def _source(value: object) -> object:
+    return {"train": value} if isinstance(value, str) else value
+
+
+class AuxiliarySection(_Section):
+    """A further task that is trained along: it shares the body of the model and has a head of its own."""
+
+    task: str
+    """The task's name, as `autoft plugins` lists it; it may be the recipe's own, with other data."""
+    data: Annotated[DataSection, BeforeValidator(_source, json_schema_input_type=str | DataSection)]
+    """A source of training data, or a section with columns and filters; only its training rows are used."""
+    task_options: dict[str, str | int | float | bool | None] = {}
+    """Settings of this task."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its loss is multiplied with this, and with `space.auxiliary.weight`."""
 
 
 class StorageSection(_Section):
@@ -176,6 +198,8 @@ class Recipe(_Section):
     """An earlier run, of this task or another: its trained model, with a new head where it needs one, is a further model."""
     data: DataSection
     """A source of training data, or a section with splits, columns and filters."""
+    auxiliary: list[AuxiliarySection] = []
+    """Further tasks to train along with this one; the search finds out whether they help."""
     budget: BudgetSection = BudgetSection()
     """Limits that the result has to keep."""
     effort: Literal["quick", "balanced", "best"] = "balanced"
@@ -375,6 +399,8 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is list:
+            annotation = get_args(annotation)[0]
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
         elif part == "latency":

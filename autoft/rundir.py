@@ -60,8 +60,9 @@ Model = TypeVar("Model", bound=BaseModel)
 TrialState = Literal["complete", "pruned", "infeasible", "failed"]
 """How a trial ended: with figures; stopped early; outside the budget or the memory; or with an error."""
 
-TrialKind = Literal["default", "published", "search", "seed"]
-"""Where a configuration comes from: the plain default, published settings, the sampler, or a finalist's further seed."""
+TrialKind = Literal["default", "published", "search", "seed", "fold", "soup", "ensemble"]
+"""Where a configuration comes from: the plain default, published settings, the sampler; or it is another trial's, with a
+further seed or on a further fold; or it is made of several: a soup averages weights, an ensemble predictions."""
 
 
 class _Record(BaseModel):
@@ -80,7 +81,22 @@ class TrialConfig(_Record):
     """Every parameter by name, as ``train.epochs``, ``lora.rank``, ``augment``."""
     seed: int
     parent: int | None = None
-    """The trial whose configuration this repeats with another seed."""
+    """The trial whose configuration this repeats with another seed or on another fold."""
+    fold: int = 0
+    """Which rows are held out: 0 is the validation split, further folds are parts of the training split."""
+
+    members: list[int] = []
+    """The trials that may be averaged in a soup or an ensemble, the best first."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is another trial's configuration over again."""
+        return self.kind in {"seed", "fold"}
+
+    @property
+    def derived(self) -> bool:
+        """Whether it follows from other trials: the sampler knows nothing of it, and it counts as no trial of its own."""
+        return self.repeats or self.kind in {"soup", "ensemble"}
 
 
 class CurvePoint(_Record):
@@ -121,6 +137,8 @@ class VariantResult(_Record):
     """By budget key, how far over the limit: measured / limit - 1; only those above 0."""
     folder: str | None = None
     """Its files, relative to the run folder; None once they are deleted."""
+    members: list[int] = []
+    """The trials that were averaged, in a soup or an ensemble."""
     seconds: float = 0.0
 
 
@@ -151,9 +169,11 @@ class Candidate(_Record):
     trial: int
     variant: str
     objective: float
-    """On validation; the mean over seeds where finalists were trained again."""
+    """On validation; the mean over folds, or over seeds where finalists were trained again."""
     seeds: list[float] = []
     """The objective of each seed, the trial's own first."""
+    folds: list[float] = []
+    """The objective on each fold, the validation split first."""
     costs: dict[str, float] = {}
     violations: dict[str, float] = {}
     front: bool = False
@@ -234,6 +254,14 @@ class RunDir:
     def data(self) -> Path:
         """Prepared splits and encoded features."""
         return self.path / "data"
+
+    def fold(self, number: int) -> Path:
+        """Return the folder of a fold's splits; fold 0 is the run's own training and validation split."""
+        return self.data / f"fold-{number}" if number else self.data
+
+    def auxiliary(self, number: int) -> Path:
+        """Return the folder of an auxiliary task's data."""
+        return self.data / f"auxiliary-{number}"
 
     @property
     def cache(self) -> Path:

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, LocalExecutor
 from autoft.plan import BudgetLimit, Plan, violations
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import RunDir, Selection, TrialConfig, TrialResult, TrialState, VariantResult, read_json, write_json
-from autoft.selection import candidates, select, weights_to_keep
+from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ FREE_ASKS = 12
 
 FINALISTS_SHARE = 0.2
 """Of the time budget: the search leaves so much at most for further seeds of the finalists."""
+
+FOLDS_P = 0.15
+"""Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
 
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
@@ -131,14 +135,14 @@ class _Pace:
     validate_per_row: dict[str, float] = field(default_factory=dict)
     overhead: dict[str, float] = field(default_factory=dict)
 
-    def learn(self, result: TrialResult, rows: int) -> None:
-        """Take over what a finished trial took."""
+    def learn(self, result: TrialResult, rows: int, further: float) -> None:
+        """Take over what a finished trial took; ``further`` steps of auxiliary tasks came with each of its own."""
         if not result.curve:
             return
         model, pipeline = result.config.model, result.config.pipeline
         seen = result.curve[-1].samples
         training = result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)
-        self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen)
+        self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
         self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
         if result.state == "complete":
             self.overhead[model] = result.seconds["total"] - result.seconds.get("train", 0.0)
@@ -154,7 +158,8 @@ class _Pace:
         checks = epochs * (2 if batches >= 60 else 1)
         validating = checks * validation_rows * self.validate_per_row.get(model, per_sample / 2)
         known = self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
-        return per_sample * train_rows * epochs + validating + known
+        steps = 1 + sum(plan.auxiliary_steps(config.params))
+        return per_sample * steps * train_rows * epochs + validating + known
 
 
 class Search:
@@ -192,12 +197,17 @@ class Search:
         self.validation_rows = int(plan.data["sizes"]["validation"])
         self.test_rows = int(plan.data["sizes"]["test"])
         for result in self.results.values():
-            self.pace.learn(result, self.validation_rows)
+            self.pace.learn(result, self.validation_rows, sum(plan.auxiliary_steps(result.config.params)))
         self.study = _Study(plan)
-        for result in self._told():
-            self.study.replay(result)
-        self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.running: dict[int, TrialConfig] = {}
+        for result in self._told():
+            if result.state == "complete" and self._missing_folds(result):
+                self.study.reopen(result)
+            else:
+                self.study.replay(result, self._values(result))
+        for result in self.results.values():
+            self._at_fold(result)
+        self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.startup = STARTUP_SECONDS
         self.ended = ""
         self.began = False
@@ -234,7 +244,7 @@ class Search:
             RunFolderError: the disk is full.
         """
         limit = self.plan.trials_limit
-        if self._enough():
+        if self._enough() and self._next_fold() is None:
             self.ended = f"all {limit} trials are done"
             return
         # Without a result there is nothing to export: the default is trained, however short the time.
@@ -250,6 +260,11 @@ class Search:
                 if finalists:
                     self.listener.phase("finalists")
                     self._loop(executor, lambda: finalists.pop(0) if finalists else None, None)
+            if not self.interruption.asked:
+                together = self._ensembles()
+                if together:
+                    self.listener.phase("average")
+                    self._loop(executor, lambda: together.pop(0) if together else None, None)
 
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
@@ -268,13 +283,8 @@ class Search:
             self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
             self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
         default = self.plan.default_config()
-        seconds = self.pace.estimate(self.plan, default, self.train_rows, self.validation_rows)
-        mean = statistics.fmean(
-            self.pace.estimate(
-                self.plan, default.model_copy(update={"model": name}), self.train_rows, self.validation_rows
-            )
-            for name in models
-        )
+        seconds = self._estimate(default)
+        mean = statistics.fmean(self._estimate(default.model_copy(update={"model": name})) for name in models)
         room = max(0.0, self.seconds_left() - self.reserve())
         count = int(room // mean) if room < seconds + mean else 1 + int((room - seconds) // mean)
         if self.plan.trials_limit:
@@ -365,7 +375,8 @@ class Search:
         dry = False
         while True:
             while idle and not dry and not self.interruption.asked:
-                if limit is not None and self._counted() + len(self.running) >= limit:
+                going = sum(not config.derived for config in self.running.values())
+                if limit is not None and self._counted() + going >= limit and self._next_fold() is None:
                     self.ended = f"all {limit} trials are done"
                     break
                 config = propose()
@@ -450,8 +461,8 @@ class Search:
     def _finish(self, result: TrialResult) -> None:
         self.began = True
         self.results[result.number] = result
-        self.pace.learn(result, self.validation_rows)
-        self.study.tell(result, self._values(result))
+        self.pace.learn(result, self.validation_rows, sum(self.plan.auxiliary_steps(result.config.params)))
+        self._tell(result)
         if result.state == "infeasible":
             self.study.restart_early_stopping([r for r in self._told() if r.state != "infeasible"])
         self._drop_weights()
@@ -459,6 +470,58 @@ class Search:
         write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
         self.listener.trial_done(result, self.standing())
         self._stop_if_all_fail()
+
+    def _tell(self, result: TrialResult) -> None:
+        """Tell the study how a configuration ended: with several folds, once it is done on all of them or falls behind."""
+        config = result.config
+        if (
+            self.plan.folds == 1
+            or (config.derived and config.kind != "fold")
+            or (result.state != "complete" and not config.repeats)
+        ):
+            self.study.tell(result, self._values(result))
+            return
+        first = result if config.parent is None else self.results[config.parent]
+        if result.state != "complete" and first.number != 0:
+            first.state, first.reason = result.state, f"fold {config.fold + 1}: {result.reason}"
+        elif self._at_fold(result):
+            done = 1 + len(self._repeats(first))
+            first.state, first.reason = "pruned", f"behind after {done} of {self.plan.folds} folds"
+        if first.state == "complete" and self._missing_folds(first):
+            return
+        self.run.write_result(first)
+        self.study.tell(first, self._values(first))
+
+    def _at_fold(self, result: TrialResult) -> bool:
+        """Report what a configuration scored on a fold, and say whether it should be given up."""
+        first = result.config.number if result.config.parent is None else result.config.parent
+        config = result.config
+        if (
+            self.plan.folds == 1
+            or (config.derived and config.kind != "fold")
+            or self.plan.objective not in result.validation
+        ):
+            return False
+        return self.study.behind_at_fold(first, result.config.fold, result.validation[self.plan.objective])
+
+    def _repeats(self, result: TrialResult) -> list[TrialResult]:
+        return [r for r in self.results.values() if r.config.kind == "fold" and r.config.parent == result.number]
+
+    def _missing_folds(self, result: TrialResult) -> list[int]:
+        """Return on which folds a complete trial has still to be trained; those that a worker is at count as done."""
+        if result.config.derived:
+            return []
+        going = [*(r.config for r in self._repeats(result)), *self.running.values()]
+        there = {config.fold for config in going if config.parent == result.number and config.kind == "fold"}
+        return [fold for fold in range(1, self.plan.folds) if fold not in there]
+
+    def _next_fold(self) -> TrialConfig | None:
+        for result in self._told():
+            missing = self._missing_folds(result) if result.state == "complete" else []
+            if missing:
+                update = {"kind": "fold", "parent": result.number, "fold": missing[0], "number": self._number()}
+                return result.config.model_copy(update=update)
+        return None
 
     def _stop_if_all_fail(self) -> None:
         done = sorted((r for r in self.results.values()), key=lambda r: r.number)
@@ -479,6 +542,12 @@ class Search:
         room = self._room()
         if room <= 0 and self.results:
             self.ended = "the time is used up"
+            return None
+        further = self._next_fold()
+        if further is not None:
+            if self._fits(further, room):
+                return further
+            self.ended = "the time left is too short for a further fold"
             return None
         while self.queue:
             config = self.queue.pop(0)
@@ -551,6 +620,9 @@ class Search:
         default = plan.default_config()
         configs = [default]
         configs += [default.model_copy(update={"kind": "published", "model": m.name}) for m in plan.models[1:]]
+        if plan.auxiliary and plan.domain("auxiliary.weight").contains(1.0):
+            params = {**default.params, "auxiliary.weight": 1.0}
+            configs.insert(1, default.model_copy(update={"kind": "published", "params": params}))
         illegal = {(model, pipeline) for model, pipeline, _ in plan.illegal}
         for pipeline in plan.pipelines:
             adapter = self.catalog.adapters[pipeline.adapter]
@@ -602,6 +674,51 @@ class Search:
                 return wanted
         return []
 
+    def _ensembles(self) -> list[TrialConfig]:
+        """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
+        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.results.values())]
+        room = self.seconds_left() - self.reserve()
+        fitting: list[TrialConfig] = []
+        for config in wanted:
+            seconds = self._averaging(config)
+            if seconds <= room:
+                fitting.append(config.model_copy(update={"number": self._number() + len(fitting)}))
+                room -= seconds
+            else:
+                self.listener.note(
+                    f"{'Weights' if config.kind == 'soup' else 'Predictions'} of the best trials were not averaged: that "
+                    f"takes about {format_seconds(seconds)}, more than is left"
+                )
+        return fitting
+
+    def _averages(self) -> list[TrialConfig]:
+        if self.plan.ensemble < 2:
+            return []
+        best = best_trials(self.plan, self._told())
+        if not best:
+            return []
+        top, found = best[0].config, []
+
+        def shares_the_start(other: TrialConfig) -> bool:
+            bases = {self.plan.pipeline(c.pipeline).quantizer for c in (top, other)}
+            return other.model == top.model and other.seed == top.seed and bases == {None}
+
+        dense = [r.number for r in best if shares_the_start(r.config) and _has_files(r, "none")][: self.plan.ensemble]
+        if len(dense) > 1 and dense[0] == top.number:
+            found.append(top.model_copy(update={"kind": "soup", "members": dense}))
+        averaging = type(self.catalog.task(self.plan.task)).combine is not Task.combine
+        served = [r.number for r in best if any(_has_files(r, v.name) for v in self.plan.variants)]
+        if averaging and len(served) > 1:
+            found.append(top.model_copy(update={"kind": "ensemble", "members": served[: self.plan.ensemble]}))
+        return found
+
+    def _averaging(self, config: TrialConfig) -> float:
+        """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
+        overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        row = self.pace.validate_per_row.get(config.model, 0.01)
+        passes = len(config.members) * (1 if config.kind == "soup" else len(self.plan.variants))
+        return passes * self.validation_rows * row + overhead * (1 if config.kind == "soup" else len(config.members))
+
     def _together(self, configs: Sequence[TrialConfig]) -> float:
         return sum(self._estimate(config) for config in configs) / self.plan.workers
 
@@ -612,13 +729,16 @@ class Search:
         brings more than another seed; in a long one the best of many figures is more and more the luckiest.
         """
         left = self.seconds_left() - self.reserve()
-        return left - self._together(self._further_seeds(FINALISTS_SHARE * self.plan.time_limit))
+        share = FINALISTS_SHARE * self.plan.time_limit
+        averaging = sum(self._averaging(config) for config in self._averages())
+        return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room
 
     def _estimate(self, config: TrialConfig) -> float:
-        return self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
+        times = 1 if config.repeats else self.plan.folds
+        return times * self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
 
     def _illegal(self, config: TrialConfig) -> str | None:
         pairs = {(model, pipeline): reason for model, pipeline, reason in self.plan.illegal}
@@ -639,7 +759,7 @@ class Search:
     # -- standing -----------------------------------------------------------------------------------------------
 
     def _told(self) -> list[TrialResult]:
-        return [r for _, r in sorted(self.results.items()) if r.config.kind != "seed"]
+        return [r for _, r in sorted(self.results.items()) if not r.config.derived]
 
     def _counted(self) -> int:
         return len(self._told())
@@ -652,13 +772,14 @@ class Search:
         """Return what Optuna is told: the objectives of the best feasible variant, or None where there is none."""
         if result.state != "complete":
             return None
-        own = [c for c in candidates(self.plan, [_as_search(result)]) if not c.violations]
+        own = [c for c in candidates(self.plan, [_as_search(result), *self._repeats(result)]) if not c.violations]
         if not own:
             return None
         sign = 1 if self.plan.higher_is_better else -1
-        best = max(own, key=lambda c: sign * c.seeds[0])
+        best = max(own, key=lambda c: sign * c.objective)
         variant = next(v for v in result.variants if v.name == best.variant)
-        return [variant.validation.get(name, variant.costs.get(name, math.nan)) for name in self.plan.objectives]
+        others = [variant.validation.get(n, variant.costs.get(n, math.nan)) for n in self.plan.objectives[1:]]
+        return [best.objective, *others]
 
     def standing(self) -> Standing:
         """Return how the search stands."""
@@ -747,6 +868,13 @@ class _Study:
         self.live: dict[int, optuna.trial.Trial] = {}
         self.watch: dict[tuple[int, str], optuna.trial.Trial] = {}
         self.restart_early_stopping([])
+        self.folds = optuna.create_study(
+            direction=directions[0],
+            pruner=optuna.pruners.WilcoxonPruner(p_threshold=FOLDS_P)
+            if plan.early_stopping == "wilcoxon"
+            else optuna.pruners.NopPruner(),
+        )
+        self.at_fold: dict[int, dict[int, float]] = {}
 
     def ask(self, number: int, given: Mapping[str, Any] | None = None) -> TrialConfig | None:
         """Return the sampler's next proposal, or None where a grid is used up; ``given`` parameters are not its choice."""
@@ -791,7 +919,9 @@ class _Study:
         one is no reason to stop it, that a large one scores less than a small one is. A trial within one standard error
         of the best at the same point is not behind: on a few hundred rows, that is chance.
         """
-        if len(self.plan.objectives) > 1 or config.kind == "seed" or math.isnan(value):
+        if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
+            return False
+        if self.plan.folds > 1 and self.plan.early_stopping == "wilcoxon":
             return False
         behind, rung = False, _rung(epoch)
         for model in self._rivals(config.model):
@@ -806,6 +936,31 @@ class _Study:
             if model == config.model:
                 behind = judged and sign * value < self.best_at[key] - self._standard_error(value)
         return behind and config.kind != "default"
+
+    def behind_at_fold(self, number: int, fold: int, value: float) -> bool:
+        """Enter what a configuration scored on a fold and say whether it is behind the best on the folds so far.
+
+        Each configuration is compared with the best one by a signed-rank test over the folds that both were trained on.
+        The default is never behind.
+        """
+        seen = self.at_fold.setdefault(number, {})
+        if math.isnan(value):
+            return False
+        seen[fold] = value
+        trial = self.folds.ask()
+        for place, figure in seen.items():
+            trial.report(figure, place)
+        behind = number != 0 and trial.should_prune()
+        # Told each time, as a study's best trial has to be complete; the last entry of a configuration has all its folds.
+        whole = len(seen) == self.plan.folds
+        self.folds.tell(
+            trial, statistics.fmean(seen.values()) if whole else None, state=None if whole else self._pruned
+        )
+        return behind
+
+    @property
+    def _pruned(self) -> optuna.trial.TrialState:
+        return self.optuna.trial.TrialState.PRUNED
 
     def _standard_error(self, value: float) -> float:
         """Return the binomial standard error of a share of right answers, and nothing for a loss or a large figure."""
@@ -832,7 +987,7 @@ class _Study:
         state = self.optuna.trial.TrialState
         final = result.validation.get(self.plan.objective) if result.state == "complete" else None
         self._end_watch(result.number, final, state.PRUNED if result.state == "pruned" else state.FAIL)
-        if trial is None or result.config.kind == "seed":
+        if trial is None or result.config.derived:
             return
         for limit in [
             *(limit.key for limit in self.plan.budget),
@@ -863,22 +1018,19 @@ class _Study:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
         self._end_watch(number, None, self.optuna.trial.TrialState.FAIL)
 
-    def replay(self, result: TrialResult) -> None:
-        """Enter a trial of an earlier call, as if it had just ended."""
+    def reopen(self, result: TrialResult) -> bool:
+        """Enter a trial of an earlier call that goes on; False where the space no longer has its configuration."""
         try:
             self.fixed(result.config, result.number)
         except (ValueError, KeyError):
-            return
+            return False
         self._watch(result)
-        values = None
-        if result.state == "complete":
-            own = [c for c in candidates(self.plan, [_as_search(result)]) if not c.violations]
-            if own:
-                sign = 1 if self.plan.higher_is_better else -1
-                best = max(own, key=lambda c: sign * c.objective)
-                variant = next(v for v in result.variants if v.name == best.variant)
-                values = [variant.validation.get(n, variant.costs.get(n, math.nan)) for n in self.plan.objectives]
-        self.tell(result, values)
+        return True
+
+    def replay(self, result: TrialResult, values: Sequence[float] | None) -> None:
+        """Enter a trial of an earlier call, as if it had just ended."""
+        if self.reopen(result):
+            self.tell(result, values)
 
     def restart_early_stopping(self, results: Iterable[TrialResult]) -> None:
         """Begin the early stopping anew with the trials that compete."""
@@ -1016,6 +1168,14 @@ def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:
 
 def _same(one: TrialConfig, other: TrialConfig) -> bool:
     return (one.model, one.pipeline, one.params, one.seed) == (other.model, other.pipeline, other.params, other.seed)
+
+
+def _same_members(one: TrialConfig, other: TrialConfig) -> bool:
+    return (one.kind, one.members) == (other.kind, other.members)
+
+
+def _has_files(result: TrialResult, variant: str) -> bool:
+    return any(v.name == variant and v.folder and v.state == "complete" for v in result.variants)
 
 
 def _as_search(result: TrialResult) -> TrialResult:

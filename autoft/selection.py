@@ -9,7 +9,7 @@ from autoft.errors import NothingFeasible
 from autoft.plan import Plan, violations
 from autoft.rundir import Candidate, Selection, TrialResult
 
-__all__ = ["candidates", "dominates", "select", "weights_to_keep"]
+__all__ = ["best_trials", "candidates", "dominates", "select", "weights_to_keep"]
 
 COST_COLUMNS = ("model_size_bytes", "latency_p50_ms")
 NOISE = 1.10
@@ -19,12 +19,13 @@ NOISE = 1.10
 def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
     """Return every scored variant of every trial, judged by the budget of the plan as it is now.
 
-    Variants of further seeds are folded into the trial that they repeat.
+    Figures of further seeds and of further folds are those of the trial that they repeat.
     """
     offered = {variant.name for variant in plan.variants}
     found: dict[tuple[int, str], Candidate] = {}
     for result in results:
-        if result.config.kind == "seed":
+        # Of the pruned only those have variants that fell behind at a further fold.
+        if result.config.repeats or result.state == "pruned":
             continue
         for variant in result.variants:
             value = variant.validation.get(plan.objective, math.nan)
@@ -35,22 +36,30 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
                 variant=variant.name,
                 objective=value,
                 seeds=[value],
+                folds=[value],
                 costs=variant.costs,
                 violations=violations(variant.costs, plan.budget),
             )
     for result in results:
-        if result.config.kind != "seed" or result.config.parent is None:
+        if not result.config.repeats or result.config.parent is None:
             continue
         for variant in result.variants:
             candidate = found.get((result.config.parent, variant.name))
             value = variant.validation.get(plan.objective, math.nan)
             if candidate is not None and not math.isnan(value):
-                candidate.seeds.append(value)
-                candidate.objective = sum(candidate.seeds) / len(candidate.seeds)
-    feasible = [candidate for candidate in found.values() if not candidate.violations]
+                figures = candidate.seeds if result.config.kind == "seed" else candidate.folds
+                figures.append(value)
+                candidate.objective = sum(figures) / len(figures)
+    feasible = _comparable([candidate for candidate in found.values() if not candidate.violations])
     for candidate in feasible:
         candidate.front = not any(dominates(other, candidate, plan) for other in feasible)
     return list(found.values())
+
+
+def _comparable(pool: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that were validated on the most folds: means over different rows are not compared."""
+    most = max((len(candidate.folds) for candidate in pool), default=0)
+    return [candidate for candidate in pool if len(candidate.folds) == most]
 
 
 def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
@@ -64,7 +73,7 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
 
     Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the
     cheapest by size times latency is taken; where several cost the same, the best objective; and where these tie, the
-    default. Where the trial so chosen was trained with further seeds, means decide, among the trials that have them;
+    default. With several folds the means over them are compared, among the trials that were validated on the most. Where the trial so chosen was trained with further seeds, means decide, among the trials that have them;
     a trial that a later call found has to be trained with further seeds itself before it is compared by them.
 
     Raises:
@@ -72,11 +81,12 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     """
     everything = candidates(plan, results)
     weights = {(r.number, v.name) for r in results for v in r.variants if v.folder}
-    feasible = [c for c in everything if not c.violations and (c.trial, c.variant) in weights]
+    feasible = _comparable([c for c in everything if not c.violations and (c.trial, c.variant) in weights])
     if not feasible:
         raise NothingFeasible(_nothing(plan, everything, results))
     # Means and single figures are not compared: the best of many single figures is partly luck.
-    chosen, why = _choice(plan, [c.model_copy(update={"objective": c.seeds[0]}) for c in feasible])
+    single = [c if len(c.folds) > 1 else c.model_copy(update={"objective": c.seeds[0]}) for c in feasible]
+    chosen, why = _choice(plan, single)
     finalists = [c for c in feasible if len(c.seeds) > 1]
     if any(c.trial == chosen.trial for c in finalists):
         chosen, why = _choice(plan, finalists)
@@ -97,7 +107,9 @@ def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
     chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))
     seeds = min(len(c.seeds) for c in pool)
     why = f"validation {plan.objective} {chosen.objective:.4f}"
-    if seeds > 1:
+    if len(chosen.folds) > 1:
+        why += f" (mean of {len(chosen.folds)} folds)"
+    elif seeds > 1:
         why += f" (mean of {len(chosen.seeds)} seeds)"
     top = next(c for c in pool if sign * c.objective == best)
     if (top.trial, top.variant) != (chosen.trial, chosen.variant):
@@ -129,12 +141,18 @@ def weights_to_keep(
     there = [c for c in candidates(plan, results) if not c.violations and (c.trial, c.variant) in sizes]
     default = [c for c in there if c.trial == 0]
     default = [c for c in default if not any(dominates(other, c, plan) for other in default)]
-    front = [*default, *(c for c in there if c.front and c.trial != 0)]
+    # A trial whose folds are not all done has not shown yet what it is worth.
+    most = max((len(c.folds) for c in there), default=0)
+    front = [*default, *(c for c in there if (c.front or len(c.folds) < most) and c.trial != 0)]
     sign = 1 if plan.higher_is_better else -1
-    front.sort(key=lambda c: (c.trial != 0, -sign * c.objective))
+    front.sort(key=lambda c: (c.trial != 0, len(c.folds) == most, -sign * c.objective))
     if front:
         chosen = select(plan, results)
         front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
+    if plan.ensemble > 1:
+        front += [
+            Candidate(trial=trial, variant=name, objective=0.0) for trial, name in _to_average(plan, results, sizes)
+        ]
     used = sum(sizes[key] for key in keep)
     for position, candidate in enumerate(front):
         key = (candidate.trial, candidate.variant)
@@ -144,6 +162,32 @@ def weights_to_keep(
             keep.add(key)
             used += sizes[key]
     return keep
+
+
+def best_trials(plan: Plan, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials that were trained to their end, the one with the best variant first; further seeds left out."""
+    sign = 1 if plan.higher_is_better else -1
+    found = [r for r in results if r.state == "complete" and not r.config.derived]
+    reached = {
+        result.number: max(
+            (
+                sign * value
+                for variant in result.variants
+                if math.isfinite(value := variant.validation.get(plan.objective, math.nan))
+            ),
+            default=-math.inf,
+        )
+        for result in found
+    }
+    return sorted(found, key=lambda result: (-reached[result.number], result.number))
+
+
+def _to_average(
+    plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
+) -> list[tuple[int, str]]:
+    """Return which files the best trials are averaged from."""
+    best = [result.number for result in best_trials(plan, results)[: plan.ensemble]]
+    return [key for number in best for key in sizes if key[0] == number]
 
 
 def _vector(candidate: Candidate, plan: Plan) -> tuple[float, ...]:

@@ -14,13 +14,15 @@ import numpy as np
 from autoft.contracts import Row, Task, TaskCard, TaskContext
 from autoft.contracts.strategy import Augmenter
 from autoft.data import Features, grouped_batches
+from autoft.errors import ModelError
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.rundir import CurvePoint
+from autoft.strategies.head_only import find_head
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Augmentation", "Progress", "TrainOutcome", "learning_rate_factor", "train"]
+__all__ = ["Augmentation", "Auxiliary", "Progress", "TrainOutcome", "learning_rate_factor", "share_body", "train"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,33 @@ class Augmentation:
             else row
             for row in rows
         ]
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """A further task that is trained along, with a model that shares its body with the trained one.
+
+    Attributes:
+        task: gives batches and the loss.
+        context: its facts and options, with the trial's parameters.
+        model: on the device; what it does not share is trained with it.
+        features: its encoded training rows.
+        steps: of this task for each step of the task itself.
+        weight: of its loss.
+    """
+
+    task: Task
+    context: TaskContext
+    model: torch.nn.Module
+    features: Features
+    steps: float
+    weight: float
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        """Yield batches without end, each row once before any comes again."""
+        while True:
+            for indices in grouped_batches(self.features.lengths, batch_size, rng):
+                yield self.task.collate([self.features[int(i)] for i in indices], self.context)
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,7 @@ def train(
     on_validation: Callable[[CurvePoint], bool],
     on_progress: Callable[[Progress], None],
     deadline: float | None = None,
+    auxiliary: Sequence[Auxiliary] = (),
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -124,6 +154,7 @@ def train(
         on_validation: told every validation; True stops the training.
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
+        auxiliary: further tasks, each with optimiser steps of its own between those of the task.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -150,7 +181,9 @@ def train(
     batches_per_epoch = math.ceil(count / batch_size)
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     total_steps = steps_per_epoch * epochs
-    optimizer = _optimizer(model, learning_rate, float(params["train.weight_decay"]))
+    optimizer = _optimizer(
+        [model, *(one.model for one in auxiliary)], learning_rate, float(params["train.weight_decay"])
+    )
     schedule = str(params["train.schedule"])
     warmup = round(float(params["train.warmup"]) * total_steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -160,8 +193,11 @@ def train(
     original = model
     # Placement and autocast only: the optimiser stays plain so that its fused step is not wrapped.
     model = accelerator.prepare_model(model, device_placement=not getattr(model, "is_quantized", False))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     rng = np.random.default_rng(context.seed)
+    # A stream of chance for each, so that the task's own batches are those of a training without them.
+    further = [one.batches(batch_size, np.random.default_rng([context.seed, i])) for i, one in enumerate(auxiliary)]
+    due = [0.0] * len(auxiliary)
     marks = _validation_marks(batches_per_epoch)
     best_weights: dict[str, torch.Tensor] = {}
     seen, losses, shown = 0, [], 0.0
@@ -180,8 +216,20 @@ def train(
             if (index + 1) % accumulation == 0 or last:
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
-                scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
+                for i, one in enumerate(auxiliary):
+                    due[i] += one.steps
+                    while due[i] >= 1:
+                        due[i] -= 1
+                        one.model.train()
+                        with accelerator.autocast():
+                            given = {k: v.to(accelerator.device) for k, v in next(further[i]).items()}
+                            other = one.task.loss(one.model, given, one.context)
+                        accelerator.backward(one.weight * other)
+                        torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
+                scheduler.step()
             seen += size
             now = time.monotonic()
             if now - shown >= 1.0:
@@ -230,6 +278,43 @@ def train(
     return outcome
 
 
+def share_body(model: torch.nn.Module, other: torch.nn.Module) -> list[str]:
+    """Put the modules of a model in the place of those that another one has alike, heads left out.
+
+    Done before an adapter is attached: what it puts into a shared module is then shared too.
+
+    Returns:
+        the names of the modules that are shared, the largest of each.
+
+    Raises:
+        ModelError: they have nothing in common.
+    """
+    heads = set(find_head(model).parameters) | set(find_head(other).parameters)
+    mine = dict(model.named_modules())
+    shared: list[str] = []
+
+    def alike(name: str, module: torch.nn.Module) -> bool:
+        twin = mine.get(name)
+        if type(twin) is not type(module) or twin is None:
+            return False
+        shapes = {part: parameter.shape for part, parameter in module.named_parameters()}
+        same = shapes == {part: parameter.shape for part, parameter in twin.named_parameters()}
+        return bool(shapes) and same and not any(f"{name}.{part}" in heads for part in shapes)
+
+    for name, module in list(other.named_modules()):
+        if not name or any(name.startswith(f"{done}.") for done in shared):
+            continue
+        if alike(name, module):
+            other.set_submodule(name, mine[name])
+            shared.append(name)
+    if not shared:
+        raise ModelError(
+            f"{type(other).__name__} and {type(model).__name__} have no modules in common, so that the tasks cannot be "
+            "trained together; take auxiliary tasks for the same kind of model"
+        )
+    return shared
+
+
 def _epoch_batches(
     task: Task,
     context: TaskContext,
@@ -256,11 +341,13 @@ def _validation_marks(batches: int) -> set[int]:
     return {batches, batches // 2} if batches >= 60 else {batches}
 
 
-def _optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(models: Sequence[torch.nn.Module], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     import torch
 
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    # What models share is there once.
+    trained = list(dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad))
+    decayed = [p for p in trained if p.ndim >= 2]
+    plain = [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = all(p.device.type in {"cpu", "cuda", "mps"} and p.is_floating_point() for p in [*decayed, *plain])
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)

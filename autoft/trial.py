@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,25 @@ from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskC
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.plan import Plan, VariantPlan, plan_target, read_plan, violations
+from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.training import Augmentation, Progress, TrainOutcome, train
+from autoft.training import Augmentation, Auxiliary, Progress, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Callbacks", "Workplace", "out_of_memory", "run_trial", "screen", "strategy_params"]
+__all__ = [
+    "Callbacks",
+    "Trial",
+    "Workplace",
+    "ended_by",
+    "out_of_memory",
+    "run_trial",
+    "screen",
+    "strategy_params",
+    "variant_folder",
+]
 
 
 @dataclass
@@ -49,6 +59,7 @@ class Workplace:
     precision: dict[str, str] = field(default_factory=dict)
     """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
     processors: dict[str, Any] = field(default_factory=dict)
+    folds: dict[int, PreparedData] = field(default_factory=dict)
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
 
@@ -68,17 +79,25 @@ class Workplace:
             self.processors[model] = self.task.load_processor(target.source, target.context)
         return replace(target, context=replace(target.context, processor=self.processors[model]))
 
-    def features(self, model: str, context: TaskContext) -> Features:
-        """Return the encoded training rows, from the cache where they are there already."""
-        return encoded(self.data.train, self.task, context, self.run.data / "encoded", model)
+    def splits(self, fold: int) -> PreparedData:
+        """Return the splits of a fold."""
+        if fold and fold not in self.folds:
+            self.folds[fold] = open_data(self.run.fold(fold))
+        return self.folds[fold] if fold else self.data
 
-    def validator(self, context: TaskContext, rows: int | None = None) -> Callable[[Any], dict[str, float]]:
-        """Return a function that scores a model on the validation split, or on its first ``rows``.
+    def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
+        """Return the encoded training rows, from the cache where they are there already."""
+        return encoded(self.splits(fold).train, self.task, context, self.run.data / "encoded", model)
+
+    def validator(
+        self, context: TaskContext, rows: int | None = None, fold: int = 0
+    ) -> Callable[[Any], dict[str, float]]:
+        """Return a function that scores a model on the validation split of a fold, or on its first ``rows``.
 
         Where the objective needs no prediction, as perplexity, none is made: generating is most of the work.
         """
         metrics = self.catalog.metrics_of(self.task)
-        shown = self.data.validation[:rows]
+        shown = self.splits(fold).validation[:rows]
         refs = references(self.task, shown, context)
         only_targets = metrics[self.plan.objective].uses == "targets"
         if only_targets:
@@ -116,21 +135,31 @@ def run_trial(
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
     try:
-        _Run(place, config, callbacks, deadline, result).go()
+        Trial(place, config, callbacks, deadline, result).go()
     except Exception as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
-        if out_of_memory(error):
-            result.state, result.reason = "infeasible", f"out of memory: {_sentence(error)}"
-            result.violations = {"memory": 1.0}
-        else:
-            result.state = "failed"
-            result.reason = (
-                _sentence(error) if isinstance(error, AutoftError) else f"{type(error).__name__}: {_sentence(error)}"
-            )
-            folder = place.run.trial(config.number)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
     return result
+
+
+def ended_by(error: Exception, result: TrialResult, folder: Path) -> None:
+    """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole."""
+    if out_of_memory(error):
+        result.state, result.reason = "infeasible", f"out of memory: {_sentence(error)}"
+        result.violations = {"memory": 1.0}
+        return
+    result.state = "failed"
+    result.reason = (
+        _sentence(error) if isinstance(error, AutoftError) else f"{type(error).__name__}: {_sentence(error)}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+
+
+def variant_folder(trial: int, variant: str) -> str:
+    """Return where the files of a variant go, relative to the run folder."""
+    slug = re.sub(r"[^A-Za-z0-9.=]+", "-", variant).strip("-")
+    return f"trials/{trial:04d}/variants/{slug}"
 
 
 def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
@@ -180,10 +209,13 @@ def write_variant(place: Workplace, dense: Any, target: Target, variant: Variant
     save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
 
-class _Run:
+class Trial:
+    """One configuration at work; what comes of it is written into ``result``."""
+
     def __init__(
         self, place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None, result: TrialResult
     ) -> None:
+        """Prepare it; the arguments are those of :func:`run_trial`."""
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
         self.deadline, self.result = deadline, result
         pipeline = self.plan.pipeline(config.pipeline)
@@ -191,18 +223,19 @@ class _Run:
         self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
 
     def go(self) -> None:
+        """Load, adapt, train, merge, and compress in every legal way."""
         import torch
 
         config, plan = self.config, self.plan
         torch.manual_seed(config.seed)
-        with self.stage("load"):
+        with self._stage("load"):
             target = self.place.target(config.model, config.params, config.seed)
-            model = self.load(target)
+            model, auxiliary = self._load(target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        validate = self.place.validator(target.context)
-        with self.stage("train"):
-            outcome = self.train(model, target, validate)
+        validate = self.place.validator(target.context, fold=config.fold)
+        with self._stage("train"):
+            outcome = self._train(model, target, validate, auxiliary)
         assert outcome.best is not None
         result = self.result
         result.seconds["validate"] = outcome.validate_seconds
@@ -218,16 +251,21 @@ class _Run:
             return
         if outcome.out_of_time:
             result.reason = f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}"
-        with self.stage("merge"):
-            dense = self.merge(model, target, validate)
+        with self._stage("merge"):
+            dense = self._merge(model, target, validate)
         variants = list(plan.variants)
-        if config.number == 0 and all(variant.name != "none" for variant in variants):
-            # The yardstick of the report: the default fine-tune as transformers serves it.
+        if (config.number == 0 or plan.ensemble > 1) and all(variant.name != "none" for variant in variants):
+            # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average.
             variants.insert(0, VariantPlan(name="none", chain=[]))
         for variant in variants:
             result.variants.append(self.variant(dense, target, variant, memory))
+        self.conclude()
+
+    def conclude(self) -> None:
+        """Say how the trial ended, from how its variants did."""
+        result = self.result
         states = {variant.state for variant in result.variants}
-        offered = {variant.name for variant in plan.variants}
+        offered = {variant.name for variant in self.plan.variants}
         if any(variant.state == "complete" and variant.name in offered for variant in result.variants):
             result.state = "complete"
         elif "infeasible" in states:
@@ -238,10 +276,10 @@ class _Run:
             result.state = "failed"
             result.reason = "; ".join(f"{variant.name}: {variant.reason}" for variant in result.variants)
 
-    def stage(self, name: str) -> _Stage:
+    def _stage(self, name: str) -> _Stage:
         return _Stage(name, self.result.seconds, self.callbacks.stage)
 
-    def load(self, target: Target) -> torch.nn.Module:
+    def _load(self, target: Target) -> tuple[torch.nn.Module, list[Auxiliary]]:
         source = target.source
         if self.quantizer:
             kwargs = self.quantizer.load_kwargs(target, strategy_params(self.config.params, self.quantizer.name))
@@ -249,22 +287,46 @@ class _Run:
         model = self.place.task.load_model(source, target.context)
         if self.quantizer:
             model = self.quantizer.prepare(model, target)
+        auxiliary = self._auxiliary(model, target)
         model = self.adapter.attach(model, target, strategy_params(self.config.params, self.adapter.name))
-        return model if self.quantizer else model.to(target.context.device)
+        return model if self.quantizer else model.to(target.context.device), auxiliary
 
-    def train(
-        self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
+    def _auxiliary(self, model: torch.nn.Module, target: Target) -> list[Auxiliary]:
+        """Return the tasks that are trained along, with heads of their own over the model's body."""
+        place, params = self.place, self.config.params
+        found = []
+        for number, steps in enumerate(self.plan.auxiliary_steps(params)):
+            if not steps:
+                continue
+            one = self.plan.auxiliary[number]
+            task = place.catalog.task(one.task)
+            own = auxiliary_target(self.plan, number, task, target)
+            other = task.load_model(own.source, own.context)
+            share_body(model, other)
+            data = open_data(place.run.auxiliary(number)).train
+            features = encoded(data, task, own.context, place.run.data / "encoded", self.config.model)
+            weight = one.weight * float(params["auxiliary.weight"])  # type: ignore[arg-type]
+            found.append(Auxiliary(task, own.context, other.to(own.context.device), features, steps, weight))
+        return found
+
+    def _train(
+        self,
+        model: torch.nn.Module,
+        target: Target,
+        validate: Callable[[Any], dict[str, float]],
+        auxiliary: Sequence[Auxiliary],
     ) -> TrainOutcome:
         params, place = self.config.params, self.place
+        given = place.splits(self.config.fold).train
         name = params.get("augment")
         augmentation, features = None, None
         if name and name != "none":
             augmenter = place.catalog.augmenters[str(name)]
-            learned = augmenter.learn(place.data.train[:], place.task.card)
+            learned = augmenter.learn(given[:], place.task.card)
             augmentation = Augmentation(augmenter, strategy_params(params, str(name)), learned)
         else:
-            features = place.features(self.config.model, target.context)
-        rows = place.data.train[:] if augmentation else place.data.train
+            features = place.features(self.config.model, target.context, self.config.fold)
+        rows = given[:] if augmentation else given
         return train(
             model,
             task=place.task,
@@ -280,9 +342,10 @@ class _Run:
             on_validation=self.callbacks.validation,
             on_progress=self.callbacks.progress,
             deadline=self.deadline,
+            auxiliary=auxiliary,
         )
 
-    def merge(
+    def _merge(
         self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
     ) -> torch.nn.Module:
         """Return a dense model; over a quantized base, the better of merging into the full and the dequantized base."""
@@ -303,9 +366,9 @@ class _Run:
     def variant(
         self, dense: torch.nn.Module, target: Target, variant: VariantPlan, memory: dict[str, float]
     ) -> VariantResult:
+        """Compress a trained model in one way, write it, measure it from its files, and return what was measured."""
         begin = time.monotonic()
-        slug = re.sub(r"[^A-Za-z0-9.=]+", "-", variant.name).strip("-")
-        folder = self.place.run.trial(self.config.number) / "variants" / slug
+        folder = self.place.run.path / variant_folder(self.config.number, variant.name)
         outcome = VariantResult(name=variant.name, state="failed")
         yardstick = self.config.number == 0 and variant.name == "none"
         if variant.name in self.place.screened and not yardstick:
@@ -319,7 +382,7 @@ class _Run:
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()
             self.callbacks.stage(f"measure: {variant.name}")
-            self.measure(folder, variant, memory, outcome)
+            self._measure(folder, variant, memory, outcome)
             self.result.seconds["measure"] = self.result.seconds.get("measure", 0.0) + time.monotonic() - measuring
         except MeasureError as error:
             outcome.state, outcome.reason = "failed", str(error)
@@ -336,7 +399,7 @@ class _Run:
         outcome.seconds = time.monotonic() - begin
         return outcome
 
-    def measure(self, folder: Path, variant: VariantPlan, memory: dict[str, float], outcome: VariantResult) -> None:
+    def _measure(self, folder: Path, variant: VariantPlan, memory: dict[str, float], outcome: VariantResult) -> None:
         size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
         over = violations({"model_size_bytes": size}, self.plan.budget)
         yardstick = self.config.number == 0 and variant.name == "none"
@@ -345,8 +408,15 @@ class _Run:
             outcome.costs, outcome.violations = {"model_size_bytes": size, **memory}, over
             outcome.state, outcome.reason = "infeasible", "larger than model_size allows"
             return
-        figures = measure_in_process(folder, self.place.run.data, validation=True, **request_settings(self.plan))
-        outcome.validation, outcome.costs = figures["validation"], {**figures["costs"], **memory}
+        # What a model costs does not depend on the rows that it learned from.
+        figures = measure_in_process(
+            folder,
+            self.place.run.fold(self.config.fold),
+            validation=True,
+            costs=self.config.kind != "fold",
+            **request_settings(self.plan),
+        )
+        outcome.validation, outcome.costs = figures["validation"], {**figures.get("costs", {}), **memory}
         outcome.violations = violations(outcome.costs, self.plan.budget)
         outcome.state = "infeasible" if outcome.violations else "complete"
         if outcome.violations:

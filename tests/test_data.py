@@ -34,6 +34,7 @@ from autoft.data import (
     open_data,
     package_path,
     prepare_data,
+    prepare_folds,
 )
 from autoft.errors import DataError, PluginError, RunFolderError
 from autoft.recipe import DataSection
@@ -1476,3 +1477,82 @@ def test_batches_differ_between_epochs_and_are_in_no_order_of_length():
 def test_a_batch_holds_at_least_one_row(size):
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
         grouped_batches(np.array([1, 2]), size, np.random.default_rng(0))
+
+
+# ------------------------------------------------------------------------------------------------------- folds
+
+
+def opened_folds(folder: Path, folds: int, **section):
+    """Prepare the data and its folds in ``folder``, and return the splits of each fold."""
+    data = folder / "data"
+    prepared = prepare_data(DataSection(**section), Tickets(), {}, 0, data, folder, folds)
+    prepare_folds(prepared, Tickets(), folds, 0, data)
+    return [prepared, *(open_data(data / f"fold-{number}") for number in range(1, folds))]
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_each_row_is_held_out_by_one_fold_and_learned_by_all_others(folds, tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(200))
+    opened = opened_folds(tmp_path, folds, train="r.csv", test_size=20)
+    pool = sorted(pairs(opened[0].train) + pairs(opened[0].validation))
+    assert sorted(row for fold in opened for row in pairs(fold.validation)) == pool
+    for fold in opened:
+        assert sorted(pairs(fold.train) + pairs(fold.validation)) == pool
+        assert pairs(fold.test) == pairs(opened[0].test)
+        assert fold.facts == opened[0].facts
+        # 180 rows are left: each fold holds out its share, but for what stratifying moves.
+        assert abs(len(fold.validation) - 180 / folds) <= 2
+        assert fold.train.fingerprint not in {other.train.fingerprint for other in opened if other is not fold}
+
+
+def test_folds_are_stratified_as_by_scikit_learn(tmp_path):
+    from sklearn.model_selection import StratifiedKFold
+
+    write_csv(tmp_path / "r.csv", tickets(300))
+    prepared, *further = opened_folds(tmp_path, 4, train="r.csv")
+    labels = [label for _, label in pairs(prepared.train)]
+    splitter = StratifiedKFold(3, shuffle=True, random_state=0)
+    for label in "abc":
+        parts = [sum(labels[i] == label for i in held) for _, held in splitter.split(labels, labels)]
+        mine = [sum(row[1] == label for row in pairs(fold.validation)) for fold in further]
+        assert max(mine) - min(mine) <= 1
+        assert sorted(mine) == sorted(parts)
+
+
+def test_rows_with_the_same_inputs_are_held_out_together(tmp_path):
+    rows = tickets(60) + [(f"twin {i % 10}", "a" if i < 10 else "b") for i in range(20)]
+    write_csv(tmp_path / "r.csv", rows)
+    _, *further = opened_folds(tmp_path, 4, train="r.csv", deduplicate=False)
+    for fold in further:
+        held = {text for text, _ in pairs(fold.validation) if text.startswith("twin")}
+        learned = [text for text, _ in pairs(fold.train)]
+        # The plain cut of the validation split does not look at texts where deduplication is off.
+        own = {text for text, _ in pairs(opened_folds(tmp_path, 4, train="r.csv", deduplicate=False)[0].validation)}
+        assert not (held - own) & set(learned)
+
+
+def test_folds_are_written_once_and_anew_for_other_data(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(60))
+    opened_folds(tmp_path, 3, train="r.csv")
+    file = tmp_path / "data/fold-1/train.arrow"
+    before = file.stat().st_mtime_ns
+    opened_folds(tmp_path, 3, train="r.csv")
+    assert file.stat().st_mtime_ns == before
+    write_csv(tmp_path / "r.csv", tickets(60, seed=1))
+    opened_folds(tmp_path, 3, train="r.csv")
+    assert file.stat().st_mtime_ns != before
+
+
+def test_more_folds_than_rows_are_an_error(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(12))
+    with pytest.raises(DataError, match="ask for fewer folds"):
+        opened_folds(tmp_path, 11, train="r.csv", test_size=2)
+
+
+def test_the_validation_split_that_a_recipe_gives_is_the_first_fold(tmp_path):
+    rows = tickets(90)
+    write_csv(tmp_path / "train.csv", rows[:60])
+    write_csv(tmp_path / "dev.csv", rows[60:])
+    opened = opened_folds(tmp_path, 3, train="train.csv", validation="dev.csv", test_size=6)
+    assert sorted(pairs(opened[0].validation)) == sorted(rows[60:])
+    assert [len(fold.validation) for fold in opened[1:]] == [27, 27]

@@ -27,11 +27,11 @@ def autoft_command(*words: object, cwd: Path, **settings) -> subprocess.Complete
     )
 
 
-def write_recipe(folder: Path, model: Path, data: Path, **changes) -> Path:
+def write_recipe(folder: Path, model: Path, source: Path, **changes) -> Path:
     recipe = {
         "task": "text-classification",
         "model": str(model),
-        "data": {"train": str(data), "validation_size": 80, "test_size": 80},
+        "data": {"train": str(source), "validation_size": 80, "test_size": 80},
         "budget": {"time": "10m", "trials": 3},
         "effort": "quick",
         "compress": ["none", "dynamic-int8"],
@@ -197,6 +197,80 @@ def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finishe
     assert report["best"]["model"] == str(finished / "runs/tiny")
     assert report["best"]["test"]["accuracy"]["value"] > 0.8
     assert any("starting from" in warning and "(+0." in warning for warning in report["warnings"])
+
+
+def test_a_search_over_folds_compares_means_and_ships_a_model_of_the_first(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        data={"train": str(reviews), "test_size": 80},
+        budget={"time": "10m", "trials": 2},
+        compress=["none"],
+        search={"folds": 3},
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 0 on fold 3" in done.stdout
+    record = read_run(tmp_path / "runs/tiny")
+    kinds = [trial.config.kind for trial in record.trials]
+    assert kinds.count("fold") == 4
+    chosen = next(
+        c
+        for c in record.selection.candidates
+        if (c.trial, c.variant) == (record.selection.trial, record.selection.variant)
+    )
+    # What each fold holds out is scored from files, and the mean is what is compared.
+    figures = [
+        next(v.validation["accuracy"] for v in trial.variants if v.name == chosen.variant)
+        for trial in record.trials
+        if chosen.trial in {trial.number, trial.config.parent}
+    ]
+    assert len(figures) == 3
+    assert chosen.objective == pytest.approx(sum(figures) / 3)
+    assert record.final.validation["best"]["accuracy"] == pytest.approx(figures[0])
+    sizes = record.plan["data"]["sizes"]
+    assert (sizes["validation"], sizes["test"]) == (106, 80)
+    report = (tmp_path / "runs/tiny/report.html").read_text()
+    assert "mean of 3 folds" in report
+
+
+def test_a_task_can_be_trained_along_with_another_and_the_report_says_what_that_gains(tmp_path, tiny_model, reviews):
+    """The first task has 12 rows and learns little alone; the second has the same labels by another name, and 300 rows."""
+    rows = list(csv.DictReader(reviews.open()))
+    few, many = tmp_path / "few.csv", tmp_path / "many.csv"
+    renamed = {"positive": "for", "negative": "against"}
+    for path, part, name in ((few, rows[:72], str), (many, rows[72:], renamed.__getitem__)):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows((row["text"], name(row["label"])) for row in part)
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        few,
+        data={"train": str(few), "validation_size": 30, "test_size": 30},
+        auxiliary=[{"task": "text-classification", "data": str(many)}],
+        budget={"time": "10m", "trials": 2},
+        compress=["none"],
+        space={
+            "full.learning_rate": 5e-3,
+            "train.epochs": 10,
+            "train.batch_size": 4,
+            "auxiliary.temperature": 1,
+        },
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_run(tmp_path / "runs/tiny")
+    weights = [trial.config.params["auxiliary.weight"] for trial in record.trials]
+    assert weights == [0.0, 1.0]
+    alone, along = (trial.validation["accuracy"] for trial in record.trials)
+    assert along > alone
+    assert any(f"({along - alone:+.4f})" in note for note in record.final.notes)
+    # The model that is left is the first task's alone.
+    model = autoft.load(tmp_path / "runs/tiny")
+    assert set(model.context.labels) == {"positive", "negative"}
 
 
 def test_json_lines_on_request(tmp_path, tiny_model, reviews):

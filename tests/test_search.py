@@ -194,7 +194,7 @@ def test_trials_that_turned_out_infeasible_no_longer_stop_others():
 def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stopping():
     study = _Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
-        study.replay(done(config(number, "large"), value))
+        study.replay(done(config(number, "large"), value), [value])
     assert len(study.study.trials) == 3
     assert study.study.best_value == pytest.approx(0.84)
     assert study.behind(config(3, "large"), 1.0, 0.60)
@@ -269,3 +269,64 @@ def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_f
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 12.0)
     assert search._next() is None
     assert search.ended == "the time left is too short for another trial"
+
+
+def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:
+    """Run a configuration on one fold after the other, and return what the search asks for in between."""
+    config = search.plan.default_config() if number == 0 else search.study.ask(number, {"model": "small"})
+    asked = []
+    for figure in figures:
+        if number == 0 and config.fold == 0:
+            config = search.study.fixed(config, 0)
+        search._finish(untimed(done(config, figure)))
+        config = search._next_fold()
+        asked.append(config)
+    return asked
+
+
+def test_a_configuration_is_trained_on_one_fold_after_the_other_and_told_by_its_mean(tmp_path, catalog):
+    search = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
+    asked = at_folds(search, 0, [0.80, 0.84, 0.88])
+    assert [(c.kind, c.parent, c.fold) for c in asked[:2]] == [("fold", 0, 1), ("fold", 0, 2)]
+    assert asked[2] is None
+    (told,) = search.study.study.trials
+    assert told.value == pytest.approx(0.84)
+    # Only configurations count, not their trainings; each takes three times as long.
+    assert search._counted() == 1
+    default = search.plan.default_config()
+    assert search._estimate(default) == pytest.approx(3 * search._estimate(asked[0]))
+
+
+def test_a_configuration_that_is_worse_on_the_first_three_folds_is_given_up(tmp_path, catalog):
+    search = engine(tmp_path, catalog, folds=5, early_stopping="wilcoxon")
+    at_folds(search, 0, [0.80, 0.84, 0.88, 0.82, 0.86])
+    number = search._number()
+    asked = at_folds(search, number, [0.70, 0.72, 0.71])
+    assert asked[1] is not None
+    assert asked[2] is None
+    given_up = search.results[number]
+    assert (given_up.state, given_up.reason) == ("pruned", "behind after 3 of 5 folds")
+    assert [r.number for r in RunDir(tmp_path).results() if r.state == "pruned"] == [number]
+    assert search.study.study.trials[-1].state.name == "PRUNED"
+    # Better on one of three, it goes on.
+    number = search._number()
+    assert at_folds(search, number, [0.70, 0.90, 0.71])[2] is not None
+
+
+def test_without_the_wilcoxon_test_all_folds_are_trained(tmp_path, catalog):
+    search = engine(tmp_path, catalog, folds=4, early_stopping="none")
+    at_folds(search, 0, [0.80, 0.84, 0.88, 0.82])
+    assert at_folds(search, search._number(), [0.10, 0.10, 0.10])[2] is not None
+
+
+def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
+    search = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
+    at_folds(search, 0, [0.80, 0.84, 0.88])
+    at_folds(search, search._number(), [0.81, 0.85])
+    for result in search.results.values():
+        search.run.write_result(result)
+    again = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
+    further = again._next_fold()
+    assert (further.parent, further.fold) == (3, 2)
+    again._finish(untimed(done(further, 0.89)))
+    assert sorted(trial.value for trial in again.study.study.trials) == pytest.approx([0.84, 0.85])

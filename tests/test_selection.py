@@ -21,9 +21,11 @@ def make_plan(tolerance=0.0, budget=(), storage=10**9, names=("none", "int8")) -
     )
 
 
-def trial(number, *variants, kind="search", parent=None, seed=0) -> TrialResult:
+def trial(number, *variants, kind="search", parent=None, seed=0, fold=0) -> TrialResult:
     """Return a trial; a variant is (name, accuracy, bytes, ms)."""
-    config = TrialConfig(number=number, kind=kind, model="m", pipeline="full", params={}, seed=seed, parent=parent)
+    config = TrialConfig(
+        number=number, kind=kind, model="m", pipeline="full", params={}, seed=seed, parent=parent, fold=fold
+    )
     return TrialResult(
         number=number,
         state="complete",
@@ -123,6 +125,38 @@ def test_the_default_can_still_be_shipped_when_seeds_show_that_what_beat_it_was_
     results.append(trial(2, ("none", 0.70, 90, 9), ("int8", 0.70, 23, 1.9), kind="seed", parent=1, seed=1))
     results.append(trial(3, ("none", 0.80, 90, 10), ("int8", 0.80, 23, 2), kind="seed", parent=0, seed=1))
     assert chosen(plan, *results) == (0, "int8")
+
+
+def test_means_over_folds_decide_and_the_model_of_the_first_fold_is_shipped():
+    lucky, steady = trial(0, ("none", 0.90, 90, 10)), trial(1, ("none", 0.85, 90, 10))
+    results = [
+        lucky,
+        steady,
+        trial(2, ("none", 0.70, 90, 10), kind="fold", parent=0, fold=1),
+        trial(3, ("none", 0.84, 90, 10), kind="fold", parent=1, fold=1),
+    ]
+    selection = select(make_plan(), results)
+    assert (selection.trial, selection.variant) == (1, "none")
+    assert "validation accuracy 0.8450 (mean of 2 folds)" in selection.reason
+    assert {c.trial: c.folds for c in selection.candidates} == {0: [0.90, 0.70], 1: [0.85, 0.84]}
+
+
+def test_a_trial_with_fewer_folds_is_neither_chosen_nor_on_the_front_and_keeps_its_weights():
+    results = [
+        trial(0, ("none", 0.80, 90, 10)),
+        trial(1, ("none", 0.82, 90, 10), kind="fold", parent=0, fold=1),
+        trial(2, ("none", 0.99, 90, 10)),
+    ]
+    selection = select(make_plan(), results)
+    assert selection.trial == 0
+    assert {c.trial: c.front for c in selection.candidates} == {0: True, 2: False}
+    sizes = {(0, "none"): 90, (2, "none"): 90}
+    assert weights_to_keep(make_plan(), results, sizes) == set(sizes)
+
+
+def test_a_trial_that_was_given_up_at_a_fold_is_no_candidate():
+    behind = trial(1, ("none", 0.99, 90, 10)).model_copy(update={"state": "pruned"})
+    assert [c.trial for c in candidates(make_plan(), [trial(0, ("none", 0.80, 90, 10)), behind])] == [0]
 
 
 def test_further_seeds_are_never_shipped():

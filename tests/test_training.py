@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.contracts import Augmenter, Column, Task, TaskCard, TaskContext
-from autoft.training import Augmentation, learning_rate_factor, train
+from autoft.data import Split, encoded
+from autoft.errors import ModelError
+from autoft.training import Augmentation, Auxiliary, learning_rate_factor, share_body, train
 
 SCHEDULES = ["constant", "linear", "cosine", "inverse-sqrt", "plateau"]
 
@@ -113,7 +115,7 @@ def line():
     return torch.nn.Linear(2, 1)
 
 
-def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=False, **params):
+def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=False, auxiliary=(), **params):
     """Train the line; the validation is the error over all rows unless a script of figures is given."""
     import torch
 
@@ -137,6 +139,7 @@ def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=F
         on_validation=told or (lambda point: False),
         on_progress=lambda progress: None,
         deadline=deadline,
+        auxiliary=auxiliary,
     )
 
 
@@ -219,3 +222,85 @@ def test_the_rate_halves_when_validation_stalls():
     )
     rates = [point.learning_rate for point in outcome.curve]
     assert rates == pytest.approx([0.05, 0.05, 0.025, 0.025])
+
+
+# ------------------------------------------------------------------------------------------------- auxiliary tasks
+
+
+def shared_pair(tiny_model):
+    """A classifier of sentences and one of words over the same body, heads of their own."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)
+    other = AutoModelForTokenClassification.from_pretrained(tiny_model, num_labels=2)
+    return model, other
+
+
+def test_a_body_is_shared_and_heads_of_the_same_shape_are_not(tiny_model):
+    model, other = shared_pair(tiny_model)
+    assert share_body(model, other) == ["bert.embeddings", "bert.encoder"]
+    mine = {id(parameter) for parameter in model.parameters()}
+    own = [name for name, parameter in other.named_parameters() if id(parameter) not in mine]
+    assert own == ["classifier.weight", "classifier.bias"]
+
+
+def test_what_an_adapter_puts_into_a_shared_body_is_shared(tiny_model):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model, other = shared_pair(tiny_model)
+    share_body(model, other)
+    ids = torch.tensor([[2, 5, 6, 3]])
+    before = other.eval()(input_ids=ids).logits
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    assert not torch.allclose(other(input_ids=ids).logits, before)
+    other(input_ids=ids).logits.sum().backward()
+    assert all(p.grad is not None for n, p in adapted.named_parameters() if "lora_" in n and "pooler" not in n)
+
+
+def test_models_with_nothing_in_common_are_told(tiny_model, small_model):
+    model, _ = shared_pair(tiny_model)
+    _, other = shared_pair(small_model)
+    with pytest.raises(ModelError, match="no modules in common"):
+        share_body(model, other)
+
+
+def along(model, rows, steps, folder, task=None) -> Auxiliary:
+    """The points as an auxiliary task."""
+    task, context = task or Points(), TaskContext({}, {}, dict(PARAMS), 8, seed=0)
+    return Auxiliary(task, context, model, encoded(Split.from_rows(rows), task, context, folder, ""), steps, 1.0)
+
+
+@pytest.mark.parametrize("steps", [0.5, 1.0, 2.25])
+def test_an_auxiliary_task_takes_its_share_of_steps_and_learns(steps, tmp_path):
+    taken = []
+
+    class Counted(Points):
+        def loss(self, model, batch, context):
+            taken.append(len(batch["labels"]))
+            return super().loss(model, batch, context)
+
+    rows, other = points(20, seed=1), line()
+    further = along(other, rows, steps, tmp_path, Counted())
+    whole = Points().collate(Points().encode(rows, None), None)
+    before = float(Points().loss(other, whole, None).detach())
+    fit(line(), points(), auxiliary=[further])
+    # 24 rows in batches of 4, three times; of the auxiliary task's 20 rows each is seen once before any comes again.
+    assert len(taken) == int(18 * steps)
+    assert sum(taken[:5]) == 20
+    assert float(Points().loss(other, whole, None).detach()) < before
+
+
+def test_an_auxiliary_task_that_shares_nothing_leaves_the_training_as_it_is(tmp_path):
+    alone, together = line(), line()
+    fit(alone, points())
+    fit(together, points(), auxiliary=[along(line(), points(20, seed=1), 1.0, tmp_path)])
+    np.testing.assert_allclose(weights(together), weights(alone), rtol=1e-5)
+
+
+def test_an_auxiliary_task_over_the_same_weights_moves_them(tmp_path):
+    alone, together = line(), line()
+    fit(alone, points())
+    opposite = [{**row, "y": -row["y"]} for row in points(20, seed=1)]
+    fit(together, points(), auxiliary=[along(together, opposite, 1.0, tmp_path)])
+    assert not np.allclose(weights(together), weights(alone), rtol=1e-2)

@@ -401,6 +401,15 @@ class Task(ABC):
         """
         return None
 
+    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
+        """Return the predictions of several models together, as the mean of their probabilities; None: not possible.
+
+        Args:
+            predictions: of each model, one a row, from :meth:`predict` without an operating point.
+            context: of the models, with the operating point where it is known.
+        """
+        return None
+
     def operating_point(
         self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
     ) -> dict[str, Any]:

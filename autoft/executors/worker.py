@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from autoft.ensembles import combine
 from autoft.errors import AutoftError
 from autoft.evaluation import start_measuring
 from autoft.rundir import CurvePoint, RunDir, TrialConfig
@@ -141,7 +142,10 @@ class _Worker:
         callbacks = Callbacks(self.stage, self.progress, self.validation)
         seconds = request["seconds"]
         deadline = None if seconds is None else time.monotonic() + seconds
-        result = run_trial(self.place, config, callbacks, deadline)
+        if config.kind in {"soup", "ensemble"}:
+            result = combine(self.place, config, callbacks)
+        else:
+            result = run_trial(self.place, config, callbacks, deadline)
         self.run.write_result(result)
         self.say("done", trial=config.number)
 

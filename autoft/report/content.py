@@ -17,7 +17,15 @@ from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, Variant
 __all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_content", "miss_rows", "short_model"]
 
 STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
-KINDS = {"default": "default", "published": "published settings", "search": "search", "seed": "further seed"}
+KINDS = {
+    "default": "default",
+    "published": "published settings",
+    "search": "search",
+    "seed": "further seed",
+    "fold": "further fold",
+    "soup": "averaged weights",
+    "ensemble": "averaged predictions",
+}
 MISSES = 8
 """Nearest misses that are shown."""
 
@@ -304,14 +312,14 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
     rows = []
     for candidate in shown:
         config = record.trial(candidate.trial).config
-        seeds = f"{len(candidate.seeds)}" if len(candidate.seeds) > 1 else "1"
+        repeats = str(len(candidate.folds if plan.folds > 1 else candidate.seeds))
         rows.append(
             (
                 str(candidate.trial),
                 f"{short_model(config.model)}, {config.pipeline}",
                 candidate.variant,
                 figure_text(candidate.objective),
-                seeds,
+                repeats,
                 *(cost_text(column, candidate.costs.get(column)) for column in columns),
             )
         )
@@ -320,7 +328,14 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
         f"The front among {feasible} feasible of {len(selection.candidates)} compressed models: none of the others is at "
         "least as good in quality, size and latency, and better in one."
     )
-    titles = ("trial", "model", "compression", f"validation {plan.objective}", "seeds", *map(column_title, columns))
+    titles = (
+        "trial",
+        "model",
+        "compression",
+        f"validation {plan.objective}",
+        "folds" if plan.folds > 1 else "seeds",
+        *map(column_title, columns),
+    )
     return TableView("The front", titles, tuple(rows), left=frozenset({1, 2}), marked=shown.index(chosen), note=note)
 
 

@@ -138,7 +138,7 @@ def _front(points: Sequence[Candidate], column: str, plan: Plan) -> list[tuple[f
 
 
 def _history(record: RunRecord, plan: Plan) -> Figure | None:
-    trials = [trial for trial in record.trials if trial.config.kind != "seed"]
+    trials = [trial for trial in record.trials if not trial.config.derived]
     values = {trial.number: value for trial in trials if (value := _best_value(trial, plan)) is not None}
     if len(values) < 2:
         return None
@@ -212,7 +212,7 @@ def _importance(record: RunRecord, plan: Plan) -> Figure | None:
 
 
 def _curves(record: RunRecord, plan: Plan) -> Figure | None:
-    trials = [trial for trial in record.trials if trial.curve and trial.config.kind != "seed"]
+    trials = [trial for trial in record.trials if trial.curve and not trial.config.derived]
     if not trials:
         return None
     chosen = record.selection.trial if record.selection else None

@@ -76,6 +76,8 @@ def task_checks(bench: Workbench) -> Iterator[Call]:
         yield Call(check_bootstrap_agrees_with_score, (bench, name), name)
     if task.score_targets is not Task.score_targets:
         yield Call(check_targets_are_scored, (bench,))
+    if task.combine is not Task.combine:
+        yield Call(check_predictions_can_be_averaged, (bench,))
     if task.operating_point is not Task.operating_point:
         yield Call(check_operating_point_is_plain, (bench,))
     if task.export_inputs is not Task.export_inputs:
@@ -491,6 +493,23 @@ def check_targets_are_scored(bench: Workbench) -> None:
     told = difference(list(backwards)[::-1], list(figures), TOLERANCE, "score_targets()")
     expect(told is None, f"in another order and with batch_size=2, {told}")
     unchanged(rows, bench.rows, "score_targets()")
+
+
+def check_predictions_can_be_averaged(bench: Workbench) -> None:
+    """A model averaged with itself says the same; of two models, which one comes first makes no difference."""
+    task, context = bench.task, bench.context
+    own, other = list(bench.predictions), list(bench.first_predictions)
+    alone = task.combine([own], context)
+    if alone is None:
+        skip("combine() cannot average these predictions")
+    _same_predictions(alone, own, "where they are averaged alone:")
+    _same_predictions(task.combine([own, own], context) or [], own, "where they are averaged with themselves:")
+    both = task.combine([own, other], context) or []
+    for prediction in both:
+        plain(dict(prediction), "an averaged prediction")
+    _same_predictions(
+        task.combine([other, own], context) or [], both, "where the models are averaged in another order:"
+    )
 
 
 def check_operating_point_is_plain(bench: Workbench) -> None:

@@ -264,6 +264,15 @@ class TextClassification(Task):
                     answers[i] = answer
         return answers
 
+    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction]:
+        """Return what the mean of the models' probabilities says."""
+        import numpy as np
+
+        scores = np.mean([[answer["scores"] for answer in said] for said in predictions], axis=0)
+        if context.facts.get("problem") == "multi":
+            return [_several(row, context) for row in scores.tolist()]
+        return [_one(row, context) for row in scores.tolist()]
+
     def reference(self, row: Row, context: TaskContext) -> Any:
         """Return the label's name, or the list of names."""
         names = _names(row["label"])
@@ -312,14 +321,10 @@ class TextClassification(Task):
         return context.processor(texts, pairs, truncation=True, max_length=context.max_length, **kwargs)
 
     def _answers(self, logits: torch.Tensor, context: TaskContext) -> list[Prediction]:
-        names, logits = context.labels, logits.float()
+        logits = logits.float()
         if context.facts.get("problem") == "multi":
             return [_several(row, context) for row in logits.sigmoid().tolist()]
-        answers: list[Prediction] = []
-        for row in logits.softmax(-1).tolist():
-            top = max(range(len(row)), key=row.__getitem__)
-            answers.append({"label": names[top], "score": row[top], "scores": row})
-        return answers
+        return [_one(row, context) for row in logits.softmax(-1).tolist()]
 
 
 def _text(row: Row, role: str, number: int) -> str:
@@ -365,6 +370,12 @@ def _several(scores: list[float], context: TaskContext) -> Prediction:
     if not labels and not context.facts.get("empty", True):
         labels = [context.labels[max(range(len(scores)), key=scores.__getitem__)]]
     return {"labels": labels, "scores": scores}
+
+
+def _one(scores: list[float], context: TaskContext) -> Prediction:
+    """Return the likeliest label."""
+    top = max(range(len(scores)), key=scores.__getitem__)
+    return {"label": context.labels[top], "score": scores[top], "scores": scores}
 
 
 def _majority(rows: Sequence[Row], context: TaskContext) -> Baseline:
@@ -413,11 +424,7 @@ def _linear(rows: Sequence[Row], context: TaskContext) -> Baseline:
         if multi:
             return [_several(row, context) for row in scores.tolist()]
         order = [list(model.classes_).index(name) for name in names]
-        answers: list[Prediction] = []
-        for row in scores[:, order].tolist():
-            top = max(range(len(row)), key=row.__getitem__)
-            answers.append({"label": names[top], "score": row[top], "scores": row})
-        return answers
+        return [_one(row, context) for row in scores[:, order].tolist()]
 
     return Baseline("TF-IDF + logistic regression", predict)
 
