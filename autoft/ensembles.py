@@ -131,6 +131,9 @@ def _ensemble(
             continue
         callbacks.stage(f"average: {variant.name}")
         chosen = _chosen(place, folders)
+        if chosen is None:
+            result.state, result.reason = "pruned", f"{place.plan.task} cannot average these predictions"
+            return
         if len(chosen) < 2:
             continue
         outcome = VariantResult(name=variant.name, state="failed", members=chosen)
@@ -155,8 +158,8 @@ def _ensemble(
     Trial(place, config, callbacks, None, result).conclude()
 
 
-def _chosen(place: Workplace, folders: Mapping[int, Path]) -> list[int]:
-    """Return which members to average, the best first."""
+def _chosen(place: Workplace, folders: Mapping[int, Path]) -> list[int] | None:
+    """Return which members to average, the best first; None where the task cannot average them."""
     objective = place.catalog.metrics_of(place.task)[place.plan.objective]
     sign = 1 if objective.higher_is_better else -1
     rows = place.data.validation[:]
@@ -167,6 +170,8 @@ def _chosen(place: Workplace, folders: Mapping[int, Path]) -> list[int]:
         loaded = load(folder, catalog=place.catalog, device=place.plan.device)
         said[number], context = loaded.predict(inputs), loaded.context
     assert context is not None
+    if place.task.combine([next(iter(said.values()))], context) is None:
+        return None
     refs = references(place.task, rows, context)
 
     def together(numbers: Sequence[int]) -> float:

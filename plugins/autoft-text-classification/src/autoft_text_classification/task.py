@@ -264,7 +264,7 @@ class TextClassification(Task):
                     answers[i] = answer
         return answers
 
-    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction]:
+    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
         """Return what the mean of the models' probabilities says."""
         import numpy as np
 
