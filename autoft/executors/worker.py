@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from autoft.contracts import TaskContext
 from autoft.ensembles import combine
 from autoft.errors import AutoftError
 from autoft.evaluation import start_measuring
@@ -29,6 +30,9 @@ __all__ = ["main", "probe_model"]
 
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
+
+SLOW_ANSWERS = 8.0
+"""Seconds for eight rows from which on a model generates so slowly that the time of imports does not matter."""
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
@@ -80,18 +84,9 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     faster = seconds.get("bf16", math.inf) < CLEARLY_FASTER * seconds["fp32"]
     precision = "bf16" if faster else "fp32"
     place.precision[name] = precision
-    validate = place.validator(target.context, rows=8)
     model.eval()
     with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        begin = time.perf_counter()
-        validate(model)
-        count = 8
-        if time.perf_counter() - begin < 0.5:
-            # A model that answers at once has not shown its pace yet.
-            validate, count = place.validator(target.context, rows=64), 64
-            begin = time.perf_counter()
-            validate(model)
-    validating = (time.perf_counter() - begin) / min(count, len(place.data.validation))
+        validating = _seconds_per_row(place, model, target.context)
     memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
     return {
         "precision": precision,
@@ -100,6 +95,24 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
+    """Return what it takes to predict and score a validation row."""
+
+    def timed(rows: int) -> float:
+        validate = place.validator(context, rows=rows)
+        begin = time.perf_counter()
+        validate(model)
+        return time.perf_counter() - begin
+
+    first = timed(8)
+    rows, seconds = 8, first
+    if first < SLOW_ANSWERS:
+        # The first call imports the metrics' libraries and is no measure; a fast model has to show its pace on more rows.
+        rows = 64 if first < 0.5 else 16
+        seconds = timed(rows)
+    return seconds / min(rows, len(place.data.validation))
 
 
 class _Worker:

@@ -27,6 +27,8 @@ SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 """Stand-ins that are replaced by CSS variables when the SVG is written."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKED = 30
+"""Points of a chart's line that are still marked one by one."""
 SHOWN_PARAMETERS = 12
 
 
@@ -247,7 +249,8 @@ def _chart(place: int, item: Mapping[str, Any]) -> Figure:
         handles = []
         for number, series in enumerate(item["series"]):
             colour = SERIES[number % len(SERIES)]
-            axes.plot(series["x"], series["y"], color=colour, linewidth=2, marker="o", markersize=3)
+            marker = "o" if len(series["x"]) <= MARKED else None
+            axes.plot(series["x"], series["y"], color=colour, linewidth=2, marker=marker, markersize=3)
             handles.append(_line(colour, series["name"], "-"))
         if item["diagonal"]:
             both = [value for series in item["series"] for value in (*series["x"], *series["y"])] or [0.0, 1.0]
