@@ -64,8 +64,9 @@ def outcome(result: TrialResult, plan: Plan) -> str:
     if size and latency:
         text += f", {format_bytes(size)}, {latency:.2f} ms"
     smallest = min(done, key=lambda variant: variant.costs.get("model_size_bytes", 0))
-    if smallest is not best:
-        costs = smallest.costs
+    costs = smallest.costs
+    # Of a further fold only quality is measured.
+    if smallest is not best and {"model_size_bytes", "latency_p50_ms"} <= set(costs):
         text += (
             f"); smallest {smallest.validation[plan.objective]:.4f} ({smallest.name}, "
             f"{format_bytes(costs['model_size_bytes'])}, {costs['latency_p50_ms']:.2f} ms"

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from autoft.display import JsonListener, LiveListener, PlainListener
+from autoft.display import JsonListener, LiveListener, PlainListener, outcome
 from autoft.hardware import Hardware
 from autoft.plan import make_plan
 from autoft.recipe import recipe_from_mapping
@@ -124,3 +124,11 @@ def test_json_lines_hold_one_object_each_whatever_the_figures_are(plan):
     assert events[-2] == {"event": "validation", "trial": 4, "samples": 10, "value": None}
     assert events[-1]["variants"]["onnx-int8"]["validation"] == {"accuracy": None}
     assert events[-1]["variants"]["onnx-int8"]["costs"] == {"model_size_bytes": None, "latency_p50_ms": 2.5}
+
+
+def test_a_further_fold_is_told_without_costs(plan):
+    """Of a fold only quality is measured, in every compression."""
+    result = trial(4)
+    further = VariantResult(name="none", state="complete", validation={"accuracy": 0.79})
+    result.variants = [result.variants[0].model_copy(update={"costs": {}}), further]
+    assert outcome(result, plan) == "accuracy 0.8000 (onnx-int8)"

@@ -57,6 +57,18 @@ def test_a_recipe_begins_with_the_command_that_runs_it_and_validates(path):
     assert load_recipe(path).task
 
 
+def test_the_api_is_callable_whatever_was_imported_before():
+    """The functions search and hardware have the names of modules."""
+    script = (
+        "import autoft, autoft.search, autoft.hardware\n"
+        "from autoft.search import Search\n"
+        "assert autoft.hardware().cores == autoft.hardware().cores\n"
+        "assert all(callable(getattr(autoft, name)) for name in autoft.__all__ if name != '__version__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_core_module_has_its_place_in_the_import_order():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     placed = {name for layer in config["contracts"][0]["layers"] for name in layer.split(" | ")}
