@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -197,7 +198,7 @@ def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
     sign = 1 if plan.higher_is_better else -1
     notes = []
     for name, figures in read_json(folder.path / "baselines.json").items():
-        other = figures["validation"][plan.objective]
+        other = figures["validation"].get(plan.objective, math.nan)
         # A baseline may have no figure: a perplexity for one, where it says nothing of the targets.
         if not sign * other >= sign * own:
             continue

@@ -92,12 +92,16 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
     if yardstick is not None and yardstick.folder:
         final.validation["default"] = yardstick.validation
-        folder = str(run.inside(yardstick.folder))
-        figures = _fresh(
-            run, plan, "default", {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
-        )
-        final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
-        _keep_train_memory(final.costs["default"], yardstick)
+        if yardstick is chosen and not final.operating_point:
+            # The very files that were just measured; writing texts for the test rows again may take minutes.
+            final.test["default"], final.costs["default"] = final.test["best"], final.costs["best"]
+        else:
+            folder = str(run.inside(yardstick.folder))
+            figures = _fresh(
+                run, plan, "default", {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
+            )
+            final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
+            _keep_train_memory(final.costs["default"], yardstick)
         graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
         if graph is not None and graph.costs:
             final.costs["default-onnx"] = graph.costs

@@ -433,5 +433,8 @@ def test_a_model_that_learned_nothing_is_told_and_the_shortest_time_still_trains
     assert "the model has learned nothing of use" in done.stdout
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
     assert report["trials"]["complete"] == 1
+    # The default is what was chosen, and is not measured twice.
+    assert report["baselines"]["default"]["test"] == report["best"]["test"]
+    assert not (tmp_path / "runs/tiny/logs/final-default.log").exists()
     assert any("majority class scores" in warning for warning in report["warnings"])
     assert "learned nothing of use" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
