@@ -487,6 +487,7 @@ class Search:
         elif self._at_fold(result):
             done = 1 + len(self._repeats(first))
             first.state, first.reason = "pruned", f"behind after {done} of {self.plan.folds} folds"
+            self.listener.note(f"Trial {first.number} is given up: {first.reason}.")
         if first.state == "complete" and self._missing_folds(first):
             return
         self.run.write_result(first)
