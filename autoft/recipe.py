@@ -193,7 +193,7 @@ class Recipe(_Section):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run; default: the recipe file's name."""
     model: Names
-    """A model or a list to search: a local folder, a hub id, or `package://module/path`. The first is the default."""
+    """A model or a list to search: a local folder or GGUF file, a hub id, or `package://module/path`. The first is the default."""
     init_from: str | None = None
     """An earlier run, of this task or another: its trained model, with a new head where it needs one, is a further model."""
     data: DataSection
