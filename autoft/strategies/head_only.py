@@ -36,9 +36,9 @@ CONVOLUTIONAL = frozenset(
 )
 """Model types (of transformers 5.23) whose body computes with convolutions only: no linear layer to adapt or quantize."""
 
-_PRETRAINED_HEADS = frozenset(
-    {"causal-lm", "conditional-generation", "image-text-to-text", "masked-lm", "seq2seq", "seq2seq-lm"}
-)
+_PRETRAINED_HEADS = frozenset({"causal-lm", "masked-lm", "seq2seq", "seq2seq-lm"})
+_MADE_WRITERS = frozenset({"conditional-generation", "image-text-to-text"})
+"""Architectures whose tasks put a new decoder to an encoder, and take models that write already as they are."""
 
 
 class HeadOnly(Adapter):
@@ -61,7 +61,7 @@ class HeadOnly(Adapter):
     def check(self, target: Target) -> Refusal | None:
         """Refuse tasks whose models have no head of their own."""
         architecture = target.task.card.architecture
-        if architecture in _PRETRAINED_HEADS:
+        if architecture in _PRETRAINED_HEADS or (architecture in _MADE_WRITERS and _writes(target.config)):
             return Refusal(
                 f"head-only: a {architecture} model has no new head; its output layer is pretrained; use full or lora"
             )
@@ -89,6 +89,14 @@ class HeadOnly(Adapter):
     ) -> torch.nn.Module:
         """Return the model as it is: what was learned is in its own head."""
         return model
+
+
+def _writes(config: Mapping[str, Any]) -> bool:
+    """Say whether a base model writes text by itself, and so has all that it needs."""
+    endings = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    return bool(config.get("is_encoder_decoder")) or any(
+        str(name).endswith(endings) for name in config.get("architectures") or ()
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -75,6 +77,24 @@ def test_head_only_trains_the_head(model_type, make_checkpoint, make_target, loa
     assert losses[-1] < 0.7 * losses[0]
     assert changed(model, before) == HEADS[model_type]
     assert HeadOnly().merge(attached, None, target) is model
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, False),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, False),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, True),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, True),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, True),
+    ],
+)
+def test_head_only_trains_the_new_decoder_of_an_encoder_and_refuses_models_that_write(config, refused, make_target):
+    target = replace(make_target("nowhere", architecture="conditional-generation"), config=config)
+    refusal = HeadOnly().check(target)
+    assert (refusal is not None) == refused
+    if refusal:
+        assert "its output layer is pretrained" in refusal.reason
 
 
 def test_head_only_trains_a_pooler_that_the_checkpoint_lacks(make_checkpoint, make_target, load):
