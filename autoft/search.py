@@ -45,6 +45,9 @@ ASK_LIMIT = 60
 FREE_ASKS = 12
 """Proposals that may be too long for the time left, before the sampler is asked for shorter ones only."""
 
+YARDSTICK_SHARE = 0.5
+"""Of the time budget: what export and test are thought to need at most, before anything is measured."""
+
 FINALISTS_SHARE = 0.2
 """Of the time budget: the search leaves so much at most for further seeds of the finalists."""
 
@@ -229,7 +232,8 @@ class Search:
         if yardstick is not None and yardstick.seconds:
             per_row = yardstick.seconds / max(1, self.validation_rows)
         else:
-            per_row = 3 * max(self.pace.validate_per_row.values(), default=0.01)
+            # An untrained model that writes texts writes them to their limit; one that only reads is served in 32 bits.
+            per_row = 1.5 * max(self.pace.validate_per_row.values(), default=0.01)
         untouched = self.test_rows + self.validation_rows if self.catalog.task(self.plan.task).card.untrained else 0
         # Three processes import the libraries anew: for the model, the default and the baselines.
         return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
@@ -448,7 +452,9 @@ class Search:
         write_json(folder / "config.json", config.model_dump(mode="json"))
         self.listener.trial_started(config)
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
-        seconds = max(5.0, self.seconds_left() - self.reserve() - model_overhead)
+        # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
+        reserve = self.reserve() if self.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
+        seconds = max(5.0, self.seconds_left() - reserve - model_overhead)
         executor.send(
             worker,
             "trial",

@@ -31,7 +31,7 @@ __all__ = ["main", "probe_model"]
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
 
-SLOW_ANSWERS = 8.0
+SLOW_ANSWERS = 4.0
 """Seconds for eight rows from which on a model generates so slowly that the time of imports does not matter."""
 
 PR_SET_PDEATHSIG = 1
@@ -110,7 +110,7 @@ def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> floa
     rows, seconds = 8, first
     if first < SLOW_ANSWERS:
         # The first call imports the metrics' libraries and is no measure; a fast model has to show its pace on more rows.
-        rows = 64 if first < 0.5 else 16
+        rows = 64 if first < 0.5 else 32
         seconds = timed(rows)
     return seconds / min(rows, len(place.data.validation))
 
