@@ -56,6 +56,8 @@ __all__ = [
 SPLITS = ("train", "validation", "test")
 FILE_KINDS = frozenset({"image", "audio"})
 """Kinds of columns whose text names a file, relative to the data's own folder."""
+TEXTS = "texts"
+"""Kind of a column that holds a text or a list of such."""
 
 _CHUNK = 4096
 _ENCODE_CHUNK = 256
@@ -1043,7 +1045,9 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
         if read_json(target / "meta.json", missing={}).get("fingerprint") == fingerprint:
             continue
         held = pa.array(place == number)
-        learned = _harmonized({"train": table.filter(pc.invert(held)), "validation": prepared.validation.table})
+        learned = _harmonized(
+            {"train": table.filter(pc.invert(held)), "validation": prepared.validation.table}, task.card
+        )
         shown = learned["train"].column_names
         tables = {
             "train": pa.concat_tables([learned["train"], learned["validation"].select(shown)]),
@@ -1085,7 +1089,7 @@ class _Preparation:
     def tables(self) -> dict[str, pa.Table]:
         """Return the three splits."""
         given = {name: source for name in SPLITS if (source := getattr(self.section, name)) is not None}
-        tables = _harmonized({name: self.source(name, source) for name, source in given.items()})
+        tables = _harmonized({name: self.source(name, source) for name, source in given.items()}, self.card)
         tables = self.cleaned(tables)
         tables = {name: self.limited(name, table) for name, table in tables.items()}
         absent = [name for name in ("test", "validation") if name not in tables]
@@ -1234,13 +1238,26 @@ def _roomy(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
-def _harmonized(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """Give a column one type in all splits: text where one split holds text and another numbers that are codes too."""
+def _harmonized(tables: dict[str, pa.Table], card: TaskCard) -> dict[str, pa.Table]:
+    """Give a column one type in all splits: text where one split holds text and another numbers that are codes too.
+
+    In a column of kind ``texts`` one split may hold a text a row and another a list of texts, as the test split of a data
+    set often has more references than the others; then all hold lists.
+    """
+    listed = {column.role for column in card.columns if column.kind == TEXTS}
     for role in dict.fromkeys(name for table in tables.values() for name in table.column_names):
         having = [name for name, table in tables.items() if role in table.column_names]
         kinds = {name: tables[name].schema.field(role).type for name in having}
         if len(set(kinds.values())) == 1:
             continue
+        if role in listed and any(pa.types.is_list(kind) for kind in kinds.values()):
+            for name in having:
+                if _is_text(kinds[name]):
+                    at = tables[name].column_names.index(role)
+                    tables[name] = tables[name].set_column(at, role, _each_in_a_list(tables[name][role]))
+                    kinds[name] = tables[name].schema.field(role).type
+            if len(set(kinds.values())) == 1:
+                continue
         if any(_is_text(kind) for kind in kinds.values()) and not any(
             pa.types.is_nested(kind) for kind in kinds.values()
         ):
@@ -1256,6 +1273,10 @@ def _harmonized(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
             at = tables[name].column_names.index(role)
             tables[name] = tables[name].set_column(at, role, tables[name][role].cast(target))
     return tables
+
+
+def _each_in_a_list(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([None if value is None else [value] for value in values.to_pylist()])])
 
 
 def _cut_sizes(rows: int, sizes: Mapping[str, float | int | None]) -> dict[str, int]:

@@ -864,6 +864,8 @@ class _Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        # A training that ends at the time limit is validated there, often within a rung that it has reached before.
+        warnings.filterwarnings("ignore", message="The reported value is ignored")
         self.optuna, self.plan = optuna, plan
         directions = ["maximize" if plan.higher_is_better else "minimize"]
         directions += [

@@ -1479,6 +1479,23 @@ def test_a_batch_holds_at_least_one_row(size):
         grouped_batches(np.array([1, 2]), size, np.random.default_rng(0))
 
 
+def test_a_test_split_with_several_references_goes_with_one_reference_a_row(tmp_path):
+    """Data sets as DialogSum have one summary for each training row, and three for each test row."""
+    for name, rows in (
+        ("train.jsonl", [{"text": f"t{i}", "label": f"s{i}"} for i in range(8)]),
+        ("test.jsonl", [{"text": f"u{i}", "label": [f"s{i}", "other"]} for i in range(3)]),
+    ):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    several = Column("label", "texts", "a summary, or several", target=True)
+    card = dataclasses.replace(CARD, columns=(Column("text", "text", "a text"), several))
+    task = type("Several", (Tickets,), {"card": card, "facts": lambda self, rows, options: {}})()
+    prepared = prepare(tmp_path, task=task, train="train.jsonl", test="test.jsonl", validation_size=2)
+    assert {row["label"][0] for row in prepared.train} <= {f"s{i}" for i in range(8)}
+    assert sorted(row["label"] for row in prepared.test) == [[f"s{i}", "other"] for i in range(3)]
+    with pytest.raises(DataError, match="one kind of value"):
+        prepare(tmp_path, train="train.jsonl", test="test.jsonl", validation_size=2, out="other")
+
+
 # ------------------------------------------------------------------------------------------------------- folds
 
 

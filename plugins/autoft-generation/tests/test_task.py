@@ -182,16 +182,18 @@ def test_a_whole_text_begins_alike_in_training_and_when_it_is_continued(generati
         assert context.processor.source.decode(asked["input_ids"]) == f"{start}one two"
 
 
-def test_a_long_conversation_loses_its_old_turns(generation, make_context):
+@pytest.mark.parametrize(("learn", "expected"), [("all", 4), ("last", 1)])
+def test_a_long_conversation_loses_its_old_turns(learn, expected, generation, make_context):
     talk = {"messages": [part for number in range(9) for part in TALKS[number % 3]["messages"]]}
-    _, context = make_context(generation, "llama", rows=TALKS, chat=True, max_length=54, learn="last", max_new_tokens=4)
+    _, context = make_context(generation, "llama", rows=TALKS, chat=True, max_length=72, learn=learn, max_new_tokens=4)
     decode = context.processor.source.decode
     whole, answer = learned(generation, talk, context)
-    assert answer == "one one<|end|>"
+    assert answer.endswith("one one<|end|>")
+    assert answer.count("<|end|>") == expected
     assert whole.startswith("<|user|>")
     assert whole.endswith("<|user|>again<|end|>\n<|assistant|>one one<|end|>")
     (asked,) = generation.encode([{"messages": talk["messages"][:-1]}], context)
-    assert decode(asked["input_ids"]) + answer == whole
+    assert decode(asked["input_ids"]) + "one one<|end|>" == whole
 
 
 def test_samples_are_seeded_by_their_prompt(generation, make_context):

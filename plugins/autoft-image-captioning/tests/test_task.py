@@ -207,20 +207,22 @@ def test_a_damaged_model_is_told_with_its_place(file, content, expected, task, r
 # --------------------------------------------------------------------------------------------------- strategies
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", ["full", "head-only", "lora"])
 def test_adapters_train_a_joined_model_and_merge_into_what_was_trained(adapter, task, ready, squares):
     from autoft.plugins import load_plugins
 
     source, context = ready("vit", squares, {"train.dropout": 0.0}, decoder_width=48)
     target = target_of(task, source, context)
     strategy = load_plugins().adapters[adapter]
+    assert strategy.check(target) is None
     torch.manual_seed(0)
+    new = [p.numel() for name, p in task.load_model(source, context).named_parameters() if "encoder" not in name]
     model = strategy.attach(
         task.load_model(source, context), target, {name: domain.default for name, domain in strategy.space.items()}
     )
-    free = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert any("decoder" in name for name in free), "what is new is trained"
-    assert any("encoder" in name for name in free)
+    free = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(count for name, count in free.items() if ".encoder." not in f".{name}") == sum(new), "all that is new"
+    assert any(".encoder." in f".{name}" for name in free) == (adapter != "head-only")
     before = task.score_targets(model, squares[:8], context)
     model = trained(task, model, squares[:8], context, 10)
     after = task.score_targets(model, squares[:8], context)
@@ -229,6 +231,14 @@ def test_adapters_train_a_joined_model_and_merge_into_what_was_trained(adapter, 
     assert type(merged).__name__ == "VisionEncoderDecoderModel"
     for row, expected in zip(task.score_targets(merged, squares[:8], context), after, strict=True):
         assert row["log_likelihood"] == pytest.approx(expected["log_likelihood"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["vit-bert", "blip", "git"])
+def test_head_only_refuses_models_that_write_already(kind, task, ready, squares):
+    from autoft.plugins import load_plugins
+
+    target = target_of(task, *ready(kind, squares))
+    assert "has no new head" in load_plugins().adapters["head-only"].check(target).reason
 
 
 @pytest.mark.parametrize("kind", ["vit", "blip"])

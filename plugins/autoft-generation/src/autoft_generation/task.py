@@ -182,10 +182,8 @@ class Generation(ConditionalGeneration):
         """Return the prompt and the completion; a whole text; or a conversation with its answers marked."""
         processor: Tokenizers = context.processor
         if row.get("messages") is not None:
-            messages = checked_messages(row["messages"], f"row {number}")
+            messages = self._shortened(checked_messages(row["messages"], f"row {number}"), context)
             every = context.options.get("learn", "all") == "all"
-            if not every:
-                messages = self._shortened(messages, context)
             return conversation(processor.source, messages, processor.chat_end, every=every)
         if row.get("completion") is not None:
             return super().pieces(row, number, context)
@@ -237,7 +235,7 @@ class Generation(ConditionalGeneration):
         return found
 
     def _shortened(self, messages: list[dict[str, str]], context: TaskContext) -> list[dict[str, str]]:
-        """Return a conversation whose last answer alone is learned, without old turns that there is no room for."""
+        """Return a conversation without the old turns that there is no room for, as a prediction reads it too."""
         *before, answer = messages
         longest = min(context.max_length, context.processor.positions or context.max_length)
         rest = longest - len(context.processor.source(answer["content"], add_special_tokens=False).input_ids) - SEAMS
