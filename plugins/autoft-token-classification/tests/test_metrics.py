@@ -84,7 +84,7 @@ def test_figures_are_those_of_seqeval(scheme, strict, data):
 
     # The report's figures for each type.
     sentences = [Sentence(tuple(row)) for row in true]
-    table, *_ = report(sentences, given_said, given_true, context(scheme))
+    table, *_ = report(sentences, given_said, given_true, context(scheme, ("LOC", "PER", "x-y")))
     how = {"mode": "strict", "scheme": SCHEMES[scheme][1]} if strict else {}
     entities = {
         entity["label"] for part in (given_true, given_said) for answer in part for entity in answer["entities"]

@@ -375,6 +375,24 @@ def test_the_report_shows_types_errors_and_sentences(task, make_context):
             assert text[mark.start : mark.end] in {"Ada", "New York", ".", "Oslo", "Ada Byron", "Bo"}
 
 
+def test_types_that_are_rare_or_unknown_share_a_row_of_the_report(task, make_context):
+    many = [tagged("a b", f"B-T{i:02} O") for i in range(32)]
+    # T00 and T01 are the rarest of the rows that are shown.
+    shown = [tagged("x y z", "B-NEW O B-NEWER"), tagged("x y", "B-T00 O"), *many[2:] * 3]
+    context = make_context(many)
+    predictions = []
+    for row in shown:
+        said = task.reference({**row, "tags": [tag if "NEW" not in tag else "B-T00" for tag in row["tags"]]}, context)
+        entities = [{**entity, "score": 0.9} for entity in said["entities"]]
+        predictions.append({"tags": said["tags"], "scores": [0.9] * len(row["tags"]), "entities": entities})
+    figures, errors, _ = task.details(shown, predictions, context)
+    assert len(figures.rows) == 30 + 2
+    # Precision, recall, F1, true, predicted.
+    assert figures.rows[-2] == ("2 rarer ones", pytest.approx(1 / 3), 1.0, pytest.approx(0.5), 1, 3)
+    assert figures.rows[-1] == ("2 that no training row has", 0.0, 0.0, 0.0, 2, 0)
+    assert errors.rows[-2:] == (("2 that no training row has", 0, 0, 2, 0, 0, 0), ("all types", 91, 0, 2, 0, 0, 0))
+
+
 def test_the_report_of_plain_tags_shows_what_is_taken_for_what(task, make_context):
     context = make_context(SPEECH)
     predictions = [

@@ -30,11 +30,12 @@ def report(
     """Return tables and marked sentences; with plain tags a confusion matrix stands for the kinds of errors."""
     said = [entities_of(prediction, context) for prediction in predictions]
     true = [entities_of(reference, context) for reference in references]
-    parts: list[Detail] = [_figures(said, true, context)]
+    names = _row_names(said, true, context)
+    parts: list[Detail] = [_figures(said, true, names, context)]
     if context.facts["scheme"] == "plain":
         parts.append(_confusion(predictions, references, context))
     else:
-        parts.append(_errors(said, true))
+        parts.append(_errors(said, true, names))
         if context.facts.get("loose"):
             parts.append(_loose(sentences, true, context))
     parts.append(_marked(sentences, said, true, predictions, context))
@@ -75,11 +76,25 @@ def _overlap(one: Entity, other: Entity) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-def _figures(said: Sequence[set[Entity]], true: Sequence[set[Entity]], context: TaskContext) -> Table:
-    right: Counter[str] = Counter(entity.label for a, b in zip(said, true, strict=True) for entity in a & b)
-    found: Counter[str] = Counter(entity.label for part in said for entity in part)
-    wanted: Counter[str] = Counter(entity.label for part in true for entity in part)
-    names = [*context.facts["types"], *sorted((found.keys() | wanted.keys()) - set(context.facts["types"]))]
+def _row_names(said: Sequence[set[Entity]], true: Sequence[set[Entity]], context: TaskContext) -> dict[str, str]:
+    """Return the row of the tables that each type stands in: its own, or one for rare or unknown types together."""
+    counts: Counter[str] = Counter(entity.label for parts in (said, true) for part in parts for entity in part)
+    known = list(context.facts["types"])
+    own = set(sorted(known, key=lambda name: (-counts[name], name))[:SHOWN_TAGS])
+    rare, unknown = [name for name in known if name not in own], sorted(counts.keys() - set(known))
+    return {
+        **{name: name for name in known if name in own},
+        **dict.fromkeys(rare, f"{len(rare)} rarer ones"),
+        **dict.fromkeys(unknown, f"{len(unknown)} that no training row has"),
+    }
+
+
+def _figures(
+    said: Sequence[set[Entity]], true: Sequence[set[Entity]], row_names: Mapping[str, str], context: TaskContext
+) -> Table:
+    right: Counter[str] = Counter(row_names[entity.label] for a, b in zip(said, true, strict=True) for entity in a & b)
+    found: Counter[str] = Counter(row_names[entity.label] for part in said for entity in part)
+    wanted: Counter[str] = Counter(row_names[entity.label] for part in true for entity in part)
     rows = [
         (
             name,
@@ -89,7 +104,7 @@ def _figures(said: Sequence[set[Entity]], true: Sequence[set[Entity]], context: 
             wanted[name],
             found[name],
         )
-        for name in names
+        for name in dict.fromkeys(row_names.values())
     ]
     plain = context.facts["scheme"] == "plain"
     title = "Figures for each tag (plain tags: entity_f1 is the accuracy)" if plain else "Figures for each type"
@@ -100,13 +115,14 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _errors(said: Sequence[set[Entity]], true: Sequence[set[Entity]]) -> Table:
+def _errors(said: Sequence[set[Entity]], true: Sequence[set[Entity]], row_names: Mapping[str, str]) -> Table:
     counts: dict[str, Counter[str]] = {}
     for pair in zip(said, true, strict=True):
         for kind, entity in error_kinds(*pair):
-            counts.setdefault(entity.label, Counter())[kind] += 1
+            counts.setdefault(row_names[entity.label], Counter())[kind] += 1
     total: Counter[str] = sum(counts.values(), Counter())
-    rows = [(name, *(each[kind] for kind in KINDS)) for name, each in [*sorted(counts.items()), ("all types", total)]]
+    named = [(name, counts[name]) for name in dict.fromkeys(row_names.values()) if name in counts]
+    rows = [(name, *(each[kind] for kind in KINDS)) for name, each in [*named, ("all types", total)]]
     return Table("What became of entities; spurious ones by the type that was said", ("type", *KINDS), tuple(rows))
 
 
