@@ -178,6 +178,7 @@ def _finish(
         for name, share in violations(final.costs["best"], plan.budget).items():
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
+        final.notes.extend(_cut_short(results))
         final.notes.extend(_beside_baselines(folder, plan, final))
         final.notes.extend(_gain_of_start(plan, results))
         final.notes.extend(_gain_of_auxiliary(plan, results))
@@ -190,6 +191,14 @@ def _finish(
     listener.phase("report")
     report.write(read_run(folder.path))
     _count_time(folder, used, started, worked=worked)
+
+
+def _cut_short(results: Sequence[TrialResult]) -> list[str]:
+    """Return what has to be said where the yardstick was not trained to its end."""
+    default = next((result for result in results if result.number == 0), None)
+    if default is None or default.state != "complete" or not default.reason:
+        return []
+    return [f"The default fine-tune did not come to its end: {default.reason}. With more time it is a fairer yardstick."]
 
 
 def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:

@@ -426,11 +426,12 @@ def test_a_model_that_learned_nothing_is_told_and_the_shortest_time_still_trains
         reviews,
         budget={"time": "1s"},
         compress=["none"],
-        space={"full.learning_rate": 1e-6, "train.epochs": 1, "train.batch_size": 8},
+        space={"full.learning_rate": 1e-6, "train.epochs": 90, "train.batch_size": 8},
     )
     done = autoft_command("search", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the model has learned nothing of use" in done.stdout
+    assert "did not come to its end: training ended at the time limit, after" in done.stdout
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
     assert report["trials"]["complete"] == 1
     # The default is what was chosen, and is not measured twice.

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from autoft.contracts import ModelSource
+from autoft.errors import ModelError
+from autoft.pretrained import DROPOUTS, loading, set_dropout
+
+
+def test_every_kind_of_dropout_is_set_by_its_own_name():
+    from transformers import AutoConfig
+
+    expected = {
+        "bert": {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"},
+        "distilbert": {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"},
+        "gpt2": {"resid_pdrop", "embd_pdrop", "attn_pdrop"},
+        "t5": {"dropout_rate", "classifier_dropout"},
+    }
+    for model_type, names in expected.items():
+        config = AutoConfig.for_model(model_type)
+        set_dropout(config, 0.37)
+        assert {name for name in DROPOUTS if getattr(config, name, None) == 0.37} == names
+
+
+def test_no_value_leaves_the_checkpoints_own():
+    from transformers import BertConfig
+
+    config = BertConfig(hidden_dropout_prob=0.23)
+    set_dropout(config, None)
+    assert config.hidden_dropout_prob == 0.23
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "no weights", "no configuration"])
+def test_files_that_cannot_be_read_are_told_with_their_place(damage, tiny_model, tmp_path):
+    from transformers import AutoModel
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    weights = folder / "model.safetensors"
+    match damage:
+        case "cut weights":
+            weights.write_bytes(weights.read_bytes()[:100])
+        case "no weights":
+            weights.unlink()
+        case _:
+            (folder / "config.json").write_text("{}")
+    with (
+        pytest.raises(ModelError, match=r"damaged|cannot be loaded") as caught,
+        loading(ModelSource(name="m", path=str(folder))),
+    ):
+        AutoModel.from_pretrained(folder)
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_transformers_is_silent_while_loading_and_speaks_again_afterwards(tiny_model):
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    with loading(ModelSource(name="m", path=str(tiny_model))):
+        assert transformers.logging.get_verbosity() == transformers.logging.ERROR
+    assert transformers.logging.get_verbosity() == before
+
+
+def test_errors_of_the_program_itself_pass_through(tiny_model):
+    with pytest.raises(ZeroDivisionError), loading(ModelSource(name="m", path=str(tiny_model))):
+        1 / 0  # noqa: B018
