@@ -27,10 +27,14 @@ ENDOFTEXT = "<|endoftext|>"
 PLANNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "encoder": {"model_type": "bert", "max_position_embeddings": POSITIONS},
-        "decoder": {"model_type": "llama", "max_position_embeddings": POSITIONS},
-        "seq2seq": {"model_type": "t5"},
+        "decoder": {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": POSITIONS,
+        },
+        "seq2seq": {"model_type": "t5", "is_encoder_decoder": True},
         "vision": {"model_type": "vit"},
-        "vision-to-text": {"model_type": "vision-encoder-decoder"},
+        "vision-to-text": {"model_type": "vision-encoder-decoder", "is_encoder_decoder": True},
     }
 )
 """What a plan reads of each kind's ``config.json``, before anything is made."""

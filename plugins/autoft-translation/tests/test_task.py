@@ -40,6 +40,30 @@ def test_every_kind_of_model_learns_and_translates(name, task, make_context):
     assert found == alone
 
 
+def test_head_only_trains_the_new_decoder_of_an_encoder_and_nothing_of_a_translator(task, make_context, checkpoint):
+    from autoft.contracts import Target
+    from autoft.hardware import Hardware
+    from autoft.plugins import load_plugins
+
+    adapter = load_plugins().adapters["head-only"]
+
+    def target(name):
+        source, context = make_context(name, ROWS, **BOTH)
+        config = json.loads((checkpoint(name) / "config.json").read_text(encoding="utf-8"))
+        return Target(task=task, source=source, config=config, context=context, hardware=Hardware.probe_cpu())
+
+    for name in ("t5", "nllb", "mbart", "marian", "gpt2"):
+        assert "head-only" in adapter.check(target(name)).reason, name
+    bert = target("bert")
+    assert adapter.check(bert) is None
+    model = adapter.attach(task.load_model(bert.source, bert.context), bert, {"learning_rate": 1e-3})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert not any(name.startswith("encoder.") for name in trained)
+    task.loss(model, task.collate(task.encode(ROWS, bert.context), bert.context), bert.context).backward()
+    assert all((parameter.grad is not None) == (name in trained) for name, parameter in model.named_parameters())
+
+
 def test_a_model_of_several_languages_reads_one_and_writes_the_other(task, make_context, checkpoint):
     from transformers import AutoModelForSeq2SeqLM, NllbTokenizer
 
