@@ -198,7 +198,9 @@ def _cut_short(results: Sequence[TrialResult]) -> list[str]:
     default = next((result for result in results if result.number == 0), None)
     if default is None or default.state != "complete" or not default.reason:
         return []
-    return [f"The default fine-tune did not come to its end: {default.reason}. With more time it is a fairer yardstick."]
+    return [
+        f"The default fine-tune did not come to its end: {default.reason}. With more time it is a fairer yardstick."
+    ]
 
 
 def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
