@@ -333,11 +333,13 @@ class SortedPredictions(Whole):
 
 @defect("check_predictions_keep_the_order", "predictions differ")
 class Unmasked(Whole):
-    """Padding is read as if it were text."""
+    """What fills up a row is read as if it were text: here the words of the longest row, so that it surely shows."""
 
     def _tokens(self, rows, context, **settings):
         tokens = super()._tokens(rows, context, **settings)
         if "padding" in settings:
+            filled, longest = tokens["attention_mask"] == 0, tokens["attention_mask"].sum(1).argmax()
+            tokens["input_ids"][filled] = tokens["input_ids"][longest].expand_as(filled)[filled]
             tokens["attention_mask"][:] = 1
         return tokens
 
