@@ -60,7 +60,7 @@ def longest_caption(context: TaskContext) -> int:
 
 def positions(context: TaskContext) -> int:
     """Return the positions of a new decoder: for the longest training caption, and for the longest generated one."""
-    return min(context.max_length, max(context.facts["longest"] + 2, longest_caption(context) + 1))
+    return int(min(context.max_length, max(context.facts["longest"] + 2, longest_caption(context) + 1)))
 
 
 def load_captioner(source: ModelSource, context: TaskContext) -> torch.nn.Module:
