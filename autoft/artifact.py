@@ -88,7 +88,7 @@ class Ensemble:
         Raises:
             PluginError: the task cannot average predictions.
         """
-        said = [one.task.predict(one.model, rows, one.context, batch_size) for one in self.members]
+        said = [one.task.member_predictions(one.model, rows, one.context, batch_size) for one in self.members]
         return self.combined(task, said, context)
 
     @staticmethod

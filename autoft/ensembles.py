@@ -38,7 +38,8 @@ def combine(place: Workplace, config: TrialConfig, callbacks: Callbacks) -> Tria
     """
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
-    members = [trial for number in config.members for trial in place.run.results() if trial.number == number]
+    trials = {trial.number: trial for trial in place.run.results()}
+    members = [trials[number] for number in config.members]
     result.train_memory_bytes = max((member.train_memory_bytes or 0 for member in members), default=0) or None
     memory = {"train_memory_bytes": float(result.train_memory_bytes)} if result.train_memory_bytes else {}
     try:
@@ -168,7 +169,8 @@ def _chosen(place: Workplace, folders: Mapping[int, Path]) -> list[int] | None:
     context: TaskContext | None = None
     for number, folder in folders.items():
         loaded = load(folder, catalog=place.catalog, device=place.plan.device)
-        said[number], context = loaded.predict(inputs), loaded.context
+        said[number] = place.task.member_predictions(loaded.model, inputs, loaded.context)
+        context = loaded.context
     assert context is not None
     if place.task.combine([next(iter(said.values()))], context) is None:
         return None

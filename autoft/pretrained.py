@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoft.contracts import ModelSource
+from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
 
-__all__ = ["DROPOUTS", "loading", "set_dropout"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DROPOUTS", "load_network", "load_tokenizer", "loading", "set_dropout"]
 
 DROPOUTS = (
     "attention_dropout",
@@ -57,6 +60,55 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
         raise
     finally:
         transformers.logging.set_verbosity(level)
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Return the tokenizer of a model; one without a padding token, as decoders have, pads with its end token.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with loading(source, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_network(kind: str, source: ModelSource, context: TaskContext, **settings: Any) -> torch.nn.Module:
+    """Return a model with a new head over what a checkpoint holds, in 32 bits unless ``source.load_kwargs`` say otherwise.
+
+    Args:
+        kind: name of an auto class of transformers, as ``AutoModelForTokenClassification``.
+        source: what is loaded.
+        context: its processor says how to pad, and its parameters what ``train.dropout`` is.
+        settings: of the configuration, as ``num_labels``.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    import torch
+    import transformers
+
+    with loading(source):
+        config = transformers.AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        for name, value in settings.items():
+            setattr(config, name, value)
+        set_dropout(config, context.params.get("train.dropout"))
+        if config.pad_token_id is None and context.processor is not None:
+            config.pad_token_id = context.processor.pad_token_id
+        model: torch.nn.Module = getattr(transformers, kind).from_pretrained(
+            source.path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **source.from_pretrained_kwargs(),
+            # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
+            **{"dtype": torch.float32, **source.load_kwargs},
+        )
+    return model
 
 
 def set_dropout(config: Any, value: Any) -> None:

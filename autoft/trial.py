@@ -293,7 +293,8 @@ class Trial:
 
     def _auxiliary(self, model: torch.nn.Module, target: Target) -> list[Auxiliary]:
         """Return the tasks that are trained along, with heads of their own over the model's body."""
-        place, params = self.place, self.config.params
+        place = self.place
+        params: Mapping[str, Any] = self.config.params
         found = []
         for number, steps in enumerate(self.plan.auxiliary_steps(params)):
             if not steps:
@@ -305,7 +306,7 @@ class Trial:
             share_body(model, other)
             data = open_data(place.run.auxiliary(number)).train
             features = encoded(data, task, own.context, place.run.data / "encoded", self.config.model)
-            weight = one.weight * float(params["auxiliary.weight"])  # type: ignore[arg-type]
+            weight = one.weight * float(params["auxiliary.weight"])
             found.append(Auxiliary(task, own.context, other.to(own.context.device), features, steps, weight))
         return found
 

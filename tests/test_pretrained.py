@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from autoft.contracts import ModelSource
+from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
-from autoft.pretrained import DROPOUTS, loading, set_dropout
+from autoft.pretrained import DROPOUTS, load_network, load_tokenizer, loading, set_dropout
+from autoft.testing import tiny_model as write_tiny_model
 
 
 def test_every_kind_of_dropout_is_set_by_its_own_name():
@@ -67,3 +68,29 @@ def test_transformers_is_silent_while_loading_and_speaks_again_afterwards(tiny_m
 def test_errors_of_the_program_itself_pass_through(tiny_model):
     with pytest.raises(ZeroDivisionError), loading(ModelSource(name="m", path=str(tiny_model))):
         1 / 0  # noqa: B018
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    folder = write_tiny_model("decoder", tmp_path / "llama", ["two words"])
+    tokenizer = load_tokenizer(ModelSource(name="m", path=str(folder)))
+    assert tokenizer.pad_token == tokenizer.eos_token
+    batch = tokenizer(["two words", "two"], padding=True)
+    assert len(batch["input_ids"][0]) == len(batch["input_ids"][1])
+
+
+def test_a_network_gets_its_head_its_dropout_and_32_bits(tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    folder = write_tiny_model("decoder", tmp_path / "llama", ["two words"])
+    AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    source = ModelSource(name="m", path=str(folder))
+    tokenizer = load_tokenizer(source)
+    context = TaskContext(facts={}, options={}, params={"train.dropout": 0.25}, max_length=16, processor=tokenizer)
+    model = load_network("AutoModelForSequenceClassification", source, context, num_labels=3)
+    assert model.score.out_features == 3
+    assert model.config.attention_dropout == 0.25
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    halved = ModelSource(name="m", path=str(folder), load_kwargs={"dtype": torch.bfloat16})
+    assert load_network("AutoModelForSequenceClassification", halved, context, num_labels=3).dtype == torch.bfloat16

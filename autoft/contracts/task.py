@@ -401,11 +401,17 @@ class Task(ABC):
         """
         return None
 
+    def member_predictions(
+        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return what :meth:`combine` has to know of one model; its predictions, unless they leave out too much."""
+        return self.predict(model, rows, context, batch_size)
+
     def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
         """Return the predictions of several models together, as the mean of their probabilities; None: not possible.
 
         Args:
-            predictions: of each model, one a row, from :meth:`predict` without an operating point.
+            predictions: of each model, one a row, from :meth:`member_predictions` without an operating point.
             context: of the models, with the operating point where it is known.
         """
         return None

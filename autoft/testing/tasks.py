@@ -273,7 +273,7 @@ def check_loss_has_gradients(bench: Workbench) -> None:
     expect(isinstance(loss, torch.Tensor) and loss.dim() == 0, "loss() has to return a tensor with one number")
     expect(bool(torch.isfinite(loss)), f"the loss of the demo rows is {loss.item()}")
     expect(loss.requires_grad, "the loss has no gradient")
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     expect(not wrong, f"gradients are not finite: {', '.join(wrong[:3])}")
@@ -416,7 +416,7 @@ def check_bad_rows_are_told(bench: Workbench) -> None:
                 bench.task.encode(rows, replace(bench.context, facts=bench.task.facts(rows, bench.options)))
             except DataError:
                 continue
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - as above
                 fail(
                     f"{column.role!r} of a training row is {value!r}: facts() or encode() raises {_named(error)}, not DataError"
                 )
@@ -498,12 +498,13 @@ def check_targets_are_scored(bench: Workbench) -> None:
 def check_predictions_can_be_averaged(bench: Workbench) -> None:
     """A model averaged with itself says the same; of two models, which one comes first makes no difference."""
     task, context = bench.task, bench.context
-    own, other = list(bench.predictions), list(bench.first_predictions)
+    own, other = (task.member_predictions(m, bench.inputs, context) for m in (bench.trained.model, bench.untrained))
     alone = task.combine([own], context)
     if alone is None:
         skip("combine() cannot average these predictions")
-    _same_predictions(alone, own, "where they are averaged alone:")
-    _same_predictions(task.combine([own, own], context) or [], own, "where they are averaged with themselves:")
+    said = task.predict(bench.trained.model, bench.inputs, context)
+    _same_predictions(alone, said, "where they are averaged alone:")
+    _same_predictions(task.combine([own, own], context) or [], said, "where they are averaged with themselves:")
     both = task.combine([own, other], context) or []
     for prediction in both:
         plain(dict(prediction), "an averaged prediction")

@@ -330,7 +330,7 @@ class Workbench:
                     group["lr"] = learning_rate * min(1.0, (step + 1) / 10)
                 loss = self.task.loss(model, dict(batch), self.context)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
                 losses.append(float(loss.detach()))

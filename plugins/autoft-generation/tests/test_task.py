@@ -352,3 +352,38 @@ def test_the_report_shows_prompts_references_outputs_and_samples(run):
     page = run.report.read_text()
     for text in ("Prompts and outputs", "sample 1", "References that the model expects least", "most frequent answer"):
         assert text in page
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(name, mode, generation, make_context):
+    rows = [{"prompt": "say yes", "completion": " yes"}, {"prompt": "count", "completion": " one two three four"}]
+    rows.append({"completion": "alone"})
+    found = {}
+    for packing in (False, True):
+        source, context = make_context(generation, name, rows=rows, packing=packing, params={"train.dropout": 0.0})
+        model = getattr(generation.load_model(source, context), mode)()
+        batch = generation.collate(generation.encode(rows, context), context)
+        assert batch["input_ids"].shape[0] == (1 if packing else 3)
+        loss = generation.loss(model, batch, context)
+        torch.autograd.backward(loss)
+        found[packing] = (loss, model.get_input_embeddings().weight.grad)
+        plain = replace(context, options={**context.options, "packing": False})
+        assert generation.score_targets(model, rows, context) == generation.score_targets(model, rows, plain)
+    torch.testing.assert_close(found[True], found[False])
+
+
+def test_a_model_that_would_read_packed_rows_as_one_is_refused(generation, make_context, tmp_path):
+    import transformers
+
+    source, context = make_context(generation, "llama", rows=TEXTS, packing=True)
+    context.processor.source.save_pretrained(tmp_path)
+    config = transformers.MambaConfig(
+        vocab_size=len(context.processor.source), hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"task_options\.packing: a model of type 'mamba' does not keep packed rows apart"
+    ):
+        generation.load_model(replace(source, path=str(tmp_path)), context)

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from autoft_medical_qa import choice as module
 from autoft_medical_qa.choice import MedicalChoice
 
 import autoft
@@ -213,3 +214,15 @@ def test_a_search_learns_calibrates_abstains_and_reports(task, checkpoint, tmp_p
     found = run.best.predict([{"question": "what cold", "options": ["a good bone", "a bad bone"]}])[0]
     assert found["answer"] == "a good bone"
     assert found["abstained"] == (found["confidence"] < point["threshold"])
+
+
+def test_models_together_may_choose_an_option_that_none_chose_alone(task, source, make_context):
+    context = make_context(task, ROWS)
+    choices = module.read_choices(ROWS[1], 0)
+    chances = ([0.5, 0.1, 0.4, 0.0], [0.1, 0.5, 0.4, 0.0])
+    said = [[{"scores": row, "choices": choices}] for row in chances]
+    assert [task.combine([one], context)[0]["label"] for one in said] == ["A", "B"]
+    (answer,) = task.combine(said, context)
+    assert (answer["label"], answer["answer"]) == ("C", "vitamin c")
+    assert answer["scores"] == pytest.approx([0.3, 0.3, 0.4, 0.0])
+    assert answer["confidence"] == pytest.approx(0.4)

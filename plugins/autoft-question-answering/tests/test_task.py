@@ -438,3 +438,27 @@ def test_a_search_ends_with_models_that_answer_and_a_report_that_shows_it(folder
     page = run.report.read_text(encoding="utf-8")
     for shown in ("Figures by question word", "Figures by length", "Answers in their contexts", "span nearest"):
         assert shown in page
+
+
+def test_models_together_answer_with_the_span_that_has_most_of_their_probability(task, make_context):
+    rows = [
+        {"question": "who", "context": "Ada and Bo", "answers": "Ada"},
+        {"question": "x", "context": "y", "answers": []},
+    ]
+    context = make_context(rows)
+
+    def said(no_answer, **scores):
+        places = {"Ada": (0, 3), "Bo": (8, 10), "and": (4, 7)}
+        spans = [
+            {"answer": a, "start": places[a][0], "end": places[a][1], "score": score} for a, score in scores.items()
+        ]
+        return [{**spans[0], "no_answer": no_answer, "candidates": spans}]
+
+    first, second = said(0.2, Ada=0.5, Bo=0.4), said(0.5, Bo=0.3)
+    (answer,) = task.combine([first, second], context)
+    assert [span["answer"] for span in answer["candidates"]] == ["Bo", "Ada"]
+    assert [span["score"] for span in answer["candidates"]] == pytest.approx([(0.4 + 0.3) / 2, 0.5 / 2])
+    assert (answer["answer"], answer["start"], answer["end"]) == ("Bo", 8, 10)
+    assert answer["no_answer"] == pytest.approx(0.35)
+    (left,) = task.combine([first, said(0.9, Bo=0.3)], context)
+    assert (left["answer"], left["start"], left["score"]) == ("", -1, pytest.approx(0.55))

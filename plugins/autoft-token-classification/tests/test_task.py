@@ -471,3 +471,16 @@ def test_a_search_leaves_a_model_that_tags_and_a_report_that_shows_it(tmp_path, 
     page = run.report.read_text()
     for expected in ("Figures for each type", "What became of entities", "most frequent tag of each word"):
         assert expected in page
+
+
+def test_models_together_may_choose_a_tag_that_none_chose_alone(task, source, make_context):
+    context = make_context(SPEECH)
+    assert list(context.labels) == ["DET", "NOUN", "VERB"]
+    sentence = module.read_sentence({"tokens": ["can"]}, context.facts, 0)
+    chances = ([0.51, 0.0, 0.49], [0.0, 0.51, 0.49])
+    with np.errstate(divide="ignore"):
+        said = [[{"sentence": sentence, "scores": np.log([row])}] for row in chances]
+    assert [task.combine([one], context)[0]["tags"] for one in said] == [["DET"], ["NOUN"]]
+    (answer,) = task.combine(said, context)
+    assert answer["tags"] == ["VERB"]
+    assert answer["scores"] == pytest.approx([0.49], abs=1e-6)

@@ -29,7 +29,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError, closest
-from autoft.pretrained import loading, set_dropout
+from autoft.pretrained import load_tokenizer, loading, set_dropout
 from autoft_generation.chat import Piece, answer_end, conversation, prompt_text
 
 if TYPE_CHECKING:
@@ -239,19 +239,17 @@ class ConditionalGeneration(Task):
         Raises:
             ModelError: the files cannot be read, or the model writes no text, or does not know a language.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
-        with loading(source, "the tokenizer"):
+        with loading(source, "the configuration"):
             config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        tokenizer = load_tokenizer(source)
         kind = kind_of(config)
         if kind is None:
             raise ModelError(
                 f"{source.path}: a model of type {config.model_type!r} writes no text; give a sequence-to-sequence "
                 "model, a causal one, or an encoder"
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         target = tokenizer
         if kind == "joined" and context.facts.get("target_tokenizer"):
             target = _built_tokenizer(context.facts["target_tokenizer"])
@@ -316,7 +314,16 @@ class ConditionalGeneration(Task):
         return [feature for feature, _ in self._encoded(rows, context)]
 
     def collate(self, features: Sequence[Mapping[str, Any]], context: TaskContext) -> dict[str, torch.Tensor]:
-        """Return tensors ``(batch, seq)``, labels ``(batch, target_seq)`` padded with -100."""
+        """Return tensors ``(batch, seq)``, labels ``(batch, target_seq)`` padded with -100.
+
+        With the option ``packing`` rows to learn stand one behind the other in one, ``(1, tokens)``, without padding and
+        without a mask: where positions begin anew, attention does too.
+        """
+        if context.options.get("packing") and "labels" in features[0]:
+            return _packed(features)
+        return self._padded_rows(features, context)
+
+    def _padded_rows(self, features: Sequence[Mapping[str, Any]], context: TaskContext) -> dict[str, torch.Tensor]:
         import torch
 
         batch = _padded(features, context, side="right")
@@ -370,7 +377,7 @@ class ConditionalGeneration(Task):
         scored: list[Mapping[str, Any]] = [{}] * len(rows)
         with torch.inference_mode():
             for chosen in _by_length([self.length(feature) for feature in features], batch_size, _width(model)):
-                batch = self.collate([features[i] for i in chosen], context)
+                batch = self._padded_rows([features[i] for i in chosen], context)
                 batch = {name: value.to(context.device) for name, value in batch.items()}
                 logits, labels = _logits(model, batch, context.processor.kind)
                 losses = functional.cross_entropy(
@@ -775,11 +782,41 @@ def _padded(features: Sequence[Mapping[str, Any]], context: TaskContext, side: s
     return batch
 
 
+def _packed(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    from transformers import DataCollatorWithFlattening
+
+    rows = [{name: list(feature[name]) for name in ("input_ids", "labels")} for feature in features]
+    return {**DataCollatorWithFlattening(separator_id=IGNORED)(rows, return_tensors="pt")}
+
+
+def keeps_packed_rows_apart(model: Any) -> bool:
+    """Say whether a causal model reads packed rows as it reads each alone; it is asked, for names tell little.
+
+    Models with a memory that positions do not reset, as Mamba, or that make their mask themselves, do not.
+    """
+    import torch
+
+    rows = [{"input_ids": row, "labels": row} for row in ([5, 6, 7, 8, 9], [9, 8, 7, 6])]
+    device = model.get_input_embeddings().weight.device
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        packed = {name: value.to(device) for name, value in _packed(rows).items() if name != "labels"}
+        # Without a cache: transformers looks for several rows in one only where none came before.
+        together = model(**packed, use_cache=False).logits[0]
+        alone = torch.cat([model(input_ids=torch.tensor([row["input_ids"]], device=device)).logits[0] for row in rows])
+    model.train(training)
+    near = float(torch.finfo(together.dtype).eps) ** 0.5
+    return bool((together - alone).abs().max() <= near * alone.abs().max())
+
+
 def _logits(model: Any, batch: Mapping[str, torch.Tensor], kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits ``(batch, seq, vocabulary)`` and the labels that they predict, ``(batch, seq)``."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
     labels = batch["labels"]
     if kind == "causal":
+        if "position_ids" in batch:
+            inputs["use_cache"] = False
         first = int((labels != IGNORED).any(0).int().argmax())
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         if first and "logits_to_keep" in inspect.signature(base.forward).parameters:

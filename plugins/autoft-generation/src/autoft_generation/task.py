@@ -6,7 +6,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import (
     Baseline,
@@ -27,8 +27,12 @@ from autoft_generation.conditional import (
     ConditionalGeneration,
     Tokenizers,
     conditional_options,
+    keeps_packed_rows_apart,
     shortened,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Generation"]
 
@@ -86,6 +90,7 @@ class Generation(ConditionalGeneration):
             *conditional_options(max_new_tokens=64, encoders=False),
             Option("chat", "write prompt and completion as a conversation of two turns", False, (True, False)),
             Option("learn", "which answers of a conversation are learned", "all", ("all", "last")),
+            Option("packing", "train on rows one behind the other, without padding", False, (True, False)),
             Option("samples", "sampled outputs that a prediction holds beside the likeliest one", 0),
             Option("temperature", "what logits are divided by before sampling", 0.8),
             Option("top_p", "probability that the tokens to sample from have together", 0.95),
@@ -136,6 +141,20 @@ class Generation(ConditionalGeneration):
         if processor.source.chat_template is None and _chats(context):
             processor.source.chat_template = PLAIN_TEMPLATE
         return processor
+
+    def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
+        """Return the model.
+
+        Raises:
+            ModelError: it cannot be loaded, or rows are to be packed and it does not keep them apart.
+        """
+        model = super().load_model(source, context)
+        if context.options.get("packing") and not keeps_packed_rows_apart(model):
+            raise ModelError(
+                f"{source.path}: task_options.packing: a model of type {model.config.model_type!r} does not keep packed "
+                "rows apart; leave the option out, rows are batched by length then"
+            )
+        return model
 
     def source_text(self, row: Row, context: TaskContext) -> str:
         """Return what stands before the answer, of a conversation the last message; empty where nothing does.

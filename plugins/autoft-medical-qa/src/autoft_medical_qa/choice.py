@@ -55,9 +55,21 @@ class _Choice(TextClassification):
             "rows": len(rows),
         }
 
+    def member_predictions(
+        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return predictions with all options of each row: together models may choose one that none chose."""
+        said = self.predict(model, rows, context, batch_size)
+        return [{**one, "choices": read_choices(row, i)} for i, (row, one) in enumerate(zip(rows, said, strict=True))]
+
     def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
-        """Return None: predictions name the chosen option only, and together models may choose one that none chose."""
-        return None
+        """Return what the mean of the models' probabilities of each option says."""
+        import numpy as np
+
+        return [
+            _answer(np.mean([one["scores"] for one in said], axis=0).tolist(), said[0]["choices"])
+            for said in zip(*predictions, strict=True)
+        ]
 
     def stratum(self, row: Row) -> str | None:
         """Return None: the place of the right option says nothing of a question."""

@@ -31,7 +31,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError
-from autoft.pretrained import loading, set_dropout
+from autoft.pretrained import load_network, load_tokenizer, loading
 
 if TYPE_CHECKING:
     import torch
@@ -214,40 +214,19 @@ class QuestionAnswering(Task):
         Raises:
             ModelError: there is none, or it does not say where in the text its tokens are.
         """
-        from transformers import AutoTokenizer
-
-        with loading(source, "the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        tokenizer = load_tokenizer(source)
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{source.path}: {type(tokenizer).__name__} does not say which characters its tokens stand for, which "
                 "answers need; use a model with a tokenizer.json"
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if GLOBAL not in tokenizer.model_input_names and _has_global_attention(source):
             tokenizer.model_input_names = [*tokenizer.model_input_names, GLOBAL]
         return tokenizer
 
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with a start and an end score for each token."""
-        import torch
-        from transformers import AutoConfig, AutoModelForQuestionAnswering
-
-        with loading(source):
-            config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
-            config.num_labels = 2
-            set_dropout(config, context.params.get("train.dropout"))
-            model: torch.nn.Module = AutoModelForQuestionAnswering.from_pretrained(
-                source.path,
-                config=config,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                **source.from_pretrained_kwargs(),
-                # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
-                **{"dtype": torch.float32, **source.load_kwargs},
-            )
-        return model
+        return load_network("AutoModelForQuestionAnswering", source, context, num_labels=2)
 
     def export_inputs(self, context: TaskContext) -> ExportSpec:
         """Return two windows of different length, padded: batch and sequence vary."""
@@ -520,12 +499,27 @@ class QuestionAnswering(Task):
             {"answer": text[start:end], "start": start, "end": end, "score": math.exp(min(0.0, score - total))}
             for (start, end), score in ranked
         ]
-        no_answer = _sigmoid(null - ranked[0][1]) if ranked else 1.0
-        if not candidates or (unanswerable and no_answer > self.threshold(context)):
+        return self._given(candidates, _sigmoid(null - ranked[0][1]) if ranked else 1.0, context)
+
+    def _given(self, candidates: Sequence[Prediction], no_answer: float, context: TaskContext) -> Prediction:
+        """Return the best candidate as the answer, or none where that is likelier than the threshold."""
+        given = candidates[0] if candidates else None
+        if given is None or (context.facts.get("unanswerable") and no_answer > self.threshold(context)):
             given = {"answer": "", "start": -1, "end": -1, "score": no_answer}
-        else:
-            given = candidates[0]
-        return {**given, "no_answer": no_answer, "candidates": candidates}
+        return {**given, "no_answer": no_answer, "candidates": list(candidates)}
+
+    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
+        """Return what the mean of the models' probabilities says; what is no candidate of a model has none of it."""
+        together = []
+        for said in zip(*predictions, strict=True):
+            spans: dict[tuple[int, int], dict[str, Any]] = {}
+            for candidate in (one for prediction in said for one in prediction["candidates"]):
+                span = spans.setdefault((candidate["start"], candidate["end"]), {**candidate, "score": 0.0})
+                span["score"] += candidate["score"] / len(said)
+            ranked = sorted(spans.values(), key=lambda span: (-span["score"], span["start"], span["end"]))
+            no_answer = sum(prediction["no_answer"] for prediction in said) / len(said)
+            together.append(self._given(ranked[: int(context.options["candidates"])], no_answer, context))
+        return together
 
     def threshold(self, context: TaskContext) -> float:
         """Return the ``no_answer`` above which a question is left unanswered; 0.5 until one is known."""

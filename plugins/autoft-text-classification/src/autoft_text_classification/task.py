@@ -22,7 +22,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, closest
-from autoft.pretrained import loading, set_dropout
+from autoft.pretrained import load_network, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -160,39 +160,20 @@ class TextClassification(Task):
 
     def load_processor(self, source: ModelSource, context: TaskContext) -> Any:
         """Return the tokenizer; one without a padding token pads with its end token."""
-        from transformers import AutoTokenizer
-
-        with loading(source, "the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        return tokenizer
+        return load_tokenizer(source)
 
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with a head of as many outputs as there are labels."""
-        import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
         names = list(context.labels)
-        with loading(source):
-            config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: i for i, name in enumerate(names)}
-            multi = context.facts.get("problem") == "multi"
-            config.problem_type = "multi_label_classification" if multi else "single_label_classification"
-            set_dropout(config, context.params.get("train.dropout"))
-            if config.pad_token_id is None and context.processor is not None:
-                config.pad_token_id = context.processor.pad_token_id
-            model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-                source.path,
-                config=config,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                **source.from_pretrained_kwargs(),
-                # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
-                **{"dtype": torch.float32, **source.load_kwargs},
-            )
-        return model
+        multi = context.facts.get("problem") == "multi"
+        return load_network(
+            "AutoModelForSequenceClassification",
+            source,
+            context,
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+            problem_type="multi_label_classification" if multi else "single_label_classification",
+        )
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
         """Return token ids of each row, with the class number, or a 0 or 1 for each label, under ``labels``."""

@@ -20,7 +20,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError
-from autoft.pretrained import loading, set_dropout
+from autoft.pretrained import load_network, load_tokenizer
 from autoft_token_classification.answers import Decoder
 from autoft_token_classification.schemes import SCHEMES, detect_scheme, order_tags, read_entities, split_tag
 from autoft_token_classification.sentences import Sentence, read_list, read_sentence, read_tags, true_entities
@@ -178,43 +178,25 @@ class TokenClassification(Task):
         Raises:
             ModelError: it cannot be loaded, or does not say which word a sub-word is of.
         """
-        from transformers import AutoTokenizer
-
-        with loading(source, "the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        tokenizer = load_tokenizer(source)
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{source.path}: {type(tokenizer).__name__} does not say which word a sub-word is of; this task needs a "
                 "tokenizer of the tokenizers library (tokenizer.json)"
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.truncation_side = "right"
         return tokenizer
 
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with an output for each tag."""
-        import torch
-        from transformers import AutoConfig, AutoModelForTokenClassification
-
         names = list(context.labels)
-        with loading(source):
-            config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: i for i, name in enumerate(names)}
-            set_dropout(config, context.params.get("train.dropout"))
-            if config.pad_token_id is None and context.processor is not None:
-                config.pad_token_id = context.processor.pad_token_id
-            model: torch.nn.Module = AutoModelForTokenClassification.from_pretrained(
-                source.path,
-                config=config,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                **source.from_pretrained_kwargs(),
-                # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
-                **{"dtype": torch.float32, **source.load_kwargs},
-            )
-        return model
+        return load_network(
+            "AutoModelForTokenClassification",
+            source,
+            context,
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+        )
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
         """Return the windows of each row, one after the other in flat lists, and ``windows``, the length of each.
@@ -286,6 +268,26 @@ class TokenClassification(Task):
         return [
             decoder.answer(sentence, scores)
             for sentence, scores in zip(sentences, _scores(model, sentences, context, batch_size), strict=True)
+        ]
+
+    def member_predictions(
+        self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return the words of each row as a :class:`Sentence`, and the log-probabilities ``(words, tags)``."""
+        sentences = [read_sentence(row, context.facts, number) for number, row in enumerate(rows)]
+        scores = _scores(model, sentences, context, batch_size)
+        return [{"sentence": words, "scores": each} for words, each in zip(sentences, scores, strict=True)]
+
+    def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
+        """Return what the mean of the models' probabilities of each tag says."""
+        import numpy as np
+
+        decoder = Decoder(context)
+        return [
+            decoder.answer(
+                said[0]["sentence"], np.logaddexp.reduce([one["scores"] for one in said]) - np.log(len(said))
+            )
+            for said in zip(*predictions, strict=True)
         ]
 
     def reference(self, row: Row, context: TaskContext) -> Any:
