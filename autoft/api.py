@@ -204,22 +204,34 @@ def _cut_short(results: Sequence[TrialResult]) -> list[str]:
 
 
 def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
-    """Return what has to be said where a baseline does as well as the chosen model, on validation."""
-    own = final.validation["best"][plan.objective]
+    """Return what has to be said where a baseline does as well as the chosen model, on validation or on test."""
+    objective = plan.objective
     sign = 1 if plan.higher_is_better else -1
+    own = {"validation": final.validation["best"][objective], "test": final.test["best"][objective].value}
     notes = []
     for name, figures in read_json(folder.path / "baselines.json").items():
-        other = figures["validation"].get(plan.objective, math.nan)
         # A baseline may have no figure: a perplexity for one, where it says nothing of the targets.
-        if not sign * other >= sign * own:
+        other = {split: found.get(objective, math.nan) for split, found in _by_split(figures).items()}
+        better = [split for split in own if sign * other[split] >= sign * own[split]]
+        if not better:
             continue
-        what = f"{name} scores {other:.4f} validation {plan.objective}, the chosen model {own:.4f}"
-        notes.append(
-            f"{what}: the model has learned nothing of use. Give it more epochs, more rows or a larger model."
-            if figures["trivial"]
-            else f"{what}: on this data the cheaper baseline does at least as well."
-        )
+        split = better[0]
+        what = f"{name} scores {other[split]:.4f} {split} {objective}, the chosen model {own[split]:.4f}"
+        if split == "test":
+            notes.append(f"{what}: the validation rows promised more than there is; more of them tell better.")
+        elif figures["trivial"]:
+            notes.append(
+                f"{what}: the model has learned nothing of use. Give it more epochs, more rows or a larger model."
+            )
+        else:
+            notes.append(f"{what}: on this data the cheaper baseline does at least as well.")
     return notes
+
+
+def _by_split(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the figures of a baseline on each split, by metric."""
+    test = {metric: interval["value"] for metric, interval in figures["test"].items()}
+    return {"validation": figures["validation"], "test": test}
 
 
 def _gain_of_start(plan: Plan, results: Sequence[TrialResult]) -> list[str]:

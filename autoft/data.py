@@ -1040,6 +1040,8 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
     dealt[order] = np.arange(len(order)) % (folds - 1) + 1
     place = dealt[group]
     for number in range(1, folds):
+        # A generator for each: a fold that an earlier call wrote does not move the order of the next.
+        order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])
         target = folder / f"fold-{number}"
         fingerprint = _digest([prepared.fingerprint, number, folds, seed])
         if read_json(target / "meta.json", missing={}).get("fingerprint") == fingerprint:
@@ -1053,7 +1055,7 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
             "train": pa.concat_tables([learned["train"], learned["validation"].select(shown)]),
             "validation": table.filter(held),
         }
-        tables["train"] = tables["train"].take(pa.array(rng.permutation(tables["train"].num_rows)))
+        tables["train"] = tables["train"].take(pa.array(order_of.permutation(tables["train"].num_rows)))
         with _writing(target):
             target.mkdir(parents=True, exist_ok=True)
         for name, part in tables.items():

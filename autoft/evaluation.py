@@ -201,7 +201,7 @@ def measure_folder(
 
     Returns:
         ``{"costs": {...}, "length": tokens, "validation": {...}, "operating_point": {...}, "test": {...}, "details": [...],
-        "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
+        "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
 
@@ -231,6 +231,7 @@ def measure_folder(
         }
         if details:
             result["details"] = details_json(loaded.task, rows, predictions, loaded.context)
+            result["example"] = example_input(loaded.task, rows)
     result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
     return result
 
@@ -324,6 +325,36 @@ def details_json(
 
     return [{"kind": type(item).__name__.lower(), **asdict(item)} for item in task.details(rows, predictions, context)]
 
+
+def example_input(task: Task, rows: Sequence[Row]) -> str | dict[str, Any]:
+    """Return what a user may ask a model of these data, from the demo rows of the task; a text where that is enough.
+
+    A picture is named, not shown, and what no demo row has is left for the user to fill in.
+    """
+    roles = [column.role for column in task.card.inputs if any(row.get(column.role) is not None for row in rows)]
+    demos = sorted(task.demo_rows(), key=lambda row: sum(row.get(role) is None for role in roles))
+    demo: Row = demos[0] if demos else {}
+    shown: dict[str, Any] = {}
+    for role in roles:
+        value = demo.get(role)
+        if value is None or isinstance(value, bytes):
+            value = PLACEHOLDERS.get(task.card.column(role).kind, "...")
+        elif isinstance(value, str) and len(value) > EXAMPLE_CHARACTERS:
+            value = value[:EXAMPLE_CHARACTERS].rsplit(" ", 1)[0] + " ..."
+        shown[role] = value
+    only = next(iter(shown.values()), None)
+    return only if len(shown) == 1 and roles[0] == task.card.inputs[0].role and isinstance(only, str) else shown
+
+
+EXAMPLE_CHARACTERS = 60
+"""A text of an example is cut after so many."""
+
+PLACEHOLDERS: Mapping[str, Any] = {
+    "image": "picture.png",
+    "messages": [{"role": "user", "content": "..."}],
+    "tokens": ["..."],
+}
+"""What stands for a value by the kind of its column; a text for any other."""
 
 UNTOUCHED = "untouched model"
 

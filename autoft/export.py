@@ -27,8 +27,10 @@ from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, Varia
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final"]
 
 RESCORE_TOLERANCE = 0.001
-"""Absolute, and for figures above 1 relative: sums in another order move a logit by a rounding error."""
-"""Largest difference between a trial's figure and that of its exported files: 0.1 point."""
+"""Largest difference between a trial's figure and that of its exported files: 0.1 point, for figures above 1 a share.
+
+It is not 0, for sums in another order move a logit by a rounding error.
+"""
 
 
 def export(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Path:
@@ -86,6 +88,7 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
     final.test["best"], final.details = _intervals(again["test"]), again["details"]
     final.operating_point = again.get("operating_point", {})
+    final.example = again["example"]
     final.costs["best"]["request_length"] = float(again["length"])
     _keep_train_memory(final.costs["best"], chosen)
     default = next((result for result in results if result.number == 0), None)
@@ -140,6 +143,7 @@ def write_card(
         notice=card.notice,
         operating_point=final.operating_point,
         bytes=format_bytes,
+        python=repr,
     )
     (run.best / "README.md").write_text(text, encoding="utf-8")
     if final.operating_point:

@@ -26,7 +26,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -49,6 +49,7 @@ __all__ = [
     "TrialResult",
     "TrialState",
     "VariantResult",
+    "count_states",
     "read_json",
     "read_run",
     "write_json",
@@ -202,6 +203,8 @@ class Final(_Record):
     """The task's own section of the report: tables, marked texts, pictures ..., each with its ``kind``."""
     operating_point: dict[str, Any] = {}
     """What the chosen model's validation predictions decided, as a threshold."""
+    example: str | dict[str, Any] = "..."
+    """What such a model may be asked, for those who read how to use it."""
     notes: list[str] = []
     seconds: float = 0.0
     """Of the whole run, over all calls."""
@@ -227,11 +230,17 @@ class RunRecord(_Record):
         return next(trial for trial in self.trials if trial.number == number)
 
     def counts(self) -> dict[TrialState, int]:
-        """Return how many trials ended in each state."""
-        counts: dict[TrialState, int] = {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
-        for trial in self.trials:
+        """Return how many trials ended in each state; further seeds and folds, and averages, are none of their own."""
+        return count_states(self.trials)
+
+
+def count_states(trials: Iterable[TrialResult]) -> dict[TrialState, int]:
+    """Return how many of these ended in each state, those left out that follow from others."""
+    counts: dict[TrialState, int] = {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
+    for trial in trials:
+        if not trial.config.derived:
             counts[trial.state] += 1
-        return counts
+    return counts
 
 
 class RunDir:

@@ -24,7 +24,17 @@ from autoft.executors import Event, LocalExecutor
 from autoft.plan import BudgetLimit, Plan, violations
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds
-from autoft.rundir import RunDir, Selection, TrialConfig, TrialResult, TrialState, VariantResult, read_json, write_json
+from autoft.rundir import (
+    RunDir,
+    Selection,
+    TrialConfig,
+    TrialResult,
+    TrialState,
+    VariantResult,
+    count_states,
+    read_json,
+    write_json,
+)
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
 
@@ -523,6 +533,8 @@ class Search:
         return [fold for fold in range(1, self.plan.folds) if fold not in there]
 
     def _next_fold(self) -> TrialConfig | None:
+        if self.plan.folds == 1:
+            return None
         for result in self._told():
             missing = self._missing_folds(result) if result.state == "complete" else []
             if missing:
@@ -790,9 +802,7 @@ class Search:
 
     def standing(self) -> Standing:
         """Return how the search stands."""
-        counts: dict[TrialState, int] = {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
-        for result in self.results.values():
-            counts[result.state] += 1
+        counts = count_states(self.results.values())
         best = best_trial = best_variant = None
         chosen = self._chosen(list(self.results.values()))
         if chosen is not None:

@@ -114,7 +114,7 @@ def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
     top = next(c for c in pool if sign * c.objective == best)
     if (top.trial, top.variant) != (chosen.trial, chosen.variant):
         why += (
-            f", within {slack:g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
+            f", within {slack:.3g} of the best ({top.objective:.4f}, trial {top.trial} {top.variant}), "
             f"and the cheapest of the {len(near)} variants there by size and latency"
         )
     elif seeds > 1:
@@ -149,13 +149,9 @@ def weights_to_keep(
     if front:
         chosen = select(plan, results)
         front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
-    if plan.ensemble > 1:
-        front += [
-            Candidate(trial=trial, variant=name, objective=0.0) for trial, name in _to_average(plan, results, sizes)
-        ]
+    wanted = [(c.trial, c.variant) for c in front] + _to_average(plan, results, sizes)
     used = sum(sizes[key] for key in keep)
-    for position, candidate in enumerate(front):
-        key = (candidate.trial, candidate.variant)
+    for position, key in enumerate(wanted):
         if key in keep:
             continue
         if position == 0 or used + sizes[key] <= plan.storage_bytes:
@@ -186,6 +182,8 @@ def _to_average(
     plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
 ) -> list[tuple[int, str]]:
     """Return which files the best trials are averaged from."""
+    if plan.ensemble < 2:
+        return []
     best = [result.number for result in best_trials(plan, results)[: plan.ensemble]]
     return [key for number in best for key in sizes if key[0] == number]
 

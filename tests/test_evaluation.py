@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from scipy import stats
 
 from autoft.artifact import LoadedModel
 from autoft.contracts import Column, CostMetric, QualityMetric, Task, TaskCard, TaskContext
-from autoft.evaluation import MeasureError, bootstrap_interval, judged, measure_costs, score
+from autoft.evaluation import MeasureError, bootstrap_interval, example_input, judged, measure_costs, score
 from autoft.plugins import Catalog
 
 CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
@@ -180,3 +181,35 @@ def test_figures_of_the_targets_join_the_predictions():
 
 def test_nothing_is_predicted_where_only_targets_count():
     assert judged(LongParrot(), None, ROWS, CONTEXT, only_targets=True) == [{"length": 3}, {"length": 0}]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        ("text-classification", [{"text": "x", "label": "a"}], "A warm and clever film that I will watch again."),
+        ("image-captioning", [{"image": b"...", "captions": ["x"]}], "picture.png"),
+        (
+            "medical-qa-choice",
+            None,
+            {"question": "Which organ makes insulin?", "options": ["Liver", "Pancreas", "Spleen"]},
+        ),
+        # The demo rows of the task are prompts.
+        (
+            "generation",
+            [{"messages": [{"role": "user", "content": "x"}]}],
+            {"messages": [{"role": "user", "content": "..."}]},
+        ),
+    ],
+)
+def test_an_example_asks_for_what_the_data_have(catalog, task, rows, expected):
+    found = catalog.task(task)
+    assert example_input(found, rows or found.demo_rows()) == expected
+
+
+def test_every_tasks_example_is_short_and_can_be_typed(catalog):
+    for name in catalog.tasks:
+        task = catalog.task(name)
+        example = example_input(task, task.demo_rows())
+        assert len(json.dumps(example)) < 300
+        given = {task.card.inputs[0].role: example} if isinstance(example, str) else example
+        assert not set(given) & {column.role for column in task.card.targets}

@@ -220,7 +220,7 @@ def test_marked_texts_show_what_was_found_said_wrongly_and_missed(section):
 def test_pictures_and_charts_of_a_task_are_part_of_the_page(section):
     page = Page(section["html"])
     assert PICTURE in page.references
-    assert "<span>said</span> a dog" in section["html"]
+    assert "<span>said:</span> a dog" in section["html"]
     assert section["html"].count("<svg ") == 6
     assert "Reliability" in section["html"]
     assert "model (said: so): 0.1: 0.2, 0.9: 0.8" in section["md"]
@@ -370,3 +370,16 @@ def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_mo
     write_json(run.plan, {"name": "x"})
     with pytest.raises(RunFolderError, match=r"plan\.json: is damaged"):
         write(read_run(run.path))
+
+
+def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catalog, tiny_model):
+    from autoft.api import _beside_baselines
+    from autoft.plan import plan_of
+
+    run = make_run(tmp_path, catalog, tiny_model)
+    record = read_run(run.path)
+    (note,) = _beside_baselines(run, plan_of(record), record.final)
+    assert note.startswith("majority class scores 0.7900 test accuracy, the chosen model 0.7900")
+    better = record.final.test["best"]["accuracy"].model_copy(update={"value": 0.8})
+    record.final.test["best"] = {"accuracy": better}
+    assert _beside_baselines(run, plan_of(record), record.final) == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +124,23 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_the_commands_that_the_report_shows_work_as_they_stand(finished):
+    report = (finished / "runs" / "tiny" / "report.md").read_text()
+    code, command = re.search(r"## Use the model\n\n```python\n(.*?)\n```\n\n```\n(.*?)\n```", report, re.S).groups()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    shown = subprocess.run(
+        command, shell=True, cwd=finished / "runs", env=environment, capture_output=True, text=True, check=True
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code.replace("model.predict", "print(model.predict") + ")"],
+        cwd=finished / "runs",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line) for line in shown.stdout.splitlines()] == ast.literal_eval(run.stdout)
+
+
 def test_predictions_that_the_disk_cannot_hold_are_told(finished):
     full = autoft_command("predict", "runs/tiny", "a great film", "--output", "/dev/full", cwd=finished)
     assert full.returncode == 5, full.stderr

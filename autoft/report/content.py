@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +29,9 @@ KINDS = {
     "soup": "averaged weights",
     "ensemble": "averaged predictions",
 }
+DERIVED = {"seed": "further seed", "fold": "further fold", "soup": "average", "ensemble": "average"}
+"""How trials that follow from others are counted."""
+
 MISSES = 8
 """Nearest misses that are shown."""
 
@@ -88,13 +94,16 @@ def make_content(record: RunRecord) -> Content:
     plan = plan_of(record)
     counts = record.counts()
     outcome = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count) or "none yet"
+    derived = Counter(DERIVED[trial.config.kind] for trial in record.trials if trial.config.derived)
+    parts = [f"{_counted(sum(counts.values()), 'trial')} ({outcome})"]
+    parts += [_counted(count, noun) for noun, count in derived.items()]
     judged = sum(len(trial.variants) for trial in record.trials)
     content = Content(
         title=plan.name,
         task=plan.task,
         headline=_headline(record, plan),
         notice=plan.notice,
-        outcome=f"{_counted(len(record.trials), 'trial')} ({outcome}), {_counted(judged, 'compressed model')} judged",
+        outcome=", ".join([*parts, f"{_counted(judged, 'compressed model')} judged"]),
         trials=_trials(record, plan) if record.trials else None,
         refused=[(note.what, note.reason) for note in plan.refusals]
         + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal],
@@ -111,8 +120,13 @@ def make_content(record: RunRecord) -> Content:
         content.systems = _systems(record, plan)
         content.metrics = _metrics(record, plan)
         content.details = [_detail(item) for item in record.final.details]
-        content.load = f'import autoft\n\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict(["..."])'
-        content.predict = f'autoft predict {record.path.name} "..."'
+        example, folder = record.final.example, shlex.quote(record.path.name)
+        content.load = f'import autoft\n\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict({example!r})'
+        content.predict = (
+            f"autoft predict {folder} {shlex.quote(example)}"
+            if isinstance(example, str)
+            else f"echo {shlex.quote(json.dumps(example, ensure_ascii=False))} | autoft predict {folder}"
+        )
     if record.selection is not None:
         content.reason = record.selection.reason
         content.candidates = _candidates(record, plan)
