@@ -47,6 +47,8 @@ def describe(config: TrialConfig) -> str:
     if config.kind in {"soup", "ensemble"}:
         what = "weights" if config.kind == "soup" else "predictions"
         return f"averaged {what} of trials {', '.join(map(str, config.members))}"
+    if config.kind == "compress":
+        return f"trial {config.members[0]} made smaller and trained again"
     if config.kind == "fold":
         words.append(f"trial {config.parent} on fold {config.fold + 1}")
     return ", ".join(words)

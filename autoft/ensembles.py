@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoft.artifact import Ensemble, load, save_ensemble
-from autoft.contracts import ModelSource, Prediction, TaskContext
+from autoft.contracts import Prediction, TaskContext
 from autoft.evaluation import MeasureError, measure_in_process, references
 from autoft.plan import violations
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
@@ -67,11 +67,11 @@ def _soup(
     target = place.target(config.model, config.params, config.seed)
     validate, sign = place.validator(target.context), 1 if place.plan.higher_is_better else -1
     callbacks.stage("average")
-    model = _dense(place, members[0], target.context)
+    model = place.trained(members[0], target.context)
     chosen, best = [members[0].number], validate(model)
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     for member in members[1:]:
-        further = _dense(place, member, target.context).state_dict()
+        further = place.trained(member, target.context).state_dict()
         share = 1 / (len(chosen) + 1)
         trial = {name: _mixed(value, further[name], share) for name, value in mean.items()}
         model.load_state_dict(trial)
@@ -86,22 +86,12 @@ def _soup(
     result.validation = best
     trial_run = Trial(place, config, callbacks, None, result)
     for variant in place.plan.variants:
+        if variant.trains:
+            continue
         outcome = trial_run.variant(model, target, variant, dict(memory))
         outcome.members = chosen
         result.variants.append(outcome)
     trial_run.conclude()
-
-
-def _dense(place: Workplace, member: TrialResult, context: TaskContext) -> torch.nn.Module:
-    """Return the model of a trial as it was trained."""
-    folder = next(v.folder for v in member.variants if v.name == "none")
-    assert folder is not None
-    source = ModelSource(
-        name=member.config.model,
-        path=str(place.run.inside(folder)),
-        trust_remote_code=place.plan.trust_remote_code,
-    )
-    return place.task.load_model(source, context).to(context.device).eval()
 
 
 def _mixed(mean: torch.Tensor, value: torch.Tensor, share: float) -> torch.Tensor:

@@ -176,6 +176,8 @@ class VariantPlan(_Plan):
 
     name: str
     chain: list[StepPlan]
+    trains: bool = False
+    """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
 
 
 class AuxiliaryPlan(_Plan):
@@ -730,13 +732,14 @@ class _Planner:
             params: dict[str, dict[str, Any]] = {compressor.name: {} for compressor in chain}
             for owner, parameter, value in combination:
                 params[owner][parameter] = value
-            labels = [
-                step.name
-                + (f"({', '.join(f'{k}={v}' for k, v in params[step.name].items())})" if params[step.name] else "")
+            named = {
+                step.name: [f"{k}={v}" for k, v in params[step.name].items() if f"{step.name}.{k}" in self.recipe.space]
                 for step in chain
-            ]
+            }
+            labels = [name + (f"({', '.join(given)})" if given else "") for name, given in named.items()]
             steps = [StepPlan(strategy=step.name, params=params[step.name]) for step in chain]
-            variants.append(VariantPlan(name="+".join(labels), chain=steps))
+            trains = any(step.trains(params[step.name]) for step in chain)
+            variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains))
         return variants
 
     def augmenters(self, targets: Sequence[Target]) -> list[str]:

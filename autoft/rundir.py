@@ -61,7 +61,7 @@ Model = TypeVar("Model", bound=BaseModel)
 TrialState = Literal["complete", "pruned", "infeasible", "failed"]
 """How a trial ended: with figures; stopped early; outside the budget or the memory; or with an error."""
 
-TrialKind = Literal["default", "published", "search", "seed", "fold", "soup", "ensemble"]
+TrialKind = Literal["default", "published", "search", "seed", "fold", "soup", "ensemble", "compress"]
 """Where a configuration comes from: the plain default, published settings, the sampler; or it is another trial's, with a
 further seed or on a further fold; or it is made of several: a soup averages weights, an ensemble predictions."""
 
@@ -87,7 +87,7 @@ class TrialConfig(_Record):
     """Which rows are held out: 0 is the validation split, further folds are parts of the training split."""
 
     members: list[int] = []
-    """The trials that may be averaged in a soup or an ensemble, the best first."""
+    """The trials that may be averaged in a soup or an ensemble, the best first; the one that is compressed further."""
 
     @property
     def repeats(self) -> bool:
@@ -97,7 +97,7 @@ class TrialConfig(_Record):
     @property
     def derived(self) -> bool:
         """Whether it follows from other trials: the sampler knows nothing of it, and it counts as no trial of its own."""
-        return self.repeats or self.kind in {"soup", "ensemble"}
+        return self.repeats or self.kind in {"soup", "ensemble", "compress"}
 
 
 class CurvePoint(_Record):

@@ -61,6 +61,12 @@ YARDSTICK_SHARE = 0.5
 FINALISTS_SHARE = 0.2
 """Of the time budget: the search leaves so much at most for further seeds of the finalists."""
 
+COMPRESSION_SHARE = 0.5
+"""Of the time budget: the search leaves so much at most for variants of the best trial that are trained again."""
+
+TAUGHT = 1.3
+"""What an epoch with a teacher takes at most, as a share of one without, in the size of the whole model."""
+
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
 
@@ -279,6 +285,11 @@ class Search:
                 if together:
                     self.listener.phase("average")
                     self._loop(executor, lambda: together.pop(0) if together else None, None)
+            if not self.interruption.asked:
+                further = self._further_compression()
+                if further:
+                    self.listener.phase("compress")
+                    self._loop(executor, lambda: further.pop(0) if further else None, None)
 
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
@@ -731,6 +742,40 @@ class Search:
             found.append(top.model_copy(update={"kind": "ensemble", "members": served[: self.plan.ensemble]}))
         return found
 
+    def _further_compression(self) -> list[TrialConfig]:
+        """Return the best trial, to be made smaller and trained again, if the time allows for it."""
+        config = self._to_compress()
+        if config is None:
+            return []
+        seconds, room = self._compressing(config), self.seconds_left() - self.reserve()
+        if seconds <= room:
+            return [config.model_copy(update={"number": self._number()})]
+        self.listener.note(
+            "Variants of the best trial that are trained again were not made: that takes about "
+            f"{format_seconds(seconds)}, more than is left"
+        )
+        return []
+
+    def _to_compress(self) -> TrialConfig | None:
+        waiting = {variant.name for variant in self.plan.variants if variant.trains}
+        best = best_trials(self.plan, self._told())[:1]
+        if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
+            return None
+        config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
+        done = {variant.name for variant in best[0].variants} | {
+            variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
+        }
+        return config if waiting - done else None
+
+    def _compressing(self, config: TrialConfig) -> float:
+        """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
+        member = self.results[config.members[0]]
+        epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
+        overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        steps = [step for variant in self.plan.variants if variant.trains for step in variant.chain]
+        epochs = sum(int(step.params.get("epochs") or 0) for step in steps)
+        return TAUGHT * epoch * epochs + overhead * sum(variant.trains for variant in self.plan.variants)
+
     def _averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
         overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
@@ -750,7 +795,10 @@ class Search:
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
-        return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
+        smaller = self._to_compress()
+        compressing = self._compressing(smaller) if smaller else 0.0
+        left -= self._together(self._further_seeds(share)) + (averaging if averaging <= share else 0.0)
+        return left - (compressing if compressing <= COMPRESSION_SHARE * self.plan.time_limit else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room

@@ -149,7 +149,8 @@ def weights_to_keep(
     if front:
         chosen = select(plan, results)
         front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
-    wanted = [(c.trial, c.variant) for c in front] + _to_average(plan, results, sizes)
+    wanted = [(c.trial, c.variant) for c in front]
+    wanted += [*_to_compress(plan, results, sizes), *_to_average(plan, results, sizes)]
     used = sum(sizes[key] for key in keep)
     for position, key in enumerate(wanted):
         if key in keep:
@@ -176,6 +177,15 @@ def best_trials(plan: Plan, results: Sequence[TrialResult]) -> list[TrialResult]
         for result in found
     }
     return sorted(found, key=lambda result: (-reached[result.number], result.number))
+
+
+def _to_compress(
+    plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
+) -> list[tuple[int, str]]:
+    """Return which files a variant that trains again starts from."""
+    if not any(variant.trains for variant in plan.variants):
+        return []
+    return [(r.number, "none") for r in best_trials(plan, results)[:1] if (r.number, "none") in sizes]
 
 
 def _to_average(

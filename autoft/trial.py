@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.artifact import save_artifact
-from autoft.contracts import Adapter, Compressor, Quantizer, Target, Task, TaskContext
+from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
+from autoft.distillation import distill
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
@@ -29,6 +30,7 @@ __all__ = [
     "Callbacks",
     "Trial",
     "Workplace",
+    "compress_further",
     "ended_by",
     "out_of_memory",
     "run_trial",
@@ -78,6 +80,17 @@ class Workplace:
         if model not in self.processors:
             self.processors[model] = self.task.load_processor(target.source, target.context)
         return replace(target, context=replace(target.context, processor=self.processors[model]))
+
+    def trained(self, result: TrialResult, context: TaskContext) -> torch.nn.Module:
+        """Return the model of a trial as it was trained, from its files."""
+        folder = next(variant.folder for variant in result.variants if variant.name == "none")
+        assert folder is not None
+        source = ModelSource(
+            name=result.config.model,
+            path=str(self.run.inside(folder)),
+            trust_remote_code=self.plan.trust_remote_code,
+        )
+        return self.task.load_model(source, context).to(context.device).eval()
 
     def splits(self, fold: int) -> PreparedData:
         """Return the splits of a fold."""
@@ -142,6 +155,38 @@ def run_trial(
     return result
 
 
+def compress_further(
+    place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None = None
+) -> TrialResult:
+    """Make the variants of a trial whose compressors train; never raises for what these can bring about.
+
+    Args:
+        place: the worker's plan, plugins and data.
+        config: of kind ``compress``; its one member is the trial, whose uncompressed files are there.
+        callbacks: told of stages and progress.
+        deadline: of :func:`time.monotonic`; the variants that are still to come share what is left.
+    """
+    begin = time.monotonic()
+    result = TrialResult(number=config.number, state="failed", config=config)
+    try:
+        member = next(one for one in place.run.results() if one.number == config.members[0])
+        target = place.target(config.model, config.params, config.seed)
+        dense = place.trained(member, target.context)
+        result.validation, result.train_memory_bytes = member.validation, member.train_memory_bytes
+        memory = {"train_memory_bytes": float(member.train_memory_bytes)} if member.train_memory_bytes else {}
+        trial = Trial(place, config, callbacks, deadline, result)
+        waiting = [variant for variant in place.plan.variants if variant.trains]
+        while waiting:
+            if deadline is not None:
+                trial.deadline = time.monotonic() + max(0.0, deadline - time.monotonic()) / len(waiting)
+            result.variants.append(trial.variant(dense, target, waiting.pop(0), memory))
+        trial.conclude()
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong here, the trial itself is still there to choose
+        ended_by(error, result, place.run.trial(config.number))
+    result.seconds["total"] = time.monotonic() - begin
+    return result
+
+
 def ended_by(error: Exception, result: TrialResult, folder: Path) -> None:
     """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole."""
     if out_of_memory(error):
@@ -201,11 +246,12 @@ def write_variant(place: Workplace, dense: Any, target: Target, variant: Variant
     """Compress a trained model as a variant says, and write its files into the folder."""
     model: Any = dense
     writer: Compressor | None = None
-    rows = place.data.train[:256] if variant.chain else []
     for step in variant.chain:
         compressor = place.catalog.compressors[step.strategy]
-        model = compressor.apply(model, target, rows, step.params)
-        writer = compressor if compressor.yields != "sparse" or compressor.writes_itself else writer
+        rows = place.data.train[: compressor.calibration_rows]
+        model, target = compressor.transform(model, target, rows, step.params)
+        plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
+        writer = writer if plain else compressor
     save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
 
@@ -218,6 +264,8 @@ class Trial:
         """Prepare it; the arguments are those of :func:`run_trial`."""
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
         self.deadline, self.result = deadline, result
+        self.remembered: dict[int, torch.Tensor] = {}
+        """What the trained model says of training rows, once a compressor has asked."""
         pipeline = self.plan.pipeline(config.pipeline)
         self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
         self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
@@ -253,13 +301,21 @@ class Trial:
             result.reason = f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}"
         with self._stage("merge"):
             dense = self._merge(model, target, validate)
-        variants = list(plan.variants)
-        if (config.number == 0 or plan.ensemble > 1) and all(variant.name != "none" for variant in variants):
-            # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average.
+        variants = self._variants()
+        again = len(variants) < len(plan.variants)
+        if (config.number == 0 or plan.ensemble > 1 or again) and all(v.name != "none" for v in variants):
+            # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average, or
+            # to start from where a variant of the best trial is trained again.
             variants.insert(0, VariantPlan(name="none", chain=[]))
         for variant in variants:
             result.variants.append(self.variant(dense, target, variant, memory))
         self.conclude()
+
+    def _variants(self) -> list[VariantPlan]:
+        """Return which variants are made of every trial: those that need no training, if any of them can fit."""
+        every = list(self.plan.variants)
+        quick = [variant for variant in every if not variant.trains]
+        return quick if any(variant.name not in self.place.screened for variant in quick) else every
 
     def conclude(self) -> None:
         """Say how the trial ended, from how its variants did."""
@@ -371,15 +427,19 @@ class Trial:
         begin = time.monotonic()
         folder = self.place.run.path / variant_folder(self.config.number, variant.name)
         outcome = VariantResult(name=variant.name, state="failed")
-        yardstick = self.config.number == 0 and variant.name == "none"
-        if variant.name in self.place.screened and not yardstick:
+        plain = variant.name == "none"
+        yardstick = plain and self.config.number == 0
+        # What variants of the best trial start from that are trained again, whether it fits the budget itself or not.
+        kept = yardstick or (plain and any(other.trains for other in self.plan.variants))
+        if variant.name in self.place.screened and not kept:
             outcome.costs = {**self.place.screened[variant.name], **memory}
             outcome.violations = violations(outcome.costs, self.plan.budget)
             outcome.state, outcome.reason = "infeasible", "over the budget: " + ", ".join(outcome.violations)
             return outcome
         self.callbacks.stage(f"compress: {variant.name}")
         try:
-            write_variant(self.place, dense, target, variant, folder)
+            recover = _Recovery(self, dense, target, variant.name)
+            write_variant(self.place, dense, replace(target, recover=recover), variant, folder)
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()
             self.callbacks.stage(f"measure: {variant.name}")
@@ -393,7 +453,7 @@ class Trial:
             self.place.run.trial(self.config.number).mkdir(parents=True, exist_ok=True)
             with (self.place.run.trial(self.config.number) / "error.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{variant.name}\n{traceback.format_exc()}\n")
-        if outcome.state == "complete" or yardstick:
+        if outcome.state == "complete" or kept:
             outcome.folder = str(folder.relative_to(self.place.run.path))
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -422,6 +482,54 @@ class Trial:
         outcome.state = "infeasible" if outcome.violations else "complete"
         if outcome.violations:
             outcome.reason = "over the budget: " + ", ".join(outcome.violations)
+
+
+class _Recovery:
+    """Trains what a compressor made of a trial's model: on the trial's rows, in its precision, until its time is up."""
+
+    def __init__(self, trial: Trial, teacher: torch.nn.Module, taught: Target, variant: str) -> None:
+        self.trial, self.teacher, self.taught, self.variant = trial, teacher, taught, variant
+
+    def __call__(
+        self,
+        student: torch.nn.Module,
+        target: Target,
+        *,
+        epochs: int,
+        learning_rate: float,
+        teaching: float = 0.5,
+        matching: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        trial, place, config = self.trial, self.trial.place, self.trial.config
+        teacher_features = place.features(config.model, self.taught.context, config.fold)
+        alike = target.context.processor is self.taught.context.processor
+        features = teacher_features
+        rows = place.splits(config.fold).train
+        if not alike:
+            # A processor that an earlier step made follows from the rows, the base model and the steps.
+            known_as = f"{config.model}, {self.variant}"
+            features = encoded(rows, place.task, target.context, place.run.data / "encoded", known_as)
+        outcome = distill(
+            student,
+            self.teacher,
+            target,
+            features=features,
+            rows=rows,
+            other=None if alike else (teacher_features, self.taught.context),
+            remembered=trial.remembered,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            teaching=teaching,
+            matching=matching if alike else (),
+            precision=place.precision.get(config.model, "fp32"),
+            objective=trial.plan.objective,
+            higher_is_better=trial.plan.higher_is_better,
+            validate=place.validator(target.context, fold=config.fold),
+            on_progress=trial.callbacks.progress,
+            deadline=trial.deadline,
+        )
+        seconds = trial.result.seconds
+        seconds["recover"] = seconds.get("recover", 0.0) + outcome.seconds
 
 
 class _Stage:

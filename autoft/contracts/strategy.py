@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from autoft.contracts.task import ModelSource, Row, Task, TaskCard, TaskContext
 from autoft.hardware import Hardware
@@ -26,6 +26,7 @@ __all__ = [
     "Exporter",
     "PostTrainingQuantizer",
     "Quantizer",
+    "Recovery",
     "Refusal",
     "State",
     "Strategy",
@@ -47,6 +48,44 @@ class Refusal:
     reason: str
 
 
+class Recovery(Protocol):
+    """Trains a model that a compressor has made smaller, until it says again what the trained model said.
+
+    Attributes:
+        teacher: the trained model, as it was before any compression.
+    """
+
+    teacher: torch.nn.Module
+
+    def __call__(
+        self,
+        student: torch.nn.Module,
+        target: Target,
+        *,
+        epochs: int,
+        learning_rate: float,
+        teaching: float = 0.5,
+        matching: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Train the student in its place, and leave it with the weights of its best validation.
+
+        The loss is ``1 - teaching`` times the task's own and ``teaching`` times the distance of the student's logits from
+        the teacher's: their mean squared difference (Kim et al. 2021, arXiv:2105.08919), over a vocabulary the KL divergence
+        (Hinton et al. 2015, arXiv:1503.02531). Modules that are matched add the squared difference of what they return
+        (Jiao et al. 2020, arXiv:1909.10351, equation 7). Where the student reads other tokens than the teacher, only logits
+        of whole rows can be compared; without any, the task's own loss is what is left.
+
+        Args:
+            student: what is trained, all of its weights.
+            target: of the student; its processor encodes the training rows.
+            epochs: over the training rows.
+            learning_rate: at its peak.
+            teaching: weight of the teacher's logits, from 0 to 1.
+            matching: names of modules of the student and of the teacher whose outputs, of one shape, are to be alike.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Target:
     """What a strategy works upon.
@@ -58,6 +97,7 @@ class Target:
         context: the task's context; its ``processor`` is None while the plan is made.
         hardware: the machine.
         cache: a folder of the run for what can be used again (exported graphs); None while the plan is made.
+        recover: trains a model that was made smaller; None where only its cost is asked for, or no rows are there.
     """
 
     task: Task
@@ -66,6 +106,7 @@ class Target:
     context: TaskContext
     hardware: Hardware
     cache: Path | None = None
+    recover: Recovery | None = None
 
 
 class Strategy(ABC):
@@ -170,10 +211,22 @@ class Adapter(Strategy):
 
 
 class Compressor(Strategy):
-    """Makes a trained model smaller or faster. Its files are what is measured and shipped."""
+    """Makes a trained model smaller or faster. Its files are what is measured and shipped.
+
+    Attributes:
+        calibration_rows: how many training rows it is given; None for all.
+    """
 
     stage: ClassVar[Stage] = "compress"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse"})
+    calibration_rows: ClassVar[int | None] = 256
+
+    def trains(self, params: Mapping[str, Any]) -> bool:
+        """Say whether it calls ``target.recover`` with these parameters.
+
+        That takes time: chains that train are made of the best trial alone, where one that does not can fit the budget.
+        """
+        return False
 
     @abstractmethod
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
@@ -185,6 +238,15 @@ class Compressor(Strategy):
             rows: training rows to calibrate with.
             params: of this strategy, without its name in front.
         """
+
+    def transform(
+        self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
+    ) -> tuple[Any, Target]:
+        """Return the compressed model, and what further steps and its files work upon.
+
+        One that changes the processor too, as a smaller vocabulary does, overrides this; by default the target stays.
+        """
+        return self.apply(model, target, rows, params), target
 
     @property
     def writes_itself(self) -> bool:

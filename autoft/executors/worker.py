@@ -24,7 +24,7 @@ from autoft.errors import AutoftError
 from autoft.evaluation import start_measuring
 from autoft.rundir import CurvePoint, RunDir, TrialConfig
 from autoft.training import Progress
-from autoft.trial import Callbacks, Workplace, run_trial, screen
+from autoft.trial import Callbacks, Workplace, compress_further, run_trial, screen
 
 __all__ = ["main", "probe_model"]
 
@@ -157,6 +157,8 @@ class _Worker:
         deadline = None if seconds is None else time.monotonic() + seconds
         if config.kind in {"soup", "ensemble"}:
             result = combine(self.place, config, callbacks)
+        elif config.kind == "compress":
+            result = compress_further(self.place, config, callbacks, deadline)
         else:
             result = run_trial(self.place, config, callbacks, deadline)
         self.run.write_result(result)

@@ -28,8 +28,15 @@ KINDS = {
     "fold": "further fold",
     "soup": "averaged weights",
     "ensemble": "averaged predictions",
+    "compress": "made smaller, trained again",
 }
-DERIVED = {"seed": "further seed", "fold": "further fold", "soup": "average", "ensemble": "average"}
+DERIVED = {
+    "seed": "further seed",
+    "fold": "further fold",
+    "soup": "average",
+    "ensemble": "average",
+    "compress": "recovery",
+}
 """How trials that follow from others are counted."""
 
 MISSES = 8

@@ -17,9 +17,11 @@ from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
+from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
+from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
 
@@ -39,6 +41,9 @@ def autoft_strategies() -> Sequence[Strategy]:
         HeadOnly(),
         Lora(),
         MagnitudePruning(),
+        VocabularyPruning(),
+        LayerPruning(),
+        FfnPruning(),
         DynamicInt8(),
         Onnx(),
         OnnxInt8(),

@@ -1,0 +1,259 @@
+"""Structured pruning: whole layers, or part of what is inside of each, so that the model is really smaller and faster.
+
+What is left is trained again to say what the model before it said.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from autoft.contracts import Compressor, Refusal, Row, State, Target
+from autoft.errors import ModelError
+from autoft.space import Float, SearchSpace
+from autoft.strategies.recovery import RECOVERY, recover
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["FfnPruning", "LayerPruning", "find_layers"]
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""How configurations of transformers name the number of layers."""
+
+WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "d_ff")
+"""How they name the width inside of a feed-forward block."""
+
+
+class _Recovered(Compressor):
+    """What structured pruning shares: it takes parts away, and what is left learns from the whole."""
+
+    yields: ClassVar[State] = "dense"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
+
+    def trains(self, params: Mapping[str, Any]) -> bool:
+        """Say whether there are epochs to recover in."""
+        return int(params["epochs"]) > 0
+
+    def check(self, target: Target) -> Refusal | None:
+        """Refuse models with several stacks of layers, as sequence-to-sequence ones, and those without any."""
+        config = target.config
+        if config.get("is_encoder_decoder") or not any(isinstance(config.get(name), int) for name in LAYER_COUNTS):
+            return Refusal(
+                f"{self.name}: {config.get('model_type')} is not one stack of layers; it is for encoders (BERT, RoBERTa, "
+                "DistilBERT, ViT ...) and decoders (GPT-2, Llama ...)"
+            )
+        return None
+
+    def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return a smaller copy of the model, trained on what the given one says where the target can train.
+
+        Raises:
+            ModelError: the model has no parts that can be taken away.
+        """
+        smaller, matching = self.prune(copy.deepcopy(model), target, rows, params)
+        recover(smaller, target, params, matching)
+        return smaller.eval()
+
+    @abstractmethod
+    def prune(
+        self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
+    ) -> tuple[Any, Sequence[tuple[str, str]]]:
+        """Return the model with parts taken away, and which of its modules are to answer as which of the teacher's."""
+
+
+class LayerPruning(_Recovered):
+    """Drops whole layers, evenly over the depth, and trains what is left on logits and hidden states of the whole.
+
+    Which layers stay is as in DistilBERT (Sanh et al. 2019, arXiv:1910.01108); each is taught by the layer of the whole
+    at the same share of the depth (Jiao et al. 2020, arXiv:1909.10351). That no criterion of importance beats an even
+    choice by much is in Sajjad et al. 2020 (arXiv:2004.03844).
+    """
+
+    name: ClassVar[str] = "layer-pruning"
+    summary: ClassVar[str] = "drops whole layers, and trains what is left to answer as the whole did"
+    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY}
+
+    def prune(
+        self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
+    ) -> tuple[Any, Sequence[tuple[str, str]]]:
+        """Return the model with the share ``keep`` of its layers, at least one."""
+        name, layers = find_layers(model)
+        count = max(1, round(float(params["keep"]) * len(layers)))
+        whole, every = find_layers(target.recover.teacher) if target.recover else (name, layers)
+        teachers = [round((i + 1) * len(every) / count) - 1 for i in range(count)]
+        kept = _kept(len(layers), count)
+        model.set_submodule(name, type(layers)([layers[i] for i in kept]))
+        _set_layers(model, kept, len(layers))
+        return model, [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
+
+
+class FfnPruning(_Recovered):
+    """Drops columns inside the feed-forward blocks, as many in each layer, those that move the answer least.
+
+    How much one counts is estimated by the first-order Taylor term, the mean of ``|activation x gradient|`` over
+    calibration rows (Molchanov et al. 2019, arXiv:1906.10771).
+    """
+
+    name: ClassVar[str] = "ffn-pruning"
+    summary: ClassVar[str] = "drops columns of the feed-forward blocks, and trains what is left"
+    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY}
+
+    def prune(
+        self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
+    ) -> tuple[Any, Sequence[tuple[str, str]]]:
+        """Return the model with the share ``keep`` of the columns of each feed-forward block.
+
+        Raises:
+            ModelError: its layers have no feed-forward block of two or three linear layers.
+        """
+        name, layers = find_layers(model)
+        blocks = [_feed_forward(layer) for layer in layers]
+        if any(block is None for block in blocks):
+            raise ModelError(
+                f"{self.name}: {type(model).__name__} of {target.source.name} has no feed-forward blocks of linear layers"
+            )
+        found = [block for block in blocks if block is not None]
+        width = _shape(found[0].down)[0]
+        # Multiples of 8 are what matrix kernels are made for.
+        count = max(8, round(float(params["keep"]) * width / 8) * 8)
+        for block, importance in zip(found, _importance(model, found, target, rows), strict=True):
+            kept = importance.topk(min(count, width)).indices.sort().values
+            for layer in block.ups:
+                _keep_outputs(layer, kept)
+            _keep_inputs(block.down, kept)
+        for key in WIDTHS:
+            if hasattr(model.config, key):
+                setattr(model.config, key, min(count, width))
+        whole, every = find_layers(target.recover.teacher) if target.recover else (name, layers)
+        teachers = [round((i + 1) * len(every) / len(layers)) - 1 for i in range(len(layers))]
+        return model, [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
+
+
+def find_layers(model: torch.nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the stack of layers of a transformers model, and its name.
+
+    Raises:
+        ModelError: there is none, or several.
+    """
+    from torch import nn
+
+    config: Any = model.config
+    counts = {getattr(config, name) for name in LAYER_COUNTS if isinstance(getattr(config, name, None), int)}
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) in counts and len({type(part) for part in module}) == 1
+    ]
+    found = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    if len(found) != 1:
+        raise ModelError(f"{type(model).__name__}: has {len(found) or 'no'} stacks of layers, where one is needed")
+    return found[0]
+
+
+def _kept(layers: int, count: int) -> list[int]:
+    """Return which layers stay: the first of each of as many parts of equal depth."""
+    return [i * layers // count for i in range(count)]
+
+
+def _set_layers(model: Any, kept: Sequence[int], layers: int) -> None:
+    config = model.config
+    for name in LAYER_COUNTS:
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, len(kept))
+    for name, value in config.to_dict().items():
+        # As Qwen's and Gemma's layer_types.
+        if isinstance(value, list) and len(value) == layers and name.startswith("layer"):
+            setattr(config, name, [value[i] for i in kept])
+    for place, layer in enumerate(find_layers(model)[1]):
+        for module in layer.modules():
+            # Decoders know by it which part of the cache is theirs.
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", place)  # noqa: B010 - a module's attributes are of any type to mypy
+
+
+@dataclass(frozen=True)
+class _FeedForward:
+    """The linear layers of a block: those into its inside (two where one is a gate), and the one out of it."""
+
+    ups: tuple[Any, ...]
+    down: Any
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    """Return inputs and outputs of a linear layer, or of GPT-2's ``Conv1D``."""
+    rows, columns = layer.weight.shape
+    return (rows, columns) if type(layer).__name__ == "Conv1D" else (columns, rows)
+
+
+def _feed_forward(layer: torch.nn.Module) -> _FeedForward | None:
+    linear = [module for module in layer.modules() if type(module).__name__ in {"Linear", "Conv1D"}]
+    downs = [module for module in linear if _shape(module)[0] > _shape(module)[1]]
+    if len(downs) != 1:
+        return None
+    width, hidden = _shape(downs[0])
+    ups = tuple(module for module in linear if _shape(module) == (hidden, width))
+    return _FeedForward(ups, downs[0]) if ups else None
+
+
+def _importance(model: Any, blocks: Sequence[_FeedForward], target: Target, rows: Sequence[Row]) -> list[torch.Tensor]:
+    """Return how much each column of each block moves the loss, ``(width,)``."""
+    import torch
+
+    seen: list[torch.Tensor] = []
+    totals = [torch.zeros(_shape(block.down)[0]) for block in blocks]
+
+    def keep(module: Any, given: Any) -> None:
+        seen.append(given[0])
+        given[0].retain_grad()
+
+    handles = [block.down.register_forward_pre_hook(keep) for block in blocks]
+    task, context = target.task, target.context
+    device = next(model.parameters()).device
+    model.eval()
+    for parameter in model.parameters():
+        # So that the gradients reach every block, whatever was frozen in training.
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        features = task.encode(rows, context)
+        for start in range(0, len(features), BATCH):
+            seen.clear()
+            batch = task.collate(features[start : start + BATCH], context)
+            loss = task.loss(model, {name: value.to(device) for name, value in batch.items()}, context)
+            torch.autograd.backward(loss)
+            for i, inside in enumerate(seen):
+                assert inside.grad is not None
+                totals[i] += (inside * inside.grad).detach().abs().flatten(0, -2).sum(0).cpu()
+            model.zero_grad(set_to_none=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return totals
+
+
+def _keep_outputs(layer: Any, kept: torch.Tensor) -> None:
+    from torch import nn
+
+    kept = kept.to(layer.weight.device)
+    conv = type(layer).__name__ == "Conv1D"
+    layer.weight = nn.Parameter(layer.weight.detach()[:, kept] if conv else layer.weight.detach()[kept])
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[kept])
+    setattr(layer, "nf" if conv else "out_features", len(kept))
+
+
+def _keep_inputs(layer: Any, kept: torch.Tensor) -> None:
+    from torch import nn
+
+    kept = kept.to(layer.weight.device)
+    conv = type(layer).__name__ == "Conv1D"
+    layer.weight = nn.Parameter(layer.weight.detach()[kept] if conv else layer.weight.detach()[:, kept])
+    setattr(layer, "nx" if conv else "in_features", len(kept))
+
+
+BATCH = 16
+"""Rows a pass, where importance is estimated."""

@@ -1,0 +1,43 @@
+"""Training what is left of a model after parts of it were taken away, as compressors share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autoft.contracts import Target
+from autoft.space import Float, Int, SearchSpace
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RECOVERY", "recover"]
+
+RECOVERY: SearchSpace = {
+    "epochs": Int(0, 100, default=3),
+    "learning_rate": Float(1e-6, 1e-2, default=1e-4, log=True),
+    "teaching": Float(0.0, 1.0, default=0.5),
+}
+"""How what is left is trained: 0 epochs for not at all; ``teaching`` is the weight of what the trained model said."""
+
+
+def recover(
+    model: torch.nn.Module, target: Target, params: Mapping[str, Any], matching: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Train a model in its place, where there are epochs for it and rows to train on.
+
+    Args:
+        model: what is left.
+        target: of the model.
+        params: with those of :data:`RECOVERY`.
+        matching: modules of it and of the trained model whose outputs are to be alike.
+    """
+    if target.recover is not None and int(params["epochs"]):
+        target.recover(
+            model,
+            target,
+            epochs=int(params["epochs"]),
+            learning_rate=float(params["learning_rate"]),
+            teaching=float(params["teaching"]),
+            matching=matching,
+        )
