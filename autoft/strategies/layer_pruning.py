@@ -142,7 +142,7 @@ def find_layers(model: torch.nn.Module) -> tuple[str, nn.ModuleList]:
     """
     from torch import nn
 
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     counts = {getattr(config, name) for name in LAYER_COUNTS if isinstance(getattr(config, name, None), int)}
     found = [
         (name, module)

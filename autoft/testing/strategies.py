@@ -30,7 +30,7 @@ from autoft.contracts import (
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.testing.isolation import heavy_imports
 from autoft.testing.values import difference
-from autoft.testing.workbench import TOLERANCE, Call, Workbench, expect, skip
+from autoft.testing.workbench import TOLERANCE, BenchRecovery, Call, Workbench, expect, skip
 
 __all__ = [
     "Pipeline",
@@ -291,7 +291,7 @@ def check_quantized_files_are_smaller(bench: Workbench, compressor: PostTraining
     dense, folder = bench.new_folder(), bench.new_folder()
     model: Any = bench.trained.model
     model.save_pretrained(dense)
-    compressor.save(apply_and_compare(bench, compressor, model), folder)
+    compressor.save(apply_and_compare(bench, compressor, model)[0], folder)
     before, after = _bytes_of(dense), _bytes_of(folder)
     expect(after < before, f"the quantized model has {after} bytes, the dense one {before}")
 
@@ -310,8 +310,8 @@ def check_compressor_takes_pruned_models(bench: Workbench, compressor: Compresso
     expect(len(found) == len(bench.rows), f"{len(found)} predictions for {len(bench.rows)} rows")
 
 
-def apply_and_compare(bench: Workbench, compressor: Compressor, model: Any) -> Any:
-    """Return the compressed model.
+def apply_and_compare(bench: Workbench, compressor: Compressor, model: Any) -> tuple[Any, Target]:
+    """Return the compressed model, and what its files work upon.
 
     Raises:
         CheckFailed: the given one is not what it was.
@@ -321,8 +321,9 @@ def apply_and_compare(bench: Workbench, compressor: Compressor, model: Any) -> A
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loss, training = bench.loss(model), model.training
     modules = {name: type(module) for name, module in model.named_modules()}
-    answer = compressor.apply(model, bench.target, bench.rows, defaults(compressor.space))
-    who = f"apply() of {compressor.name}"
+    target = replace(bench.target, recover=BenchRecovery(bench, model))
+    answer, changed = compressor.transform(model, target, bench.rows, defaults(compressor.space))
+    who = f"transform() of {compressor.name}"
     expect(
         {name: type(module) for name, module in model.named_modules()} == modules, f"{who} changes the model's modules"
     )
@@ -333,7 +334,7 @@ def apply_and_compare(bench: Workbench, compressor: Compressor, model: Any) -> A
     )
     expect(model.training == training, f"{who} leaves the given model in another mode; set it back")
     expect(bench.loss(model) == loss, f"after {who} the given model has another loss")
-    return answer
+    return answer, changed
 
 
 def compress(bench: Workbench, compressor: Compressor, model: Any = None) -> LoadedModel:
@@ -345,11 +346,11 @@ def compress(bench: Workbench, compressor: Compressor, model: Any = None) -> Loa
     import torch
 
     given = bench.trained.model if model is None else model
-    answer = apply_and_compare(bench, compressor, given)
-    writer = compressor if compressor.writes_itself or compressor.yields != "sparse" else None
-    loaded = bench.write_and_read(answer, writer, compressor.name)
+    answer, target = apply_and_compare(bench, compressor, given)
+    plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
+    loaded = bench.write_and_read(answer, None if plain else compressor, compressor.name, target)
     if isinstance(answer, torch.nn.Module):
-        wanted, found = bench.judge(answer.eval()), bench.judge(loaded.model, loaded.context)
+        wanted, found = bench.judge(answer.eval(), target.context), bench.judge(loaded.model, loaded.context)
         # One in 16 bits in memory and in 32 once it is loaded rounds differently.
         if getattr(answer, "dtype", torch.float32) == torch.float32:
             told = difference(found, wanted, TOLERANCE, "predictions")

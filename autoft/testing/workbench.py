@@ -130,6 +130,33 @@ class Trained:
     losses: tuple[float, ...]
 
 
+class BenchRecovery:
+    """How a bench trains what a compressor left of a model: on the demo rows, without the teacher's help."""
+
+    def __init__(self, bench: Workbench, teacher: torch.nn.Module) -> None:
+        self.bench, self.teacher = bench, teacher
+
+    def __call__(
+        self,
+        student: torch.nn.Module,
+        target: Target,
+        *,
+        epochs: int,
+        learning_rate: float,
+        teaching: float = 0.5,
+        matching: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Train the student in its place, and fail where modules that are to be alike are not there.
+
+        Raises:
+            AttributeError: a model has no module of this name.
+        """
+        for mine, theirs in matching:
+            student.get_submodule(mine)
+            self.teacher.get_submodule(theirs)
+        self.bench.train(student, STEPS, context=target.context)
+
+
 class Workbench:
     """A task on a tiny model.
 
@@ -304,20 +331,24 @@ class Workbench:
         losses = self.train(model, STEPS)
         return Trained(model, (*losses, self.loss(model)))
 
-    def train(self, model: Any, steps: int, learning_rate: float = 5e-3) -> list[float]:
+    def train(
+        self, model: Any, steps: int, learning_rate: float = 5e-3, context: TaskContext | None = None
+    ) -> list[float]:
         """Train on all demo rows at once, by AdamW, until they are known by heart.
 
         Args:
             model: its trainable parameters are changed; left in evaluation mode.
             steps: at most.
             learning_rate: after ten steps, rising evenly until then.
+            context: where the model's processor is another than the bench's.
 
         Returns:
             the loss before each step.
         """
         import torch
 
-        batch = self.batch()
+        context = context or self.context
+        batch = self.task.collate(self.task.encode(self.rows, context), context)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
         losses: list[float] = []
@@ -328,7 +359,7 @@ class Workbench:
             for step in range(steps):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * min(1.0, (step + 1) / 10)
-                loss = self.task.loss(model, dict(batch), self.context)
+                loss = self.task.loss(model, dict(batch), context)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -396,16 +427,19 @@ class Workbench:
 
     # ------------------------------------------------------------------------------------------------- files
 
-    def write_and_read(self, model: Any, writer: Compressor | None, variant: str) -> LoadedModel:
+    def write_and_read(
+        self, model: Any, writer: Compressor | None, variant: str, target: Target | None = None
+    ) -> LoadedModel:
         """Write a model as a trial does, and return it as it is loaded back.
 
         Args:
             model: of the task, perhaps compressed.
             writer: who writes it; None for transformers, and for pruners that leave it to transformers.
             variant: a name for what was done to it.
+            target: where a compressor changed what the model reads.
         """
-        folder = self.new_folder()
-        save_artifact(folder, model, self.target, writer=writer, variant=variant, objective=self.task.card.metrics[0])
+        folder, target = self.new_folder(), target or self.target
+        save_artifact(folder, model, target, writer=writer, variant=variant, objective=self.task.card.metrics[0])
         return load(folder, catalog=self.catalog, device="cpu")
 
 

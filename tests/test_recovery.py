@@ -1,0 +1,129 @@
+"""Variants that are trained again: which trial they are made of, what they learn from, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import autoft
+from autoft.artifact import load
+from autoft.rundir import RunDir, read_run
+from autoft.trial import Callbacks, Workplace, compress_further
+
+CHAIN = "layer-pruning+vocabulary-pruning"
+
+
+def search(folder: Path, model: Path, reviews: Path, **changes: object) -> tuple[Path, str]:
+    recipe = {
+        "task": "text-classification",
+        "model": str(model),
+        "data": {"train": str(reviews), "validation_size": 80, "test_size": 80},
+        "budget": {"time": "10m", "trials": 2},
+        "effort": "quick",
+        "compress": ["none", "dynamic-int8", CHAIN],
+        "space": {
+            "full.learning_rate": {"low": 2e-3, "high": 6e-3},
+            "train.epochs": 5,
+            "train.batch_size": 8,
+            "layer-pruning.epochs": 4,
+            "layer-pruning.learning_rate": 2e-3,
+            "vocabulary-pruning.min_count": 20,
+        },
+        "search": {"finalist_seeds": 0, "early_stopping": "none"},
+        **changes,
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    words = [sys.executable, "-m", "autoft", "search", "tiny.yaml"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs/tiny", done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, reviews):
+    folder, said = search(tmp_path_factory.mktemp("recovered"), tiny_model, reviews)
+    (folder.parent / "said.txt").write_text(said)
+    return folder
+
+
+def further(run: Path):
+    (found,) = [trial for trial in read_run(run).trials if trial.config.kind == "compress"]
+    return found
+
+
+def test_the_best_trial_alone_is_made_smaller_and_trained_again(run):
+    record = read_run(run)
+    trials = [trial for trial in record.trials if not trial.config.derived]
+    assert len(trials) == 2
+    names = {trial.number: {variant.name for variant in trial.variants} for trial in trials}
+    assert all(found == {"none", "dynamic-int8"} for found in names.values())
+
+    def reached(trial):
+        return max(v.validation["accuracy"] for v in trial.variants if v.validation)
+
+    best = max(trials, key=lambda trial: (reached(trial), -trial.number))
+    assert further(run).config.members == [best.number]
+    assert [variant.name.split("(")[0] for variant in further(run).variants] == ["layer-pruning"]
+    said = (run.parent / "said.txt").read_text()
+    assert f"trial {best.number} made smaller and trained again" in said
+    assert "2 trials (2 complete), 1 recovery, " in (run / "report.md").read_text()
+
+
+def test_its_files_are_a_smaller_model_with_its_own_tokenizer(run, tmp_path):
+    place = Workplace.open(RunDir(run))
+    again = compress_further(place, further(run).config.model_copy(update={"number": 90}), Callbacks())
+    (variant,) = again.variants
+    assert variant.state == "complete", again.reason
+    loaded = load(run / variant.folder)
+    whole = place.trained(place.run.results()[again.config.members[0]], loaded.context)
+    assert loaded.model.config.num_hidden_layers * 2 == whole.config.num_hidden_layers
+    assert len(loaded.context.processor) == loaded.model.config.vocab_size < whole.config.vocab_size
+    rows = place.data.validation[:]
+    hits = [said["label"] == row["label"] for said, row in zip(loaded.predict(rows), rows, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(variant.validation["accuracy"])
+    assert again.seconds["recover"] > 0
+    assert autoft.load(run / variant.folder).predict("a great film")[0]["label"] in {"positive", "negative"}
+
+
+def test_what_is_left_learns_what_the_whole_says(run):
+    """With nothing but the teacher's word, the half comes nearer to the whole than it was without training."""
+    place = Workplace.open(RunDir(run))
+    config = further(run).config.model_copy(update={"number": 91})
+    (variant,) = [one for one in place.plan.variants if one.trains]
+
+    def distance(**params: object) -> float:
+        step = variant.chain[0]
+        changed = step.model_copy(update={"params": {**step.params, "teaching": 1.0, **params}})
+        place.plan.variants = [variant.model_copy(update={"chain": [changed]})]
+        result = compress_further(place, config, Callbacks())
+        loaded = load(run / result.variants[0].folder)
+        whole = place.trained(place.run.results()[config.members[0]], loaded.context)
+        rows = [{"text": row["text"]} for row in place.data.train[:64]]
+        batch = place.task.collate(place.task.encode(rows, loaded.context), loaded.context)
+        with torch.no_grad():
+            return float((loaded.model(**batch).logits - whole(**batch).logits).square().mean())
+
+    assert distance(epochs=6) < 0.5 * distance(epochs=0)
+
+
+def test_a_time_that_is_up_ends_the_training_and_loses_nothing(run):
+    place = Workplace.open(RunDir(run))
+    config = further(run).config.model_copy(update={"number": 92})
+    result = compress_further(place, config, Callbacks(), deadline=time.monotonic() - 1)
+    assert [variant.state for variant in result.variants] == ["complete"]
+    assert result.seconds["recover"] < 30
+
+
+def test_variants_that_train_are_made_of_every_trial_where_there_are_no_others(tmp_path, tiny_model, reviews):
+    run, _ = search(tmp_path, tiny_model, reviews, compress=[CHAIN], budget={"time": "10m", "trials": 1})
+    (trial,) = read_run(run).trials
+    # The default's own model stays beside them as the yardstick.
+    assert [variant.name.split("(")[0] for variant in trial.variants] == ["none", "layer-pruning"]
+    assert json.loads((run / "selection.json").read_text())["variant"].startswith("layer-pruning")
