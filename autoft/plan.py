@@ -169,6 +169,8 @@ class StepPlan(_Plan):
 
     strategy: str
     params: dict[str, str | int | float | bool | None] = {}
+    label: str = ""
+    """Its name, with the parameters that the recipe gives."""
 
 
 class VariantPlan(_Plan):
@@ -737,7 +739,10 @@ class _Planner:
                 for step in chain
             }
             labels = [name + (f"({', '.join(given)})" if given else "") for name, given in named.items()]
-            steps = [StepPlan(strategy=step.name, params=params[step.name]) for step in chain]
+            steps = [
+                StepPlan(strategy=step.name, params=params[step.name], label=label)
+                for step, label in zip(chain, labels, strict=True)
+            ]
             trains = any(step.trains(params[step.name]) for step in chain)
             variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains))
         return variants

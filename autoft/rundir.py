@@ -44,6 +44,7 @@ __all__ = [
     "RunDir",
     "RunRecord",
     "Selection",
+    "StepResult",
     "TrialConfig",
     "TrialKind",
     "TrialResult",
@@ -123,6 +124,15 @@ class Interval(_Record):
     n: int
 
 
+class StepResult(_Record):
+    """What a model was after some steps of a chain, measured as if it had ended there."""
+
+    name: str
+    """The steps so far."""
+    validation: dict[str, float]
+    costs: dict[str, float]
+
+
 class VariantResult(_Record):
     """One compression of a trained model, measured from its files."""
 
@@ -140,6 +150,8 @@ class VariantResult(_Record):
     """Its files, relative to the run folder; None once they are deleted."""
     members: list[int] = []
     """The trials that were averaged, in a soup or an ensemble."""
+    steps: list[StepResult] = []
+    """Of a chain that trains: all but the last, which the figures of the variant itself are of."""
     seconds: float = 0.0
 
 

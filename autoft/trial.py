@@ -20,7 +20,7 @@ from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
+from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult
 from autoft.training import Augmentation, Auxiliary, Progress, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
@@ -242,17 +242,39 @@ def request_settings(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_variant(place: Workplace, dense: Any, target: Target, variant: VariantPlan, folder: Path) -> None:
-    """Compress a trained model as a variant says, and write its files into the folder."""
+def write_variant(
+    place: Workplace,
+    dense: Any,
+    target: Target,
+    variant: VariantPlan,
+    folder: Path,
+    after_step: Callable[[str, Callable[[Path], None]], None] | None = None,
+) -> None:
+    """Compress a trained model as a variant says, and write its files into the folder.
+
+    Args:
+        place: the worker's plan, plugins and data.
+        dense: the trained model.
+        target: what compressors work upon.
+        variant: the chain.
+        folder: for the files.
+        after_step: told of each step but the last, with its name and how to write what the model is then.
+    """
     model: Any = dense
     writer: Compressor | None = None
-    for step in variant.chain:
+
+    def write(into: Path) -> None:
+        save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+
+    for number, step in enumerate(variant.chain, start=1):
         compressor = place.catalog.compressors[step.strategy]
         rows = place.data.train[: compressor.calibration_rows]
         model, target = compressor.transform(model, target, rows, step.params)
         plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
         writer = writer if plain else compressor
-    save_artifact(folder, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+        if after_step is not None and number < len(variant.chain):
+            after_step(step.label, write)
+    write(folder)
 
 
 class Trial:
@@ -439,7 +461,18 @@ class Trial:
         self.callbacks.stage(f"compress: {variant.name}")
         try:
             recover = _Recovery(self, dense, target, variant.name)
-            write_variant(self.place, dense, replace(target, recover=recover), variant, folder)
+
+            def measure_step(name: str, write: Callable[[Path], None]) -> None:
+                outcome.steps.append(self._step(name, write))
+
+            write_variant(
+                self.place,
+                dense,
+                replace(target, recover=recover),
+                variant,
+                folder,
+                measure_step if variant.trains else None,
+            )
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()
             self.callbacks.stage(f"measure: {variant.name}")
@@ -459,6 +492,16 @@ class Trial:
             shutil.rmtree(folder, ignore_errors=True)
         outcome.seconds = time.monotonic() - begin
         return outcome
+
+    def _step(self, name: str, write: Callable[[Path], None]) -> StepResult:
+        """Measure what a model is in the middle of a chain, from files that are deleted afterwards."""
+        self.callbacks.stage(f"measure: {name}")
+        with tempfile.TemporaryDirectory(dir=self.place.run.path, prefix=".step-") as folder:
+            write(Path(folder))
+            figures = measure_in_process(
+                Path(folder), self.place.run.data, validation=True, **request_settings(self.plan)
+            )
+        return StepResult(name=name, validation=figures["validation"], costs=figures["costs"])
 
     def _measure(self, folder: Path, variant: VariantPlan, memory: dict[str, float], outcome: VariantResult) -> None:
         size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

@@ -12,7 +12,7 @@ import pytest
 from autoft.contracts import Chart, Mark, MarkedText, Picture, Pictures, Series
 from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plan import StepPlan, VariantPlan, make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
 from autoft.report.terminal import nearest_misses
@@ -22,6 +22,7 @@ from autoft.rundir import (
     Final,
     Interval,
     RunDir,
+    StepResult,
     TrialConfig,
     TrialResult,
     VariantResult,
@@ -383,3 +384,41 @@ def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catal
     better = record.final.test["best"]["accuracy"].model_copy(update={"value": 0.8})
     record.final.test["best"] = {"accuracy": better}
     assert _beside_baselines(run, plan_of(record), record.final) == []
+
+
+def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, catalog, tiny_model):
+    from autoft.plan import plan_of
+    from autoft.report.content import _steps
+
+    run = make_run(tmp_path, catalog, tiny_model, trials=2)
+    record = read_run(run.path)
+    chain = [
+        StepPlan(strategy="layer-pruning", label="layer-pruning(keep=0.5)"),
+        StepPlan(strategy="onnx", label="onnx"),
+    ]
+    name = "layer-pruning(keep=0.5)+onnx"
+    record.plan["variants"].append(VariantPlan(name=name, chain=chain, trains=True).model_dump())
+
+    def costs(size, latency):
+        return {"model_size_bytes": size, "latency_p50_ms": latency}
+
+    step = StepResult(name="layer-pruning(keep=0.5)", validation={"accuracy": 0.7}, costs=costs(50e6, 8.0))
+    chosen = VariantResult(
+        name=name, state="complete", validation={"accuracy": 0.69}, costs=costs(50e6, 2.0), steps=[step]
+    )
+    further = record.trials[0].config.model_copy(update={"kind": "compress", "number": 2, "members": [1]})
+    record.trials.append(TrialResult(number=2, state="complete", config=further, variants=[chosen]))
+    record.trials[1].variants = [
+        VariantResult(name="none", state="complete", validation={"accuracy": 0.71}, costs=costs(90e6, 16.0))
+    ]
+    record.selection = record.selection.model_copy(update={"trial": 2, "variant": name})
+    plan = plan_of(record)
+    found = _steps(record, plan)
+    assert found.columns == ("step", "validation accuracy", "model size", "latency p50")
+    assert found.rows == (
+        ("as trained", "0.7100", "90 MB", "16.00 ms"),
+        ("layer-pruning(keep=0.5)", "0.7000", "50 MB (÷1.80)", "8.00 ms (÷2.00)"),
+        ("onnx", "0.6900", "50 MB (÷1.00)", "2.00 ms (÷4.00)"),
+    )
+    record.trials[2].variants[0].steps = []
+    assert _steps(record, plan) is None

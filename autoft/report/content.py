@@ -39,6 +39,9 @@ DERIVED = {
 }
 """How trials that follow from others are counted."""
 
+COMPARED = ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes")
+"""Costs that the steps of a chain are compared by."""
+
 MISSES = 8
 """Nearest misses that are shown."""
 
@@ -82,6 +85,7 @@ class Content:
     metrics: TableView | None = None
     budget: TableView | None = None
     reason: str = ""
+    steps: TableView | None = None
     candidates: TableView | None = None
     trials: TableView | None = None
     misses: TableView | None = None
@@ -136,6 +140,7 @@ def make_content(record: RunRecord) -> Content:
         )
     if record.selection is not None:
         content.reason = record.selection.reason
+        content.steps = _steps(record, plan)
         content.candidates = _candidates(record, plan)
     else:
         content.misses = _misses(record, plan)
@@ -358,6 +363,40 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
         *map(column_title, columns),
     )
     return TableView("The front", titles, tuple(rows), left=frozenset({1, 2}), marked=shown.index(chosen), note=note)
+
+
+def _steps(record: RunRecord, plan: Plan) -> TableView | None:
+    """Return what each step of the chosen chain did; None where it is one step, or its steps are not known."""
+    selection = record.selection
+    assert selection is not None
+    trial = record.trial(selection.trial)
+    chosen = next(variant for variant in trial.variants if variant.name == selection.variant)
+    start = record.trial(trial.config.members[0]) if trial.config.kind == "compress" else trial
+    plain = next((variant for variant in start.variants if variant.name == "none" and variant.validation), None)
+    chain = next((variant.chain for variant in plan.variants if variant.name == chosen.name), [])
+    names = [step.label for step in chain]
+    known = [(step.name, step.validation, step.costs) for step in chosen.steps]
+    if not known:
+        # Chains that do not train are cheap to make, so that their beginnings may be variants too.
+        before = {variant.name: variant for variant in trial.variants if variant.validation}
+        starts = [("+".join(names[:count]), names[count - 1]) for count in range(1, len(names))]
+        known = [(step, before[name].validation, before[name].costs) for name, step in starts if name in before]
+    if not names or len(known) < len(names) - 1 or (len(names) == 1 and plain is None):
+        return None
+    known.append((names[-1], chosen.validation, chosen.costs))
+    if plain is not None:
+        known.insert(0, ("as trained", plain.validation, plain.costs))
+    columns = [c for c in COMPARED if any(c in costs for _, _, costs in known)]
+    rows = []
+    for place, (name, validation, costs) in enumerate(known):
+        cells = [figure_text(validation[plan.objective])]
+        for column in columns:
+            ratio = _ratio(known[place - 1][2], costs, column) if place else None
+            cells.append(cost_text(column, costs.get(column)) + (f" (÷{ratio:.2f})" if ratio is not None else ""))
+        rows.append((name, *cells))
+    titles = ("step", f"validation {plan.objective}", *map(column_title, columns))
+    note = "What the model was after each step, in brackets how many times smaller or faster than before it."
+    return TableView("From the trained model to this one", titles, tuple(rows), marked=len(rows) - 1, note=note)
 
 
 def _trials(record: RunRecord, plan: Plan) -> TableView:
