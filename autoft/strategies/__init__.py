@@ -13,6 +13,7 @@ from autoft.strategies.augmentation import (
     RandomReplacement,
     RandomSwap,
 )
+from autoft.strategies.bf16_weights import Bf16Weights
 from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
@@ -21,6 +22,7 @@ from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
+from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
@@ -47,4 +49,8 @@ def autoft_strategies() -> Sequence[Strategy]:
         DynamicInt8(),
         Onnx(),
         OnnxInt8(),
+        OnnxStaticInt8(),
+        OnnxInt4(),
+        OnnxMixed(),
+        Bf16Weights(),
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["GRAPH", "Onnx", "OnnxInt8", "OnnxModel"]
+__all__ = ["GRAPH", "Graph", "Onnx", "OnnxInt8", "OnnxModel", "bare", "graph_of", "quiet"]
 
 GRAPH = "model.onnx"
 WEIGHT_BITS = "autoft.weight_bits"
@@ -80,7 +80,7 @@ class OnnxModel:
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
     """A graph on its way to a file."""
 
     proto: onnx.ModelProto
@@ -119,7 +119,7 @@ class Onnx(Exporter):
         Raises:
             ModelError: the graph does not answer as the model does.
         """
-        return _Graph(_graph_of(model, target))
+        return Graph(graph_of(model, target))
 
     def save(self, model: Any, folder: Path) -> None:
         """Write ``model.onnx``."""
@@ -150,10 +150,10 @@ class OnnxInt8(Onnx):
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             path = Path(folder) / GRAPH
             quantize_dynamic(
-                _graph_of(model, target),
+                graph_of(model, target),
                 str(path),
                 op_types_to_quantize=list(self.operators),
                 per_channel=True,
@@ -161,9 +161,9 @@ class OnnxInt8(Onnx):
                 # Where products of int8 are summed in 16 bits they overflow: 7 bits do not.
                 reduce_range=not has_int8_products(),
             )
-            proto = _bare(onnx.load(str(path)))
+            proto = bare(onnx.load(str(path)))
             proto.metadata_props.add(key=WEIGHT_BITS, value="8" if has_int8_products() else "7")
-            return _Graph(proto)
+            return Graph(proto)
 
     def load(self, folder: Path, target: Target) -> OnnxModel:
         """Return a session over ``model.onnx``; warns where this CPU would compute something else than was measured."""
@@ -178,7 +178,7 @@ class OnnxInt8(Onnx):
         return model
 
 
-def _graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
+def graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
     """Return the verified graph of a model, from the cache's graph where there is one."""
     spec = target.task.export_inputs(target.context)
     assert spec is not None
@@ -239,7 +239,7 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
     if use_cache:
         config.use_cache = False
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 model,
                 kwargs=dict(spec.inputs),
@@ -258,10 +258,10 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
     finally:
         if use_cache:
             config.use_cache = use_cache
-    return _bare(proto)
+    return bare(proto)
 
 
-def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
+def bare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Remove what only people debugging an export read: source lines on each node, shapes of intermediate values."""
     for node in proto.graph.node:
         node.ClearField("doc_string")
@@ -347,7 +347,7 @@ def _difference(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportSpec
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GRAPH
-        _Graph(proto).write(path)
+        Graph(proto).write(path)
         session = OnnxModel(path)
         for batch, length in ((1, 5), (3, 14)):
             inputs = {
@@ -374,7 +374,7 @@ def _reshaped(value: torch.Tensor, axes: Mapping[int, str], batch: int, length: 
     return value
 
 
-class _quiet:
+class quiet:
     """Keeps the exporter's and the quantizer's advice off the log."""
 
     names = ("torch.onnx", "onnxscript", "onnx_ir", "root", "onnxruntime")
