@@ -77,7 +77,7 @@ class TextAugmenter(Augmenter):
         card = target.task.card
         if refusal := super().check(target):
             return refusal
-        if not self._roles(card):
+        if not any(column.kind in self.rewrites for column in card.inputs):
             kinds = ", ".join(sorted(self.rewrites))
             return Refusal(f"{self.name}: rewrites columns of kind {kinds}, and {card.name} reads none")
         return None
