@@ -12,6 +12,7 @@ import os
 import random
 import re
 import sys
+import warnings
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,10 @@ class Synonyms(WordAugmenter):
 
         places += [str(place.parent) for place in _nltk_corpora() if str(place.parent) not in places]
         wordnet = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
-        found = {word: _synonyms(wordnet, word) for word in _words(rows, target.task.card)}
+        with warnings.catch_warnings():
+            # It says that other languages are not there, which nobody asks for.
+            warnings.simplefilter("ignore", UserWarning)
+            found = {word: _synonyms(wordnet, word) for word in _words(rows, target.task.card)}
         return {word: synonyms for word, synonyms in found.items() if synonyms}
 
     def replacement(self, word: str, rng: random.Random, learned: Any) -> str | None:
