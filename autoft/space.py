@@ -182,6 +182,8 @@ def _typed(value: object, known: Domain) -> Scalar:
         kinds = {type(choice) for choice in known.choices}
         if kinds <= {int, float} and _is_number(value):
             return value  # type: ignore[return-value]
+        if known.open:
+            raise ValueError(f"needs a text, given {value!r}")
         raise ValueError(f"allowed: {known}; given {value!r}")
     if not _is_number(value) or (isinstance(known, Int) and int(value) != value):  # type: ignore[call-overload]
         kind = "a whole number" if isinstance(known, Int) else "a number"
