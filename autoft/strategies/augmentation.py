@@ -69,7 +69,8 @@ class TextAugmenter(Augmenter):
     realigns: ClassVar[frozenset[str]] = frozenset({"span"})
     by_piece: ClassVar[bool] = True
 
-    space: ClassVar[SearchSpace] = {"rate": Float(0.02, 0.3, default=0.1)}
+    # As EDA (arXiv:1901.11196, table 3) recommends for up to 2,000 rows; .1 for more.
+    space: ClassVar[SearchSpace] = {"rate": Float(0.02, 0.3, default=0.05)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"rate": 0.1}, {"rate": 0.05})
 
     def check(self, target: Target) -> Refusal | None:
