@@ -30,7 +30,7 @@ from autoft.contracts import (
 )
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.augmentation import read_tagged
-from autoft.strategies.places import places
+from autoft.strategies.places import Unreadable, places
 from autoft.strategies.tagged_words import segments
 from autoft.testing.isolation import heavy_imports
 from autoft.testing.values import difference
@@ -351,8 +351,15 @@ def says_the_same(column: Column, card: TaskCard, before: Row, after: Row) -> st
     one, other = before.get(column.role), after.get(column.role)
     if column.kind == "span" and column.of:
         texts = [str(row[column.of]) for row in (before, after)]
-        held = [[text[a:b] for a, b in places(value, text)] for value, text in zip((one, other), texts, strict=True)]
-        return None if held[0] == held[1] else f"{column.role!r} held {held[0]}, and holds {held[1]}"
+        try:
+            held = [texts[0][a:b] for a, b in places(one, texts[0])]
+        except Unreadable:
+            return difference([other, texts[1]], [one, texts[0]], 0.0, repr(column.role))
+        try:
+            now = [texts[1][a:b] for a, b in places(other, texts[1])]
+        except Unreadable as error:
+            return f"{column.role!r} held {held}, and now {error}"
+        return None if held == now else f"{column.role!r} held {held}, and holds {now}"
     if column.kind == "tags":
         pair = [read_tagged(row, card) for row in (before, after)]
         if pair[0] is None or pair[1] is None:
