@@ -86,7 +86,7 @@ class Synonyms(WordAugmenter):
     """Replace ``rate`` of the words by synonyms of English WordNet, of the most frequent sense that has any.
 
     Only words that are themselves in the set of synonyms are replaced: an inflected form keeps its ending. Function words
-    are in no set, so they stay. Needs NLTK and its copy of WordNet: ``python -m nltk.downloader wordnet``.
+    (those of scikit-learn's list) and words of one or two letters stay, which WordNet takes for units and elements. Needs NLTK and its copy of WordNet: ``python -m nltk.downloader wordnet``.
 
     Method: synonym replacement of EDA (Wei and Zou 2019, arXiv:1901.11196) and of Zhang et al. 2015 (arXiv:1509.01626); of
     tagged words only those outside of entities, as entities have no synonyms (Dai and Adel 2020, arXiv:2010.11683).
@@ -110,13 +110,17 @@ class Synonyms(WordAugmenter):
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
         from nltk.corpus.util import LazyCorpusLoader
         from nltk.data import path as places
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
         places += [str(place.parent) for place in _nltk_corpora() if str(place.parent) not in places]
         wordnet = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
         with warnings.catch_warnings():
             # It says that other languages are not there, which nobody asks for.
             warnings.simplefilter("ignore", UserWarning)
-            found = {word: _synonyms(wordnet, word) for word in _words(rows, target.task.card)}
+            asked = (
+                word for word in _words(rows, target.task.card) if len(word) > 2 and word not in ENGLISH_STOP_WORDS
+            )
+            found = {word: _synonyms(wordnet, word) for word in asked}
         return {word: synonyms for word, synonyms in found.items() if synonyms}
 
     def replacement(self, word: str, rng: random.Random, learned: Any) -> str | None:
@@ -307,11 +311,8 @@ def _cased(new: str, like: str) -> str:
 def _nltk_corpora() -> list[Path]:
     """Return where NLTK looks for corpora, without importing it, which takes a second: https://www.nltk.org/data.html."""
     own = [Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place]
-    prefix, system = (
-        Path(sys.prefix),
-        [Path("/usr/share"), Path("/usr/local/share"), Path("/usr/lib"), Path("/usr/local/lib")],
-    )
-    places = [Path.home(), prefix, prefix / "share", prefix / "lib", *system]
+    prefix, system = Path(sys.prefix), ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    places = [Path.home(), prefix, prefix / "share", prefix / "lib", *map(Path, system)]
     return [place / "corpora" for place in [*own, *(place / "nltk_data" for place in places)]]
 
 
@@ -325,20 +326,26 @@ def _synonyms(wordnet: Any, word: str) -> tuple[str, ...]:
 
 def _kept(target: Target, what: str, asked: Sequence[str], make: Callable[[], Any]) -> Any:
     """Return what ``make`` makes, from the run's cache where the same was asked of the same model before."""
+    import torch
+
+    # Loading a model draws random numbers, and a trial has to go on alike whether something was kept or not.
+    devices = [torch.cuda.current_device()] if target.context.device == "cuda" else []
     if target.cache is None:
-        return make()
+        with torch.random.fork_rng(devices):
+            return make()
     key = "\0".join([target.source.path, str(target.source.revision), *asked])
     path = target.cache / f"{what}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.json"
     if path.is_file():
         return read_json(path)
-    made = make()
+    with torch.random.fork_rng(devices):
+        made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, made)
     return made
 
 
 def _whole_words(tokenizer: Any) -> dict[str, int]:
-    """Return the tokens that are whole words of letters, as texts have them, in small letters where it has both."""
+    """Return the tokens that are whole words of letters, by their text."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     candidates = [(text.strip(), i) for i, text in enumerate(texts) if text.strip().isalpha()]
     # With a space in front, as in the middle of a text; a part of a word is cut otherwise, or not at all.
@@ -513,8 +520,8 @@ def _translate(
         extra["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(other)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     found = [""] * len(texts)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with torch.inference_mode():
         for start in range(0, len(order), 32):
             part = order[start : start + 32]
             batch = tokenizer(

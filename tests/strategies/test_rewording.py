@@ -21,13 +21,19 @@ IMAGES = (Column("image", "image", ""), Column("label", "label", ""))
 
 @pytest.fixture
 def wordnet(tmp_path, monkeypatch):
-    """A WordNet of three sets of synonyms, in the format of wndb(5WN), where NLTK looks for it."""
+    """A WordNet of five sets of synonyms, in the format of wndb(5WN), where NLTK looks for it."""
     pytest.importorskip("nltk")
     import nltk
 
     folder = tmp_path / "nltk_data" / "corpora" / "wordnet"
     folder.mkdir(parents=True)
-    sets = [("n", ["film", "movie", "motion_picture"]), ("a", ["good"]), ("a", ["good", "fine"])]
+    sets = [
+        ("n", ["film", "movie", "motion_picture"]),
+        ("n", ["and", "conjunction"]),
+        ("n", ["it", "computing"]),
+        ("a", ["good"]),
+        ("a", ["good", "fine"]),
+    ]
     data, senses = {"n": "  1 licence\n", "a": "  1 licence\n"}, {}
     for kind, words in sets:
         offset = len(data[kind].encode())
@@ -56,7 +62,7 @@ def test_words_become_synonyms(wordnet, make_target, tmp_path):
     target = make_target(tmp_path)
     assert Synonyms().check(target) is None
     learned = Synonyms().learn_from(target, ROWS, {"rate": 0.5})
-    # "good" alone in its most frequent sense, so that the next one is taken; "plot" and "the" are in no set.
+    # "good" alone in its most frequent sense, so that the next one is taken; "plot" is in no set, "and" no such word.
     assert learned == {"film": ("movie", "motion picture"), "good": ("fine",), "fine": ("good",)}
     seen = {Synonyms().rewrite("Film GOOD, films", random.Random(seed), 0.7, learned) for seed in range(200)}
     assert seen == {f"{a} {b}, films" for a in ("Film", "Movie", "Motion picture") for b in ("GOOD", "FINE")}
@@ -117,6 +123,19 @@ def test_what_was_learned_comes_from_the_cache_of_the_run(make_checkpoint, make_
     file.write_text(json.dumps({"film": ["kept"]}))
     assert EmbeddingNeighbours().learn_from(target, ROWS, {"rate": 0.2}) == {"film": ["kept"]}
     assert EmbeddingNeighbours().learn_from(replace(target, cache=None), ROWS, {"rate": 0.1}) == first
+
+
+def test_chance_goes_on_alike_whether_it_was_kept_or_not(make_checkpoint, make_target):
+    import torch
+
+    target = make_target(make_checkpoint("bert"))
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        EmbeddingNeighbours().learn_from(target, ROWS, {"rate": 0.1})
+        drawn.append(torch.rand(3).tolist())
+    torch.manual_seed(3)
+    assert drawn == [torch.rand(3).tolist()] * 2
 
 
 def test_models_without_words_are_refused(make_target, tmp_path):
