@@ -21,6 +21,7 @@ from autoft.report.content import make_content
 from autoft.rundir import read_run
 from autoft.space import Categorical, domain_from_json, domain_from_recipe, domain_to_json
 from autoft.strategies.augmentation import CharacterNoise, RandomSwap
+from autoft.strategies.pictures import HorizontalFlip
 from autoft.training import Augmentation
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
@@ -136,6 +137,23 @@ def test_a_chain_changes_one_after_the_other(catalog):
     assert chain.change(row, card, random.Random(5)) == expected
     assert sorted(expected["text"].lower().split()) == sorted(row["text"].split())
     assert expected["text"] != swapped["text"] != row["text"]
+
+
+def test_samples_are_rows_that_change_and_pictures_small_ones(catalog):
+    card = catalog.task("image-captioning").card
+    rows = list(catalog.task("image-captioning").demo_rows())
+    # All of its captions say left or right, so that a flip leaves them alone.
+    assert Augmentation(HorizontalFlip(), {}, None).samples(rows, card) == []
+    other = [{**row, "captions": ["a square"]} for row in rows] * 5
+    samples = Augmentation(HorizontalFlip(), {}, None).samples(other, card, count=3)
+    assert len(samples) == 3
+    assert all(one["role"] == "image" and one["before"] != one["after"] for one in samples)
+    assert all(one[when].startswith("data:image/jpeg;base64,") for one in samples for when in ("before", "after"))
+    card = catalog.task("token-classification").card
+    rows = catalog.task("token-classification").demo_rows()
+    (first, *_) = Augmentation(CharacterNoise(), {"rate": 0.3, "kind": "typing"}, None).samples(rows, card)
+    assert first["role"] == "tokens"
+    assert first["before"] in {" ".join(row["tokens"]) for row in rows}
 
 
 # ── a search
