@@ -6,15 +6,24 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from autoft.contracts import Column
+from autoft.contracts import Column, TaskCard
+from autoft.strategies.augmentation import split_words
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, MaskedReplacement, Synonyms
 
+WORDS = ["Film", "good", "IT", "今", "天", "don't", "3.5", ",", "!"]
 ROWS = [
     {"text": "The film was very good and the plot was fine", "label": "pos"},
     {"text": "a dull film. the plot is awful but nice", "label": "neg"},
 ]
-IMAGES = (Column("image", "image", ""), Column("label", "label", ""))
+
+
+@pytest.fixture(scope="module")
+def card():
+    return TaskCard("texts", "", (Column("text", "text", ""),), ("accuracy",), "sequence-classification")
+
 
 # ── WordNet
 
@@ -300,3 +309,31 @@ def test_without_having_learned_the_text_stays(augmenter, make_target, tmp_path)
     params = {name: domain.default for name, domain in augmenter.space.items()}
     for seed in range(20):
         assert augmenter.augment(ROWS[0], card, random.Random(seed), params) == ROWS[0]
+
+
+@pytest.mark.parametrize("augmenter", [Synonyms(), EmbeddingNeighbours(), MaskedReplacement(), BackTranslation()])
+@settings(deadline=None)
+@given(
+    text=st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS)).map(" ".join)),
+    rate=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_any_text_stays_one_and_chance_comes_from_the_rng(augmenter, text, rate, seed, card):
+    words = split_words(text)[0]
+    learned = {word.lower(): ["new", "two words"] for word in words}
+    if isinstance(augmenter, MaskedReplacement):
+        learned = {text: {str(place): [["new"], [0.2]] for place in range(0, len(words), 2)}} if words else {}
+    elif isinstance(augmenter, BackTranslation):
+        learned = {text: "another text"} if text.strip() else {}
+    params = {name: domain.default for name, domain in augmenter.space.items()} | {"rate": rate}
+    once, again = (
+        augmenter.augment({"text": text}, card, random.Random(seed), params, learned)["text"] for _ in range(2)
+    )
+    assert once == again
+    assert bool(once.strip()) == bool(text.strip())
+    if not isinstance(augmenter, BackTranslation):
+        assert (
+            not set(split_words(once)[0])
+            - set(words)
+            - {part for new in ("new", "two", "words") for part in (new, new.capitalize(), new.upper())}
+        )
