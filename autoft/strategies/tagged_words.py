@@ -20,12 +20,14 @@ _MAX_ROWS = 100_000
 
 
 class TaggedAugmenter(Augmenter):
-    """What the augmenters of tagged words share: they rewrite ``tokens`` (or a text of words), and tags where they move.
+    """What the augmenters of tagged words share: they rewrite ``tokens``, and tags where they move.
+
+    Where a row has tags and no tokens, its text parted by white space stands for them.
 
     Rows without tags, or with other numbers of tags and words, stay as they are; so do rows with spans instead.
     """
 
-    rewrites: ClassVar[frozenset[str]] = frozenset({"tokens", "text"})
+    rewrites: ClassVar[frozenset[str]] = frozenset({"tokens"})
     invalidates: ClassVar[frozenset[str]] = frozenset()
     realigns: ClassVar[frozenset[str]] = frozenset({"tags"})
     space: ClassVar[SearchSpace] = {"rate": Float(0.05, 0.7, default=0.3)}
