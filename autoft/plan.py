@@ -125,8 +125,8 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "magnitude-pruning",
             "magnitude-pruning+onnx-int8",
         ],
-        # Of each sort one or two, those that docs/augmentation.md measured at no loss or that their papers found best: with
-        # all of them, most trials would go into telling twenty near relatives apart.
+        # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
+        # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.
         "augment": [
             "none",
             "random-deletion",

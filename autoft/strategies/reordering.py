@@ -91,7 +91,7 @@ class SentenceOrder(TextAugmenter):
 class Crop(TextAugmenter):
     """Keep a random contiguous part: of the words, or of the sentences where there are several; at least ``keep`` of them.
 
-    The share that stays is drawn evenly from ``keep`` to 1.
+    The share that stays is drawn evenly from ``keep`` to 1; of fewer than ``1 / (1 - keep)`` words or sentences none goes.
 
     Method: cropping of texts as in the random spans that contrastive learning takes for views of a document (Giorgi et
     al. 2021, DeCLUTR, arXiv:2006.03659; Izacard et al. 2022, Contriever, arXiv:2112.09118, section 3.2). One crop for
