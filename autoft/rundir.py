@@ -225,7 +225,7 @@ class RunRecord(_Record):
     importance: dict[str, float] = {}
     """Share of the objective's variance that each parameter explains, where enough trials are done."""
     augmented: dict[int, dict[str, Any]] = {}
-    """By trial, ``{"augment": name, "samples": [{"role", "before", "after"}]}``; those without augmentation are absent."""
+    """By trial with augmentation, ``{"augment": name, "samples": [{"role", "before", "after"}]}``."""
 
     def trial(self, number: int) -> TrialResult:
         """Return the trial with this number."""

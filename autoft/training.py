@@ -28,7 +28,7 @@ __all__ = ["Augmentation", "Auxiliary", "Progress", "TrainOutcome", "learning_ra
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training rows are changed: each row by chance, anew in every epoch; by ``then`` after that, where there is one."""
+    """How training rows are changed: each row by chance, anew in every epoch; ``then`` changes it further."""
 
     augmenter: Augmenter
     params: Mapping[str, Any]

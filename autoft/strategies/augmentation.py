@@ -1,9 +1,10 @@
 """Augmentation of texts by words and characters, in any script and without a lexical resource.
 
-A text is cut into words and the gaps between them (spaces, punctuation, emoji). Words move, go and come; gaps stay where
-they are, so that punctuation keeps its place. In scripts without spaces (Chinese, Japanese, Thai and their neighbours)
-each character counts as a word. Where a column of kind ``span`` holds places of a text (an answer, entities), the text is
-changed around them and the places are counted anew; where words have tags, only words outside of entities change.
+A text is cut into words and the gaps between them (spaces, punctuation, emoji). Words move, go and come; gaps stay
+where they are, so that punctuation keeps its place. In scripts without spaces (Chinese, Japanese, Thai and their
+neighbours) each character counts as a word. Where a column of kind ``span`` holds places of a text (an answer,
+entities), the text is changed around them and the places are counted anew; where words have tags, only words outside
+of entities change.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ _UNSPACED = (
 )
 _KEYBOARD = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 _CONFUSED = (
-    ("0", "O"), ("0", "o"), ("0", "D"), ("1", "l"), ("1", "I"), ("1", "7"), ("2", "Z"), ("2", "z"), ("5", "S"), ("5", "s"),
-    ("6", "b"), ("6", "G"), ("8", "B"), ("8", "S"), ("9", "g"), ("9", "q"), ("l", "I"), ("i", "l"), ("c", "e"), ("o", "u"),
-    ("h", "b"), ("f", "t"), ("C", "G"), ("O", "D"), ("O", "U"), ("E", "B"), ("rn", "m"), ("cl", "d"), ("vv", "w"), ("ii", "u"),
+    ("0", "O"), ("0", "o"), ("0", "D"), ("1", "l"), ("1", "I"), ("1", "7"), ("2", "Z"), ("2", "z"), ("5", "S"),
+    ("5", "s"), ("6", "b"), ("6", "G"), ("8", "B"), ("8", "S"), ("9", "g"), ("9", "q"), ("l", "I"), ("i", "l"),
+    ("c", "e"), ("o", "u"), ("h", "b"), ("f", "t"), ("C", "G"), ("O", "D"), ("O", "U"), ("E", "B"), ("rn", "m"),
+    ("cl", "d"), ("vv", "w"), ("ii", "u"),
 )  # fmt: skip
 """What scanned print confuses, either way."""
 _MAX_ROWS = 100_000
@@ -284,10 +286,11 @@ class RandomReplacement(_VocabularyAugmenter):
 class CharacterNoise(WordAugmenter):
     """Make errors in ``rate`` of the letters, of one ``kind``.
 
-    ``typing``, the default: swap two, drop one, hit a neighbouring key, or hit it as well. Method: the swap and keyboard noise of Belinkov and Bisk 2018 (arXiv:1711.02173, section 3.2), who leave the first
-    and last letter and words of three letters or fewer untouched, with the two other classes of single errors of
-    Damerau 1964 (omission and insertion). Keys are those of a QWERTY keyboard; letters that it does not have are
-    swapped or dropped. In scripts without spaces the same is done between neighbouring characters. Digits stay.
+    ``typing``, the default: swap two, drop one, hit a neighbouring key, or hit it as well. Method: the swap and
+    keyboard noise of Belinkov and Bisk 2018 (arXiv:1711.02173, section 3.2), who leave the first and last letter and
+    words of three letters or fewer untouched, with the two other classes of single errors of Damerau 1964 (omission
+    and insertion). Keys are those of a QWERTY keyboard; letters that it does not have are swapped or dropped. In
+    scripts without spaces the same is done between neighbouring characters. Digits stay.
 
     ``edit``: drop, insert, replace or swap letters, new ones drawn from the word itself, so that every script is served
     (Karpukhin et al. 2019, arXiv:1902.01509, who draw from all characters). ``ocr``: letters and digits that scanned

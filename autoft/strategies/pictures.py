@@ -24,7 +24,7 @@ _SIDES = re.compile(
     r"|esquerd\w+|direit\w+)\b|[左右]|왼|오른|лев|прав",
     re.IGNORECASE,
 )
-"""Words for left and right: English, German, French, Spanish, Italian, Portuguese, Chinese and Japanese, Korean, Russian."""
+"""Left and right in English, German, French, Spanish, Italian, Portuguese, Chinese, Japanese, Korean and Russian."""
 
 
 class PictureAugmenter(Augmenter):
@@ -100,8 +100,8 @@ class HorizontalFlip(PictureAugmenter):
 class RandomResizedCrop(PictureAugmenter):
     """Cut out a random part, of ``area`` or more of the picture and of 3:4 to 4:3 of its proportions, and enlarge it.
 
-    Method: the crops of Inception (Szegedy et al. 2014, arXiv:1409.4842, section 6), which go down to .08 of the picture;
-    captions speak of all that is seen, so that half of it is kept by default.
+    Method: the crops of Inception (Szegedy et al. 2014, arXiv:1409.4842, section 6), which go down to .08 of the
+    picture; captions speak of all that is seen, so that half of it is kept by default.
     """
 
     name: ClassVar[str] = "random-resized-crop"

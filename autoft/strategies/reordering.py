@@ -58,8 +58,8 @@ class SentenceOrder(TextAugmenter):
     """Put the sentences of a text in another order.
 
     Method: ``shuffle`` and ``rotate`` (begin at a random sentence, the ones before it go to the end) are the sentence
-    permutation and document rotation of BART (Lewis et al. 2019, arXiv:1910.13461, section 2.2); ``reverse`` is the last
-    sentence first. A text of one sentence stays.
+    permutation and document rotation of BART (Lewis et al. 2019, arXiv:1910.13461, section 2.2); ``reverse`` is the
+    last sentence first. A text of one sentence stays.
     """
 
     name: ClassVar[str] = "sentence-order"
@@ -89,9 +89,10 @@ class SentenceOrder(TextAugmenter):
 
 
 class Crop(TextAugmenter):
-    """Keep a random contiguous part: of the words, or of the sentences where there are several; at least ``keep`` of them.
+    """Keep a random contiguous part: of the words, or of several sentences; at least ``keep`` of them.
 
-    The share that stays is drawn evenly from ``keep`` to 1; of fewer than ``1 / (1 - keep)`` words or sentences none goes.
+    The share that stays is drawn evenly from ``keep`` to 1; of fewer than ``1 / (1 - keep)`` words or sentences none
+    goes.
 
     Method: cropping of texts as in the random spans that contrastive learning takes for views of a document (Giorgi et
     al. 2021, DeCLUTR, arXiv:2006.03659; Izacard et al. 2022, Contriever, arXiv:2112.09118, section 3.2). One crop for
@@ -129,8 +130,8 @@ class Crop(TextAugmenter):
 def split_sentences(text: str) -> tuple[list[str], list[str]]:
     """Return the ``n`` sentences of a text and the ``n + 1`` stretches of white space around them.
 
-    A sentence ends at a line's end, at ``.``, ``!``, ``?`` or ``…`` (with closing quotes and brackets) before white space,
-    and at the full stops of scripts without spaces. Abbreviations are not known.
+    A sentence ends at a line's end, at ``.``, ``!``, ``?`` or ``…`` (with closing quotes and brackets) before white
+    space, and at the full stops of scripts without spaces. Abbreviations are not known.
     """
     sentences, gaps, end = [], [], 0
     for match in _sentence().finditer(text):

@@ -1,4 +1,4 @@
-"""Augmentation by other words for the same thing: from WordNet, from the base model itself, from a translation and back.
+"""Augmentation by other words for the same thing: from WordNet, from the base model, from a translation and back.
 
 What a model is asked for is asked once, before training, for all training texts; changing a row then is a look-up.
 """
@@ -60,8 +60,8 @@ _FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
 class FillerWords(TextAugmenter):
     """Insert words that speakers fill pauses with: ``max(1, rate x words)`` of them.
 
-    English, German and Chinese texts get those of :data:`FILLERS`, other ones stay. The language is that of more function
-    words in the text; a text with Han characters and no kana is Chinese.
+    English, German and Chinese texts get those of :data:`FILLERS`, other ones stay. The language is that of more
+    function words in the text; a text with Han characters and no kana is Chinese.
 
     Method: filler word augmentation of NL-Augmenter (Dhole et al. 2021, arXiv:2112.02721); the English words are among
     those of Laserna, Seih and Pennebaker 2014 (doi:10.1177/0261927X14526993).
@@ -85,11 +85,13 @@ class FillerWords(TextAugmenter):
 class Synonyms(WordAugmenter):
     """Replace ``rate`` of the words by synonyms of English WordNet, of the most frequent sense that has any.
 
-    Only words that are themselves in the set of synonyms are replaced: an inflected form keeps its ending. Function words
-    (those of scikit-learn's list) and words of one or two letters stay, which WordNet takes for units and elements. Needs NLTK and its copy of WordNet: ``python -m nltk.downloader wordnet``.
+    Only words that are themselves in the set of synonyms are replaced: an inflected form keeps its ending. Function
+    words (those of scikit-learn's list) and words of one or two letters stay, which WordNet takes for units and
+    elements. Needs NLTK and its copy of WordNet: ``python -m nltk.downloader wordnet``.
 
-    Method: synonym replacement of EDA (Wei and Zou 2019, arXiv:1901.11196) and of Zhang et al. 2015 (arXiv:1509.01626); of
-    tagged words only those outside of entities, as entities have no synonyms (Dai and Adel 2020, arXiv:2010.11683).
+    Method: synonym replacement of EDA (Wei and Zou 2019, arXiv:1901.11196) and of Zhang et al. 2015
+    (arXiv:1509.01626); of tagged words only those outside of entities, as entities have no synonyms (Dai and Adel
+    2020, arXiv:2010.11683).
     """
 
     name: ClassVar[str] = "synonyms"
@@ -101,7 +103,7 @@ class Synonyms(WordAugmenter):
             return Refusal(f"{self.name}: needs nltk, which is not installed; pip install nltk")
         if not any((place / f"wordnet{ending}").exists() for place in _nltk_corpora() for ending in ("", ".zip")):
             return Refusal(
-                f"{self.name}: needs WordNet, which NLTK does not find; fetch it with: python -m nltk.downloader wordnet"
+                f"{self.name}: needs WordNet, which NLTK does not find; fetch it: python -m nltk.downloader wordnet"
             )
         return super().check(target)
 
@@ -132,12 +134,13 @@ class Synonyms(WordAugmenter):
 class EmbeddingNeighbours(WordAugmenter):
     """Replace ``rate`` of the words by one of the five nearest words in the base model's input embeddings.
 
-    Near is by cosine after the mean was taken off; only words that are one token of the model, and of letters, take part.
-    Neighbours share a topic, and may say the opposite (``good`` and ``bad``): keep the rate low where words decide.
+    Near is by cosine after the mean was taken off; only words that are one token of the model, and of letters, take
+    part. Neighbours share a topic, and may say the opposite (``good`` and ``bad``): keep the rate low where words
+    decide.
 
-    Method: replacement by neighbours of word embeddings (Wang and Yang 2015, aclanthology.org/D15-1306; TinyBERT, Jiao et
-    al. 2019, arXiv:1909.10351, section 4), here of the embeddings that the model itself has; taking off the mean is of Mu
-    et al. 2017 (arXiv:1702.01417).
+    Method: replacement by neighbours of word embeddings (Wang and Yang 2015, aclanthology.org/D15-1306; TinyBERT,
+    Jiao et al. 2019, arXiv:1909.10351, section 4), here of the embeddings that the model itself has; taking off the
+    mean is of Mu et al. 2017 (arXiv:1702.01417).
     """
 
     name: ClassVar[str] = "embedding-neighbours"
@@ -148,8 +151,8 @@ class EmbeddingNeighbours(WordAugmenter):
         """Refuse base models without a vocabulary."""
         if "vocab_size" not in target.config:
             return Refusal(
-                f"{self.name}: needs the words of the base model, and {target.source.name} has no vocabulary; use a model "
-                "of texts"
+                f"{self.name}: needs the words of the base model, and {target.source.name} has no vocabulary; use a "
+                "model of texts"
             )
         return super().check(target)
 
@@ -168,9 +171,9 @@ class EmbeddingNeighbours(WordAugmenter):
 class MaskedReplacement(TextAugmenter):
     """Replace words by what the base model, as a masked language model, puts in their place.
 
-    Before training, in each text three times an eighth of the words is masked, and of each the ten likeliest whole words
-    are kept, with their probabilities; at most 5,000 texts, evenly spread, so that this takes three forward passes of
-    those. A row then has ``rate`` of its words replaced, of those that were masked.
+    Before training, in each text three times an eighth of the words is masked, and of each the ten likeliest whole
+    words are kept, with their probabilities; at most 5,000 texts, evenly spread, so that this takes three forward
+    passes of those. A row then has ``rate`` of its words replaced, of those that were masked.
 
     Method: contextual augmentation (Kobayashi 2018, arXiv:1805.06201) by a masked language model that was not told the
     label (Kumar et al. 2020, arXiv:2003.02245, section 2.3); as there, a word may come that changes the label.
@@ -194,7 +197,7 @@ class MaskedReplacement(TextAugmenter):
         return super().check(target)
 
     def learn_from(self, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return for each text ``{place of a word: [words, running sums of their probabilities]}``, from the run's cache."""
+        """Return for each text ``{place of a word: [words, running sums of probabilities]}``, from the run's cache."""
         texts = _texts(rows, target.task.card)
         step = -(-len(texts) // _MAX_TEXTS) or 1
         asked = texts[::step]
@@ -219,10 +222,10 @@ class MaskedReplacement(TextAugmenter):
 class BackTranslation(TextAugmenter):
     """Translate texts into another language and back, sentence by sentence, with models that the recipe names.
 
-    Parameters: ``forward`` and ``backward``, a model for each way, or one for both where it knows several languages; then
-    ``language`` and ``pivot`` are that model's codes of the texts' language and of the other (``eng_Latn``, ``en_XX``). A
-    model is a folder, ``package://module/path`` or a hub id. Each text is translated once a run, by sampling; the run's
-    cache keeps the translations. A row that is changed gets its text's translation whole.
+    Parameters: ``forward`` and ``backward``, a model for each way, or one for both where it knows several languages;
+    then ``language`` and ``pivot`` are that model's codes of the texts' language and of the other (``eng_Latn``,
+    ``en_XX``). A model is a folder, ``package://module/path`` or a hub id. Each text is translated once a run, by
+    sampling; the run's cache keeps the translations. A row that is changed gets its text's translation whole.
 
     Method: back-translation as augmentation (Sennrich et al. 2016, arXiv:1511.06709; UDA, Xie et al. 2020,
     arXiv:1904.12848, appendix B: sentence by sentence, sampled at temperature .9).
@@ -244,9 +247,9 @@ class BackTranslation(TextAugmenter):
         named = {key: target.context.params.get(f"{self.name}.{key}") for key in self.space}
         if not named["forward"] or not (named["backward"] or (named["language"] and named["pivot"])):
             return Refusal(
-                f"{self.name}: needs translation models; name them in the recipe, as space: {{back-translation: {{forward: "
-                "Helsinki-NLP/opus-mt-en-de, backward: Helsinki-NLP/opus-mt-de-en}}, or forward with language and pivot "
-                "where one model knows both languages"
+                f"{self.name}: needs translation models; name them in the recipe, as space: {{{self.name}: {{forward: "
+                "Helsinki-NLP/opus-mt-en-de, backward: Helsinki-NLP/opus-mt-de-en}}, or forward with language and "
+                "pivot where one model knows both languages"
             )
         for key in ("forward", "backward"):
             try:
@@ -309,7 +312,7 @@ def _cased(new: str, like: str) -> str:
 
 
 def _nltk_corpora() -> list[Path]:
-    """Return where NLTK looks for corpora, without importing it, which takes a second: https://www.nltk.org/data.html."""
+    """Return where NLTK looks for corpora (https://www.nltk.org/data.html); importing it would take a second."""
     own = [Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place]
     prefix, system = Path(sys.prefix), ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
     places = [Path.home(), prefix, prefix / "share", prefix / "lib", *map(Path, system)]

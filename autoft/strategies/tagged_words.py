@@ -38,8 +38,8 @@ class TaggedAugmenter(Augmenter):
         card = target.task.card
         if not {"tokens", "tags"} <= {column.kind for column in card.columns}:
             return Refusal(
-                f"{self.name}: needs columns of the kinds tokens and tags, which {card.name} does not have; use it with a "
-                "task of tagged words"
+                f"{self.name}: needs columns of the kinds tokens and tags, which {card.name} does not have; use it with "
+                "a task of tagged words"
             )
         return super().check(target)
 
@@ -87,7 +87,7 @@ class Pool:
 
 
 class LabelWiseReplacement(TaggedAugmenter):
-    """Replace each word with probability ``rate`` by a training word of the same tag, as frequent as it is under that tag.
+    """Replace each word with probability ``rate`` by a training word of the same tag, drawn by frequency under it.
 
     Method: label-wise token replacement of Dai and Adel 2020 (arXiv:2010.11683, section 3).
     """
@@ -118,8 +118,8 @@ class LabelWiseReplacement(TaggedAugmenter):
 class MentionReplacement(TaggedAugmenter):
     """Replace each entity with probability ``rate`` by a training entity of the same type, which brings its own tags.
 
-    Entities next to another of their type stay, as some schemes then tag the second one otherwise; so do all words where
-    tags are numbers or have no ``B-``, ``I-`` in front.
+    Entities next to another of their type stay, as some schemes then tag the second one otherwise; so do all words
+    where tags are numbers or have no ``B-``, ``I-`` in front.
 
     Method: mention replacement of Dai and Adel 2020 (arXiv:2010.11683, section 3).
     """
@@ -173,8 +173,8 @@ class SegmentShuffle(TaggedAugmenter):
 def segments(tags: Sequence[Any]) -> list[tuple[Any, int, int]]:
     """Return runs of words that belong together as ``(type, start, end)``, in order, without a gap.
 
-    A new one begins where the type changes (what follows the prefix of a tag as ``B-PER``; a tag without a prefix is its
-    own type), at ``B``, ``S`` and ``U``, and after ``E``, ``L``, ``S`` and ``U``.
+    A new one begins where the type changes (what follows the prefix of a tag as ``B-PER``; a tag without a prefix is
+    its own type), at ``B``, ``S`` and ``U``, and after ``E``, ``L``, ``S`` and ``U``.
     """
     found: list[tuple[Any, int, int]] = []
     last = ""

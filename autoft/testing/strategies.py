@@ -271,7 +271,7 @@ def check_refuses_with_a_sentence(bench: Workbench, strategy: Strategy) -> None:
 
 
 def check_augmenter_keeps_the_row(bench: Workbench, augmenter: Augmenter) -> None:
-    """Columns of other kinds, the given row, and what targets say stay; the same ``rng`` gives the same; odd texts survive."""
+    """Other columns, the given row, and what targets say stay; the same ``rng`` gives the same; odd texts survive."""
     rows: list[Row] = [
         {
             "text": text,
@@ -326,7 +326,7 @@ def check_augmenter_refuses_what_it_invalidates(bench: Workbench, augmenter: Aug
 
 
 def learned_of(bench: Workbench, augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> Any:
-    """Return what an augmenter learns of rows of a card: from the bench's model, where it asks for one and does not refuse."""
+    """Return what an augmenter learns of rows: from the bench's model, where it asks for one and does not refuse."""
     given = copy.deepcopy(list(rows))
     if type(augmenter).learn_from is Augmenter.learn_from or augmenter.check(bench.planning) is not None:
         return augmenter.learn(given, card)
@@ -342,7 +342,8 @@ def says_the_same(column: Column, card: TaskCard, before: Row, after: Row) -> st
     """Return how a target that was realigned says something else than before, or None.
 
     Args:
-        column: of kind ``span``, whose places have to hold the same texts; or of kind ``tags``, one for each word, whose
+        column: of kind ``span``, whose places have to hold the same texts; or of kind ``tags``, one for each word,
+        whose
             entities have to be of the same types in the same order. Other kinds may not change at all.
         card: says what the column refers to.
         before: the row.
