@@ -146,7 +146,7 @@ class Augmenter(Strategy):
     def augment(
         self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
     ) -> Row:
-        """Return a changed copy of the row; all its randomness comes from ``rng``, ``learned`` from :meth:`learn_from`."""
+        """Return a changed copy of the row; all randomness comes from ``rng``, ``learned`` from :meth:`learn_from`."""
 
 
 class Quantizer(Strategy):
