@@ -103,7 +103,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "ensemble": 0,
         "pipelines": ["full", "lora"],
         "compress": ["none", "dynamic-int8", "onnx", "onnx-int8"],
-        "augment": ["none", "random-deletion", "random-swap"],
+        "augment": ["none", "random-deletion", "random-swap", "mention-replacement"],
         "space": {
             "train.epochs": Int(2, 5, 3),
             "train.batch_size": Categorical((16, 32)),
@@ -125,7 +125,21 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "magnitude-pruning",
             "magnitude-pruning+onnx-int8",
         ],
-        "augment": None,
+        # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
+        # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.
+        "augment": [
+            "none",
+            "random-deletion",
+            "random-swap",
+            "random-replacement",
+            "character-noise",
+            "synonyms",
+            "masked-replacement",
+            "mention-replacement",
+            "label-wise-replacement",
+            "horizontal-flip",
+            "random-resized-crop",
+        ],
         "space": {
             "train.epochs": Int(2, 8, 3),
             "train.batch_size": Categorical((8, 16, 32, 64), 16),
@@ -274,7 +288,7 @@ class Plan(_Plan):
     def parameters(self, pipeline: str, augment: str | None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
         chain = self.pipeline(pipeline)
-        prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, augment}
+        prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, *(augment or "").split("+")}
         names = [name for name in self.space if name not in {"model", "pipeline"}]
         return [name for name in names if name == "augment" or name.split(".", 1)[0] in prefixes]
 
@@ -751,20 +765,37 @@ class _Planner:
         known = self.catalog.augmenters
         given = self.recipe.augment
         wanted = given or self.effort["augment"] or ["none", *known]
+        kinds = {column.kind for column in self.task.card.inputs}
         chosen = []
         for name in wanted:
-            if name == "none":
-                chosen.append(name)
-            elif name not in known:
+            parts = [] if name == "none" else name.split("+")
+            unknown = [part for part in parts if part not in known]
+            if unknown:
                 if given:
-                    self.fault("augment", unknown_name("augmenter", name, [*known, "none"]))
-            elif reason := self.first_refusal([known[name]], targets[0]) if targets else None:
+                    self.fault("augment", unknown_name("augmenter", unknown[0], [*known, "none"]))
+                continue
+            chain = [known[part] for part in parts]
+            if not given and any(not kinds & augmenter.rewrites for augmenter in chain):
+                # Nobody asked for it, and there is nothing here that it could change.
+                continue
+            reasons = (self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets)
+            if reason := next((reason for reason in reasons if reason), None):
                 self.refuse(name, reason)
                 if given:
                     self.warnings.append(f"augmenter {name} is left out: {reason}")
             else:
                 chosen.append(name)
-        return chosen or ["none"]
+        return list(dict.fromkeys(chosen)) or ["none"]
+
+    def with_pinned(self, target: Target, chain: Sequence[Augmenter]) -> Target:
+        """Return the target with what the recipe pins of the augmenters' parameters, for their checks to read."""
+        names = [f"{augmenter.name}.{parameter}" for augmenter in chain for parameter in augmenter.space]
+        given = {name: self.recipe.space[name] for name in names if name in self.recipe.space}
+        single = {
+            name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()
+        }
+        pinned = {name: value for name, value in single.items() if isinstance(value, str | int | float)}
+        return replace(target, context=replace(target.context, params=pinned))
 
     def space(
         self, models: Sequence[ModelPlan], pipelines: Sequence[PipelinePlan], augmenters: Sequence[str]
@@ -775,7 +806,8 @@ class _Planner:
         if self.recipe.auxiliary:
             known.update(AUXILIARY_SPACE)
         owners: list[Adapter | Quantizer | Augmenter] = [
-            self.catalog.augmenters[name] for name in augmenters if name != "none"
+            self.catalog.augmenters[part]
+            for part in dict.fromkeys(part for name in augmenters if name != "none" for part in name.split("+"))
         ]
         adapters = dict.fromkeys(pipeline.adapter for pipeline in pipelines)
         quantizers = dict.fromkeys(pipeline.quantizer for pipeline in pipelines if pipeline.quantizer)

@@ -236,6 +236,8 @@ class RunRecord(_Record):
     forecast: dict[str, Any] = {}
     importance: dict[str, float] = {}
     """Share of the objective's variance that each parameter explains, where enough trials are done."""
+    augmented: dict[int, dict[str, Any]] = {}
+    """By trial with augmentation, ``{"augment": name, "samples": [{"role", "before", "after"}]}``."""
 
     def trial(self, number: int) -> TrialResult:
         """Return the trial with this number."""
@@ -302,6 +304,10 @@ class RunDir:
     def trial(self, number: int) -> Path:
         """Return the folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
+
+    def augmented(self, number: int) -> Path:
+        """Return the file of what augmentation did to some rows of a trial; absent where there was none."""
+        return self.trial(number) / "augmented.json"
 
     def result(self, number: int) -> Path:
         """Return the result file of a trial; it exists when the trial is done."""
@@ -420,12 +426,15 @@ def read_run(path: str | Path) -> RunRecord:
         raise RunFolderError(f"{run.recipe}: is damaged ({_first_line(error)})") from error
     selection = run.path / "selection.json"
     final = run.path / "final.json"
+    trials = run.results()
+    augmented = {trial.number: run.augmented(trial.number) for trial in trials}
     return RunRecord(
         path=run.path,
         recipe=recipe,
         plan=read_json(run.plan),
         baselines=read_json(run.path / "baselines.json", missing={}),
-        trials=run.results(),
+        trials=trials,
+        augmented={number: read_json(path) for number, path in augmented.items() if path.is_file()},
         selection=_read_model(selection, Selection) if selection.is_file() else None,
         final=_read_model(final, Final) if final.is_file() else None,
         forecast=read_json(run.path / "forecast.json", missing={}),

@@ -58,10 +58,14 @@ class Int:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of ``choices``; the first is the default unless ``default`` names another."""
+    """One of ``choices``; the first is the default unless ``default`` names another.
+
+    Where it is ``open``, a recipe may name any other text, as that of a model; the search does not invent one.
+    """
 
     choices: tuple[Scalar, ...]
     default: Scalar = None
+    open: bool = False
 
     def __post_init__(self) -> None:
         if not self.choices:
@@ -173,11 +177,13 @@ def _range_from_recipe(given: Mapping[str, Any], known: Domain) -> Domain:
 
 def _typed(value: object, known: Domain) -> Scalar:
     if isinstance(known, Categorical):
-        if known.contains(value):
+        if known.contains(value) or (known.open and isinstance(value, str) and value.strip()):
             return value  # type: ignore[return-value]
         kinds = {type(choice) for choice in known.choices}
         if kinds <= {int, float} and _is_number(value):
             return value  # type: ignore[return-value]
+        if known.open:
+            raise ValueError(f"needs a text, given {value!r}")
         raise ValueError(f"allowed: {known}; given {value!r}")
     if not _is_number(value) or (isinstance(known, Int) and int(value) != value):  # type: ignore[call-overload]
         kind = "a whole number" if isinstance(known, Int) else "a number"

@@ -18,6 +18,7 @@ from autoft.errors import ModelError
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.rundir import CurvePoint
 from autoft.strategies.head_only import find_head
+from autoft.strategies.pictures import shown_picture
 
 if TYPE_CHECKING:
     import torch
@@ -27,21 +28,43 @@ __all__ = ["Augmentation", "Auxiliary", "Progress", "TrainOutcome", "learning_ra
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training rows are changed: each row by chance, anew in every epoch."""
+    """How training rows are changed: each row by chance, anew in every epoch; ``then`` changes it further."""
 
     augmenter: Augmenter
     params: Mapping[str, Any]
     learned: Any
     probability: float = 0.5
+    then: Augmentation | None = None
+
+    def change(self, row: Row, card: TaskCard, rng: random.Random) -> Row:
+        """Return the row changed."""
+        changed = self.augmenter.augment(row, card, rng, self.params, self.learned)
+        return self.then.change(changed, card, rng) if self.then else changed
 
     def rows(self, rows: Sequence[Row], card: TaskCard, rng: random.Random) -> list[Row]:
         """Return the rows, some of them changed."""
-        return [
-            self.augmenter.augment(row, card, rng, self.params, self.learned)
-            if rng.random() < self.probability
-            else row
-            for row in rows
-        ]
+        return [self.change(row, card, rng) if rng.random() < self.probability else row for row in rows]
+
+    def samples(self, rows: Sequence[Row], card: TaskCard, count: int = 10) -> list[dict[str, str]]:
+        """Return ``{"role", "before", "after"}`` of the first rows that a change alters, for people to look at.
+
+        Args:
+            rows: training rows; the first 200 are tried.
+            card: says which columns they have.
+            count: how many to return at most.
+        """
+        found: list[dict[str, str]] = []
+        for number, row in enumerate(rows[:200]):
+            changed = self.change(row, card, random.Random(number))
+            for column in card.inputs:
+                before, after = row.get(column.role), changed.get(column.role)
+                if before != after:
+                    shown = shown_picture if column.kind == "image" else _shown_text
+                    found.append({"role": column.role, "before": shown(before), "after": shown(after)})
+                    break
+            if len(found) == count:
+                break
+        return found
 
 
 @dataclass(frozen=True)
@@ -313,6 +336,12 @@ def share_body(model: torch.nn.Module, other: torch.nn.Module) -> list[str]:
             "trained together; take auxiliary tasks for the same kind of model"
         )
     return shared
+
+
+def _shown_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _epoch_batches(

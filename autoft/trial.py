@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.artifact import save_artifact
-from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Target, Task, TaskContext
+from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Row, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult
+from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.training import Augmentation, Auxiliary, Progress, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
@@ -400,9 +400,8 @@ class Trial:
         name = params.get("augment")
         augmentation, features = None, None
         if name and name != "none":
-            augmenter = place.catalog.augmenters[str(name)]
-            learned = augmenter.learn(given[:], place.task.card)
-            augmentation = Augmentation(augmenter, strategy_params(params, str(name)), learned)
+            augmentation = self._augmentation(str(name).split("+"), target, given[:])
+            self._keep_samples(str(name), augmentation, given)
         else:
             features = place.features(self.config.model, target.context, self.config.fold)
         rows = given[:] if augmentation else given
@@ -423,6 +422,24 @@ class Trial:
             deadline=self.deadline,
             auxiliary=auxiliary,
         )
+
+    def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:
+        """Return the augmenters of these names, one after the other, with what they learn of the training rows."""
+        augmentation = None
+        for name in reversed(names):
+            augmenter, params = self.place.catalog.augmenters[name], strategy_params(self.config.params, name)
+            learned = augmenter.learn_from(target, rows, params)
+            augmentation = Augmentation(augmenter, params, learned, then=augmentation)
+        assert augmentation is not None
+        return augmentation
+
+    def _keep_samples(self, name: str, augmentation: Augmentation, rows: Sequence[Row]) -> None:
+        """Write what the augmenters do to some training rows, for the report."""
+        if self.config.derived:
+            return
+        path = self.place.run.augmented(self.config.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"augment": name, "samples": augmentation.samples(rows, self.place.task.card)})
 
     def _merge(
         self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from autoft.contracts.task import ModelSource, Row, Task, TaskCard, TaskContext
+from autoft.contracts.task import Column, ModelSource, Row, Task, TaskCard, TaskContext
 from autoft.hardware import Hardware
 from autoft.space import SearchSpace
 
@@ -130,7 +130,10 @@ class Strategy(ABC):
     yields: ClassVar[State] = "dense"
 
     def check(self, target: Target) -> Refusal | None:
-        """Return why this cannot be used on the target, or None. Runs while planning: no torch import here."""
+        """Return why this cannot be used on the target, or None. Runs while planning: no torch import here.
+
+        ``target.context.params`` holds what the recipe pins of this strategy, by full name, where it is an augmenter.
+        """
         return None
 
 
@@ -141,31 +144,50 @@ class Augmenter(Strategy):
         rewrites: kinds of columns that it changes.
         invalidates: kinds of columns that a change would make wrong (a word swap breaks tags and spans); a task with
             such a column refuses the augmenter.
+        realigns: kinds of target columns that it rewrites together with what they refer to, so that they say the same
+            of the changed text: places of a span are counted anew, a replaced mention brings its own tags.
     """
 
     stage: ClassVar[Stage] = "data"
     rewrites: ClassVar[frozenset[str]] = frozenset({"text"})
     invalidates: ClassVar[frozenset[str]] = frozenset({"tokens", "tags", "span"})
+    realigns: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse tasks with a column of a kind that a change would make wrong."""
         for column in target.task.card.columns:
-            if column.kind in self.invalidates:
+            if self.breaks(column, target.task.card):
                 return Refusal(
                     f"{self.name}: would make the column {column.role!r} of {target.task.card.name} wrong, "
                     f"as its kind {column.kind!r} refers to words or places of the text"
                 )
         return None
 
+    def breaks(self, column: Column, card: TaskCard) -> bool:
+        """Say whether a change would make this column of the card wrong; by default its kind alone decides."""
+        return column.kind in self.invalidates
+
     def learn(self, rows: Sequence[Row], card: TaskCard) -> Any:
         """Return what is needed of the training rows (a vocabulary ...), found once a trial; None where nothing is."""
         return None
+
+    def learn_from(self, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return what :meth:`augment` needs to know; a trial calls this one, and :meth:`learn` by default.
+
+        Override it where the base model's files, the parameters or the run's cache are needed.
+
+        Args:
+            target: what the trial works upon, with processor and cache.
+            rows: all training rows.
+            params: of this augmenter, without its name in front.
+        """
+        return self.learn(rows, target.task.card)
 
     @abstractmethod
     def augment(
         self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
     ) -> Row:
-        """Return a changed copy of the row; all its randomness comes from ``rng``, ``learned`` from :meth:`learn`."""
+        """Return a changed copy of the row; all randomness comes from ``rng``, ``learned`` from :meth:`learn_from`."""
 
 
 class Quantizer(Strategy):

@@ -58,6 +58,8 @@ class Column:
         target: it is what the model has to find; absent when predicting.
         required: training needs it.
         guesses: names that users often give this column, tried in order where the recipe maps nothing.
+        of: of a ``span``, the role of the text that its places count characters of; a text that is changed outside of
+            these places can then keep its spans, with the places counted anew.
     """
 
     role: str
@@ -66,6 +68,7 @@ class Column:
     target: bool = False
     required: bool = True
     guesses: tuple[str, ...] = ()
+    of: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
@@ -44,6 +45,12 @@ COMPARED = ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes")
 
 MISSES = 8
 """Nearest misses that are shown."""
+
+SAMPLES = 10
+"""Changed training rows that are shown."""
+
+EXCERPT = 240
+"""Characters of each that are shown at most."""
 
 OFFERED = 20
 """Candidates of the selection that are shown."""
@@ -88,6 +95,10 @@ class Content:
     steps: TableView | None = None
     candidates: TableView | None = None
     trials: TableView | None = None
+    augmentation: TableView | None = None
+    samples: TableView | None = None
+    pictures: list[dict[str, str]] = field(default_factory=list)
+    """Changed pictures: ``{"augment", "before", "after"}``, the latter two as data URIs."""
     misses: TableView | None = None
     details: list[dict[str, Any]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -125,6 +136,9 @@ def make_content(record: RunRecord) -> Content:
         recipe=yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True),
         budget=_budget(record, plan),
     )
+    if record.augmented:
+        content.augmentation = _augmentation(record, plan)
+        content.samples, content.pictures = _samples(record, plan)
     if record.final is not None:
         content.outcome += f", {format_seconds(record.final.seconds)} in all"
         content.tiles = _tiles(record, plan)
@@ -437,6 +451,73 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
         marked=marked,
         note="All figures of all trials and compressions are in trials.csv.",
     )
+
+
+def _augmentation(record: RunRecord, plan: Plan) -> TableView:
+    """Return what the best trial with each augmenter scored, and by how much that is above the best one without."""
+    scores: dict[str, list[tuple[float, int]]] = {}
+    for trial in record.trials:
+        value = trial.validation.get(plan.objective, math.nan)
+        if not trial.config.derived and math.isfinite(value):
+            scores.setdefault(str(trial.config.params.get("augment", "none")), []).append((value, trial.number))
+    sign = 1 if plan.higher_is_better else -1
+    best = {name: max(found, key=lambda one: sign * one[0]) for name, found in scores.items()}
+    order = sorted(best, key=lambda name: (name != "none", -sign * best[name][0]))
+    plain = best["none"][0] if "none" in best else None
+    rows = [
+        (
+            name,
+            str(len(scores[name])),
+            figure_text(best[name][0]),
+            str(best[name][1]),
+            "–" if plain is None or name == "none" else f"{best[name][0] - plain:+.4f}",
+        )
+        for name in order
+    ]
+    titles = ("augmentation", "trials", f"best validation {plan.objective}", "of trial", "against none")
+    note = (
+        "The best of few trials on one validation split, before compression; other parameters differ between them too, "
+        "so small differences are chance."
+    )
+    return TableView("What augmentation bought", titles, tuple(rows), note=note)
+
+
+def _samples(record: RunRecord, plan: Plan) -> tuple[TableView | None, list[dict[str, str]]]:
+    """Return some training rows before and after, in turn of each augmenter tried; the chosen one comes first."""
+    sign = 1 if plan.higher_is_better else -1
+    chosen = record.selection.trial if record.selection else None
+
+    def rank(trial: TrialResult) -> tuple[bool, float]:
+        value = trial.validation.get(plan.objective, math.nan)
+        return trial.number != chosen, -sign * value if math.isfinite(value) else math.inf
+
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for trial in sorted((trial for trial in record.trials if trial.number in record.augmented), key=rank):
+        kept = record.augmented[trial.number]
+        by_name.setdefault(kept["augment"], [{**one, "augment": kept["augment"]} for one in kept["samples"]])
+    turns = itertools.zip_longest(*by_name.values())
+    shown = [one for turn in turns for one in turn if one is not None][:SAMPLES]
+    # In the order of the augmenters, which reads better than in turns.
+    shown.sort(key=lambda one: list(by_name).index(one["augment"]))
+    pictures = [one for one in shown if one["before"].startswith("data:image/")]
+    rows = [
+        (one["augment"], one["role"], *_excerpts(one["before"], one["after"])) for one in shown if one not in pictures
+    ]
+    titles = ("augmentation", "column", "before", "after")
+    view = TableView("Training rows, before and after", titles, tuple(rows), left=frozenset(range(4)))
+    return view if rows else None, pictures
+
+
+def _excerpts(before: str, after: str) -> tuple[str, str]:
+    """Return the stretch of two texts where they begin to differ."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    start = 0 if max(len(before), len(after)) <= EXCERPT else max(0, same - EXCERPT // 4)
+    cut = [text[start : start + EXCERPT] for text in (before, after)]
+    ends = ["…" if len(text) > start + EXCERPT else "" for text in (before, after)]
+    first, second = (("…" if start else "") + text + end for text, end in zip(cut, ends, strict=True))
+    return first, second
 
 
 def _varied(configs: Sequence[TrialConfig]) -> list[str]:

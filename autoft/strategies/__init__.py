@@ -23,6 +23,10 @@ from autoft.strategies.lora import Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
+from autoft.strategies.pictures import ColourJitter, HorizontalFlip, RandomErasing, RandomResizedCrop
+from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
+from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
+from autoft.strategies.tagged_words import LabelWiseReplacement, MentionReplacement, SegmentShuffle
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
@@ -37,6 +41,21 @@ def autoft_strategies() -> Sequence[Strategy]:
         RandomSwap(),
         RandomReplacement(),
         CharacterNoise(),
+        WordOrder(),
+        SentenceOrder(),
+        Crop(),
+        FillerWords(),
+        Synonyms(),
+        EmbeddingNeighbours(),
+        MaskedReplacement(),
+        BackTranslation(),
+        LabelWiseReplacement(),
+        MentionReplacement(),
+        SegmentShuffle(),
+        HorizontalFlip(),
+        RandomResizedCrop(),
+        ColourJitter(),
+        RandomErasing(),
         Int8Base(),
         Nf4Base(),
         Full(),

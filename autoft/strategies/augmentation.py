@@ -1,13 +1,16 @@
 """Augmentation of texts by words and characters, in any script and without a lexical resource.
 
-A text is cut into words and the gaps between them (spaces, punctuation, emoji). Words move, go and come; gaps stay where
-they are, so that punctuation keeps its place. In scripts without spaces (Chinese, Japanese, Thai and their neighbours)
-each character counts as a word.
+A text is cut into words and the gaps between them (spaces, punctuation, emoji). Words move, go and come; gaps stay
+where they are, so that punctuation keeps its place. In scripts without spaces (Chinese, Japanese, Thai and their
+neighbours) each character counts as a word. Where a column of kind ``span`` holds places of a text (an answer,
+entities), the text is changed around them and the places are counted anew; where words have tags, only words outside
+of entities change.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import random
 import re
@@ -15,13 +18,14 @@ import unicodedata
 from abc import abstractmethod
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
-from autoft.contracts import Augmenter, Refusal, Row, Target, TaskCard
-from autoft.space import Float, SearchSpace
+from autoft.contracts import Augmenter, Column, Refusal, Row, Target, TaskCard
+from autoft.space import Categorical, Float, SearchSpace
+from autoft.strategies.places import change_around
 
 __all__ = [
     "CharacterNoise",
@@ -31,7 +35,11 @@ __all__ = [
     "RandomSwap",
     "TextAugmenter",
     "Vocabulary",
+    "WordAugmenter",
+    "insert_words",
+    "read_tagged",
     "split_words",
+    "with_words",
 ]
 
 _UNSPACED = (
@@ -42,14 +50,29 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 _KEYBOARD = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_CONFUSED = (
+    ("0", "O"), ("0", "o"), ("0", "D"), ("1", "l"), ("1", "I"), ("1", "7"), ("2", "Z"), ("2", "z"), ("5", "S"),
+    ("5", "s"), ("6", "b"), ("6", "G"), ("8", "B"), ("8", "S"), ("9", "g"), ("9", "q"), ("l", "I"), ("i", "l"),
+    ("c", "e"), ("o", "u"), ("h", "b"), ("f", "t"), ("C", "G"), ("O", "D"), ("O", "U"), ("E", "B"), ("rn", "m"),
+    ("cl", "d"), ("vv", "w"), ("ii", "u"),
+)  # fmt: skip
+"""What scanned print confuses, either way."""
 _MAX_ROWS = 100_000
 _MAX_WORDS = 50_000
 
 
 class TextAugmenter(Augmenter):
-    """What the augmenters of text share: they rewrite the input columns of kind ``text``, each text by itself."""
+    """What the augmenters of text share: they rewrite the input columns of kind ``text``, each text by itself.
 
-    space: ClassVar[SearchSpace] = {"rate": Float(0.02, 0.3, default=0.1)}
+    Attributes:
+        by_piece: the parts of a text between the places of a span may be rewritten each by itself.
+    """
+
+    realigns: ClassVar[frozenset[str]] = frozenset({"span"})
+    by_piece: ClassVar[bool] = True
+
+    # As EDA (arXiv:1901.11196, table 3) recommends for up to 2,000 rows; .1 for more.
+    space: ClassVar[SearchSpace] = {"rate": Float(0.02, 0.3, default=0.05)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"rate": 0.1}, {"rate": 0.05})
 
     def check(self, target: Target) -> Refusal | None:
@@ -57,10 +80,18 @@ class TextAugmenter(Augmenter):
         card = target.task.card
         if refusal := super().check(target):
             return refusal
-        if not self._roles(card):
+        if not any(column.kind in self.rewrites for column in card.inputs):
             kinds = ", ".join(sorted(self.rewrites))
             return Refusal(f"{self.name}: rewrites columns of kind {kinds}, and {card.name} reads none")
         return None
+
+    def breaks(self, column: Column, card: TaskCard) -> bool:
+        """Say whether a change would make a column wrong: spans stay right where their text changes around them."""
+        if column.kind not in self.invalidates:
+            return False
+        if column.kind != "span" or not column.of:
+            return True
+        return not self.by_piece and card.column(column.of).kind in self.rewrites
 
     def augment(
         self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
@@ -78,15 +109,74 @@ class TextAugmenter(Augmenter):
         for role in self._roles(card):
             text = row.get(role)
             if isinstance(text, str) and text:
-                changed[role] = self.rewrite(text, rng, float(params["rate"]), learned)
+                spans = {
+                    column.role: row[column.role]
+                    for column in card.columns
+                    if column.of == role and row.get(column.role) is not None
+                }
+                if spans:
+                    told = change_around(text, spans, lambda part: self.change(part, rng, params, learned), _whole)
+                    changed[role], values = told or (text, spans)
+                    changed.update(values)
+                else:
+                    changed[role] = self.change(text, rng, params, learned)
         return changed
 
+    def change(self, text: str, rng: random.Random, params: Mapping[str, Any], learned: Any) -> str:
+        """Return the changed text; :meth:`rewrite` with ``rate``, where that is all there is to know."""
+        return self.rewrite(text, rng, float(params["rate"]), learned)
+
     @abstractmethod
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
         """Return the changed text, of which nothing is empty unless ``text`` is."""
 
     def _roles(self, card: TaskCard) -> list[str]:
-        return [column.role for column in card.inputs if column.kind in self.rewrites]
+        return [column.role for column in card.inputs if column.kind == "text"]
+
+
+class WordAugmenter(TextAugmenter):
+    """One that puts one word in the place of another, so that it serves tagged words too: those tagged ``O``."""
+
+    rewrites: ClassVar[frozenset[str]] = frozenset({"text", "tokens"})
+    invalidates: ClassVar[frozenset[str]] = frozenset({"span"})
+
+    def augment(
+        self, row: Row, card: TaskCard, rng: random.Random, params: Mapping[str, Any], learned: Any = None
+    ) -> Row:
+        """Return a copy of the row with words replaced; of tagged words only those outside of entities.
+
+        Args:
+            row: the example; absent and empty texts are left.
+            card: says which columns are text, words and tags.
+            rng: all randomness comes from it.
+            params: ``rate``, the share of words to replace, among others.
+            learned: as :meth:`learn_from` returned it.
+        """
+        tagged = read_tagged(row, card)
+        if tagged is None:
+            # Tags that cannot be told apart by words (of a text, say) would no longer fit a changed text.
+            if any(column.kind == "tags" and row.get(column.role) is not None for column in card.columns):
+                return dict(row)
+            return super().augment(row, card, rng, params, learned)
+        words = [
+            self._one_word(word, rng, params, learned) if tag == "O" else word
+            for word, tag in zip(tagged.words, tagged.tags, strict=True)
+        ]
+        return tagged.row(words, tagged.tags)
+
+    def _one_word(self, word: str, rng: random.Random, params: Mapping[str, Any], learned: Any) -> str:
+        new = self.change(word, rng, params, learned)
+        return new if len(new.split()) == 1 else word
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
+        """Return the text with ``rate`` of its words replaced, where there is a replacement."""
+        words, gaps = split_words(text)
+        new = [(self.replacement(word, rng, learned) or word) if rng.random() < rate else word for word in words]
+        return with_words(new, gaps) if new != words else text
+
+    def replacement(self, word: str, rng: random.Random, learned: Any) -> str | None:
+        """Return what may stand for a word, or None."""
+        return None
 
 
 class _VocabularyAugmenter(TextAugmenter):
@@ -109,25 +199,13 @@ class RandomInsertion(_VocabularyAugmenter):
     name: ClassVar[str] = "random-insertion"
     summary: ClassVar[str] = "insert words of the training texts at random places"
 
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
         """Return the text with words inserted; its own characters keep their order."""
         words, gaps = split_words(text)
         vocabulary = learned or Vocabulary.of([text])
         if not words or not vocabulary.words:
             return text
-        for _ in range(_count(rate, words)):
-            at, word = rng.randint(0, len(words)), vocabulary.draw(rng)
-            before, after = gaps[at], ""
-            if at < len(words):
-                after = _separator(word, words[at])
-                if not before and at > 0:
-                    before = _separator(words[at - 1], word)
-            else:
-                # Behind the last word, but in front of the final punctuation.
-                before, after = _separator(words[-1], word), gaps[-1]
-            words.insert(at, word)
-            gaps[at : at + 1] = [before, after]
-        return _join(words, gaps)
+        return insert_words(words, gaps, _count(rate, words), vocabulary.draw, rng)
 
 
 class RandomDeletion(TextAugmenter):
@@ -139,7 +217,7 @@ class RandomDeletion(TextAugmenter):
     name: ClassVar[str] = "random-deletion"
     summary: ClassVar[str] = "delete random words"
 
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
         """Return the text with words deleted; the characters left keep their order."""
         words, gaps = split_words(text)
         kept = [rng.random() >= rate for _ in words]
@@ -156,7 +234,7 @@ class RandomDeletion(TextAugmenter):
             else:
                 last = index == len(words) - 1
                 between[-1] = _joined_gap(between[-1], gaps[index + 1], first=not left, last=last)
-        return _join(left, _apart(left, between))
+        return with_words(left, between)
 
 
 class RandomSwap(TextAugmenter):
@@ -168,7 +246,7 @@ class RandomSwap(TextAugmenter):
     name: ClassVar[str] = "random-swap"
     summary: ClassVar[str] = "swap random words"
 
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
         """Return the text with words swapped; all else keeps its place."""
         words, gaps = split_words(text)
         if len(words) < 2:
@@ -176,7 +254,7 @@ class RandomSwap(TextAugmenter):
         for _ in range(_count(rate, words)):
             first, second = rng.sample(range(len(words)), 2)
             words[first], words[second] = words[second], words[first]
-        return _join(words, _apart(words, gaps))
+        return with_words(words, gaps)
 
 
 class RandomReplacement(_VocabularyAugmenter):
@@ -191,7 +269,7 @@ class RandomReplacement(_VocabularyAugmenter):
     name: ClassVar[str] = "random-replacement"
     summary: ClassVar[str] = "replace uninformative words by uninformative words of the training texts (TF-IDF)"
 
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
         """Return the text with words replaced; their number and all between them stays."""
         words, gaps = split_words(text)
         vocabulary = learned or Vocabulary.of([text])
@@ -202,24 +280,50 @@ class RandomReplacement(_VocabularyAugmenter):
             vocabulary.draw_uninformative(rng) if rng.random() < chance else word
             for word, chance in zip(words, chances, strict=True)
         ]
-        return _join(new, _apart(new, gaps)) if new != words else text
+        return with_words(new, gaps) if new != words else text
 
 
-class CharacterNoise(TextAugmenter):
-    """Make typing errors in ``rate`` of the letters: swap two, drop one, hit a neighbouring key, or hit it as well.
+class CharacterNoise(WordAugmenter):
+    """Make errors in ``rate`` of the letters, of one ``kind``.
 
-    Method: the swap and keyboard noise of Belinkov and Bisk 2018 (arXiv:1711.02173, section 3.2), who leave the first
-    and last letter and words of three letters or fewer untouched, with the two other classes of single errors of
-    Damerau 1964 (omission and insertion). Keys are those of a QWERTY keyboard; letters that it does not have are
-    swapped or dropped. In scripts without spaces the same is done between neighbouring characters. Digits stay.
+    ``typing``, the default: swap two, drop one, hit a neighbouring key, or hit it as well. Method: the swap and
+    keyboard noise of Belinkov and Bisk 2018 (arXiv:1711.02173, section 3.2), who leave the first and last letter and
+    words of three letters or fewer untouched, with the two other classes of single errors of Damerau 1964 (omission
+    and insertion). Keys are those of a QWERTY keyboard; letters that it does not have are swapped or dropped. In
+    scripts without spaces the same is done between neighbouring characters. Digits stay.
+
+    ``edit``: drop, insert, replace or swap letters, new ones drawn from the word itself, so that every script is served
+    (Karpukhin et al. 2019, arXiv:1902.01509, who draw from all characters). ``ocr``: letters and digits that scanned
+    print confuses, as 0 and O, 1 and l, rn and m (pairs as in nlpaug's OcrAug, Ma 2019, and Nguyen et al. 2021,
+    doi:10.1145/3453476, section 2). ``case``: upper case for lower and the reverse (Dhole et al. 2021, NL-Augmenter,
+    arXiv:2112.02721).
     """
 
-    name: ClassVar[str] = "character-noise"
-    summary: ClassVar[str] = "make typing errors inside words"
+    space: ClassVar[SearchSpace] = {
+        "rate": Float(0.01, 0.3, default=0.05),
+        "kind": Categorical(("typing", "edit", "ocr", "case")),
+    }
+    published: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"rate": 0.1, "kind": "typing"},
+        {"rate": 0.05, "kind": "edit"},
+    )
 
-    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Vocabulary | None = None) -> str:
-        """Return the text with errors in it; every run of letters keeps one at least."""
-        return _letter_runs().sub(lambda run: _mistype(run.group(), rng, rate), text)
+    name: ClassVar[str] = "character-noise"
+    summary: ClassVar[str] = "make typing, editing, scanning or case errors inside words"
+
+    def change(self, text: str, rng: random.Random, params: Mapping[str, Any], learned: Any) -> str:
+        """Return the text with errors of the kind in it; every run of letters keeps one at least."""
+        rate, kind = float(params["rate"]), params.get("kind", "typing")
+        if kind == "ocr":
+            return _confusable().sub(lambda found: _confuse(found.group(), rng, rate), text)
+        if kind == "case":
+            return "".join(letter.swapcase() if rng.random() < rate else letter for letter in text)
+        error = _mistype if kind == "typing" else _edit
+        return _letter_runs().sub(lambda run: error(run.group(), rng, rate), text)
+
+    def rewrite(self, text: str, rng: random.Random, rate: float, learned: Any = None) -> str:
+        """Return the text with typing errors in it."""
+        return self.change(text, rng, {"rate": rate}, learned)
 
 
 @dataclass(frozen=True)
@@ -304,6 +408,116 @@ def split_words(text: str) -> tuple[list[str], list[str]]:
     return words, [*gaps, text[end:]]
 
 
+@dataclass(frozen=True)
+class Tagged:
+    """The words of a row and their tags, and how the row holds them.
+
+    Attributes:
+        source: the row.
+        words: its words.
+        tags: a tag for each, a name or a number.
+        words_role: the column of the words.
+        tags_role: the column of the tags.
+    """
+
+    source: Row
+    words: tuple[str, ...]
+    tags: tuple[Any, ...]
+    words_role: str
+    tags_role: str
+
+    def row(self, words: Sequence[str], tags: Sequence[Any]) -> Row:
+        """Return a copy of the row with these words and tags, written as the row had them; other columns stay."""
+        changed = dict(self.source)
+        if list(words) != list(self.words):
+            changed[self.words_role] = _written(words, self.source[self.words_role])
+        if list(tags) != list(self.tags):
+            changed[self.tags_role] = _written(tags, self.source[self.tags_role])
+        return changed
+
+
+def read_tagged(row: Row, card: TaskCard) -> Tagged | None:
+    """Return the tagged words of a row: lists, texts parted by white space, or JSON; None where there are none.
+
+    The words are those of the column of kind ``tokens``, or without a value there those of the first text.
+    """
+    tags_role = next((c.role for c in card.columns if c.kind == "tags" and row.get(c.role) is not None), None)
+    inputs = [column for kind in ("tokens", "text") for column in card.inputs if column.kind == kind]
+    words_role = next((c.role for c in inputs if row.get(c.role) is not None), None)
+    if tags_role is None or words_role is None:
+        return None
+    words, tags = _listed(row[words_role]), _listed(row[tags_role])
+    if len(words) != len(tags) or not all(isinstance(word, str) and word.strip() for word in words):
+        return None
+    return Tagged(row, tuple(words), tuple(tags), words_role, tags_role)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                found = json.loads(value)
+            except (ValueError, RecursionError):
+                return value.split()
+            # ``[ 12 ]`` may be three words of a text, as tasks read it.
+            if isinstance(found, list) and found and all(isinstance(item, str) for item in found):
+                return found
+        return value.split()
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _written(items: Sequence[Any], like: Any) -> Any:
+    if not isinstance(like, str):
+        return list(items)
+    if like.split() == _listed(like):
+        return " ".join(map(str, items))
+    return json.dumps(list(items), ensure_ascii=False)
+
+
+def insert_words(
+    words: list[str], gaps: list[str], count: int, draw: Callable[[random.Random], str], rng: random.Random
+) -> str:
+    """Return a text with words inserted at random places.
+
+    Args:
+        words: of the text, one at least, as :func:`split_words` returns them.
+        gaps: around them.
+        count: how many to insert.
+        draw: returns a word to insert.
+        rng: all randomness comes from it.
+    """
+    for _ in range(count):
+        at, word = rng.randint(0, len(words)), draw(rng)
+        before, after = gaps[at], ""
+        if at < len(words):
+            after = _separator(word, words[at])
+            if not before and at > 0:
+                before = _separator(words[at - 1], word)
+        else:
+            # Behind the last word, but in front of the final punctuation.
+            before, after = _separator(words[-1], word), gaps[-1]
+        words.insert(at, word)
+        gaps[at : at + 1] = [before, after]
+    return _join(words, gaps)
+
+
+def with_words(words: Sequence[str], gaps: Sequence[str]) -> str:
+    """Return the text of some words in the gaps of others, a space where two would grow together."""
+    return _join(words, _apart(words, gaps))
+
+
+def _whole(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a place widened to the ends of the words that it begins and ends in."""
+    for match in _word().finditer(text):
+        if match.start() < start < match.end():
+            start = match.start()
+        if match.start() < end < match.end():
+            return start, match.end()
+        if match.start() >= end:
+            break
+    return start, end
+
+
 def _join(words: Sequence[str], gaps: Sequence[str]) -> str:
     return "".join(part for pair in zip(gaps, [*words, ""], strict=True) for part in pair)
 
@@ -385,6 +599,39 @@ def _neighbours() -> Mapping[str, str]:
             found = [_KEYBOARD[i][j] for i, j in near if 0 <= i < len(_KEYBOARD) and 0 <= j < len(_KEYBOARD[i])]
             around[key] = "".join(other for other in found if other.isalpha())
     return around
+
+
+@functools.cache
+def _confusions() -> Mapping[str, tuple[str, ...]]:
+    pairs = [*_CONFUSED, *((right, left) for left, right in _CONFUSED)]
+    return {left: tuple(right for other, right in pairs if other == left) for left, _ in pairs}
+
+
+@functools.cache
+def _confusable() -> re.Pattern[str]:
+    return re.compile("|".join(sorted(_confusions(), key=len, reverse=True)))
+
+
+def _confuse(found: str, rng: random.Random, rate: float) -> str:
+    return rng.choice(_confusions()[found]) if rng.random() < rate else found
+
+
+def _edit(run: str, rng: random.Random, rate: float) -> str:
+    letters = _letters().findall(run)
+    edited, at = [], 0
+    while at < len(letters):
+        letter = letters[at]
+        at += 1
+        if rng.random() >= rate:
+            edited.append(letter)
+            continue
+        error = rng.choice(["omit", "insert", "replace", "swap"])
+        if error == "swap" and at < len(letters):
+            edited += [letters[at], letter]
+            at += 1
+        elif error != "omit":
+            edited += [letter, rng.choice(letters)] if error == "insert" else [rng.choice(letters)]
+    return "".join(edited) or rng.choice(letters)
 
 
 def _mistype(run: str, rng: random.Random, rate: float) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,9 @@ from autoft.contracts import (
     WeightPruner,
 )
 from autoft.space import Categorical, Float, Int, SearchSpace
+from autoft.strategies.augmentation import read_tagged
+from autoft.strategies.places import Unreadable, places
+from autoft.strategies.tagged_words import segments
 from autoft.testing.isolation import heavy_imports
 from autoft.testing.values import difference
 from autoft.testing.workbench import TOLERANCE, BenchRecovery, Call, Workbench, expect, skip
@@ -88,6 +92,80 @@ EVERYTHING = TaskCard(
     architecture="sequence-classification",
 )
 
+TEXTS = TaskCard(
+    name="autoft-testing-texts",
+    summary="a text and its label",
+    columns=(Column("text", "text", "a text"), Column("label", "label", "a label", target=True)),
+    metrics=("praise_hits",),
+    architecture="sequence-classification",
+)
+ANSWERS = replace(
+    TEXTS,
+    name="autoft-testing-answers",
+    summary="places in a text",
+    columns=(Column("text", "text", "a text"), Column("answer", "span", "places in it", target=True, of="text")),
+)
+TAGGED = replace(
+    TEXTS,
+    name="autoft-testing-tagged",
+    summary="words and their tags",
+    columns=(Column("words", "tokens", "words"), Column("tags", "tags", "a tag a word", target=True)),
+)
+PICTURES = replace(
+    TEXTS,
+    name="autoft-testing-pictures",
+    summary="a picture and what it shows",
+    columns=(Column("picture", "image", "a picture"), Column("caption", "texts", "what it shows", target=True)),
+)
+
+
+def _texts() -> list[Row]:
+    return [{"text": f"{SENTENCES[0]} {SENTENCES[6]}", "label": "praise"}]
+
+
+def _answers() -> list[Row]:
+    text = "The lamp of the lighthouse burned whale oil until 1869, and then paraffin. It is seen for 28 miles."
+    start = text.index("whale oil")
+    return [
+        {"text": text, "answer": {"text": ["whale oil"], "answer_start": [start]}},
+        {
+            "text": text,
+            "answer": [{"start": start, "end": start + 9, "label": "FUEL"}, {"start": 4, "end": 8, "label": "X"}],
+        },
+        {"text": text, "answer": "paraffin"},
+        {"text": text, "answer": []},
+        {"text": text, "answer": {"text": ["not there"], "answer_start": [3]}},
+        {"text": "梨园里有四十二棵树，由老陈种下。", "answer": ["四十二"]},
+    ]
+
+
+def _tagged() -> list[Row]:
+    sentences = (
+        ("Ada Lovelace was born in London .", "B-PER I-PER O O O B-LOC O"),
+        ("The old train from Oslo is late .", "O O O O B-LOC O O O"),
+        ("Grace Hopper met Alan at Harvard .", "B-PER I-PER O B-PER O B-LOC O"),
+    )
+    rows: list[Row] = [{"words": words.split(), "tags": tags.split()} for words, tags in sentences]
+    return [*rows, {"words": ["one", "two"], "tags": [3, 4]}, {"words": ["one"], "tags": ["O", "O"]}]
+
+
+def _pictures() -> list[Row]:
+    from PIL import Image
+
+    content = io.BytesIO()
+    picture = Image.linear_gradient("L").resize((20, 14)).rotate(30)
+    Image.merge("RGB", (picture, picture.rotate(90), picture.rotate(180))).save(content, "PNG")
+    return [{"picture": content.getvalue(), "caption": ["a gradient"]}, {"picture": b"no picture", "caption": "none"}]
+
+
+ORDINARY: tuple[tuple[TaskCard, Callable[[], list[Row]]], ...] = (
+    (TEXTS, _texts),
+    (ANSWERS, _answers),
+    (TAGGED, _tagged),
+    (PICTURES, _pictures),
+)
+"""Rows as tasks have them; an augmenter has to keep, and change, those that it does not refuse."""
+
 KEPT = 0.5
 """Share of what training gained that a compressed model has to keep. The contract does not say what one costs."""
 
@@ -118,7 +196,7 @@ def strategy_checks(strategy: Strategy, benches: Mapping[str, Workbench]) -> Ite
     for kind, bench in benches.items():
         yield Call(check_refuses_with_a_sentence, (bench, strategy), kind)
     if isinstance(strategy, Augmenter):
-        yield Call(check_augmenter_keeps_the_row, (strategy,))
+        yield Call(check_augmenter_keeps_the_row, (first, strategy))
         yield Call(check_augmenter_changes_texts, (first, strategy))
         yield Call(check_augmenter_refuses_what_it_invalidates, (first, strategy))
     for kind, bench in benches.items():
@@ -192,8 +270,8 @@ def check_refuses_with_a_sentence(bench: Workbench, strategy: Strategy) -> None:
 # ------------------------------------------------------------------------------------------------- augmenters
 
 
-def check_augmenter_keeps_the_row(augmenter: Augmenter) -> None:
-    """Columns of other kinds, targets and the given row stay; the same ``rng`` gives the same; odd texts survive."""
+def check_augmenter_keeps_the_row(bench: Workbench, augmenter: Augmenter) -> None:
+    """Other columns, the given row, and what targets say stay; the same ``rng`` gives the same; odd texts survive."""
     rows: list[Row] = [
         {
             "text": text,
@@ -209,24 +287,29 @@ def check_augmenter_keeps_the_row(augmenter: Augmenter) -> None:
         }
         for i, text in enumerate(SENTENCES)
     ]
-    keeps_the_row(augmenter, rows, EVERYTHING)
+    keeps_the_row(bench, augmenter, rows, EVERYTHING)
+    for card, ordinary in ORDINARY:
+        if augmenter.check(_on_card(bench.planning, card)) is None:
+            keeps_the_row(bench, augmenter, ordinary(), card)
 
 
 def check_augmenter_changes_texts(bench: Workbench, augmenter: Augmenter) -> None:
     """With its default parameters it changes an ordinary row once in a while."""
-    if "text" not in augmenter.rewrites:
-        skip("rewrites no texts")
-    card = bench.task.card
-    learned = augmenter.learn(bench.rows, card)
-    row = {"text": SENTENCES[0] + " " + SENTENCES[6], "label": "praise"}
-    tries = [
-        augmenter.augment(dict(row), card, random.Random(seed), defaults(augmenter.space), learned)
-        for seed in range(40)
-    ]
-    expect(
-        any(dict(one) != row for one in tries),
-        f"40 tries at {defaults(augmenter.space)} change nothing of {row['text']!r}",
-    )
+    served = [(card, rows()) for card, rows in ORDINARY if augmenter.check(_on_card(bench.planning, card)) is None]
+    if not served:
+        skip("refuses texts, tagged words, spans and pictures here")
+    for card, rows in served:
+        learned = learned_of(bench, augmenter, rows, card)
+        for row in rows[:1]:
+            tries = [
+                augmenter.augment(copy.deepcopy(row), card, random.Random(seed), defaults(augmenter.space), learned)
+                for seed in range(40)
+            ]
+            if any(dict(one) != row for one in tries):
+                return
+    if type(augmenter).learn_from is not Augmenter.learn_from:
+        skip("knows nothing of ordinary rows from a tiny model")
+    expect(False, f"40 tries at {defaults(augmenter.space)} change nothing of {served[0][1][0]!r:.200}")
 
 
 def check_augmenter_refuses_what_it_invalidates(bench: Workbench, augmenter: Augmenter) -> None:
@@ -242,14 +325,60 @@ def check_augmenter_refuses_what_it_invalidates(bench: Workbench, augmenter: Aug
         )
 
 
-def keeps_the_row(augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> list[Row]:
+def learned_of(bench: Workbench, augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> Any:
+    """Return what an augmenter learns of rows: from the bench's model, where it asks for one and does not refuse."""
+    given = copy.deepcopy(list(rows))
+    if type(augmenter).learn_from is Augmenter.learn_from or augmenter.check(bench.planning) is not None:
+        return augmenter.learn(given, card)
+    return augmenter.learn_from(_on_card(bench.target, card), given, defaults(augmenter.space))
+
+
+def _on_card(target: Target, card: TaskCard) -> Target:
+    task: Task = type("Other", (type(target.task),), {"card": card})()
+    return replace(target, task=task)
+
+
+def says_the_same(column: Column, card: TaskCard, before: Row, after: Row) -> str | None:
+    """Return how a target that was realigned says something else than before, or None.
+
+    Args:
+        column: of kind ``span``, whose places have to hold the same texts; or of kind ``tags``, one for each word,
+        whose
+            entities have to be of the same types in the same order. Other kinds may not change at all.
+        card: says what the column refers to.
+        before: the row.
+        after: the changed row.
+    """
+    one, other = before.get(column.role), after.get(column.role)
+    if column.kind == "span" and column.of:
+        texts = [str(row[column.of]) for row in (before, after)]
+        try:
+            held = [texts[0][a:b] for a, b in places(one, texts[0])]
+        except Unreadable:
+            return difference([other, texts[1]], [one, texts[0]], 0.0, repr(column.role))
+        try:
+            now = [texts[1][a:b] for a, b in places(other, texts[1])]
+        except Unreadable as error:
+            return f"{column.role!r} held {held}, and now {error}"
+        return None if held == now else f"{column.role!r} held {held}, and holds {now}"
+    if column.kind == "tags":
+        pair = [read_tagged(row, card) for row in (before, after)]
+        if pair[0] is None or pair[1] is None:
+            return difference(other, one, 0.0, repr(column.role))
+        kinds = [[kind for kind, _, _ in segments(tagged.tags)] for tagged in pair if tagged]
+        return None if kinds[0] == kinds[1] else f"{column.role!r} had entities {kinds[0]}, and has {kinds[1]}"
+    return difference(other, one, 0.0, repr(column.role))
+
+
+def keeps_the_row(bench: Workbench, augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> list[Row]:
     """Augment rows with the smallest, the default and the largest parameters, and return them all.
 
     Raises:
         CheckFailed: something changed that has to stay, or chance came from elsewhere than ``rng``.
     """
     rewritten = {column.role for column in card.inputs if column.kind in augmenter.rewrites}
-    learned = augmenter.learn(copy.deepcopy(rows), card)
+    realigned = {column.role: column for column in card.targets if column.kind in augmenter.realigns}
+    learned = learned_of(bench, augmenter, rows, card)
     changed: list[Row] = []
     for params in extremes(augmenter.space):
         for number, row in enumerate(rows):
@@ -267,13 +396,23 @@ def keeps_the_row(augmenter: Augmenter, rows: Sequence[Row], card: TaskCard) -> 
                 )
                 expect(set(one) == set(row), f"row {number + 1} had the roles {sorted(row)}, and now has {sorted(one)}")
                 for role, value in one.items():
-                    if role not in rewritten:
+                    if role in realigned:
+                        told = says_the_same(realigned[role], card, row, one) if value != row[role] else None
+                        expect(told is None, f"augment() makes a target wrong: {told}")
+                    elif role not in rewritten:
                         told = difference(value, row[role], 0.0, repr(role))
                         expect(told is None, f"augment() may not change {role!r}, which it does not rewrite: {told}")
                     elif isinstance(row[role], str):
                         expect(isinstance(value, str), f"{role!r} was a text, and is {type(value).__name__} now")
                         lost = bool(row[role].strip()) and not value.strip()
                         expect(not lost, f"nothing is left of {role!r}, which was {row[role]!r:.40} (with {params})")
+                    elif isinstance(row[role], list):
+                        empty = not value or not all(str(word).strip() for word in value)
+                        expect(not empty, f"a word of {role!r} is left empty: {value!r:.80}")
+                for column in realigned.values():
+                    if column.of in one and one[column.of] != row[column.of]:
+                        told = says_the_same(column, card, row, one)
+                        expect(told is None, f"augment() makes a target wrong: {told}")
                 changed.append(one)
     return changed
 

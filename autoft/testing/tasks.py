@@ -588,7 +588,7 @@ def check_export_inputs_fit_the_model(bench: Workbench) -> None:
 
 def check_augmenter(bench: Workbench, augmenter: Augmenter) -> None:
     """Augmented rows keep their targets and can be encoded."""
-    bench.task.encode(keeps_the_row(augmenter, bench.rows, bench.task.card), bench.context)
+    bench.task.encode(keeps_the_row(bench, augmenter, bench.rows, bench.task.card), bench.context)
 
 
 def check_pipeline(bench: Workbench, pipeline: Pipeline) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from autoft.contracts import Column, TaskCard
+from autoft.space import Float
 from autoft.strategies.augmentation import (
     CharacterNoise,
     RandomDeletion,
@@ -17,10 +20,23 @@ from autoft.strategies.augmentation import (
     RandomReplacement,
     RandomSwap,
     Vocabulary,
+    WordAugmenter,
     split_words,
 )
+from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
+from autoft.strategies.rewording import FILLERS, FillerWords
 
-AUGMENTERS = [RandomInsertion(), RandomDeletion(), RandomSwap(), RandomReplacement(), CharacterNoise()]
+AUGMENTERS = [
+    RandomInsertion(),
+    RandomDeletion(),
+    RandomSwap(),
+    RandomReplacement(),
+    CharacterNoise(),
+    WordOrder(),
+    SentenceOrder(),
+    Crop(),
+    FillerWords(),
+]
 CARD = TaskCard(
     name="pairs",
     summary="two texts, one class",
@@ -45,6 +61,15 @@ RATE = st.floats(0.0, 1.0)
 VOCABULARY = Vocabulary.of(["one two three", "one four", "我 们", "five five five one"])
 
 each = pytest.mark.parametrize("augmenter", AUGMENTERS, ids=lambda augmenter: augmenter.name)
+
+
+def settings_of(augmenter, share):
+    """Every choice of an augmenter's parameters, numbers at a share of their range."""
+    axes = []
+    for domain in augmenter.space.values():
+        number = isinstance(domain, Float)
+        axes.append([domain.low + share * (domain.high - domain.low)] if number else domain.choices)
+    return [dict(zip(augmenter.space, values, strict=True)) for values in itertools.product(*axes)]
 
 
 def squeezed(text: str) -> str:
@@ -96,18 +121,28 @@ def test_words_and_gaps_make_the_text(text):
 @given(text=st.one_of(st.text(max_size=60), NATURAL), rate=RATE, seed=st.integers(0, 99))
 def test_never_empty_and_repeatable(augmenter, text, rate, seed):
     row = {"text": text}
-    once = augmenter.augment(row, CARD, random.Random(seed), {"rate": rate}, VOCABULARY)["text"]
-    again = augmenter.augment(row, CARD, random.Random(seed), {"rate": rate}, VOCABULARY)["text"]
-    assert once == again
-    assert bool(once.strip()) == bool(text.strip())
-    assert row == {"text": text}
+    for params in settings_of(augmenter, rate):
+        once = augmenter.augment(row, CARD, random.Random(seed), params, VOCABULARY)["text"]
+        again = augmenter.augment(row, CARD, random.Random(seed), params, VOCABULARY)["text"]
+        assert once == again
+        assert bool(once.strip()) == bool(text.strip())
+        assert row == {"text": text}
 
 
 @each
 def test_rewrites_the_texts_of_the_input_only(augmenter):
-    text = "several quite ordinary words following another"
+    text = "the several quite ordinary words. And following another"
     row = {"text": text, "pair": text, "picture": text, "summary": text, "label": "several quite", "other": text}
-    got = augmenter.augment(row, CARD, random.Random(0), {"rate": 0.9}, VOCABULARY)
+    (params, *_) = settings_of(augmenter, 0.0 if augmenter.name == "crop" else 1.0)
+    # Of two sentences, a shuffle may keep the order.
+    got = next(
+        changed
+        for seed in range(50)
+        if all(
+            (changed := augmenter.augment(row, CARD, random.Random(seed), params, VOCABULARY))[role] != text
+            for role in ("text", "pair")
+        )
+    )
     assert {role for role in row if got[role] != row[role]} == {"text", "pair"}
     assert set(got) == set(row)
 
@@ -116,14 +151,17 @@ def test_rewrites_the_texts_of_the_input_only(augmenter):
 @pytest.mark.parametrize("value", [None, "", 3])
 def test_leaves_what_is_no_text(augmenter, value):
     row = {"text": "some text here", "pair": value}
-    assert augmenter.augment(row, CARD, random.Random(0), {"rate": 0.3}, None)["pair"] == value
-    assert "pair" not in augmenter.augment({"text": "some"}, CARD, random.Random(0), {"rate": 0.3}, None)
+    (params, *_) = settings_of(augmenter, 0.5)
+    assert augmenter.augment(row, CARD, random.Random(0), params, None)["pair"] == value
+    assert "pair" not in augmenter.augment({"text": "some"}, CARD, random.Random(0), params, None)
 
 
 @each
 def test_works_without_having_learned(augmenter):
-    got = augmenter.augment({"text": "alpha beta gamma delta"}, CARD, random.Random(1), {"rate": 0.5})["text"]
-    assert got != "alpha beta gamma delta"
+    text = "the alpha beta gamma delta. And epsilon"
+    (params, *_) = settings_of(augmenter, 0.5)
+    got = {augmenter.augment({"text": text}, CARD, random.Random(seed), params)["text"] for seed in range(20)}
+    assert got - {text}
 
 
 @pytest.mark.parametrize("augmenter", [RandomDeletion(), RandomReplacement(), CharacterNoise()], ids=lambda a: a.name)
@@ -255,6 +293,157 @@ def test_noise_in_chinese():
     assert seen == {"今天。", "天今。", "今。", "天。"}
 
 
+def test_scanning_confuses_what_looks_alike():
+    seen = {
+        CharacterNoise().change("corn 10", random.Random(seed), {"rate": 0.5, "kind": "ocr"}, None)
+        for seed in range(400)
+    }
+    assert {"com 10", "corn l0", "corn 1O"} <= seen
+    # c-e, o-u or o-0, rn-m, 1-l-I-7 and 0-O-o-D, either way.
+    assert all(re.fullmatch("[ce][ou0](rn|m) [1lI7][0OoD]", text) for text in seen)
+
+
+def test_case_noise_changes_case_only():
+    for seed in range(50):
+        got = CharacterNoise().change("Ein Wort, zwei!", random.Random(seed), {"rate": 0.5, "kind": "case"}, None)
+        assert got.lower() == "ein wort, zwei!"
+    assert CharacterNoise().change("aB", random.Random(0), {"rate": 1.0, "kind": "case"}, None) == "Ab"
+
+
+@settings(deadline=None)
+@given(text=NATURAL, seed=st.integers(0, 99))
+def test_edits_take_letters_from_the_word_itself(text, seed):
+    got = CharacterNoise().change(text, random.Random(seed), {"rate": 0.5, "kind": "edit"}, None)
+    assert set(got) <= set(text)
+
+
+def test_edits_are_the_four_of_karpukhin():
+    seen = {
+        CharacterNoise().change("abc", random.Random(seed), {"rate": 0.4, "kind": "edit"}, None) for seed in range(2000)
+    }
+    omitted, swapped = {"bc", "ac", "ab"}, {"bac", "acb"}
+    inserted = {"abc"[: i + 1] + new + "abc"[i + 1 :] for i in range(3) for new in "abc"}
+    replaced = {"abc"[:i] + new + "abc"[i + 1 :] for i in range(3) for new in "abc"}
+    assert omitted | swapped | inserted | replaced <= seen
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("This is the best of them", "en"),
+        ("Das ist nicht von mir", "de"),
+        ("今天去看电影", "zh"),
+        ("猫はかわいい映画", None),
+        ("C'est un bon film", None),
+        ("", None),
+    ],
+)
+def test_fillers_are_those_of_the_language(text, language):
+    got = {FillerWords().rewrite(text, random.Random(seed), 0.05) for seed in range(60)}
+    if language is None:
+        assert got == {text}
+        return
+    gap = "" if language == "zh" else " "
+    words = split_words(text)[0]
+    expected = {
+        gap.join([*words[:at], filler, *words[at:]]) for at in range(len(words) + 1) for filler in FILLERS[language]
+    }
+    assert got <= expected
+    assert len(got) > 5
+
+
+# ── tags and spans
+
+TAGS = TaskCard(
+    name="tagged",
+    summary="words and tags",
+    columns=(
+        Column("text", "text", "", required=False),
+        Column("words", "tokens", "", required=False),
+        Column("tags", "tags", "", target=True, required=False),
+        Column("spans", "span", "", target=True, required=False, of="text"),
+    ),
+    metrics=("accuracy",),
+    architecture="token-classification",
+)
+ANSWERS = TaskCard(
+    name="answers",
+    summary="a place in a text",
+    columns=(
+        Column("question", "text", ""),
+        Column("context", "text", ""),
+        Column("answers", "span", "", target=True, of="context"),
+    ),
+    metrics=("accuracy",),
+    architecture="question-answering",
+)
+TEXTUAL = [augmenter for augmenter in AUGMENTERS if augmenter.by_piece]
+
+
+@settings(deadline=None)
+@given(
+    words=st.lists(st.tuples(LATIN, st.sampled_from(["O", "B-PER", "I-PER"])), min_size=1, max_size=12),
+    rate=RATE,
+    seed=st.integers(0, 99),
+    form=st.sampled_from(["lists", "texts", "text"]),
+)
+def test_only_words_outside_of_entities_get_noise(words, rate, seed, form):
+    tokens, tags = [word for word, _ in words], [tag for _, tag in words]
+    row = {"words": tokens, "tags": tags}
+    if form != "lists":
+        row = {"words" if form == "texts" else "text": " ".join(tokens), "tags": " ".join(tags)}
+    for params in settings_of(CharacterNoise(), rate):
+        got = CharacterNoise().augment(row, TAGS, random.Random(seed), params)
+        assert got["tags"] == row["tags"]
+        new = got["words"] if form == "lists" else next(got[role] for role in row if role != "tags").split()
+        assert len(new) == len(tokens)
+        assert all(one == other for one, other, tag in zip(new, tokens, tags, strict=True) if tag != "O")
+
+
+def test_tags_that_do_not_fit_leave_the_row_alone():
+    row = {"text": "several ordinary words", "tags": ["O"]}
+    assert CharacterNoise().augment(row, TAGS, random.Random(0), {"rate": 0.9, "kind": "typing"}) == row
+
+
+@pytest.mark.parametrize("augmenter", TEXTUAL, ids=lambda augmenter: augmenter.name)
+@settings(deadline=None)
+@given(text=st.one_of(NATURAL, st.text(max_size=60)).filter(bool), data=st.data(), rate=RATE, seed=st.integers(0, 99))
+def test_the_answer_stays_in_its_place(augmenter, text, data, rate, seed):
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    answer = text[start:end]
+    assume(answer.strip())
+    row = {"question": "what is the question?", "context": text, "answers": {"text": [answer], "answer_start": [start]}}
+    for params in settings_of(augmenter, rate):
+        got = augmenter.augment(row, ANSWERS, random.Random(seed), params, VOCABULARY)
+        (place,) = got["answers"]["answer_start"]
+        assert got["answers"]["text"] == [answer]
+        assert got["context"][place : place + len(answer)] == answer
+        entity = {"spans": [{"start": start, "end": end, "label": "X"}], "text": text}
+        got = augmenter.augment(entity, TAGS, random.Random(seed), params, VOCABULARY)
+        (span,) = got["spans"]
+        assert (got["text"][span["start"] : span["end"]], span["label"]) == (answer, "X")
+
+
+def test_words_around_an_answer_come_and_go():
+    text = "The lamp burned whale oil until 1869, and then paraffin."
+    row = {"question": "What?", "context": text, "answers": {"text": ["whale oil"], "answer_start": [16]}}
+    seen = {
+        RandomDeletion().augment(row, ANSWERS, random.Random(seed), {"rate": 0.3})["context"] for seed in range(200)
+    }
+    assert len(seen) > 50
+    assert all("whale oil" in one for one in seen)
+    assert {"lamp", "1869", "paraffin", "burned"} <= {
+        word for word in split_words(text)[0] if any(word not in one for one in seen)
+    }
+
+
+@pytest.mark.parametrize("augmenter", [SentenceOrder(), Crop()], ids=lambda augmenter: augmenter.name)
+def test_what_moves_whole_texts_refuses_answers(augmenter, make_target, tmp_path):
+    assert "answers" in augmenter.check(make_target(tmp_path, columns=ANSWERS.columns)).reason
+    assert RandomDeletion().check(make_target(tmp_path, columns=ANSWERS.columns)) is None
+
+
 # ── the vocabulary
 
 
@@ -334,6 +523,10 @@ def test_the_vocabulary_is_bounded():
 def test_check_names_the_column_that_would_become_wrong(augmenter, kind, make_target, tmp_path):
     columns = (Column("text", "text", ""), Column("answer", kind, "", target=True))
     target = make_target(tmp_path, name="my-task", columns=columns)
+    if isinstance(augmenter, WordAugmenter) and kind != "span":
+        # One word for one word: tags stay right.
+        assert augmenter.check(target) is None
+        return
     assert augmenter.check(target).reason == (
         f"{augmenter.name}: would make the column 'answer' of my-task wrong, "
         f"as its kind {kind!r} refers to words or places of the text"
@@ -347,7 +540,7 @@ def test_check(augmenter, make_target, tmp_path):
         tmp_path, name="pictures", columns=(Column("image", "image", ""), Column("label", "label", ""))
     )
     assert augmenter.check(images).reason == (
-        f"{augmenter.name}: rewrites columns of kind text, and pictures reads none"
+        f"{augmenter.name}: rewrites columns of kind {', '.join(sorted(augmenter.rewrites))}, and pictures reads none"
     )
     for setting in augmenter.published:
         assert all(augmenter.space[name].contains(value) for name, value in setting.items())

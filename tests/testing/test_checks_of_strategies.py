@@ -123,6 +123,36 @@ class NeedsWords(Shout):
         return {**row, "text": row["text"].split()[0]}
 
 
+@defect(
+    "check_augmenter_keeps_the_row",
+    r"makes a target wrong: 'answer' held \['whale oil'\], and now 'whale oil' does not",
+)
+class LosesPlaces(Shout):
+    realigns: ClassVar = frozenset({"span"})
+
+    def breaks(self, column, card):
+        return column.kind in self.invalidates and not column.of
+
+    def augment(self, row, card, rng, params, learned=None):
+        return {**row, "text": f"so {row['text']}"}
+
+
+@defect("check_augmenter_keeps_the_row", "makes a target wrong: 'tags' had entities")
+class SwapsTags(Shout):
+    rewrites: ClassVar = frozenset({"tokens"})
+    invalidates: ClassVar = frozenset()
+    realigns: ClassVar = frozenset({"tags"})
+
+    def augment(self, row, card, rng, params, learned=None):
+        return {**row, "tags": row["tags"][::-1]}
+
+
+@defect("check_augmenter_keeps_the_row", "a word of 'words' is left empty")
+class EmptiesWords(SwapsTags):
+    def augment(self, row, card, rng, params, learned=None):
+        return {**row, "words": ["", *row["words"][1:]]}
+
+
 @defect("check_augmenter_changes_texts", "40 tries at .* change nothing")
 class DoesNothing(Shout):
     def augment(self, row, card, rng, params, learned=None):

@@ -99,6 +99,7 @@ class QuestionAnswering(Task):
                 'the answers: {"text": [...], "answer_start": [...]}, a text or a list of texts; an empty list for none',
                 target=True,
                 guesses=("answer", "answer_text", "label", "target", "span"),
+                of="context",
             ),
         ),
         metrics=("qa_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer_accuracy", "best_qa_f1"),

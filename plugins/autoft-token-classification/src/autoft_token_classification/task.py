@@ -81,6 +81,7 @@ class TokenClassification(Task):
                 target=True,
                 required=False,
                 guesses=("spans", "entities", "annotations"),
+                of="text",
             ),
         ),
         metrics=("entity_f1", "entity_precision", "entity_recall", "entity_f1_macro", "token_accuracy"),
