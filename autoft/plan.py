@@ -723,7 +723,7 @@ class _Planner:
                     f"{compressor.name} cannot follow: it takes {' or '.join(sorted(compressor.accepts))}, not {state}"
                 )
             state = compressor.yields
-        reasons = [self.first_refusal(chain, target) for target in targets]
+        reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
         return reasons[0] if reasons and all(reasons) else None
 
     def expand(self, name: str, chain: Sequence[Compressor]) -> list[VariantPlan]:
@@ -787,7 +787,7 @@ class _Planner:
                 chosen.append(name)
         return list(dict.fromkeys(chosen)) or ["none"]
 
-    def with_pinned(self, target: Target, chain: Sequence[Augmenter]) -> Target:
+    def with_pinned(self, target: Target, chain: Sequence[Strategy]) -> Target:
         """Return the target with what the recipe pins of the augmenters' parameters, for their checks to read."""
         names = [f"{augmenter.name}.{parameter}" for augmenter in chain for parameter in augmenter.space]
         given = {name: self.recipe.space[name] for name in names if name in self.recipe.space}

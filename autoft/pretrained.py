@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
@@ -12,7 +14,7 @@ from autoft.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DROPOUTS", "load_network", "load_tokenizer", "loading", "set_dropout"]
+__all__ = ["DROPOUTS", "load_network", "load_tokenizer", "loading", "named_model", "set_dropout"]
 
 DROPOUTS = (
     "attention_dropout",
@@ -60,6 +62,36 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
         raise
     finally:
         transformers.logging.set_verbosity(level)
+
+
+def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:
+    """Return where a model is that a parameter names: a folder, ``package://module/path`` or a hub id.
+
+    Raises:
+        ModelError: it is a folder or a package that holds no model.
+    """
+    path = name
+    if name.startswith("package://"):
+        path = str(_in_package(name))
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir():
+        folder = Path(name).expanduser().absolute()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
+        path = str(folder)
+    return ModelSource(name, path, trust_remote_code=trust_remote_code)
+
+
+def _in_package(name: str) -> Path:
+    module, _, inside = name.removeprefix("package://").partition("/")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = (Path(folder) / inside).resolve()
+        if path.is_relative_to(Path(folder).resolve()) and (path / "config.json").is_file():
+            return path
+    raise ModelError(f"{name}: there is no model; is the package installed that provides the module {module!r}?")
 
 
 def load_tokenizer(source: ModelSource) -> Any:

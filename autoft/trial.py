@@ -463,6 +463,8 @@ class Trial:
         self, dense: torch.nn.Module, target: Target, variant: VariantPlan, memory: dict[str, float]
     ) -> VariantResult:
         """Compress a trained model in one way, write it, measure it from its files, and return what was measured."""
+        import torch
+
         begin = time.monotonic()
         folder = self.place.run.path / variant_folder(self.config.number, variant.name)
         outcome = VariantResult(name=variant.name, state="failed")
@@ -477,6 +479,8 @@ class Trial:
             return outcome
         self.callbacks.stage(f"compress: {variant.name}")
         try:
+            # New heads and dropout of what is trained again.
+            torch.manual_seed(self.config.seed)
             recover = _Recovery(self, dense, target, variant.name)
 
             def measure_step(name: str, write: Callable[[Path], None]) -> None:

@@ -127,3 +127,21 @@ def test_variants_that_train_are_made_of_every_trial_where_there_are_no_others(t
     # The default's own model stays beside them as the yardstick.
     assert [variant.name.split("(")[0] for variant in trial.variants] == ["none", "layer-pruning"]
     assert json.loads((run / "selection.json").read_text())["variant"].startswith("layer-pruning")
+
+
+def test_a_smaller_model_learns_from_the_best_trial(tmp_path, tiny_model, small_model, reviews):
+    space = {
+        "full.learning_rate": 4e-3,
+        "train.epochs": 6,
+        "train.batch_size": 8,
+        "distillation.student": str(small_model),
+        "distillation.epochs": 6,
+        "distillation.learning_rate": 4e-3,
+    }
+    budget = {"time": "10m", "trials": 1}
+    run, _ = search(tmp_path, tiny_model, reviews, compress=["none", "distillation"], space=space, budget=budget)
+    (variant,) = further(run).variants
+    assert variant.state == "complete", variant.reason
+    assert variant.validation["accuracy"] > 0.8
+    loaded = load(run / variant.folder)
+    assert loaded.model.config.hidden_size == 16

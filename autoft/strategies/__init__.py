@@ -15,6 +15,7 @@ from autoft.strategies.augmentation import (
 )
 from autoft.strategies.bf16_weights import Bf16Weights
 from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.distillation import Distillation
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
@@ -62,6 +63,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         HeadOnly(),
         Lora(),
         MagnitudePruning(),
+        Distillation(),
         VocabularyPruning(),
         LayerPruning(),
         FfnPruning(),

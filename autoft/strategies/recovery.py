@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["RECOVERY", "recover"]
 
 RECOVERY: SearchSpace = {
-    "epochs": Int(0, 100, default=3),
-    "learning_rate": Float(1e-6, 1e-2, default=1e-4, log=True),
-    "teaching": Float(0.0, 1.0, default=0.5),
+    "epochs": Int(0, 100, default=5),
+    "learning_rate": Float(1e-6, 1e-2, default=2e-4, log=True),
+    "teaching": Float(0.0, 1.0, default=0.9),
 }
 """How what is left is trained: 0 epochs for not at all; ``teaching`` is the weight of what the trained model said."""
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from autoft.contracts import ModelSource, Refusal, Row, Target, TaskCard
 from autoft.errors import ModelError
-from autoft.pretrained import load_tokenizer, loading
+from autoft.pretrained import load_tokenizer, loading, named_model
 from autoft.rundir import read_json, write_json
 from autoft.space import Categorical, Float, SearchSpace
 from autoft.strategies.augmentation import (
@@ -253,7 +253,7 @@ class BackTranslation(TextAugmenter):
             )
         for key in ("forward", "backward"):
             try:
-                _source(named[key], target)
+                named_model(str(named[key] or named["forward"]))
             except ModelError as error:
                 return Refusal(f"{self.name}: {key}: {error}")
         return super().check(target)
@@ -456,44 +456,19 @@ def _maskable(text: str, places: Sequence[Sequence[int]]) -> list[tuple[int, str
     return found
 
 
-def _source(name: Any, target: Target) -> ModelSource:
-    """Return where a translation model is.
-
-    Raises:
-        ModelError: it is a folder or a package that is not there.
-    """
-    text = str(name)
-    path = text
-    if text.startswith("package://"):
-        path = str(_package_path(text))
-    elif text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).is_dir():
-        folder = Path(text).expanduser().absolute()
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{text} holds no config.json; give the folder of a transformers model")
-        path = str(folder)
-    return ModelSource(text, path, trust_remote_code=target.source.trust_remote_code)
-
-
-def _package_path(name: str) -> Path:
-    module, _, inside = name.removeprefix("package://").partition("/")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = (Path(folder) / inside).resolve()
-        if path.is_relative_to(Path(folder).resolve()) and (path / "config.json").is_file():
-            return path
-    raise ModelError(f"{name}: there is no model; is the package installed that provides the module {module!r}?")
-
-
 def _there_and_back(target: Target, texts: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
     split = {text: split_sentences(text) for text in texts}
     sentences = list(dict.fromkeys(sentence for found, _ in split.values() for sentence in found))
     forward, backward = params["forward"], params.get("backward") or params["forward"]
     language, pivot = params.get("language"), params.get("pivot")
-    abroad = _translate(sentences, _source(forward, target), target, language, pivot)
-    back = dict(zip(sentences, _translate(abroad, _source(backward, target), target, pivot, language), strict=True))
+    abroad = _translate(sentences, named_model(forward, target.source.trust_remote_code), target, language, pivot)
+    back = dict(
+        zip(
+            sentences,
+            _translate(abroad, named_model(backward, target.source.trust_remote_code), target, pivot, language),
+            strict=True,
+        )
+    )
     made = {}
     for text, (found, gaps) in split.items():
         # An empty translation is none.
