@@ -40,8 +40,9 @@ def describe(config: TrialConfig) -> str:
     words = [short, config.pipeline, f"{epochs} epoch{'' if epochs == 1 else 's'}"]
     if isinstance(rate, float):
         words.append(f"lr {rate:.2g}")
-    if config.params.get("augment") not in {None, "none"}:
-        words.append(str(config.params["augment"]))
+    words += [
+        str(config.params[name]) for name in ("augment", "regularize") if config.params.get(name, "none") != "none"
+    ]
     if config.kind == "seed":
         words.append(f"trial {config.parent} with seed {config.seed}")
     if config.kind in {"soup", "ensemble"}:
@@ -325,6 +326,8 @@ def plan_tables(plan: Plan) -> Group:
         parts.append(refused)
     for model, pipeline, reason in plan.illegal:
         parts.append(Text(f"{pipeline} is not tried with {model}: {reason}"))
+    for pipeline, chain, reason in plan.unsuited:
+        parts.append(Text(f"{chain} is not tried with {pipeline}: {reason}"))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(*parts)
 

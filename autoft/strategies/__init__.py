@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoft.contracts import Strategy
 from autoft.hookspecs import hookimpl
+from autoft.strategies.adversarial import Fgm, Mixup, Pgd
 from autoft.strategies.augmentation import (
     CharacterNoise,
     RandomDeletion,
@@ -13,13 +14,17 @@ from autoft.strategies.augmentation import (
     RandomReplacement,
     RandomSwap,
 )
+from autoft.strategies.averaging import Ema, Swa
 from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.consistency import RDrop, TokenCutoff
+from autoft.strategies.contrastive import SupervisedContrastive
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
 from autoft.strategies.lora import Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
+from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
 
 __all__ = ["autoft_strategies"]
 
@@ -38,6 +43,19 @@ def autoft_strategies() -> Sequence[Strategy]:
         Full(),
         HeadOnly(),
         Lora(),
+        RDrop(),
+        Fgm(),
+        Pgd(),
+        SupervisedContrastive(),
+        Mixup(),
+        TokenCutoff(),
+        L1(),
+        L2Sp(),
+        Mixout(),
+        LayerDecay(),
+        ReinitTop(),
+        Ema(),
+        Swa(),
         MagnitudePruning(),
         DynamicInt8(),
         Onnx(),
