@@ -80,9 +80,9 @@ def classification_loss(
     weights: torch.Tensor | None = None
     if params.get("train.class_weights") == "balanced":
         numbers = torch.tensor(list(counts), device=logits.device)
-        weights = numbers.sum() / (len(numbers) * numbers)
+        weights = (numbers.sum() / (len(numbers) * numbers)).to(logits.dtype)
     if loss == "class-balanced":
-        effective = torch.tensor(effective_weights(counts, beta), device=logits.device)
+        effective = torch.tensor(effective_weights(counts, beta), dtype=logits.dtype, device=logits.device)
         weights = effective if weights is None else weights * effective
     if loss != "focal":
         return functional.cross_entropy(
@@ -141,7 +141,7 @@ def binary_loss(
         return (wrong.pow(gamma) * entropy).mean()
     # A label that all rows have would leave no row for its no.
     pairs = [effective_weights((max(rows - count, 1), count), beta) for count in counts]
-    no, yes = torch.tensor(pairs, device=logits.device).unbind(1)
+    no, yes = torch.tensor(pairs, dtype=logits.dtype, device=logits.device).unbind(1)
     return (torch.where(labels > 0.5, yes, no) * entropy).mean()
 
 
