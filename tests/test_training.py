@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.contracts import Augmenter, Column, Regularizer, Task, TaskCard, TaskContext
+from autoft.contracts import Augmenter, Column, ModelSource, Regularizer, Target, Task, TaskCard, TaskContext
 from autoft.data import Split, encoded
 from autoft.errors import ModelError
+from autoft.hardware import Hardware
 from autoft.optimizers import OPTIMIZERS
 from autoft.strategies.averaging import Ema, Swa
 from autoft.training import Augmentation, Auxiliary, Regularization, learning_rate_factor, share_body, train
@@ -334,7 +335,6 @@ def sentences_task(catalog, folder, seed=0):
     """A classifier of sentences over words that it knows, with what the loop needs of it, and dropout."""
     import torch
 
-    from autoft.contracts import ModelSource
     from autoft.plan import TRAIN_SPACE
     from autoft.testing.models import texts_of, tiny_model
 
@@ -349,9 +349,10 @@ def sentences_task(catalog, folder, seed=0):
     return task, context, rows, task.load_model(source, context).train()
 
 
-def fit_sentences(task, context, rows, model, folder, chain=(), changes=None):
+def fit_sentences(task, context, rows, model, folder, chain=(), changes=None, precision="fp32"):
     here = TaskContext(**{**vars(context), "params": {**context.params, **(changes or {})}})
-    with Regularization(chain, model, None) as regularization:
+    target = Target(task, ModelSource("tiny", ""), {}, here, Hardware.probe_cpu())
+    with Regularization(chain, model, target) as regularization:
         return train(
             model,
             task=task,
@@ -360,7 +361,7 @@ def fit_sentences(task, context, rows, model, folder, chain=(), changes=None):
             rows=rows,
             augmentation=None,
             learning_rate=1e-3,
-            precision="fp32",
+            precision=precision,
             objective="x",
             higher_is_better=True,
             validate=lambda model: {"x": 0.0},
@@ -430,6 +431,16 @@ def test_every_optimiser_learns_sentences(catalog, tmp_path, optimizer):
     changes = {"train.optimizer": optimizer, "train.epochs": 16}
     losses = [point.train_loss for point in fit_sentences(task, context, rows, model, tmp_path, changes=changes).curve]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_regularizer_learns_with_bf16_accumulation_and_checkpointing(catalog, tmp_path):
+    changes = {"train.epochs": 12, "train.gradient_accumulation": 2, "train.gradient_checkpointing": True}
+    for name, one in catalog.regularizers.items():
+        task, context, rows, model = sentences_task(catalog, tmp_path)
+        chain = [(one, {key: domain.default for key, domain in one.space.items()})]
+        curve = fit_sentences(task, context, rows, model, tmp_path, chain, changes, precision="bf16").curve
+        assert curve[-1].train_loss < 0.95 * curve[0].train_loss, name
+        assert all(value.dtype.is_floating_point and value.isfinite().all() for value in model.parameters()), name
 
 
 class Slower(Regularizer):

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Refusal, Regularizer, Target
 from autoft.space import Float, Int, SearchSpace
-from autoft.strategies.passes import classes_only, input_embeddings, with_embeddings, without_embeddings
+from autoft.strategies.passes import (
+    classes_only,
+    encodes_and_decodes,
+    input_embeddings,
+    with_embeddings,
+    without_embeddings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +58,7 @@ class _Adversarial(Regularizer):
 
         with with_embeddings(model, _with_gradient) as seen:
             plain = compute(batch)
-        if len(seen) > (2 if target.config.get("is_encoder_decoder") else 1):
+        if len(seen) > (2 if encodes_and_decodes(model) else 1):
             return plain
         start = seen[0]
         radius = float(params["epsilon"]) * start.detach().float().norm(dim=-1).mean()
@@ -126,7 +132,8 @@ def _inside(change: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     """Return the change of each row, no longer than the radius."""
     length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
     factor = (radius / length).clamp_max(1.0)
-    return change * factor.view(-1, *[1] * (change.ndim - 1))
+    kept: torch.Tensor = change * factor.view(-1, *[1] * (change.ndim - 1))
+    return kept
 
 
 class Mixup(Regularizer):

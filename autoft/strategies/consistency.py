@@ -77,7 +77,7 @@ class RDrop(Regularizer):
         for _ in range(2):
             with logits_seen(model) as seen:
                 losses.append(compute(batch))
-            found, binary = judged_logits(seen, batch, target)
+            found, binary = judged_logits(seen, model, batch, target)
             logits.append(found)
         apart = (divergence(logits[0], logits[1], binary) + divergence(logits[1], logits[0], binary)) / 2
         return (losses[0] + losses[1]) / 2 + float(params["weight"]) * apart
@@ -131,7 +131,7 @@ class TokenCutoff(Regularizer):
         for given in (batch, cut):
             with logits_seen(model) as seen:
                 total = total + compute(given)
-            found, binary = judged_logits(seen, batch, target)
+            found, binary = judged_logits(seen, model, batch, target)
             logits.append(found)
         if binary:
             middle = torch.logit((logits[0].sigmoid() + logits[1].sigmoid()) / 2, eps=1e-6)

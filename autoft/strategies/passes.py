@@ -20,6 +20,7 @@ __all__ = [
     "IGNORED",
     "WRITING",
     "classes_only",
+    "encodes_and_decodes",
     "input_embeddings",
     "judged_logits",
     "logits_seen",
@@ -69,7 +70,10 @@ def input_embeddings(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         ModelError: the model does not say which.
     """
-    get: Any = getattr(model, "get_input_embeddings", None)
+    # The table that encoder and decoder share is a module of its own, which neither of them calls.
+    whole: Any = model
+    reader = whole.get_encoder() if encodes_and_decodes(model) and hasattr(whole, "get_encoder") else whole
+    get = getattr(reader, "get_input_embeddings", None)
     try:
         module: torch.nn.Module | None = get() if get else None
     except NotImplementedError:
@@ -107,6 +111,8 @@ def with_embeddings(
         yield seen
     finally:
         handle.remove()
+    if not seen:
+        raise ModelError(f"{type(model).__name__} does not use its input embeddings; take another regularizer")
 
 
 @contextmanager
@@ -127,13 +133,19 @@ def logits_seen(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
+def encodes_and_decodes(model: torch.nn.Module) -> bool:
+    """Say whether a model reads with an encoder and writes with a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def judged_logits(
-    seen: list[torch.Tensor], batch: Mapping[str, torch.Tensor], target: Target
+    seen: list[torch.Tensor], model: torch.nn.Module, batch: Mapping[str, torch.Tensor], target: Target
 ) -> tuple[torch.Tensor, bool]:
     """Return the logits at places that have a label, of one computation of the loss.
 
     Args:
         seen: of each call of the model, which is called more than once for windows of long texts.
+        model: that gave them.
         batch: with ``labels``.
         target: the task.
 
@@ -146,7 +158,7 @@ def judged_logits(
     import torch
 
     logits, labels = torch.cat(seen) if len(seen) > 1 else seen[0], batch["labels"]
-    if target.task.card.architecture == "causal-lm":
+    if target.task.card.architecture in WRITING and not encodes_and_decodes(model):
         # Each place says the token after it; of prompts, tasks may ask for the last logits only.
         logits = logits[:, :-1]
         labels = labels[:, -logits.shape[1] :]

@@ -9,6 +9,7 @@ from autoft.contracts import Reach, Refusal, Regularizer, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, Int, SearchSpace
 from autoft.strategies.head_only import CONVOLUTIONAL, find_head
+from autoft.strategies.passes import WRITING
 
 if TYPE_CHECKING:
     import torch
@@ -230,10 +231,11 @@ class ReinitTop(Regularizer):
     space: ClassVar[SearchSpace] = {"layers": Int(1, 6, default=1)}
 
     def check(self, target: Target) -> Refusal | None:
-        """Refuse models with convolutions, and those that have to write on as they were pretrained to."""
-        if target.task.card.architecture == "causal-lm":
+        """Refuse models with convolutions, and those that write as they were pretrained to."""
+        architecture = target.task.card.architecture
+        if architecture in WRITING:
             return Refusal(
-                f"{self.name}: a causal-lm writes with its upper layers, which have to stay; use layer-decay"
+                f"{self.name}: a {architecture} model writes with its upper layers, which have to stay; use layer-decay"
             )
         return _convolutional(self.name, target)
 

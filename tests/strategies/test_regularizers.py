@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,19 +176,27 @@ def test_r_drop_reads_only_places_with_a_label(make_target, tmp_path):
 
     from autoft.strategies.passes import judged_logits
 
+    class Writer(torch.nn.Module):
+        config = SimpleNamespace(is_encoder_decoder=False)
+
+    model = Writer()
     words = make_target(tmp_path, architecture="token-classification")
     logits, labels = torch.randn(2, 4, 3), torch.tensor([[0, 1, -100, -100], [-100, 2, 0, -100]])
-    found, binary = judged_logits([logits], {"labels": labels}, words)
+    found, binary = judged_logits([logits], model, {"labels": labels}, words)
     assert torch.equal(found, logits[[0, 0, 1, 1], [0, 1, 1, 2]])
     assert not binary
     # A language model says at each place what comes next; of prompts a task may ask for the last logits only.
     text = make_target(tmp_path, architecture="causal-lm")
-    found, _ = judged_logits([logits], {"labels": labels}, text)
+    found, _ = judged_logits([logits], model, {"labels": labels}, text)
     assert torch.equal(found, logits[[0, 1, 1], [0, 0, 1]])
+    # A decoder beside an encoder is given its labels moved already.
+    model.config.is_encoder_decoder = True
+    found, _ = judged_logits([logits], model, {"labels": labels}, make_target(tmp_path, architecture="seq2seq-lm"))
+    assert torch.equal(found, logits[[0, 0, 1, 1], [0, 1, 1, 2]])
     several = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    assert judged_logits([logits[0, :2]], {"labels": several}, make_target(tmp_path))[1]
+    assert judged_logits([logits[0, :2]], model, {"labels": several}, make_target(tmp_path))[1]
     with pytest.raises(ModelError, match="do not go together"):
-        judged_logits([logits], {"labels": labels[:, :3]}, words)
+        judged_logits([logits], model, {"labels": labels[:, :3]}, words)
 
 
 def test_r_drop_refuses_labels_that_are_no_classes(make_target, tmp_path):
@@ -347,6 +356,49 @@ def test_adversarial_training_works_through_accumulation_and_checkpointing(ready
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, other in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_source_text_of_an_encoder_decoder_is_moved():
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from autoft.strategies.passes import with_embeddings
+
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "vocab_size": 20, "num_layers": 1}
+    model = T5ForConditionalGeneration(T5Config(**small, decoder_start_token_id=0)).eval()
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[6, 7]])}
+    told = []
+    model.encoder.dropout.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0].detach()))
+    model.decoder.dropout.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0].detach()))
+    plain = model(**batch).loss
+    with with_embeddings(model, lambda embeddings: embeddings + 1.0):
+        moved = model(**batch).loss
+    # Each dropout comes twice in a pass: before the first layer and behind the last.
+    torch.testing.assert_close(told[4], told[0] + 1.0)
+    torch.testing.assert_close(told[6], told[2])
+    assert float(moved) != float(plain)
+
+
+def test_a_model_whose_embeddings_are_not_used_is_told():
+    import torch
+
+    from autoft.strategies.passes import with_embeddings
+
+    class Unused(torch.nn.Linear):
+        def get_input_embeddings(self):
+            return torch.nn.Embedding(2, 2)
+
+    with pytest.raises(ModelError, match="does not use"), with_embeddings(Unused(1, 1), lambda embeddings: embeddings):
+        pass
+    with pytest.raises(ModelError, match="does not say where"):
+        Fgm().prepare(torch.nn.Linear(1, 1), None, {})
+
+
+def test_layers_that_write_do_not_start_anew(make_target, tmp_path):
+    for architecture in ("causal-lm", "conditional-generation"):
+        refusal = ReinitTop().check(make_target(tmp_path, architecture=architecture))
+        assert refusal.reason.startswith(f"reinit-top: a {architecture} model writes")
+    assert ReinitTop().check(make_target(tmp_path)) is None
 
 
 def test_mixup_mixes_embeddings_and_losses(ready):
