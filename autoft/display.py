@@ -40,9 +40,8 @@ def describe(config: TrialConfig) -> str:
     words = [short, config.pipeline, f"{epochs} epoch{'' if epochs == 1 else 's'}"]
     if isinstance(rate, float):
         words.append(f"lr {rate:.2g}")
-    words += [
-        str(config.params[name]) for name in ("augment", "regularize") if config.params.get(name, "none") != "none"
-    ]
+    chosen = (config.params.get(name) for name in ("augment", "regularize"))
+    words += [str(value) for value in chosen if value not in {None, "none"}]
     if config.kind == "seed":
         words.append(f"trial {config.parent} with seed {config.seed}")
     if config.kind in {"soup", "ensemble"}:
