@@ -26,8 +26,8 @@ def test_lion_takes_the_steps_of_the_paper():
     weight = one_weight(start)
     optimizer = make_optimizer("lion", [Group([weight], decay)], rate)
     theirs, momentum = start.astype(np.float64), np.zeros((3, 2))
-    # A fifth of AdamW's rate, five times its decay.
-    lower, stronger = rate / 5, decay * 5
+    # A third of AdamW's rate, three times its decay.
+    lower, stronger = rate / 3, decay * 3
     for _ in range(6):
         gradient = rng.normal(size=(3, 2))
         weight.grad = torch.tensor(gradient, dtype=torch.float32)
