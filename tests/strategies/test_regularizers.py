@@ -220,7 +220,8 @@ def test_a_share_of_the_tokens_is_hidden_and_the_ends_stay(lengths, ratio, left)
         places = torch.nonzero(row).flatten()
         assert (cut <= row).all()
         assert cut[places[0]] == cut[places[-1]] == 1
-        assert int(row.sum() - cut.sum()) == min(round(ratio * length), max(0, length - 2))
+        # To the nearest whole number; a half may go either way.
+        assert abs(int(row.sum() - cut.sum()) - min(ratio * length, max(0, length - 2))) <= 0.5 + 1e-5
 
 
 def test_token_cutoff_adds_the_loss_of_cut_rows_and_the_jensen_shannon_divergence(ready):
