@@ -193,7 +193,7 @@ def plugins(
 def _list_strategies(catalog: Any, as_json: bool) -> None:
     from rich.table import Table
 
-    order = ("data", "load", "adapt", "compress")
+    order = ("data", "load", "adapt", "train", "compress")
     found = sorted(catalog.strategies.values(), key=lambda strategy: order.index(strategy.stage))
     if as_json:
         listed = [
@@ -211,8 +211,9 @@ def _list_strategies(catalog: Any, as_json: bool) -> None:
         return
     table = Table("strategy", "stage", "accepts", "yields", "what it does")
     for strategy in found:
-        # An augmenter is there before any model.
-        states = ("", "") if strategy.stage == "data" else (", ".join(sorted(strategy.accepts)), strategy.yields)
+        # An augmenter is there before any model, and a regularizer leaves a model's state to the adapter.
+        accepts = "" if strategy.stage == "data" else ", ".join(sorted(strategy.accepts))
+        states = (accepts, "" if strategy.stage in {"data", "train"} else strategy.yields)
         table.add_row(strategy.name, strategy.stage, *states, strategy.summary)
     _console().print(table)
 

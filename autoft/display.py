@@ -40,8 +40,8 @@ def describe(config: TrialConfig) -> str:
     words = [short, config.pipeline, f"{epochs} epoch{'' if epochs == 1 else 's'}"]
     if isinstance(rate, float):
         words.append(f"lr {rate:.2g}")
-    if config.params.get("augment") not in {None, "none"}:
-        words.append(str(config.params["augment"]))
+    chosen = (config.params.get(name) for name in ("augment", "regularize"))
+    words += [str(value) for value in chosen if value not in {None, "none"}]
     if config.kind == "seed":
         words.append(f"trial {config.parent} with seed {config.seed}")
     if config.kind in {"soup", "ensemble"}:
@@ -327,6 +327,8 @@ def plan_tables(plan: Plan) -> Group:
         parts.append(refused)
     for model, pipeline, reason in plan.illegal:
         parts.append(Text(f"{pipeline} is not tried with {model}: {reason}"))
+    for pipeline, chain, reason in plan.unsuited:
+        parts.append(Text(f"{chain} is not tried with {pipeline}: {reason}"))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(*parts)
 

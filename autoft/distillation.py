@@ -70,7 +70,12 @@ def distill(
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
     """
-    changes = {"train.epochs": epochs, "train.schedule": "linear", "train.gradient_accumulation": 1}
+    changes = {
+        "train.epochs": epochs,
+        "train.schedule": "linear",
+        "train.gradient_accumulation": 1,
+        "train.optimizer": "adamw",
+    }
     context = replace(target.context, params={**target.context.params, **changes})
     for parameter in student.parameters():
         parameter.requires_grad_(True)

@@ -23,7 +23,7 @@ def autoft_tasks() -> Sequence[Task]:
 
 @hookspec
 def autoft_strategies() -> Sequence[Strategy]:
-    """Return the strategies of this plugin: augmenters, quantizers, adapters, compressors."""
+    """Return the strategies of this plugin: augmenters, quantizers, adapters, regularizers, compressors."""
     raise NotImplementedError
 
 

@@ -21,6 +21,8 @@ from autoft.contracts import (
     Compressor,
     ModelSource,
     Quantizer,
+    Reach,
+    Regularizer,
     Strategy,
     Target,
     Task,
@@ -30,6 +32,8 @@ from autoft.data import package_path
 from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
 from autoft.gguf import converted
 from autoft.hardware import Hardware
+from autoft.losses import LOSSES
+from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
@@ -76,10 +80,15 @@ TRAIN_SPACE: dict[str, Domain] = {
     "train.label_smoothing": Float(0.0, 0.5, 0.0),
     "train.dropout": Float(0.0, 0.6, 0.1),
     "train.class_weights": Categorical(("none", "balanced")),
+    "train.loss": Categorical(LOSSES),
+    "train.optimizer": Categorical(tuple(OPTIMIZERS)),
+    "train.gradient_checkpointing": Categorical((False, True)),
     "train.max_grad_norm": Float(0.05, 100.0, 1.0),
     "train.max_length": Int(8, 131072, 512),
 }
 """Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
+
+REACHES: tuple[Reach, ...] = ("head", "layers", "all")
 
 AUXILIARY_SPACE: dict[str, Domain] = {
     "auxiliary.weight": Float(0.0, 100.0, 0.0),
@@ -93,6 +102,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "pipelines": ["full"],
         "compress": ["none", "onnx-int8"],
         "augment": ["none"],
+        "regularize": ["none"],
         "space": {
             "train.epochs": Int(1, 3, 2),
             "train.batch_size": Categorical((16, 32)),
@@ -104,6 +114,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "pipelines": ["full", "lora"],
         "compress": ["none", "dynamic-int8", "onnx", "onnx-int8"],
         "augment": ["none", "random-deletion", "random-swap", "mention-replacement"],
+        "regularize": ["none"],
         "space": {
             "train.epochs": Int(2, 5, 3),
             "train.batch_size": Categorical((16, 32)),
@@ -124,6 +135,8 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "onnx-int8",
             "magnitude-pruning",
             "magnitude-pruning+onnx-int8",
+            "vocabulary-pruning+onnx-int8",
+            "layer-pruning+vocabulary-pruning+onnx-int8",
         ],
         # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
         # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.
@@ -140,6 +153,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "horizontal-flip",
             "random-resized-crop",
         ],
+        "regularize": ["none", "r-drop", "fgm", "ema"],
         "space": {
             "train.epochs": Int(2, 8, 3),
             "train.batch_size": Categorical((8, 16, 32, 64), 16),
@@ -244,6 +258,8 @@ class Plan(_Plan):
     """By parameter: ``recipe``, ``effort: balanced``, ``default`` or the strategy's name."""
     illegal: list[tuple[str, str, str]] = []
     """Pairs of model and pipeline that cannot go together, and why."""
+    unsuited: list[tuple[str, str, str]] = []
+    """Pairs of pipeline and chain of regularizers that cannot go together, and why."""
     refusals: list[RefusalNote]
     warnings: list[str]
     objective: str
@@ -285,17 +301,26 @@ class Plan(_Plan):
         """Return the pipeline of this name."""
         return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
 
-    def parameters(self, pipeline: str, augment: str | None) -> list[str]:
+    def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
         chain = self.pipeline(pipeline)
         prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, *(augment or "").split("+")}
+        prefixes.update((regularize or "").split("+"))
         names = [name for name in self.space if name not in {"model", "pipeline"}]
-        return [name for name in names if name == "augment" or name.split(".", 1)[0] in prefixes]
+        return [name for name in names if name in {"augment", "regularize"} or name.split(".", 1)[0] in prefixes]
+
+    def unfit(self, model: str, pipeline: str, regularize: object) -> str | None:
+        """Return why a model, a pipeline and a chain of regularizers cannot go together, or None."""
+        pairs = [*self.illegal, *self.unsuited]
+        reasons = {(one, other): reason for one, other, reason in pairs}
+        return reasons.get((model, pipeline)) or reasons.get((pipeline, str(regularize)))
 
     def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
         """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
-        augment = self.domain("augment").default if "augment" in self.space else None
-        params = {name: self.domain(name).default for name in self.parameters(pipeline, augment)}  # type: ignore[arg-type]
+        augment, regularize = (
+            str(self.domain(name).default) if name in self.space else None for name in ("augment", "regularize")
+        )
+        params = {name: self.domain(name).default for name in self.parameters(pipeline, augment, regularize)}
         for name, value in changes.items():
             if name in params and self.domain(name).contains(value):
                 params[name] = value
@@ -470,7 +495,9 @@ class _Planner:
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
         augmenters = self.augmenters(targets)
-        space, origins = self.space(models, pipelines, augmenters)
+        regularizers = self.regularizers(targets)
+        unsuited = self.unsuited(pipelines, regularizers)
+        space, origins = self.space(models, pipelines, augmenters, regularizers)
         objectives = self.objectives()
         # Folds are the instances that the Wilcoxon test compares; without them trials are compared at their rungs.
         single = "wilcoxon" if search.folds > 1 else "halving"
@@ -513,6 +540,7 @@ class _Planner:
             space={name: domain_to_json(domain) for name, domain in space.items()},
             origins=origins,
             illegal=illegal,
+            unsuited=unsuited,
             refusals=self.refusals,
             warnings=self.warnings,
             objective=objectives[0],
@@ -797,18 +825,86 @@ class _Planner:
         pinned = {name: value for name, value in single.items() if isinstance(value, str | int | float)}
         return replace(target, context=replace(target.context, params=pinned))
 
+    def regularizers(self, targets: Sequence[Target]) -> list[str]:
+        """Return the chains of regularizers to search; those that any model refuses are left out."""
+        known = self.catalog.regularizers
+        given = self.recipe.regularize
+        chosen = []
+        for name in given or self.effort["regularize"]:
+            steps = [] if name == "none" else name.split("+")
+            unknown = [step for step in steps if step not in known]
+            if unknown:
+                if given:
+                    self.fault("regularize", unknown_name("regularizer", unknown[0], [*known, "none"]))
+                continue
+            if len(set(steps)) < len(steps):
+                self.fault("regularize", f"{name!r} names a regularizer twice")
+                continue
+            chain = [known[step] for step in steps]
+            reason = next((found for target in targets if (found := self.first_refusal(chain, target))), None)
+            if reason:
+                self.refuse(name, reason)
+                if given:
+                    self.warnings.append(f"regularization {name} is left out: {reason}")
+            else:
+                chosen.append(name)
+        return list(dict.fromkeys(chosen)) or ["none"]
+
+    def unsuited(self, pipelines: Sequence[PipelinePlan], chains: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Return which chains of regularizers need more of a training than a pipeline gives."""
+        found = []
+        for pipeline, chain in itertools.product(pipelines, chains):
+            adapter = self.catalog.adapters[pipeline.adapter]
+            state = self.catalog.quantizers[pipeline.quantizer].yields if pipeline.quantizer else "dense"
+            for name in [] if chain == "none" else chain.split("+"):
+                one = self.catalog.regularizers[name]
+                if state not in one.accepts:
+                    found.append((pipeline.name, chain, f"{name} cannot work over a {state} base"))
+                elif REACHES.index(adapter.reach) < REACHES.index(one.needs):
+                    what = "all weights" if one.needs == "all" else "something of the model's layers"
+                    found.append((pipeline.name, chain, f"{name} needs {what} to be trained, as full does"))
+        for chain in chains:
+            if pipelines and {pipeline.name for pipeline in pipelines} <= {
+                one for one, other, _ in found if other == chain
+            }:
+                reason = next(reason for _, other, reason in found if other == chain)
+                self.refuse(chain, reason)
+                self.warnings.append(f"regularization {chain} suits none of the pipelines: {reason}")
+        return found
+
+    def usable(self, name: str, domain: Domain) -> Domain:
+        """Return the domain of ``train.optimizer`` without those that do not pay on this machine, as refusals say."""
+        refused = refused_optimizers(self.hardware) if name == "train.optimizer" else {}
+        if not refused or not isinstance(domain, Categorical):
+            return domain
+        left = tuple(choice for choice in domain.choices if choice not in refused)
+        for choice in domain.choices:
+            if choice in refused:
+                self.refuse(f"{name}={choice}", refused[str(choice)])
+                self.warnings.append(f"{name} {choice} is left out: {refused[str(choice)]}")
+        if not left:
+            self.fault(f"space.{name}", f"nothing is left: {'; '.join(refused[str(one)] for one in domain.choices)}")
+            return domain
+        return Categorical(left, domain.default)
+
     def space(
-        self, models: Sequence[ModelPlan], pipelines: Sequence[PipelinePlan], augmenters: Sequence[str]
+        self,
+        models: Sequence[ModelPlan],
+        pipelines: Sequence[PipelinePlan],
+        augmenters: Sequence[str],
+        regularizers: Sequence[str],
     ) -> tuple[dict[str, Domain], dict[str, str]]:
         ignored = self.task.card.ignores
         known: dict[str, Domain] = {name: domain for name, domain in TRAIN_SPACE.items() if name not in ignored}
         known.update(self.task.space())
         if self.recipe.auxiliary:
             known.update(AUXILIARY_SPACE)
-        owners: list[Adapter | Quantizer | Augmenter] = [
+        owners: list[Adapter | Quantizer | Augmenter | Regularizer] = [
             self.catalog.augmenters[part]
             for part in dict.fromkeys(part for name in augmenters if name != "none" for part in name.split("+"))
         ]
+        steps = dict.fromkeys(step for chain in regularizers for step in chain.split("+") if step != "none")
+        owners += [self.catalog.regularizers[name] for name in steps]
         adapters = dict.fromkeys(pipeline.adapter for pipeline in pipelines)
         quantizers = dict.fromkeys(pipeline.quantizer for pipeline in pipelines if pipeline.quantizer)
         owners = [
@@ -833,11 +929,13 @@ class _Planner:
         if pipelines:
             space["pipeline"] = Categorical(tuple(pipeline.name for pipeline in pipelines))
         space["augment"] = Categorical(tuple(augmenters), "none" if "none" in augmenters else augmenters[0])
+        space["regularize"] = Categorical(tuple(regularizers), "none" if "none" in regularizers else regularizers[0])
         origins.update(
             {
                 "model": "recipe",
                 "pipeline": self.origin(self.recipe.pipelines),
                 "augment": self.origin(self.recipe.augment),
+                "regularize": self.origin(self.recipe.regularize),
             }
         )
         for name, domain in known.items():
@@ -845,7 +943,7 @@ class _Planner:
                 try:
                     given = domain_from_recipe(self.recipe.space[name], domain)
                     check_widened(given, domain, fixed=name in TRAIN_SPACE)
-                    space[name], origins[name] = given, "recipe"
+                    space[name], origins[name] = self.usable(name, given), "recipe"
                 except ValueError as error:
                     self.fault(f"space.{name}", str(error))
             elif name in self.effort["space"]:
@@ -856,8 +954,8 @@ class _Planner:
             else:
                 space[name], origins[name] = Categorical((domain.default,)), "default"
         for name in self.recipe.space:
-            if name in {"model", "pipeline", "augment"}:
-                section = {"model": "model", "pipeline": "pipelines", "augment": "augment"}[name]
+            if name in {"model", "pipeline", "augment", "regularize"}:
+                section = "pipelines" if name == "pipeline" else name
                 self.fault(f"space.{name}", f"is set by the key {section!r} at the top of the recipe")
             elif name not in everything:
                 self.fault(f"space.{name}", unknown_name("parameter", name, everything))

@@ -24,6 +24,7 @@ from autoft.contracts import (
     CostMetric,
     QualityMetric,
     Quantizer,
+    Regularizer,
     Strategy,
     Task,
     TaskCard,
@@ -35,7 +36,7 @@ __all__ = ["BrokenPlugin", "Catalog", "Plugin", "load_plugins"]
 GROUP = "autoft"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Names become parts of parameter names (``lora.rank``), of pipelines (``nf4+lora``) and of folders."""
-IGNORABLE = frozenset({"train.dropout", "train.label_smoothing", "train.class_weights"})
+IGNORABLE = frozenset({"train.dropout", "train.label_smoothing", "train.class_weights", "train.loss"})
 """What a task may leave unused: the training loop itself reads the other parameters."""
 Kind = TypeVar("Kind", bound=Strategy)
 
@@ -107,6 +108,11 @@ class Catalog:
     def augmenters(self) -> dict[str, Augmenter]:
         """The augmenters, by name."""
         return self.of_kind(Augmenter)  # type: ignore[type-abstract]
+
+    @property
+    def regularizers(self) -> dict[str, Regularizer]:
+        """The regularizers, by name."""
+        return self.of_kind(Regularizer)
 
     @property
     def compressors(self) -> dict[str, Compressor]:

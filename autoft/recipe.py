@@ -212,6 +212,8 @@ class Recipe(_Section):
     """Chains of compressors applied to every trained model, as `[none, onnx, onnx-int8]`; default: by effort."""
     augment: Names | None = None
     """Augmenters to search, `none` among them if it may win; default: by effort."""
+    regularize: Names | None = None
+    """Chains of regularizers to search, as `[none, r-drop, ema+layer-decay]`; default: by effort."""
     space: dict[str, SpaceValue] = {}
     """Narrow, pin or widen any parameter that `autoft explain` shows: a scalar, a list or `{low, high, log}`."""
     search: SearchSection = SearchSection()

@@ -70,6 +70,12 @@ TAUGHT = 1.3
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
 
+UNKNOWN_CHAIN = 2.0
+"""How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
+
+CHOICES = ("augment", "regularize")
+"""Parameters whose value decides which others a configuration has, beside model and pipeline."""
+
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
 
@@ -158,7 +164,7 @@ class _Pace:
         """Take over what a finished trial took; ``further`` steps of auxiliary tasks came with each of its own."""
         if not result.curve:
             return
-        model, pipeline = result.config.model, result.config.pipeline
+        model, pipeline = result.config.model, _trained_by(result.config)
         seen = result.curve[-1].samples
         training = result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)
         self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
@@ -169,9 +175,13 @@ class _Pace:
     def estimate(self, plan: Plan, config: TrialConfig, train_rows: int, validation_rows: int) -> float:
         """Return the seconds that a configuration will take, to its last variant."""
         model = config.model
-        per_sample = self.seconds_per_sample.get(f"{model} {config.pipeline}")
+        per_sample = self.seconds_per_sample.get(f"{model} {_trained_by(config)}")
         if per_sample is None:
-            per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
+            per_sample = self.seconds_per_sample.get(f"{model} {config.pipeline}")
+            if per_sample is None:
+                per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
+            if _trained_by(config) != config.pipeline:
+                per_sample *= UNKNOWN_CHAIN
         epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
         batches = train_rows / int(config.params["train.batch_size"])  # type: ignore[arg-type]
         checks = epochs * (2 if batches >= 60 else 1)
@@ -179,6 +189,12 @@ class _Pace:
         known = self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
         steps = 1 + sum(plan.auxiliary_steps(config.params))
         return per_sample * steps * train_rows * epochs + validating + known
+
+
+def _trained_by(config: TrialConfig) -> str:
+    """Return the pipeline, and the chain of regularizers where there is one: what the pace of a training depends on."""
+    chain = config.params.get("regularize") or "none"
+    return config.pipeline if chain == "none" else f"{config.pipeline} {chain}"
 
 
 class Search:
@@ -808,10 +824,9 @@ class Search:
         return times * self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
 
     def _illegal(self, config: TrialConfig) -> str | None:
-        pairs = {(model, pipeline): reason for model, pipeline, reason in self.plan.illegal}
         if self._never_fits(config.model):
             return f"no compression of {config.model} fits the budget"
-        return pairs.get((config.model, config.pipeline))
+        return self.plan.unfit(config.model, config.pipeline, config.params.get("regularize"))
 
     def _known(self, config: TrialConfig) -> TrialResult | None:
         return next((r for r in self._told() if _same(r.config, config)), None)
@@ -974,9 +989,9 @@ class _Study:
             return domain.choices[0] if len(domain.choices) == 1 else trial.suggest_categorical(name, domain.choices)
 
         model, pipeline = value("model"), value("pipeline")
-        augment = value("augment")
-        params = {"augment": augment}
-        params.update({name: value(name) for name in self.plan.parameters(pipeline, augment) if name != "augment"})
+        choices = {name: value(name) for name in CHOICES if name in self.plan.space}
+        names = self.plan.parameters(pipeline, choices["augment"], choices.get("regularize"))
+        params = {**choices, **{name: value(name) for name in names if name not in choices}}
         return TrialConfig(number=number, kind=kind, model=model, pipeline=pipeline, params=params, seed=self.plan.seed)
 
     def behind(self, config: TrialConfig, epoch: float, value: float) -> bool:
@@ -1182,10 +1197,16 @@ def _grid(plan: Plan) -> Iterator[TrialConfig]:
         return sorted({domain.low, domain.default, domain.high})
 
     axes = []
-    for model, pipeline, augment in itertools.product(values("model"), values("pipeline"), values("augment")):
-        names = [name for name in plan.parameters(pipeline, augment) if name != "augment"]
-        axes.append((model, pipeline, augment, names, [values(name) for name in names]))
-    sizes = [math.prod(len(choices) for choices in entry[-1]) for entry in axes]
+    chosen = [name for name in CHOICES if name in plan.space]
+    for model, pipeline, *given in itertools.product(*(values(name) for name in ("model", "pipeline", *chosen))):
+        choices = dict(zip(chosen, given, strict=True))
+        if plan.unfit(model, pipeline, choices.get("regularize")):
+            continue
+        names = [
+            n for n in plan.parameters(pipeline, choices["augment"], choices.get("regularize")) if n not in choices
+        ]
+        axes.append((model, pipeline, choices, names, [values(name) for name in names]))
+    sizes = [math.prod(len(options) for options in entry[-1]) for entry in axes]
     if sum(sizes) > GRID_LIMIT:
         raise SearchFailed(
             f"the grid has {sum(sizes)} points, and at most {GRID_LIMIT} are possible; narrow the space, or take another "
@@ -1198,9 +1219,9 @@ def _grid(plan: Plan) -> Iterator[TrialConfig]:
         while place >= sizes[part]:
             place -= sizes[part]
             part += 1
-        model, pipeline, augment, names, choices = axes[part]
-        params: dict[str, Any] = {"augment": augment}
-        for name, options in zip(names, choices, strict=True):
+        model, pipeline, choices, names, domains = axes[part]
+        params: dict[str, Any] = dict(choices)
+        for name, options in zip(names, domains, strict=True):
             place, index = divmod(place, len(options))
             params[name] = options[index]
         yield TrialConfig(number=0, kind="search", model=model, pipeline=pipeline, params=params, seed=plan.seed)

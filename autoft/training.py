@@ -1,4 +1,7 @@
-"""The one training loop, on Accelerate: AdamW, schedules, clipping, accumulation, bf16, length-grouped batches."""
+"""The one training loop, on Accelerate: optimisers, schedules, clipping, accumulation, bf16, length-grouped batches.
+
+Regularizers act in its steps through :class:`Regularization`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.contracts import Row, Task, TaskCard, TaskContext
-from autoft.contracts.strategy import Augmenter
+from autoft.contracts.strategy import Augmenter, Regularizer, Target
 from autoft.data import Features, grouped_batches
 from autoft.errors import ModelError
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
+from autoft.optimizers import Group, make_optimizer
 from autoft.rundir import CurvePoint
 from autoft.strategies.head_only import find_head
 from autoft.strategies.pictures import shown_picture
@@ -23,7 +27,16 @@ from autoft.strategies.pictures import shown_picture
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Augmentation", "Auxiliary", "Progress", "TrainOutcome", "learning_rate_factor", "share_body", "train"]
+__all__ = [
+    "Augmentation",
+    "Auxiliary",
+    "Progress",
+    "Regularization",
+    "TrainOutcome",
+    "learning_rate_factor",
+    "share_body",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,72 @@ class Auxiliary:
                 yield self.task.collate([self.features[int(i)] for i in indices], self.context)
 
 
+class Regularization:
+    """A chain of regularizers at work on a model; a context, at whose end the model's modules are what they were.
+
+    Args:
+        chain: each with its parameters; the first is the innermost.
+        model: as the adapter returned it.
+        target: what is trained.
+    """
+
+    def __init__(
+        self, chain: Sequence[tuple[Regularizer, Mapping[str, Any]]], model: torch.nn.Module, target: Target
+    ) -> None:
+        self.chain, self.model, self.target = chain, model, target
+        self.states: list[Any] = []
+
+    def __enter__(self) -> Regularization:
+        try:
+            for one, params in self.chain:
+                self.states.append(one.prepare(self.model, self.target, params))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for (one, _), state in reversed(list(zip(self.chain, self.states, strict=False))):
+            one.finish(self.model, state)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return what the learning rate is multiplied with, by parameter name; 1 for those left out."""
+        factors: dict[str, float] = {}
+        for one, params in self.chain:
+            for name, factor in one.learning_rates(self.model, self.target, params).items():
+                factors[name] = factors.get(name, 1.0) * factor
+        return factors
+
+    def loss(
+        self, compute: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the loss of a batch, ``compute`` being the task's own."""
+        for (one, params), state in zip(self.chain, self.states, strict=True):
+            compute = self._over(compute, one, params, state)
+        return compute(batch)
+
+    def _over(
+        self,
+        compute: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+        one: Regularizer,
+        params: Mapping[str, Any],
+        state: Any,
+    ) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+        return lambda batch: one.loss(compute, self.model, batch, self.target, params, state)
+
+    def after_step(self, done: float) -> None:
+        """Tell each that a step was taken; ``done`` is the share of all steps."""
+        for (one, params), state in zip(self.chain, self.states, strict=True):
+            one.after_step(self.model, params, state, done)
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """Return the weights to validate and ship in place of the trained ones; of several averages the last."""
+        weights: dict[str, torch.Tensor] = {}
+        for (one, params), state in zip(self.chain, self.states, strict=True):
+            weights.update(one.averaged(self.model, params, state))
+        return weights
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a training is, for the display: samples seen of how many, and samples a second."""
@@ -159,6 +238,7 @@ def train(
     on_progress: Callable[[Progress], None],
     deadline: float | None = None,
     auxiliary: Sequence[Auxiliary] = (),
+    regularization: Regularization | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -178,9 +258,11 @@ def train(
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         auxiliary: further tasks, each with optimiser steps of its own between those of the task.
+        regularization: entered, of this model; it acts on the task's own loss, and not on the auxiliary tasks'.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
+        ModelError: ``train.gradient_checkpointing`` is asked of a model that does not offer it.
     """
     import torch
     from accelerate import Accelerator
@@ -205,7 +287,11 @@ def train(
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     total_steps = steps_per_epoch * epochs
     optimizer = _optimizer(
-        [model, *(one.model for one in auxiliary)], learning_rate, float(params["train.weight_decay"])
+        [model, *(one.model for one in auxiliary)],
+        learning_rate,
+        float(params["train.weight_decay"]),
+        str(params.get("train.optimizer") or "adamw"),
+        regularization.learning_rates() if regularization else {},
     )
     schedule = str(params["train.schedule"])
     warmup = round(float(params["train.warmup"]) * total_steps)
@@ -214,6 +300,9 @@ def train(
     )
     plateau = _Plateau(optimizer, scheduler, higher_is_better) if schedule == "plateau" else None
     original = model
+    checkpointed = bool(params.get("train.gradient_checkpointing"))
+    if checkpointed:
+        _checkpoint_gradients(original)
     # Placement and autocast only: the optimiser stays plain so that its fused step is not wrapped.
     model = accelerator.prepare_model(model, device_placement=not getattr(model, "is_quantized", False))
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -223,6 +312,12 @@ def train(
     due = [0.0] * len(auxiliary)
     marks = _validation_marks(batches_per_epoch)
     best_weights: dict[str, torch.Tensor] = {}
+    trained_weights: dict[str, torch.Tensor] = {}
+    steps_taken = 0
+
+    def compute(given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return task.loss(model, given, context)
+
     seen, losses, shown = 0, [], 0.0
     begin = time.monotonic()
     end = False
@@ -233,7 +328,8 @@ def train(
             last = index + 1 == batches_per_epoch
             group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
             with accelerator.autocast():
-                loss = task.loss(model, {k: v.to(accelerator.device) for k, v in batch.items()}, context)
+                here = {k: v.to(accelerator.device) for k, v in batch.items()}
+                loss = regularization.loss(compute, here) if regularization else compute(here)
             losses.append(loss.detach())
             accelerator.backward(loss * (accumulation / group) if group != accumulation else loss)
             if (index + 1) % accumulation == 0 or last:
@@ -253,6 +349,9 @@ def train(
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
+                steps_taken += 1
+                if regularization:
+                    regularization.after_step(steps_taken / total_steps)
             seen += size
             now = time.monotonic()
             if now - shown >= 1.0:
@@ -267,6 +366,7 @@ def train(
                         f"the loss became {mean_loss} after {seen} samples; lower the learning rate ({learning_rate:g})"
                     )
                 started = time.monotonic()
+                trained_weights = _put(original, regularization.averaged() if regularization else {})
                 figures = validate(original)
                 outcome.validate_seconds += time.monotonic() - started
                 model.train()
@@ -275,13 +375,14 @@ def train(
                     epoch=seen / count,
                     seconds=time.monotonic() - begin,
                     train_loss=mean_loss,
-                    learning_rate=float(scheduler.get_last_lr()[0]),
+                    learning_rate=float(max(scheduler.get_last_lr())),
                     validation=figures,
                 )
                 outcome.curve.append(point)
                 if _better(point, outcome.best, objective, higher_is_better):
                     outcome.best = point
                     best_weights = _snapshot(original)
+                _put(original, trained_weights)
                 if plateau is not None:
                     plateau.step(figures[objective])
                 outcome.stopped = on_validation(point)
@@ -294,8 +395,10 @@ def train(
     outcome.seconds = time.monotonic() - begin
     outcome.memory_bytes = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if outcome.best is not outcome.curve[-1]:
-        _restore(original, best_weights)
+    if outcome.best is not outcome.curve[-1] or trained_weights:
+        _put(original, best_weights)
+    if checkpointed:
+        original.gradient_checkpointing_disable()  # type: ignore[operator]
     original.zero_grad(set_to_none=True)
     original.eval()
     return outcome
@@ -370,16 +473,47 @@ def _validation_marks(batches: int) -> set[int]:
     return {batches, batches // 2} if batches >= 60 else {batches}
 
 
-def _optimizer(models: Sequence[torch.nn.Module], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    import torch
-
+def _optimizer(
+    models: Sequence[torch.nn.Module],
+    learning_rate: float,
+    weight_decay: float,
+    name: str = "adamw",
+    factors: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimiser over all that is trained; ``factors`` of the rate are by name in the first model."""
     # What models share is there once.
-    trained = list(dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad))
-    decayed = [p for p in trained if p.ndim >= 2]
-    plain = [p for p in trained if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    fused = all(p.device.type in {"cpu", "cuda", "mps"} and p.is_floating_point() for p in [*decayed, *plain])
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
+    trained = dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad)
+    factor = {p: (factors or {}).get(full, 1.0) for full, p in models[0].named_parameters()}
+    hidden = {p for model in models for p in _hidden_matrices(model)} if name == "muon" else set()
+    groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = {}
+    for p in trained:
+        groups.setdefault((p.ndim < 2, factor.get(p, 1.0), p in hidden), []).append(p)
+    return make_optimizer(
+        name,
+        [
+            Group(groups[key], 0.0 if key[0] else weight_decay, factor=key[1], matrices=key[2])
+            for key in sorted(groups, key=lambda key: key[0])
+        ],
+        learning_rate,
+    )
+
+
+def _hidden_matrices(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """Yield the weights with two dimensions inside of the model's numbered layers, embeddings left out."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if any(part.isdigit() for part in name.split(".")) and not isinstance(module, nn.Embedding):
+            yield from (p for p in module.parameters(recurse=False) if p.ndim == 2)
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Have the model compute its layers' activations again in the backward pass, in place of keeping them."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ModelError(
+            f"{type(model).__name__} does not offer gradient checkpointing; pin train.gradient_checkpointing to false"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class _Plateau:
@@ -415,10 +549,13 @@ def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in changed.items()}
 
 
-def _restore(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put weights into a model, by name, and return copies of those that were there."""
     import torch
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: tensors[name].detach().clone() for name in weights}
     with torch.no_grad():
         for name, value in weights.items():
             tensors[name].copy_(value)
+    return before

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.artifact import save_artifact
-from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Row, Target, Task, TaskContext
+from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
 from autoft.errors import AutoftError
@@ -21,7 +21,7 @@ from autoft.evaluation import MeasureError, judged, measure_in_process, referenc
 from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
-from autoft.training import Augmentation, Auxiliary, Progress, TrainOutcome, share_body, train
+from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
     import torch
@@ -304,8 +304,8 @@ class Trial:
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         validate = self.place.validator(target.context, fold=config.fold)
-        with self._stage("train"):
-            outcome = self._train(model, target, validate, auxiliary)
+        with self._stage("train"), Regularization(self._regularizers(), model, target) as regularization:
+            outcome = self._train(model, target, validate, auxiliary, regularization)
         assert outcome.best is not None
         result = self.result
         result.seconds["validate"] = outcome.validate_seconds
@@ -388,12 +388,20 @@ class Trial:
             found.append(Auxiliary(task, own.context, other.to(own.context.device), features, steps, weight))
         return found
 
+    def _regularizers(self) -> list[tuple[Regularizer, Mapping[str, Any]]]:
+        """Return the chain of the configuration, each with its parameters."""
+        params = self.config.params
+        chain = str(params.get("regularize") or "none")
+        names = [] if chain == "none" else chain.split("+")
+        return [(self.place.catalog.regularizers[name], strategy_params(params, name)) for name in names]
+
     def _train(
         self,
         model: torch.nn.Module,
         target: Target,
         validate: Callable[[Any], dict[str, float]],
         auxiliary: Sequence[Auxiliary],
+        regularization: Regularization,
     ) -> TrainOutcome:
         params, place = self.config.params, self.place
         given = place.splits(self.config.fold).train
@@ -421,6 +429,7 @@ class Trial:
             on_progress=self.callbacks.progress,
             deadline=self.deadline,
             auxiliary=auxiliary,
+            regularization=regularization,
         )
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:

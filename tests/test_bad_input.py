@@ -241,6 +241,7 @@ CASES = [
     Case("a pipeline of strategies that do not go together", explain(pipelines=["full+lora"]), 2, "full+lora"),
     Case("an unknown compressor", explain(compress=["onxx"]), 2, "onnx"),
     Case("compressors in an order that is not possible", explain(compress=["onnx+dynamic-int8"]), 2, "onnx"),
+    Case("an unknown regularizer", explain(regularize=["none", "rdrop"]), 2, "r-drop"),
     Case("an unknown augmenter", explain(augment=["random-swop"]), 2, "random-swap"),
     Case("an unknown parameter", explain(space={"train.epoch": 3}), 2, "train.epochs"),
     Case("a parameter outside its domain", explain(space={"train.warmup": 3.0}), 2, "train.warmup"),

@@ -192,3 +192,79 @@ def test_explaining_needs_no_heavy_library(tiny_model, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "full.learning_rate" in done.stdout
+
+
+# -------------------------------------------------------------------------------------- regularizers and optimisers
+
+
+def test_chains_of_regularizers_are_searched_and_their_parameters_come_with_them(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, regularize=["none", "r-drop", "ema+layer-decay"], space={"r-drop.weight": 0.5})
+    assert plan.domain("regularize") == Categorical(("none", "r-drop", "ema+layer-decay"), "none")
+    assert plan.default_config().params["regularize"] == "none"
+    assert plan.origins["regularize"] == "recipe"
+    assert plan.domain("r-drop.weight") == Categorical((0.5,))
+
+    def own(chain):
+        names = plan.parameters("full", "none", chain)
+        return {name for name in names if name.split(".")[0] in {"r-drop", "ema", "layer-decay"}}
+
+    assert own("none") == own(None) == set()
+    assert own("r-drop") == {"r-drop.weight"}
+    assert own("ema+layer-decay") == {"ema.decay", "layer-decay.rate"}
+    assert {"ema.decay", "layer-decay.rate"}.isdisjoint(plan.default_config().params)
+
+
+@pytest.mark.parametrize("effort", list(EFFORTS))
+def test_no_effort_regularizes_the_default(catalog, tiny_model, effort):
+    plan = planned(catalog, tiny_model, effort=effort)
+    assert plan.default_config().params["regularize"] == "none"
+    assert (plan.domain("regularize").choices == ("none",)) == (effort != "best")
+    assert plan.domain("train.optimizer") == Categorical(("adamw",))
+    assert plan.domain("train.loss") == Categorical(("cross-entropy",))
+
+
+def test_a_regularizer_is_not_tried_with_a_pipeline_that_trains_too_little(catalog, tiny_model):
+    plan = planned(
+        catalog, tiny_model, pipelines=["full", "lora", "head-only"], regularize=["none", "layer-decay", "ema+mixout"]
+    )
+    assert plan.unsuited == [
+        ("lora", "ema+mixout", "mixout needs all weights to be trained, as full does"),
+        ("head-only", "layer-decay", "layer-decay needs something of the model's layers to be trained, as full does"),
+        ("head-only", "ema+mixout", "mixout needs all weights to be trained, as full does"),
+    ]
+    model = str(tiny_model)
+    assert plan.unfit(model, "lora", "ema+mixout") == "mixout needs all weights to be trained, as full does"
+    assert plan.unfit(model, "lora", "layer-decay") is None
+    assert plan.unfit(model, "full", "ema+mixout") is None
+    alone = planned(catalog, tiny_model, pipelines=["head-only"], regularize=["none", "reinit-top"])
+    assert any("reinit-top suits none of the pipelines" in warning for warning in alone.warnings)
+
+
+def test_faults_of_regularize_are_told(catalog, tiny_model):
+    assert "Did you mean 'r-drop'" in faults(catalog, tiny_model, regularize=["rdrop"])
+    assert "names a regularizer twice" in faults(catalog, tiny_model, regularize=["ema+ema"])
+    assert "is set by the key 'regularize'" in faults(catalog, tiny_model, space={"regularize": "ema"})
+
+
+def test_a_chain_that_the_task_refuses_is_left_out_with_the_reason(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, task="question-answering", regularize=["none", "r-drop", "mixup+ema", "fgm"])
+    assert plan.domain("regularize").choices == ("none", "fgm")
+    left_out = [note.what for note in plan.refusals if note.what in {"r-drop", "mixup+ema"}]
+    assert left_out == ["r-drop", "mixup+ema"]
+    assert sum("is left out: " in warning for warning in plan.warnings) == 2
+
+
+def test_optimisers_that_do_not_pay_here_are_taken_out_of_the_domain_with_the_reason(catalog, tiny_model):
+    space = {"train.optimizer": ["adamw", "lion", "adamw-8bit"]}
+    plan = planned(catalog, tiny_model, space=space)
+    assert plan.domain("train.optimizer") == Categorical(("adamw", "lion"))
+    (note,) = [note for note in plan.refusals if note.what == "train.optimizer=adamw-8bit"]
+    assert "CUDA" in note.reason
+    assert "nothing is left" in faults(catalog, tiny_model, space={"train.optimizer": "paged-adamw-8bit"})
+    assert not [note for note in planned(catalog, tiny_model).refusals if "optimizer" in note.what]
+
+
+def test_a_loss_that_the_task_ignores_is_not_searched(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, task="question-answering", space={"train.loss": ["cross-entropy", "focal"]})
+    assert "train.loss" not in plan.space
+    assert "space.train.loss has no effect: question-answering makes no use of it" in plan.warnings

@@ -292,6 +292,46 @@ def test_a_task_can_be_trained_along_with_another_and_the_report_says_what_that_
     assert set(model.context.labels) == {"positive", "negative"}
 
 
+def test_a_search_over_regularizers_losses_and_optimisers_says_what_each_trial_had(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        pipelines=["full", "lora"],
+        compress=["none"],
+        regularize=["none", "r-drop+ema", "mixout"],
+        space={
+            "full.learning_rate": 3e-3,
+            "lora.learning_rate": 5e-3,
+            "train.epochs": 2,
+            "train.batch_size": 16,
+            "train.loss": ["cross-entropy", "focal"],
+            "train.optimizer": ["adamw", "lion", "adamw-8bit"],
+            "train.gradient_checkpointing": True,
+        },
+        budget={"time": "10m", "trials": 8},
+        search={"finalist_seeds": 0, "sampler": "random", "early_stopping": "none"},
+    )
+    explained = autoft_command("explain", recipe, cwd=tmp_path)
+    assert "mixout is not tried with lora: mixout needs all weights" in " ".join(explained.stdout.split())
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_run(tmp_path / "runs" / "tiny")
+    states = {trial.number: (trial.state, trial.reason) for trial in record.trials if trial.config.kind != "soup"}
+    assert all(state == "complete" for state, _ in states.values()), states
+    first = record.trials[0].config.params
+    assert (first["regularize"], first["train.loss"], first["train.optimizer"]) == ("none", "cross-entropy", "adamw")
+    chains = {(trial.config.pipeline, trial.config.params["regularize"]) for trial in record.trials}
+    assert len(chains) >= 3
+    assert ("lora", "mixout") not in chains
+    for trial in record.trials:
+        names = {name.split(".")[0] for name in trial.config.params}
+        wanted = set(str(trial.config.params["regularize"]).split("+")) - {"none"}
+        assert names & {"r-drop", "ema", "mixout"} == wanted
+    report = (tmp_path / "runs" / "tiny" / "report.md").read_text()
+    assert "mixout with lora" in report
+
+
 def test_json_lines_on_request(tmp_path, tiny_model, reviews):
     recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 1}, compress=["none"])
     done = autoft_command("search", recipe, "--json", cwd=tmp_path)

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.contracts import Augmenter, Column, Task, TaskCard, TaskContext
+from autoft.contracts import Augmenter, Column, ModelSource, Regularizer, Target, Task, TaskCard, TaskContext
 from autoft.data import Split, encoded
 from autoft.errors import ModelError
-from autoft.training import Augmentation, Auxiliary, learning_rate_factor, share_body, train
+from autoft.hardware import Hardware
+from autoft.optimizers import OPTIMIZERS
+from autoft.strategies.averaging import Ema, Swa
+from autoft.training import Augmentation, Auxiliary, Regularization, learning_rate_factor, share_body, train
 
 SCHEDULES = ["constant", "linear", "cosine", "inverse-sqrt", "plateau"]
 
@@ -115,7 +118,18 @@ def line():
     return torch.nn.Linear(2, 1)
 
 
-def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=False, auxiliary=(), **params):
+def fit(
+    model,
+    rows,
+    validate=None,
+    told=None,
+    deadline=None,
+    higher_is_better=False,
+    auxiliary=(),
+    chain=(),
+    task=None,
+    **params,
+):
     """Train the line; the validation is the error over all rows unless a script of figures is given."""
     import torch
 
@@ -124,9 +138,16 @@ def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=F
             batch = Points().collate(Points().encode(rows, None), None)
             return {"error": float(Points().loss(network, batch, None))}
 
+    with Regularization(chain, model, None) as regularization:
+        return run(
+            model, rows, validate or error, told, deadline, higher_is_better, auxiliary, regularization, task, params
+        )
+
+
+def run(model, rows, validate, told, deadline, higher_is_better, auxiliary, regularization, task, params):
     return train(
         model,
-        task=Points(),
+        task=task or Points(),
         context=TaskContext(facts={}, options={}, params={**PARAMS, **params}, max_length=8, seed=3),
         features=None,
         rows=rows,
@@ -135,11 +156,12 @@ def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=F
         precision="fp32",
         objective="error",
         higher_is_better=higher_is_better,
-        validate=validate or error,
+        validate=validate,
         on_validation=told or (lambda point: False),
         on_progress=lambda progress: None,
         deadline=deadline,
         auxiliary=auxiliary,
+        regularization=regularization,
     )
 
 
@@ -304,3 +326,243 @@ def test_an_auxiliary_task_over_the_same_weights_moves_them(tmp_path):
     opposite = [{**row, "y": -row["y"]} for row in points(20, seed=1)]
     fit(together, points(), auxiliary=[along(together, opposite, 1.0, tmp_path)])
     assert not np.allclose(weights(together), weights(alone), rtol=1e-2)
+
+
+# ------------------------------------------------------------------------------- optimisers, losses and regularizers
+
+
+def sentences_task(catalog, folder, seed=0):
+    """A classifier of sentences over words that it knows, with what the loop needs of it, and dropout."""
+    import torch
+
+    from autoft.plan import TRAIN_SPACE
+    from autoft.testing.models import texts_of, tiny_model
+
+    task = catalog.task("text-classification")
+    params = {name: domain.default for name, domain in {**TRAIN_SPACE, **task.space()}.items()}
+    rows = [dict(row) for row in task.demo_rows()] * 4
+    options = {option.name: option.default for option in task.card.options}
+    source = ModelSource("tiny", str(tiny_model("encoder", folder / "model", texts_of(rows))))
+    context = TaskContext(task.facts(rows, options), options, {**params, "train.batch_size": 4}, 32, seed=seed)
+    context = TaskContext(**{**vars(context), "processor": task.load_processor(source, context)})
+    torch.manual_seed(seed)
+    return task, context, rows, task.load_model(source, context).train()
+
+
+def fit_sentences(task, context, rows, model, folder, chain=(), changes=None, precision="fp32"):
+    here = TaskContext(**{**vars(context), "params": {**context.params, **(changes or {})}})
+    target = Target(task, ModelSource("tiny", ""), {}, here, Hardware.probe_cpu())
+    with Regularization(chain, model, target) as regularization:
+        return train(
+            model,
+            task=task,
+            context=here,
+            features=encoded(Split.from_rows(rows), task, context, folder, "tiny"),
+            rows=rows,
+            augmentation=None,
+            learning_rate=1e-3,
+            precision=precision,
+            objective="x",
+            higher_is_better=True,
+            validate=lambda model: {"x": 0.0},
+            on_validation=lambda point: False,
+            on_progress=lambda progress: None,
+            regularization=regularization,
+        )
+
+
+def test_with_all_defaults_a_training_is_to_the_bit_the_loop_of_before(catalog, tmp_path):
+    import torch
+    from torch.nn import functional
+
+    from autoft.data import grouped_batches
+
+    task, context, rows, ours = sentences_task(catalog, tmp_path)
+    torch.manual_seed(7)
+    fit_sentences(task, context, rows, ours, tmp_path, changes={"train.epochs": 1})
+    # The loop as it stood before losses, optimisers and regularizers could be chosen, written out.
+    task, context, rows, theirs = sentences_task(catalog, tmp_path)
+    features = encoded(Split.from_rows(rows), task, context, tmp_path, "tiny")
+    steps = math.ceil(len(rows) / 4)
+    assert steps >= 5
+    decayed = [p for p in theirs.parameters() if p.ndim >= 2]
+    plain = [p for p in theirs.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=1e-3, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor("linear", step, steps, round(0.06 * steps))
+    )
+    torch.manual_seed(7)
+    for indices in grouped_batches(features.lengths, 4, np.random.default_rng(0)):
+        batch = task.collate([features[int(i)] for i in indices], context)
+        labels = batch.pop("labels")
+        functional.cross_entropy(theirs(**batch).logits.float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_([*decayed, *plain], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(catalog, tmp_path):
+    import torch
+
+    found = []
+    for on in (False, True):
+        task, context, rows, model = sentences_task(catalog, tmp_path)
+        torch.manual_seed(7)
+        fit_sentences(task, context, rows, model, tmp_path, changes={"train.gradient_checkpointing": on})
+        found.append(model)
+        assert not model.is_gradient_checkpointing
+    for (name, one), other in zip(found[0].named_parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_gradient_checkpointing_of_a_model_that_does_not_offer_it_is_told():
+    with pytest.raises(ModelError, match=r"pin train\.gradient_checkpointing to false"):
+        fit(line(), points(), **{"train.gradient_checkpointing": True})
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if "8bit" not in name])
+def test_every_optimiser_learns_sentences(catalog, tmp_path, optimizer):
+    task, context, rows, model = sentences_task(catalog, tmp_path)
+    changes = {"train.optimizer": optimizer, "train.epochs": 16}
+    losses = [point.train_loss for point in fit_sentences(task, context, rows, model, tmp_path, changes=changes).curve]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_regularizer_learns_with_bf16_accumulation_and_checkpointing(catalog, tmp_path):
+    changes = {"train.epochs": 12, "train.gradient_accumulation": 2, "train.gradient_checkpointing": True}
+    for name, one in catalog.regularizers.items():
+        task, context, rows, model = sentences_task(catalog, tmp_path)
+        chain = [(one, {key: domain.default for key, domain in one.space.items()})]
+        curve = fit_sentences(task, context, rows, model, tmp_path, chain, changes, precision="bf16").curve
+        assert curve[-1].train_loss < 0.95 * curve[0].train_loss, name
+        assert all(value.dtype.is_floating_point and value.isfinite().all() for value in model.parameters()), name
+
+
+class Slower(Regularizer):
+    """The bias learns at a tenth."""
+
+    name = "slower"
+    summary = "a slow bias"
+
+    def learning_rates(self, model, target, params):
+        return {"bias": 0.1}
+
+
+def test_rates_by_name_reach_the_optimiser():
+    # Adam's first step is the rate by the sign of the gradient, whatever its size.
+    plain, slow, start = line(), line(), line()
+    settings = {"train.epochs": 1, "train.batch_size": 24, "train.weight_decay": 0.0}
+    fit(plain, points(), **settings)
+    outcome = fit(slow, points(), chain=[(Slower(), {})], **settings)
+    np.testing.assert_allclose(np.abs(weights(plain) - weights(start)), 0.05, rtol=1e-3)
+    np.testing.assert_allclose(np.abs(weights(slow) - weights(start)), [0.05, 0.05, 0.005], rtol=1e-3)
+    assert outcome.curve[0].learning_rate == pytest.approx(0.05)
+
+
+def recorded(chain, epochs=4, **params):
+    """Train the line; return the weights after each step, those at each validation, the model and the outcome."""
+    steps, seen = [], []
+
+    class Recorder(Regularizer):
+        name = "recorder"
+        summary = "writes down"
+
+        def after_step(self, model, params, state, done):
+            steps.append(weights(model).copy())
+
+    def validate(model):
+        seen.append(weights(model).copy())
+        return {"error": 1.0 / len(seen)}
+
+    model = line()
+    outcome = fit(model, points(), validate, chain=[*chain, (Recorder(), {})], **{"train.epochs": epochs, **params})
+    return np.array(steps), np.array(seen), model, outcome
+
+
+def test_the_mean_of_late_weights_is_validated_and_shipped_and_training_goes_on_from_the_weights_themselves():
+    plain, *_ = recorded([])
+    steps, seen, model, outcome = recorded([(Swa(), {"start": 0.5})])
+    np.testing.assert_array_equal(steps, plain)
+    assert len(steps) == 24
+    np.testing.assert_allclose(seen[:2], steps[[5, 11]], rtol=1e-6)
+    np.testing.assert_allclose(seen[2], steps[12:18].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(seen[3], steps[12:].mean(0), rtol=1e-5)
+    assert outcome.best is outcome.curve[-1]
+    np.testing.assert_array_equal(weights(model), seen[3])
+
+
+def test_the_best_average_is_shipped_where_it_is_not_the_last():
+    script = iter([0.5, 0.1, 0.4])
+    seen = []
+
+    def validate(model):
+        seen.append(weights(model).copy())
+        return {"error": next(script)}
+
+    model = line()
+    fit(model, points(), validate, chain=[(Ema(), {"decay": 0.9})])
+    np.testing.assert_array_equal(weights(model), seen[1])
+
+
+def test_steps_are_counted_once_whatever_is_accumulated_and_trained_along(tmp_path):
+    steps, *_ = recorded([], epochs=2, **{"train.gradient_accumulation": 4})
+    # 6 batches an epoch in groups of 4 and 2.
+    assert len(steps) == 4
+    shares = []
+
+    class Share(Regularizer):
+        name = "share"
+        summary = "writes down"
+
+        def after_step(self, model, params, state, done):
+            shares.append(done)
+
+    fit(line(), points(), chain=[(Share(), {})], auxiliary=[along(line(), points(20, seed=1), 2.0, tmp_path)])
+    assert shares == pytest.approx([(i + 1) / 18 for i in range(18)])
+
+
+def test_an_auxiliary_task_is_trained_as_it_is_and_the_own_loss_is_changed(tmp_path):
+    class Off(Regularizer):
+        name = "off"
+        summary = "nothing is learned"
+
+        def loss(self, compute, model, batch, target, params, state):
+            return compute(batch) * 0.0
+
+    own, other = line(), line()
+    settings = {"train.weight_decay": 0.0}
+    fit(own, points(), chain=[(Off(), {})], auxiliary=[along(other, points(20, seed=1), 1.0, tmp_path)], **settings)
+    np.testing.assert_array_equal(weights(own), weights(line()))
+    assert not np.allclose(weights(other), weights(line()), rtol=1e-2)
+
+
+def test_a_deadline_before_the_average_begins_ships_the_weights_as_they_are():
+    model = line()
+    late = fit(model, points(), deadline=0.0, chain=[(Swa(), {"start": 0.75})])
+    assert late.out_of_time
+    other = line()
+    fit(other, points(), deadline=0.0)
+    np.testing.assert_array_equal(weights(model), weights(other))
+
+
+def test_what_regularizers_prepared_is_undone_after_a_training_that_fails():
+    undone = []
+
+    class Undone(Regularizer):
+        name = "undone"
+        summary = "says when it ends"
+
+        def prepare(self, model, target, params):
+            return "state"
+
+        def finish(self, model, state):
+            undone.append(state)
+
+    with pytest.raises(FloatingPointError):
+        fit(line(), [{"x": [1e30, 1e30], "y": 0.0}] * 4, chain=[(Undone(), {})])
+    assert undone == ["state"]

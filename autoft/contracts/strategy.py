@@ -1,4 +1,4 @@
-"""The contracts of strategies, one a stage: data, load, adapt, compress.
+"""The contracts of strategies, one a stage: data, load, adapt, train, compress.
 
 ``accepts`` and ``yields`` over a small set of model states decide which chains are legal, before anything is sampled.
 """
@@ -26,8 +26,10 @@ __all__ = [
     "Exporter",
     "PostTrainingQuantizer",
     "Quantizer",
+    "Reach",
     "Recovery",
     "Refusal",
+    "Regularizer",
     "State",
     "Strategy",
     "Target",
@@ -38,7 +40,10 @@ State = Literal["dense", "quantized", "adapted", "sparse", "exported"]
 """What a model is at a point of a chain: plain weights, quantized weights, weights with an adapter on top, pruned
 weights, or a graph of another runtime."""
 
-Stage = Literal["data", "load", "adapt", "compress"]
+Stage = Literal["data", "load", "adapt", "train", "compress"]
+
+Reach = Literal["head", "layers", "all"]
+"""How far training reaches into a model: the task's head alone, something in its layers too, or every weight."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +215,15 @@ class Quantizer(Strategy):
 
 
 class Adapter(Strategy):
-    """Decides what is trained: all weights, the head, or small matrices beside frozen weights."""
+    """Decides what is trained: all weights, the head, or small matrices beside frozen weights.
+
+    Attributes:
+        reach: how far training reaches; a regularizer may need more than the head.
+    """
 
     stage: ClassVar[Stage] = "adapt"
     yields: ClassVar[State] = "adapted"
+    reach: ClassVar[Reach] = "layers"
 
     @abstractmethod
     def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
@@ -230,6 +240,72 @@ class Adapter(Strategy):
             base: builds a dense base to merge into (16 bits or more); None where the model's own base is dense.
             target: as for :meth:`attach`.
         """
+
+
+class Regularizer(Strategy):
+    """Acts in the training step: on the loss, on learning rates, or on the weights themselves.
+
+    Every hook does nothing by default. The order of calls in a training: :meth:`prepare` and :meth:`learning_rates` once,
+    :meth:`loss` for each batch, :meth:`after_step` after each step of the optimiser, :meth:`averaged` before each
+    validation, :meth:`finish` once. In a chain the first strategy is the innermost: the ``compute`` of the second is the
+    first one's loss.
+
+    Attributes:
+        needs: how far the training has to reach for it; adapters that reach less are not tried with it.
+        accepts: states of the base model that it works over.
+    """
+
+    stage: ClassVar[Stage] = "train"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "quantized"})
+    needs: ClassVar[Reach] = "head"
+
+    def prepare(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> Any:
+        """Make the model ready, before the optimiser is made; what is returned is the ``state`` of the other hooks.
+
+        Args:
+            model: as the adapter returned it, on its device; changed in place.
+            target: what is trained; ``context`` holds the trial's parameters.
+            params: of this strategy, without its name in front.
+
+        Raises:
+            ModelError: the model has not what it acts upon.
+        """
+        return None
+
+    def learning_rates(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return what the learning rate is multiplied with, by parameter name; 1 for those left out."""
+        return {}
+
+    def loss(
+        self,
+        compute: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+        model: torch.nn.Module,
+        batch: Mapping[str, torch.Tensor],
+        target: Target,
+        params: Mapping[str, Any],
+        state: Any,
+    ) -> torch.Tensor:
+        """Return the scalar loss of a batch.
+
+        Args:
+            compute: the loss of a batch without this strategy; each call is a forward pass with a dropout of its own.
+            model: what ``compute`` calls, in training mode.
+            batch: as :meth:`Task.collate` made it, on the device.
+            target: as for :meth:`prepare`.
+            params: of this strategy.
+            state: what :meth:`prepare` returned.
+        """
+        return compute(batch)
+
+    def after_step(self, model: torch.nn.Module, params: Mapping[str, Any], state: Any, done: float) -> None:
+        """Act after a step of the optimiser; ``done`` is the share of the training's steps that are taken, up to 1."""
+
+    def averaged(self, model: torch.nn.Module, params: Mapping[str, Any], state: Any) -> Mapping[str, torch.Tensor]:
+        """Return weights to validate and to ship in place of the trained ones, by parameter name; none by default."""
+        return {}
+
+    def finish(self, model: torch.nn.Module, state: Any) -> None:
+        """Undo what :meth:`prepare` did to the model's modules; runs after errors too."""
 
 
 class Compressor(Strategy):

@@ -92,8 +92,8 @@ class TaskCard:
         metrics: names of quality metrics; the first is the objective unless the recipe says otherwise.
         architecture: the kind of model, as ``sequence-classification``.
         options: settings of the task.
-        ignores: which of ``train.dropout``, ``train.label_smoothing`` and ``train.class_weights`` the task makes no use
-            of; they are not searched for it.
+        ignores: which of ``train.dropout``, ``train.label_smoothing``, ``train.class_weights`` and ``train.loss`` the
+            task makes no use of; they are not searched for it.
         hub_pipeline: the transformers pipeline that serves its models, for the model card; empty where there is none.
         notice: what everybody who meets a model of this task has to read first, as that it is not for clinical use; it
             stands at the top of reports and model cards.

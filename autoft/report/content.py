@@ -128,7 +128,8 @@ def make_content(record: RunRecord) -> Content:
         outcome=", ".join([*parts, f"{_counted(judged, 'compressed model')} judged"]),
         trials=_trials(record, plan) if record.trials else None,
         refused=[(note.what, note.reason) for note in plan.refusals]
-        + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal],
+        + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal]
+        + [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited],
         warnings=[*plan.warnings, *(record.final.notes if record.final else [])],
         data=_data(plan),
         settings=_settings(plan),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoft.contracts import Strategy
 from autoft.hookspecs import hookimpl
+from autoft.strategies.adversarial import Fgm, Mixup, Pgd
 from autoft.strategies.augmentation import (
     CharacterNoise,
     RandomDeletion,
@@ -13,8 +14,11 @@ from autoft.strategies.augmentation import (
     RandomReplacement,
     RandomSwap,
 )
+from autoft.strategies.averaging import Ema, Swa
 from autoft.strategies.bf16_weights import Bf16Weights
 from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.consistency import RDrop, TokenCutoff
+from autoft.strategies.contrastive import SupervisedContrastive
 from autoft.strategies.distillation import Distillation
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
@@ -27,6 +31,7 @@ from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticI
 from autoft.strategies.pictures import ColourJitter, HorizontalFlip, RandomErasing, RandomResizedCrop
 from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
+from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
 from autoft.strategies.tagged_words import LabelWiseReplacement, MentionReplacement, SegmentShuffle
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
@@ -62,6 +67,19 @@ def autoft_strategies() -> Sequence[Strategy]:
         Full(),
         HeadOnly(),
         Lora(),
+        RDrop(),
+        Fgm(),
+        Pgd(),
+        SupervisedContrastive(),
+        Mixup(),
+        TokenCutoff(),
+        L1(),
+        L2Sp(),
+        Mixout(),
+        LayerDecay(),
+        ReinitTop(),
+        Ema(),
+        Swa(),
         MagnitudePruning(),
         Distillation(),
         VocabularyPruning(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Adapter, Target
+from autoft.contracts import Adapter, Reach, Target
 from autoft.errors import ModelError
 from autoft.space import Float, SearchSpace
 
@@ -25,6 +25,7 @@ class Full(Adapter):
 
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "train all weights"
+    reach: ClassVar[Reach] = "all"
     space: ClassVar[SearchSpace] = {"learning_rate": Float(5e-6, 2e-4, default=5e-5, log=True)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"learning_rate": 5e-5},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Adapter, Refusal, Target
+from autoft.contracts import Adapter, Reach, Refusal, Target
 from autoft.errors import ModelError
 from autoft.space import Float, SearchSpace
 
@@ -55,6 +55,7 @@ class HeadOnly(Adapter):
 
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "train the task's head, keep the rest frozen"
+    reach: ClassVar[Reach] = "head"
     space: ClassVar[SearchSpace] = {"learning_rate": Float(3e-4, 3e-2, default=3e-3, log=True)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"learning_rate": 1e-3},)
 

@@ -48,7 +48,7 @@ class Praise(Task):
         ),
         metrics=("praise_hits",),
         architecture="sequence-classification",
-        ignores=("train.dropout", "train.label_smoothing", "train.class_weights"),
+        ignores=("train.dropout", "train.label_smoothing", "train.class_weights", "train.loss"),
     )
 
     def demo_rows(self) -> Sequence[Row]:

@@ -20,6 +20,7 @@ from autoft.contracts import (
     PostTrainingQuantizer,
     Quantizer,
     Refusal,
+    Regularizer,
     Row,
     State,
     Strategy,
@@ -51,6 +52,7 @@ STAGES: Mapping[type[Strategy], str] = {
     Augmenter: "data",
     Quantizer: "load",
     Adapter: "adapt",
+    Regularizer: "train",
     Compressor: "compress",
 }
 
@@ -208,6 +210,8 @@ def strategy_checks(strategy: Strategy, benches: Mapping[str, Workbench]) -> Ite
                 yield Call(check_quantized_files_are_smaller, (bench, strategy), kind)
             if "sparse" in strategy.accepts:
                 yield Call(check_compressor_takes_pruned_models, (bench, strategy), kind)
+        if isinstance(strategy, Regularizer):
+            yield Call(check_regularizer_trains_and_leaves_nothing, (bench, strategy), kind)
         if isinstance(strategy, Quantizer):
             yield Call(check_quantizer_loads, (bench, strategy), kind)
         for pipeline in legal_pipelines(bench):
@@ -228,7 +232,7 @@ def check_names(strategy: Strategy) -> None:
     summary = strategy.summary
     expect(summary.strip() and "\n" not in summary, f"the summary has to be one line, given {summary!r:.60}")
     kinds = [kind for kind in STAGES if isinstance(strategy, kind)]
-    expect(len(kinds) == 1, "a strategy is one of Augmenter, Quantizer, Adapter and Compressor")
+    expect(len(kinds) == 1, "a strategy is one of Augmenter, Quantizer, Adapter, Regularizer and Compressor")
     expect(strategy.stage == STAGES[kinds[0]], f"the stage is {strategy.stage!r}, not {STAGES[kinds[0]]!r}")
     states = set(get_args(State))
     expect(
@@ -550,6 +554,63 @@ def check_quantizer_loads(bench: Workbench, quantizer: Quantizer) -> None:
         all(torch.isfinite(value).all() for value in dense.parameters()),
         "dequantize() gives weights that are not finite",
     )
+
+
+def check_regularizer_trains_and_leaves_nothing(bench: Workbench, regularizer: Regularizer) -> None:
+    """The loss falls, the rates that it names are of parameters, and the model is left without its hooks and modules."""
+    import torch
+
+    from autoft.training import Regularization
+
+    who, params = regularizer.name, defaults(regularizer.space)
+    model, batch = bench.load_model(), bench.batch()
+    shape, keys = _anatomy(model), list(model.state_dict())
+    first = bench.loss(model)
+    steps = 30
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with Regularization([(regularizer, params)], model, bench.target) as acting:
+            factors = acting.learning_rates()
+            names = {name for name, _ in model.named_parameters()}
+            strange = sorted(set(factors) - names)
+            expect(not strange, f"{who}: learning_rates() names what is no parameter: {', '.join(strange[:3])}")
+            wrong = [name for name, factor in factors.items() if not (math.isfinite(factor) and factor >= 0)]
+            expect(not wrong, f"{who}: learning_rates() of {', '.join(wrong[:3])} are no factors of 0 or more")
+            optimizer = torch.optim.AdamW(
+                [{"params": [p], "lr": 5e-3 * factors.get(name, 1.0)} for name, p in model.named_parameters()]
+            )
+            model.train()
+            for step in range(steps):
+                loss = acting.loss(lambda given: bench.task.loss(model, given, bench.context), dict(batch))
+                fits = loss.ndim == 0 and bool(torch.isfinite(loss))
+                expect(fits, f"{who}: the loss of step {step + 1} is {loss.detach()}, which is no finite scalar")
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                acting.after_step((step + 1) / steps)
+            averaged, now = acting.averaged(), dict(model.named_parameters())
+            odd = [name for name, value in averaged.items() if name not in now or now[name].shape != value.shape]
+            expect(not odd, f"{who}: averaged() has weights that do not fit: {', '.join(odd[:3])}")
+    with torch.no_grad():
+        for name, value in averaged.items():
+            now[name].copy_(value)
+    last = bench.loss(model)
+    expect(last < first, f"{who}: {steps} steps bring the loss of the demo rows from {first:.4g} to {last:.4g}")
+    expect(list(model.state_dict()) == keys, f"{who}: the model has other weights than before, by name or order")
+    told = difference(_anatomy(model), shape, 0.0, "modules and hooks")
+    expect(told is None, f"{who}: is not gone from the model once it is done: {told}")
+    loaded = bench.write_and_read(model, None, "none")
+    told = difference(bench.loss(loaded.model), last, TOLERANCE, "the loss")
+    expect(told is None, f"{who}: the model that was written and read is another: {told}")
+
+
+def _anatomy(model: Any) -> dict[str, list[str]]:
+    """Return by module its class, what is set on the instance, and how many hooks it has."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        name: [type(module).__qualname__, *sorted(vars(module)), *(str(len(getattr(module, kind))) for kind in kinds)]
+        for name, module in model.named_modules()
+    }
 
 
 def legal_pipelines(bench: Workbench) -> list[Pipeline]:

@@ -281,7 +281,7 @@ def check_loss_has_gradients(bench: Workbench) -> None:
 
 
 def check_card_names_what_is_ignored(bench: Workbench) -> None:
-    """``ignores`` of the card says what has no effect, of dropout, label smoothing and class weights."""
+    """``ignores`` of the card says what has no effect, of dropout, label smoothing, class weights and the loss."""
     ignored = bench.task.card.ignores
 
     def compare(name: str, differs: bool) -> None:
@@ -292,6 +292,7 @@ def check_card_names_what_is_ignored(bench: Workbench) -> None:
 
     compare("train.label_smoothing", _losses_differ(bench, "train.label_smoothing", 0.0, 0.4))
     compare("train.class_weights", _losses_differ(bench, "train.class_weights", "none", "balanced", uneven=True))
+    compare("train.loss", _losses_differ(bench, "train.loss", "cross-entropy", "focal"))
     compare("train.dropout", _losses_differ(bench, "train.dropout", 0.0, 0.5, load=True))
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from autoft.contracts import Augmenter, CostMetric, PostTrainingQuantizer, Refusal
+from autoft.contracts import Augmenter, CostMetric, PostTrainingQuantizer, Refusal, Regularizer
 from autoft.space import Categorical, Float
 from autoft.strategies.augmentation import RandomSwap
 from autoft.strategies.dynamic_int8 import DynamicInt8
@@ -286,3 +286,77 @@ def test_a_cost_that_measures_nonsense_is_found(columns, figures, name, message)
     Watts.name = "watts"
     with pytest.raises(AssertionError, match=message):
         one_check(Watts(), name)()
+
+
+class Quiet(Regularizer):
+    """Without a defect: a larger loss."""
+
+    name = "quiet"
+    summary = "twice the loss"
+
+    def loss(self, compute, model, batch, target, params, state):
+        return 2 * compute(batch)
+
+
+def test_a_regularizer_without_a_defect_passes():
+    one_check(Quiet(), "check_regularizer_trains_and_leaves_nothing[encoder]")()
+
+
+LEFT = "check_regularizer_trains_and_leaves_nothing[encoder]"
+
+
+@defect(LEFT, "is not gone from the model")
+class LeavesAHook(Quiet):
+    def prepare(self, model, target, params):
+        model.register_forward_hook(lambda module, inputs, output: None)
+
+
+@defect(LEFT, "is not gone from the model")
+class LeavesAForward(Quiet):
+    def prepare(self, model, target, params):
+        model.forward = model.forward
+
+
+@defect(LEFT, "other weights than before")
+class LeavesAWeight(Quiet):
+    def prepare(self, model, target, params):
+        import torch
+
+        model.register_buffer("further", torch.zeros(2))
+
+
+@defect(LEFT, "bring the loss of the demo rows from")
+class Upwards(Quiet):
+    def loss(self, compute, model, batch, target, params, state):
+        return -compute(batch)
+
+
+@defect(LEFT, "no finite scalar")
+class OneForEachRow(Quiet):
+    def loss(self, compute, model, batch, target, params, state):
+        return compute(batch).repeat(3)
+
+
+@defect(LEFT, "names what is no parameter: nowhere")
+class RatesOfNothing(Quiet):
+    def learning_rates(self, model, target, params):
+        return {"nowhere": 0.5}
+
+
+@defect(LEFT, "are no factors of 0 or more")
+class NegativeRates(Quiet):
+    def learning_rates(self, model, target, params):
+        return {name: -1.0 for name, _ in model.named_parameters()}
+
+
+@defect(LEFT, "weights that do not fit: nowhere")
+class AverageOfNothing(Quiet):
+    def averaged(self, model, params, state):
+        import torch
+
+        return {"nowhere": torch.zeros(1)}
+
+
+@defect("check_names", "the stage is 'adapt', not 'train'")
+class OnAnotherStage(Quiet):
+    stage = "adapt"

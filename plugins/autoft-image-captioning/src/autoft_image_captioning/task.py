@@ -104,7 +104,7 @@ class ImageCaptioning(Task):
             Option("decoder_width", "width of that decoder", 256),
             Option("vocabulary", "most tokens of that decoder, learned from the training captions", 4000),
         ),
-        ignores=("train.class_weights",),
+        ignores=("train.class_weights", "train.loss"),
     )
 
     def demo_rows(self) -> Sequence[Row]:

@@ -188,7 +188,7 @@ class MedicalChoice(SelectiveAnswers, _Choice):
         ),
         metrics=("accuracy", *CONFIDENCE_METRICS),
         architecture="sequence-classification",
-        ignores=("train.class_weights",),
+        ignores=("train.class_weights", "train.loss"),
         notice=NOTICE,
         options=OPTIONS,
     )

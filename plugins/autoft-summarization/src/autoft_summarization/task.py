@@ -92,7 +92,7 @@ class Summarization(ConditionalGeneration):
             ),
             Option("stemmer", "ROUGE compares stems of English words (Porter); with ascii only", False, (False, True)),
         ),
-        ignores=("train.class_weights",),
+        ignores=("train.class_weights", "train.loss"),
         untrained=True,
     )
 

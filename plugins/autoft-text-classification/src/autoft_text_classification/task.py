@@ -22,6 +22,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, closest
+from autoft.losses import binary_loss, classification_loss
 from autoft.pretrained import load_network, load_tokenizer
 
 if TYPE_CHECKING:
@@ -202,23 +203,13 @@ class TextClassification(Task):
         return batch
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
-        """Return cross-entropy with class weights and label smoothing, or binary cross-entropy for each label."""
-        import torch
-        from torch.nn import functional
-
+        """Return the loss over classes, or over each label by itself, as ``train.loss`` and its like say."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits, labels = model(**inputs).logits.float(), batch["labels"]
-        smoothing = float(context.params.get("train.label_smoothing") or 0.0)
-        balanced = context.params.get("train.class_weights") == "balanced"
-        counts = torch.tensor([context.facts["counts"][name] for name in context.labels], device=logits.device)
+        counts = [int(context.facts["counts"][name]) for name in context.labels]
         if context.facts.get("problem") == "multi":
-            rows = context.facts["rows"]
-            weights = ((rows - counts).clamp(min=1) / counts) if balanced else None
-            smooth = labels * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights)
-        # As scikit-learn's compute_class_weight("balanced").
-        weights = counts.sum() / (len(counts) * counts) if balanced else None
-        return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+            return binary_loss(logits, labels, context.params, counts, int(context.facts["rows"]))
+        return classification_loss(logits, labels, context.params, counts)
 
     def predict(self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32) -> list[Prediction]:
         """Return ``{"label", "score", "scores"}`` for each row, or ``{"labels", "scores"}`` with several labels a row."""

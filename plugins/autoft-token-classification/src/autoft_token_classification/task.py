@@ -20,6 +20,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError
+from autoft.losses import classification_loss
 from autoft.pretrained import load_network, load_tokenizer
 from autoft_token_classification.answers import Decoder
 from autoft_token_classification.schemes import SCHEMES, detect_scheme, order_tags, read_entities, split_tag
@@ -238,24 +239,16 @@ class TokenClassification(Task):
         return _padded(windows, context)
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
-        """Return the cross-entropy over words, with class weights and label smoothing."""
-        import torch
-        from torch.nn import functional
-
+        """Return the loss over words, as ``train.loss``, class weights and label smoothing say."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits = _logits(model, inputs).float()
         labels = batch["labels"].reshape(-1)
         if not bool((labels != IGNORED).any()):
             # A batch of rows without a word to learn from.
             return logits.sum() * 0.0
-        smoothing = float(context.params.get("train.label_smoothing") or 0.0)
-        weights = None
-        if context.params.get("train.class_weights") == "balanced":
-            counts = torch.tensor([context.facts["counts"][name] for name in context.labels], device=logits.device)
-            # As scikit-learn's compute_class_weight("balanced").
-            weights = counts.sum() / (len(counts) * counts)
-        return functional.cross_entropy(
-            logits.reshape(len(labels), -1), labels, weight=weights, ignore_index=IGNORED, label_smoothing=smoothing
+        counts = [int(context.facts["counts"][name]) for name in context.labels]
+        return classification_loss(
+            logits.reshape(len(labels), -1), labels, context.params, counts, ignore_index=IGNORED
         )
 
     def predict(self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32) -> list[Prediction]:

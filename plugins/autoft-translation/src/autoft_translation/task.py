@@ -81,7 +81,7 @@ class Translation(ConditionalGeneration):
         ),
         metrics=("chrf", "bleu", "chrfpp", "ter"),
         architecture="conditional-generation",
-        ignores=("train.class_weights",),
+        ignores=("train.class_weights", "train.loss"),
         hub_pipeline="translation",
         options=(
             *conditional_options(),

@@ -24,7 +24,7 @@ class SentenceSimilarity(Task):
         ),
         metrics=("similarity_spearman", "similarity_pearson"),
         architecture="sequence-classification",
-        ignores=("train.dropout", "train.label_smoothing", "train.class_weights"),
+        ignores=("train.dropout", "train.label_smoothing", "train.class_weights", "train.loss"),
     )
 
     def demo_rows(self):
