@@ -112,11 +112,15 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.weight_decay": Float(0.0, 0.1, 0.01),
             "train.label_smoothing": Float(0.0, 0.15, 0.0),
             "train.dropout": Float(0.0, 0.25, 0.1),
+            "lora.start": Categorical(("default",)),
+            "lora.plus": Categorical((1.0,)),
         },
     },
     "best": {
         "ensemble": 3,
-        "pipelines": None,
+        # Not all that are legal: a hundred chains would leave each a trial or two. These are the ones that differ in
+        # what they cost and in what they can learn; the rest is there for recipes that name it (docs/adapters.md).
+        "pipelines": ["full", "lora", "top-layers", "head-only", "nf4+lora"],
         "compress": [
             "none",
             "dynamic-int8",
@@ -135,6 +139,8 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.label_smoothing": Float(0.0, 0.2, 0.0),
             "train.dropout": Float(0.0, 0.3, 0.1),
             "train.class_weights": TRAIN_SPACE["train.class_weights"],
+            "lora.start": Categorical(("default", "pissa")),
+            "lora.plus": Categorical((1.0, 4.0, 16.0)),
         },
     },
 }
@@ -623,7 +629,8 @@ class _Planner:
             if state not in adapter.accepts:
                 refused[name] = f"{adapter.name} cannot train over a {state} base"
                 continue
-            reasons = [self.first_refusal([quantizer, adapter], target) for target in targets]
+            over = quantizer.name if quantizer else ""
+            reasons = [self.first_refusal([quantizer, adapter], replace(one, quantizer=over)) for one in targets]
             for target, reason in zip(targets, reasons, strict=True):
                 if reason:
                     illegal.append((target.source.name, name, reason))

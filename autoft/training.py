@@ -136,6 +136,8 @@ def train(
     on_progress: Callable[[Progress], None],
     deadline: float | None = None,
     auxiliary: Sequence[Auxiliary] = (),
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    after_step: Callable[[torch.nn.Module, int, int], None] | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -155,6 +157,8 @@ def train(
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         auxiliary: further tasks, each with optimiser steps of its own between those of the task.
+        groups: parameters with a learning rate of their own, as :meth:`Adapter.parameter_groups` returns them.
+        after_step: told the model, the step and how many there are, as :meth:`Adapter.after_step` is.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -182,7 +186,7 @@ def train(
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     total_steps = steps_per_epoch * epochs
     optimizer = _optimizer(
-        [model, *(one.model for one in auxiliary)], learning_rate, float(params["train.weight_decay"])
+        [model, *(one.model for one in auxiliary)], learning_rate, float(params["train.weight_decay"]), groups or ()
     )
     schedule = str(params["train.schedule"])
     warmup = round(float(params["train.warmup"]) * total_steps)
@@ -216,6 +220,8 @@ def train(
             if (index + 1) % accumulation == 0 or last:
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
+                if after_step is not None:
+                    after_step(original, epoch * steps_per_epoch + index // accumulation, total_steps)
                 optimizer.zero_grad(set_to_none=True)
                 for i, one in enumerate(auxiliary):
                     due[i] += one.steps
@@ -341,16 +347,30 @@ def _validation_marks(batches: int) -> set[int]:
     return {batches, batches // 2} if batches >= 60 else {batches}
 
 
-def _optimizer(models: Sequence[torch.nn.Module], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(
+    models: Sequence[torch.nn.Module],
+    learning_rate: float,
+    weight_decay: float,
+    own_rates: Sequence[Mapping[str, Any]] = (),
+) -> torch.optim.Optimizer:
     import torch
 
     # What models share is there once.
     trained = list(dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad))
-    decayed = [p for p in trained if p.ndim >= 2]
-    plain = [p for p in trained if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    fused = all(p.device.type in {"cpu", "cuda", "mps"} and p.is_floating_point() for p in [*decayed, *plain])
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
+    rates = {id(p): float(group["lr"]) for group in own_rates for p in group["params"]}
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {(learning_rate, True): [], (learning_rate, False): []}
+    for p in trained:
+        groups.setdefault((rates.get(id(p), learning_rate), p.ndim >= 2), []).append(p)
+    fused = all(p.device.type in {"cpu", "cuda", "mps"} and p.is_floating_point() for p in trained)
+    return torch.optim.AdamW(
+        [
+            {"params": found, "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
+            for (rate, decayed), found in groups.items()
+            if found
+        ],
+        lr=learning_rate,
+        fused=fused,
+    )
 
 
 class _Plateau:

@@ -58,6 +58,7 @@ class Target:
         context: the task's context; its ``processor`` is None while the plan is made.
         hardware: the machine.
         cache: a folder of the run for what can be used again (exported graphs); None while the plan is made.
+        quantizer: name of the strategy that quantizes the base; empty over a dense base. Adapters are told it.
     """
 
     task: Task
@@ -66,6 +67,7 @@ class Target:
     context: TaskContext
     hardware: Hardware
     cache: Path | None = None
+    quantizer: str = ""
 
 
 class Strategy(ABC):
@@ -89,7 +91,10 @@ class Strategy(ABC):
     yields: ClassVar[State] = "dense"
 
     def check(self, target: Target) -> Refusal | None:
-        """Return why this cannot be used on the target, or None. Runs while planning: no torch import here."""
+        """Return why this cannot be used on the target, or None. Runs while planning: no torch import here.
+
+        An adapter is asked again for each configuration, whose values are then in ``target.context.params``.
+        """
         return None
 
 
@@ -167,6 +172,28 @@ class Adapter(Strategy):
             base: builds a dense base to merge into (16 bits or more); None where the model's own base is dense.
             target: as for :meth:`attach`.
         """
+
+    def parameter_groups(
+        self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
+    ) -> list[dict[str, Any]] | None:
+        """Return parameters with a peak learning rate of their own, as ``{"params": [...], "lr": 1e-3}``, or None.
+
+        Args:
+            model: as :meth:`attach` returned it.
+            learning_rate: what all other parameters take.
+            params: of this strategy, without its name in front.
+        """
+        return None
+
+    def after_step(self, model: torch.nn.Module, step: int, total: int) -> None:
+        """Called after each step of the optimiser, gradients still there; does nothing unless it is overridden.
+
+        Args:
+            model: as :meth:`attach` returned it.
+            step: how many steps there were before this one.
+            total: how many there are in the whole training.
+        """
+        return
 
 
 class Compressor(Strategy):

@@ -13,13 +13,29 @@ from autoft.strategies.augmentation import (
     RandomReplacement,
     RandomSwap,
 )
-from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.bitsandbytes import Fp4Base, Int8Base, Nf4Base
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
-from autoft.strategies.lora import Lora
+from autoft.strategies.lora import Dora, Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
+from autoft.strategies.partial import BitFit, LayerNorm, TopLayers
+from autoft.strategies.peft_tuners import (
+    Adalora,
+    Boft,
+    Fourierft,
+    Hra,
+    Ia3,
+    Loha,
+    Lokr,
+    Miss,
+    Oft,
+    Randlora,
+    Shira,
+    VbLora,
+    Vera,
+)
 
 __all__ = ["autoft_strategies"]
 
@@ -35,9 +51,27 @@ def autoft_strategies() -> Sequence[Strategy]:
         CharacterNoise(),
         Int8Base(),
         Nf4Base(),
+        Fp4Base(),
         Full(),
         HeadOnly(),
+        TopLayers(),
+        BitFit(),
+        LayerNorm(),
         Lora(),
+        Dora(),
+        Adalora(),
+        Boft(),
+        Fourierft(),
+        Hra(),
+        Ia3(),
+        Loha(),
+        Lokr(),
+        Miss(),
+        Oft(),
+        Randlora(),
+        Shira(),
+        VbLora(),
+        Vera(),
         MagnitudePruning(),
         DynamicInt8(),
         Onnx(),

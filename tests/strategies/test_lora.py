@@ -7,7 +7,8 @@ import torch
 
 from autoft.errors import ModelError
 from autoft.strategies.head_only import find_head
-from autoft.strategies.lora import Lora, find_targets
+from autoft.strategies.lora import Lora
+from autoft.strategies.peft_adapter import find_targets
 
 PARAMS = {name: domain.default for name, domain in Lora.space.items()}
 MODELS = ["bert", "distilbert", "roberta", "gpt2", "llama"]
