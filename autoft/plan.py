@@ -50,6 +50,7 @@ __all__ = [
     "AUXILIARY_SPACE",
     "EFFORTS",
     "TRAIN_SPACE",
+    "WIDE",
     "AuxiliaryPlan",
     "BudgetLimit",
     "ModelPlan",
@@ -118,9 +119,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
     },
     "best": {
         "ensemble": 3,
-        # Not all that are legal: a hundred chains would leave each a trial or two. These are the ones that differ in
-        # what they cost and in what they can learn; the rest is there for recipes that name it (docs/adapters.md).
-        "pipelines": ["full", "lora", "top-layers", "head-only", "nf4+lora"],
+        "pipelines": None,
         "compress": [
             "none",
             "dynamic-int8",
@@ -144,7 +143,13 @@ EFFORTS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""What the words of ``effort`` stand for: None means all that are legal; parameters not named keep their default."""
+"""What the words of ``effort`` stand for: None means what the task names or all that are legal, of pipelines those of
+:data:`WIDE`; parameters not named keep their default."""
+
+# Not all that are legal: some eighty chains would leave each a trial or none. These differ in what they cost and in how
+# much they can learn; the others are there for recipes that name them, and docs/adapters.md says what each is for.
+WIDE = ("full", "lora", "top-layers", "head-only", "nf4+lora")
+"""Pipelines that are searched where neither recipe nor effort nor task names any."""
 
 
 class _Plan(BaseModel):
@@ -640,7 +645,7 @@ class _Planner:
                 legal[name] = PipelinePlan(
                     name=name, quantizer=quantizer.name if quantizer else None, adapter=adapter.name
                 )
-        wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or list(legal)
+        wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
             wanted = [*wanted, *(name for name in ("int8+lora", "nf4+lora") if name in legal and name not in wanted)]
         chosen = []
@@ -653,8 +658,10 @@ class _Planner:
                     self.warnings.append(f"pipeline {name} is left out: {refused[name]}")
             elif self.recipe.pipelines:
                 self.fault("pipelines", unknown_name("pipeline", name, [*legal, *refused]))
+        # Of what nobody asked for, only the chains of adapters that are searched: the others are many.
+        adapters = {name.rpartition("+")[2] for name in wanted}
         for name, reason in refused.items():
-            if name not in wanted and "cannot train over" not in reason:
+            if name not in wanted and name.rpartition("+")[2] in adapters and "cannot train over" not in reason:
                 self.refuse(name, reason)
         if not chosen and targets and not self.faults:
             reasons_given = "; ".join(f"{note.what}: {note.reason}" for note in self.refusals)

@@ -304,3 +304,34 @@ def test_an_auxiliary_task_over_the_same_weights_moves_them(tmp_path):
     opposite = [{**row, "y": -row["y"]} for row in points(20, seed=1)]
     fit(together, points(), auxiliary=[along(together, opposite, 1.0, tmp_path)])
     assert not np.allclose(weights(together), weights(alone), rtol=1e-2)
+
+
+def test_parameters_with_a_rate_of_their_own_take_steps_of_that_length():
+    import torch
+
+    from autoft.training import _optimizer
+
+    # Adam's first step is the learning rate, whatever the gradient.
+    model = torch.nn.Linear(3, 2)
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = _optimizer([model], 1e-3, 0.0, [{"params": [model.weight], "lr": 1.6e-2}])
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert torch.allclose((model.weight - start["weight"]).abs(), torch.tensor(1.6e-2), rtol=1e-3)
+    assert torch.allclose((model.bias - start["bias"]).abs(), torch.tensor(1e-3), rtol=1e-3)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [1e-3, 1.6e-2]
+
+
+def test_weights_are_decayed_and_vectors_are_not_whatever_their_rate():
+    import torch
+
+    from autoft.training import _optimizer
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    own = [{"params": list(model[1].parameters()), "lr": 1e-2}]
+    decay = {
+        id(value): (group["lr"], group["weight_decay"])
+        for group in _optimizer([model], 1e-3, 0.1, own).param_groups
+        for value in group["params"]
+    }
+    assert [decay[id(value)] for value in model.parameters()] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]

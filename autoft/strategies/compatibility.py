@@ -75,6 +75,5 @@ def incompatible(adapter: str, target: Target) -> str | None:
         for name in (base, f"{base} single"):
             said = known.get(name, {}).get(body, WORKS)
             if said != WORKS:
-                where = f"over an {base} base" if base[0] in "fi" else f"over a {base} base"
-                return f"does not work {where} on models as {BODIES[body]}: {said}; take lora"
+                return f"does not work in {base} on models like {BODIES[body]} ({said}); use lora"
     return None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Target
+from autoft.contracts import State, Target
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.peft_adapter import PeftAdapter, pattern_of, widths
 
@@ -270,7 +270,8 @@ class Boft(PeftAdapter):
 class Hra(PeftAdapter):
     """Train a chain of reflections of each layer's inputs: orthogonal and of low rank at once.
 
-    Method: Yuan et al. 2024 (arXiv:2405.17484), rank 8 there and in PEFT.
+    Method: Yuan et al. 2024 (arXiv:2405.17484), rank 8 there and in PEFT. PEFT multiplies the stored numbers of a
+    quantized weight and leaves their scales out, so it trains over dense weights only.
     """
 
     name: ClassVar[str] = "hra"
@@ -281,6 +282,7 @@ class Hra(PeftAdapter):
         "targets": _TARGETS,
     }
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"learning_rate": 2e-3, "rank": 8, "targets": "all-linear"},)
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
     tuner: ClassVar[str] = "HRAConfig"
     fields: ClassVar[Mapping[str, str]] = {"rank": "r"}
 
@@ -325,7 +327,7 @@ class Randlora(PeftAdapter):
     name: ClassVar[str] = "randlora"
     summary: ClassVar[str] = "train scales of random matrices whose sum has full rank"
     space: ClassVar[SearchSpace] = {
-        "learning_rate": Float(1e-4, 1e-2, default=1e-3, log=True),
+        "learning_rate": Float(1e-4, 5e-3, default=1e-3, log=True),
         "rank": Categorical((32, 16, 64)),
         "alpha": Int(160, 1280, default=640, log=True),
         "targets": _TARGETS,
