@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -66,7 +67,8 @@ def run(adapter: str, base: str, body: str) -> str:
     except ModelError as error:
         if "Conv1D" in str(error):
             return "PEFT gives it no form for Conv1D layers"
-        return str(error).partition(": ")[2].replace(" of tiny", "").partition(";")[0].partition(", so")[0]
+        said = str(error).partition(": ")[2].replace(" of tiny", "").partition(";")[0].partition(", so")[0]
+        return re.sub(r"^\w+ has ", "the model has ", said)
     except (AttributeError, RuntimeError, ValueError):
         return "PEFT cannot compute with weights stored so"
     return WORKS
