@@ -121,6 +121,7 @@ class PeftAdapter(Adapter):
                 )
         else:
             adapted = self._onto(base(), model, target)
+        _take_out_saved(adapted)
         merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
         return merged.eval()
 
@@ -238,6 +239,16 @@ def _savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
     """
     others = [name for name, _ in model.named_modules() if name not in head.modules]
     return tuple(name for name in head.modules if not any(other.endswith(name) for other in others))
+
+
+def _take_out_saved(adapted: PeftModel) -> None:
+    """Put the trained head in its place; most methods of PEFT only unload heads that are one layer."""
+    from peft.utils import ModulesToSaveWrapper
+
+    model = adapted.get_base_model()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[_ADAPTER])
 
 
 def _verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target, who: str) -> None:

@@ -301,6 +301,24 @@ def test_trains_few_numbers_and_the_head(tuner, make_checkpoint, make_target, lo
     assert not plain & base
 
 
+@pytest.mark.parametrize("onto_base", [False, True])
+@pytest.mark.parametrize("tuner", TUNERS, ids=lambda tuner: tuner.name)
+def test_a_head_of_several_layers_comes_through_a_merge(
+    tuner, onto_base, make_checkpoint, make_target, load, train, logits
+):
+    target = make_target(make_checkpoint("roberta"))
+    base = load(target)
+    original, names = type(base), set(base.state_dict())
+    model = tuner().attach(base, target, defaults(tuner))
+    train(model, target, steps=3, lr=2e-3)
+    expected = logits(model, target)
+    merged = tuner().merge(model, (lambda: load(target, seed=99)) if onto_base else None, target)
+    assert type(merged) is original
+    assert set(merged.state_dict()) == names
+    assert not [name for name, module in merged.named_modules() if type(module).__module__.startswith("peft")]
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("wanted", range(1, 40))
 def test_divisor_is_the_largest_that_fits(wanted):
     for numbers in ([12, 18], [7], [64, 96, 32]):
