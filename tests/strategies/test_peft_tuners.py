@@ -134,7 +134,8 @@ def test_fourierft(learned):
             layers[name].indices["default"].T.tolist(), states[name]["fourierft_spectrum.default"], strict=True
         ):
             update += float(value) * np.cos(2 * np.pi * (u * y / rows + v * x / columns))
-        return weight + torch.from_numpy(50.0 * update / (rows * columns)).float()
+        # BERT's smallest layers are 64 by 64 here.
+        return weight + torch.from_numpy(50.0 * 64**2 / 768**2 * update / (rows * columns)).float()
 
     check(before, merged, formula)
 
@@ -207,12 +208,13 @@ def test_vb_lora(learned):
     check(before, merged, formula)
 
 
-def test_vb_lora_learns_its_choice_ten_times_as_fast(make_checkpoint, make_target, load):
+@pytest.mark.parametrize(("tuner", "part"), [(VbLora, "logits"), (Fourierft, "spectrum")])
+def test_what_the_papers_train_ten_times_as_fast_is_a_group(tuner, part, make_checkpoint, make_target, load):
     target = make_target(make_checkpoint("bert"))
-    model = VbLora().attach(load(target), target, defaults(VbLora))
-    (group,) = VbLora().parameter_groups(model, 2e-3, defaults(VbLora))
-    logits = {id(value) for name, value in model.named_parameters() if "logits" in name}
-    assert {id(value) for value in group["params"]} == logits
+    model = tuner().attach(load(target), target, defaults(tuner))
+    (group,) = tuner().parameter_groups(model, 2e-3, defaults(tuner))
+    expected = {id(value) for name, value in model.named_parameters() if part in name}
+    assert {id(value) for value in group["params"]} == expected
     assert group["lr"] == pytest.approx(2e-2)
 
 
