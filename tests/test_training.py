@@ -115,7 +115,17 @@ def line():
     return torch.nn.Linear(2, 1)
 
 
-def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=False, auxiliary=(), **params):
+def fit(
+    model,
+    rows,
+    validate=None,
+    told=None,
+    deadline=None,
+    higher_is_better=False,
+    auxiliary=(),
+    after_step=None,
+    **params,
+):
     """Train the line; the validation is the error over all rows unless a script of figures is given."""
     import torch
 
@@ -140,6 +150,7 @@ def fit(model, rows, validate=None, told=None, deadline=None, higher_is_better=F
         on_progress=lambda progress: None,
         deadline=deadline,
         auxiliary=auxiliary,
+        after_step=after_step,
     )
 
 
@@ -335,3 +346,16 @@ def test_weights_are_decayed_and_vectors_are_not_whatever_their_rate():
         for value in group["params"]
     }
     assert [decay[id(value)] for value in model.parameters()] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]
+
+
+@pytest.mark.parametrize(("count", "accumulation"), [(24, 1), (24, 2), (22, 4), (5, 3)])
+def test_after_step_is_told_every_step_once_with_gradients_there(count, accumulation):
+    told = []
+
+    def after_step(model, step, total):
+        told.append((step, total, model.weight.grad is not None))
+
+    fit(line(), points(count), after_step=after_step, **{"train.gradient_accumulation": accumulation})
+    batches = -(-count // PARAMS["train.batch_size"])
+    steps = -(-batches // accumulation) * PARAMS["train.epochs"]
+    assert told == [(step, steps, True) for step in range(steps)]
