@@ -115,10 +115,17 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+MANY = 40
+"""Names that a message still lists in full."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence for an unknown name: what was given, the closest, and all that there are."""
+    """Return the sentence for an unknown name: what was given, the closest, and all that there are, or the nearest."""
     names = sorted(known)
     near = closest(name, names)
     hint = f" Did you mean {near!r}?" if near else ""
     there = f" Known: {', '.join(names)}." if names else " None is installed."
+    if len(names) > MANY:
+        some = difflib.get_close_matches(name, names, n=8, cutoff=0.0)
+        there = f" The nearest of {len(names)}: {', '.join(some)}."
     return f"unknown {kind} {name!r}.{hint}{there}"

@@ -54,6 +54,7 @@ __all__ = [
     "AUXILIARY_SPACE",
     "EFFORTS",
     "TRAIN_SPACE",
+    "WIDE",
     "AuxiliaryPlan",
     "BudgetLimit",
     "ModelPlan",
@@ -123,6 +124,8 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.weight_decay": Float(0.0, 0.1, 0.01),
             "train.label_smoothing": Float(0.0, 0.15, 0.0),
             "train.dropout": Float(0.0, 0.25, 0.1),
+            "lora.start": Categorical(("default",)),
+            "lora.plus": Categorical((1.0,)),
         },
     },
     "best": {
@@ -163,10 +166,18 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.label_smoothing": Float(0.0, 0.2, 0.0),
             "train.dropout": Float(0.0, 0.3, 0.1),
             "train.class_weights": TRAIN_SPACE["train.class_weights"],
+            "lora.start": Categorical(("default", "pissa")),
+            "lora.plus": Categorical((1.0, 4.0, 16.0)),
         },
     },
 }
-"""What the words of ``effort`` stand for: None means all that are legal; parameters not named keep their default."""
+"""What the words of ``effort`` stand for: None means what the task names or all that are legal, of pipelines those of
+:data:`WIDE`; parameters not named keep their default."""
+
+# Not all that are legal: some eighty chains would leave each a trial or none. These differ in what they cost and in how
+# much they can learn; the others are there for recipes that name them, and docs/adapters.md says what each is for.
+WIDE = ("full", "lora", "top-layers", "head-only", "nf4+lora")
+"""Pipelines that are searched where neither recipe nor effort nor task names any."""
 
 
 class _Plan(BaseModel):
@@ -669,7 +680,8 @@ class _Planner:
             if state not in adapter.accepts:
                 refused[name] = f"{adapter.name} cannot train over a {state} base"
                 continue
-            reasons = [self.first_refusal([quantizer, adapter], target) for target in targets]
+            over = quantizer.name if quantizer else ""
+            reasons = [self.first_refusal([quantizer, adapter], replace(one, quantizer=over)) for one in targets]
             for target, reason in zip(targets, reasons, strict=True):
                 if reason:
                     illegal.append((target.source.name, name, reason))
@@ -679,7 +691,7 @@ class _Planner:
                 legal[name] = PipelinePlan(
                     name=name, quantizer=quantizer.name if quantizer else None, adapter=adapter.name
                 )
-        wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or list(legal)
+        wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
             wanted = [*wanted, *(name for name in ("int8+lora", "nf4+lora") if name in legal and name not in wanted)]
         chosen = []
@@ -692,8 +704,10 @@ class _Planner:
                     self.warnings.append(f"pipeline {name} is left out: {refused[name]}")
             elif self.recipe.pipelines:
                 self.fault("pipelines", unknown_name("pipeline", name, [*legal, *refused]))
+        # Of what nobody asked for, only the chains of adapters that are searched: the others are many.
+        adapters = {name.rpartition("+")[2] for name in wanted}
         for name, reason in refused.items():
-            if name not in wanted and "cannot train over" not in reason:
+            if name not in wanted and name.rpartition("+")[2] in adapters and "cannot train over" not in reason:
                 self.refuse(name, reason)
         if not chosen and targets and not self.faults:
             reasons_given = "; ".join(f"{note.what}: {note.reason}" for note in self.refusals)

@@ -14,14 +14,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, LocalExecutor
-from autoft.plan import BudgetLimit, Plan, violations
+from autoft.plan import BudgetLimit, Plan, plan_target, violations
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import (
@@ -826,7 +826,13 @@ class Search:
     def _illegal(self, config: TrialConfig) -> str | None:
         if self._never_fits(config.model):
             return f"no compression of {config.model} fits the budget"
-        return self.plan.unfit(config.model, config.pipeline, config.params.get("regularize"))
+        if reason := self.plan.unfit(config.model, config.pipeline, config.params.get("regularize")):
+            return reason
+        pipeline = self.plan.pipeline(config.pipeline)
+        task, model = self.catalog.task(self.plan.task), self.plan.model(config.model)
+        target = replace(plan_target(self.plan, task, model, params=config.params), quantizer=pipeline.quantizer or "")
+        refusal = self.catalog.adapters[pipeline.adapter].check(target)
+        return refusal.reason if refusal else None
 
     def _known(self, config: TrialConfig) -> TrialResult | None:
         return next((r for r in self._told() if _same(r.config, config)), None)

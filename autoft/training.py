@@ -239,6 +239,8 @@ def train(
     deadline: float | None = None,
     auxiliary: Sequence[Auxiliary] = (),
     regularization: Regularization | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    after_step: Callable[[torch.nn.Module, int, int], None] | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -259,6 +261,8 @@ def train(
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         auxiliary: further tasks, each with optimiser steps of its own between those of the task.
         regularization: entered, of this model; it acts on the task's own loss, and not on the auxiliary tasks'.
+        groups: parameters with a learning rate of their own, as :meth:`Adapter.parameter_groups` returns them.
+        after_step: told the model, the step and how many there are, as :meth:`Adapter.after_step` is.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -292,6 +296,7 @@ def train(
         float(params["train.weight_decay"]),
         str(params.get("train.optimizer") or "adamw"),
         regularization.learning_rates() if regularization else {},
+        groups or (),
     )
     schedule = str(params["train.schedule"])
     warmup = round(float(params["train.warmup"]) * total_steps)
@@ -335,6 +340,8 @@ def train(
             if (index + 1) % accumulation == 0 or last:
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
+                if after_step is not None:
+                    after_step(original, epoch * steps_per_epoch + index // accumulation, total_steps)
                 optimizer.zero_grad(set_to_none=True)
                 for i, one in enumerate(auxiliary):
                     due[i] += one.steps
@@ -479,11 +486,17 @@ def _optimizer(
     weight_decay: float,
     name: str = "adamw",
     factors: Mapping[str, float] | None = None,
+    own_rates: Sequence[Mapping[str, Any]] = (),
 ) -> torch.optim.Optimizer:
-    """Return the optimiser over all that is trained; ``factors`` of the rate are by name in the first model."""
+    """Return the optimiser over all that is trained.
+
+    ``factors`` of the rate are by name in the first model, ``own_rates`` as :meth:`Adapter.parameter_groups` has them.
+    """
     # What models share is there once.
     trained = dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad)
     factor = {p: (factors or {}).get(full, 1.0) for full, p in models[0].named_parameters()}
+    for group in own_rates:
+        factor.update({p: factor.get(p, 1.0) * float(group["lr"]) / learning_rate for p in group["params"]})
     hidden = {p for model in models for p in _hidden_matrices(model)} if name == "muon" else set()
     groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = {}
     for p in trained:

@@ -366,6 +366,7 @@ class Trial:
         if self.quantizer:
             model = self.quantizer.prepare(model, target)
         auxiliary = self._auxiliary(model, target)
+        target = replace(target, quantizer=self.quantizer.name if self.quantizer else "")
         model = self.adapter.attach(model, target, strategy_params(self.config.params, self.adapter.name))
         return model if self.quantizer else model.to(target.context.device), auxiliary
 
@@ -404,6 +405,7 @@ class Trial:
         regularization: Regularization,
     ) -> TrainOutcome:
         params, place = self.config.params, self.place
+        rate = float(params[f"{self.adapter.name}.learning_rate"])  # type: ignore[arg-type]
         given = place.splits(self.config.fold).train
         name = params.get("augment")
         augmentation, features = None, None
@@ -420,7 +422,7 @@ class Trial:
             features=features,
             rows=rows,
             augmentation=augmentation,
-            learning_rate=float(params[f"{self.adapter.name}.learning_rate"]),  # type: ignore[arg-type]
+            learning_rate=rate,
             precision=place.precision.get(self.config.model, "fp32"),
             objective=self.plan.objective,
             higher_is_better=self.plan.higher_is_better,
@@ -430,6 +432,8 @@ class Trial:
             deadline=self.deadline,
             auxiliary=auxiliary,
             regularization=regularization,
+            groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
+            after_step=self.adapter.after_step,
         )
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:

@@ -9,7 +9,7 @@ import pytest
 
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
-from autoft.plan import EFFORTS, TRAIN_SPACE, Plan, make_plan, usable_positions
+from autoft.plan import EFFORTS, TRAIN_SPACE, WIDE, Plan, make_plan, usable_positions
 from autoft.recipe import recipe_from_mapping
 from autoft.space import Categorical
 
@@ -49,7 +49,29 @@ def test_efforts_widen(catalog, tiny_model):
     }
     assert searched["quick"] < searched["balanced"] < searched["best"]
     best = planned(catalog, tiny_model, effort="best")
-    assert {"full", "head-only", "lora"} <= {pipeline.name for pipeline in best.pipelines}
+    assert {"full", "head-only", "lora", "top-layers"} <= {pipeline.name for pipeline in best.pipelines} <= set(WIDE)
+
+
+def test_a_chain_that_does_not_work_is_refused_with_the_reason(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, pipelines=["lora", "nf4+loha", "nf4+ia3", "int8+hra"])
+    assert {pipeline.name for pipeline in plan.pipelines} == {"lora", "nf4+ia3"}
+    refused = {note.what: note.reason for note in plan.refusals}
+    assert refused["nf4+loha"].startswith("loha: does not work in nf4 on models like BERT (")
+    assert refused["int8+hra"] == "hra cannot train over a quantized base"
+    assert any("nf4+loha is left out" in warning for warning in plan.warnings)
+    assert {"ia3.learning_rate", "nf4.double_quantization"} <= set(plan.space)
+
+
+def test_what_nobody_asked_for_is_refused_in_silence(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, pipelines=["lora"])
+    assert not [note for note in plan.refusals if "loha" in note.what]
+
+
+def test_wide_pipelines_are_known(catalog):
+    for name in WIDE:
+        quantizer, _, adapter = name.rpartition("+")
+        assert adapter in catalog.adapters
+        assert not quantizer or quantizer in catalog.quantizers
 
 
 def test_a_scalar_pins_a_list_is_a_choice_and_a_range_narrows(catalog, tiny_model):

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from autoft.hardware import Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import Interruption, Listener, Search, _Study
@@ -44,6 +45,10 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "finalist_seeds": 0,
         "tolerance": 0.0,
         "data": {"sizes": {"train": 1000, "validation": 400, "test": 400}},
+        "facts": {},
+        "device": "cpu",
+        "hardware": Hardware("cpu", 2, 2**33, (), "test", False, "Linux x86_64").to_json(),
+        "trust_remote_code": False,
     }
     return Plan.model_construct(**{**values, **changes})
 
@@ -298,6 +303,36 @@ def test_what_the_sampler_is_asked_for_fits_into_the_time_left(tmp_path, catalog
     assert [(c["model"], c["train.epochs"]) for c in search._affordable(250.0)] == [("large", 2), ("large", 2)]
     assert [(c["model"], c["train.epochs"]) for c in search._affordable(105.0)] == [("small", 4), ("small", 4)]
     assert search._affordable(15.0) == []
+
+
+def test_a_value_that_an_adapter_refuses_over_its_base_is_proposed_to_nobody(tmp_path, catalog):
+    pipelines = [
+        PipelinePlan(name="full", quantizer=None, adapter="full"),
+        PipelinePlan(name="lora", quantizer=None, adapter="lora"),
+        PipelinePlan(name="nf4+lora", quantizer="nf4", adapter="lora"),
+    ]
+    models = [ModelPlan(name="small", path="", config={"model_type": "bert"}, size_bytes=10)]
+    space = {
+        "model": Categorical(("small",)),
+        "pipeline": Categorical(("full", "lora", "nf4+lora")),
+        "augment": Categorical(("none",)),
+        "train.epochs": Categorical((1,)),
+        "train.batch_size": Categorical((16,)),
+        "full.learning_rate": Categorical((1e-4,)),
+        "lora.learning_rate": Float(1e-4, 1e-2, 1e-3, log=True),
+        "lora.start": Categorical(("default", "pissa")),
+    }
+    json_space = {name: domain_to_json(domain) for name, domain in space.items()}
+    search = engine(tmp_path, catalog, pipelines=pipelines, models=models, space=json_space, sampler="random")
+    proposed = set()
+    for number in range(40):
+        config = search._next()
+        if config is None:
+            break
+        proposed.add((config.pipeline, config.params.get("lora.start")))
+        search._finish(untimed(done(config, 0.5 + number / 1000)))
+    assert {("lora", "default"), ("lora", "pissa"), ("nf4+lora", "default")} <= proposed
+    assert ("nf4+lora", "pissa") not in proposed
 
 
 def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_short_one_does_not(tmp_path, catalog):

@@ -128,6 +128,7 @@ def fit(
     auxiliary=(),
     chain=(),
     task=None,
+    after_step=None,
     **params,
 ):
     """Train the line; the validation is the error over all rows unless a script of figures is given."""
@@ -139,12 +140,13 @@ def fit(
             return {"error": float(Points().loss(network, batch, None))}
 
     with Regularization(chain, model, None) as regularization:
+        judge = validate or error
         return run(
-            model, rows, validate or error, told, deadline, higher_is_better, auxiliary, regularization, task, params
+            model, rows, judge, told, deadline, higher_is_better, auxiliary, regularization, task, after_step, params
         )
 
 
-def run(model, rows, validate, told, deadline, higher_is_better, auxiliary, regularization, task, params):
+def run(model, rows, validate, told, deadline, higher_is_better, auxiliary, regularization, task, after_step, params):
     return train(
         model,
         task=task or Points(),
@@ -162,6 +164,7 @@ def run(model, rows, validate, told, deadline, higher_is_better, auxiliary, regu
         deadline=deadline,
         auxiliary=auxiliary,
         regularization=regularization,
+        after_step=after_step,
     )
 
 
@@ -566,3 +569,47 @@ def test_what_regularizers_prepared_is_undone_after_a_training_that_fails():
     with pytest.raises(FloatingPointError):
         fit(line(), [{"x": [1e30, 1e30], "y": 0.0}] * 4, chain=[(Undone(), {})])
     assert undone == ["state"]
+
+
+def test_parameters_with_a_rate_of_their_own_take_steps_of_that_length():
+    import torch
+
+    from autoft.training import _optimizer
+
+    # Adam's first step is the learning rate, whatever the gradient.
+    model = torch.nn.Linear(3, 2)
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = _optimizer([model], 1e-3, 0.0, own_rates=[{"params": [model.weight], "lr": 1.6e-2}])
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert torch.allclose((model.weight - start["weight"]).abs(), torch.tensor(1.6e-2), rtol=1e-3)
+    assert torch.allclose((model.bias - start["bias"]).abs(), torch.tensor(1e-3), rtol=1e-3)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [1e-3, 1.6e-2]
+
+
+def test_weights_are_decayed_and_vectors_are_not_whatever_their_rate():
+    import torch
+
+    from autoft.training import _optimizer
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    own = [{"params": list(model[1].parameters()), "lr": 1e-2}]
+    decay = {
+        id(value): (group["lr"], group["weight_decay"])
+        for group in _optimizer([model], 1e-3, 0.1, own_rates=own).param_groups
+        for value in group["params"]
+    }
+    assert [decay[id(value)] for value in model.parameters()] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]
+
+
+@pytest.mark.parametrize(("count", "accumulation"), [(24, 1), (24, 2), (22, 4), (5, 3)])
+def test_after_step_is_told_every_step_once_with_gradients_there(count, accumulation):
+    told = []
+
+    def after_step(model, step, total):
+        told.append((step, total, model.weight.grad is not None))
+
+    fit(line(), points(count), after_step=after_step, **{"train.gradient_accumulation": accumulation})
+    batches = -(-count // PARAMS["train.batch_size"])
+    steps = -(-batches // accumulation) * PARAMS["train.epochs"]
+    assert told == [(step, steps, True) for step in range(steps)]

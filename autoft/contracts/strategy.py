@@ -103,6 +103,7 @@ class Target:
         hardware: the machine.
         cache: a folder of the run for what can be used again (exported graphs); None while the plan is made.
         recover: trains a model that was made smaller; None where only its cost is asked for, or no rows are there.
+        quantizer: name of the strategy that quantizes the base; empty over a dense base. Adapters are told it.
     """
 
     task: Task
@@ -112,6 +113,7 @@ class Target:
     hardware: Hardware
     cache: Path | None = None
     recover: Recovery | None = None
+    quantizer: str = ""
 
 
 class Strategy(ABC):
@@ -137,7 +139,8 @@ class Strategy(ABC):
     def check(self, target: Target) -> Refusal | None:
         """Return why this cannot be used on the target, or None. Runs while planning: no torch import here.
 
-        ``target.context.params`` holds what the recipe pins of this strategy, by full name, where it is an augmenter.
+        ``target.context.params`` holds what the recipe pins of an augmenter or a compressor, by full name. An adapter is
+        asked again for each configuration, whose values are then there.
         """
         return None
 
@@ -240,6 +243,28 @@ class Adapter(Strategy):
             base: builds a dense base to merge into (16 bits or more); None where the model's own base is dense.
             target: as for :meth:`attach`.
         """
+
+    def parameter_groups(
+        self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
+    ) -> list[dict[str, Any]] | None:
+        """Return parameters with a peak learning rate of their own, as ``{"params": [...], "lr": 1e-3}``, or None.
+
+        Args:
+            model: as :meth:`attach` returned it.
+            learning_rate: what all other parameters take.
+            params: of this strategy, without its name in front.
+        """
+        return None
+
+    def after_step(self, model: torch.nn.Module, step: int, total: int) -> None:
+        """Called after each step of the optimiser, gradients still there; does nothing unless it is overridden.
+
+        Args:
+            model: as :meth:`attach` returned it.
+            step: how many steps there were before this one.
+            total: how many there are in the whole training.
+        """
+        return
 
 
 class Regularizer(Strategy):

@@ -387,7 +387,7 @@ class Task(ABC):
         return ()
 
     def default_pipelines(self) -> Sequence[str]:
-        """Return the pipelines to search where the recipe names none; empty means all legal ones."""
+        """Return the pipelines to search where neither recipe nor effort names any; empty means a few of the legal ones."""
         return ()
 
     def export_inputs(self, context: TaskContext) -> ExportSpec | None:

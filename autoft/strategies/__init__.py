@@ -16,7 +16,7 @@ from autoft.strategies.augmentation import (
 )
 from autoft.strategies.averaging import Ema, Swa
 from autoft.strategies.bf16_weights import Bf16Weights
-from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.bitsandbytes import Fp4Base, Int8Base, Nf4Base
 from autoft.strategies.consistency import RDrop, TokenCutoff
 from autoft.strategies.contrastive import SupervisedContrastive
 from autoft.strategies.distillation import Distillation
@@ -24,10 +24,26 @@ from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
-from autoft.strategies.lora import Lora
+from autoft.strategies.lora import Dora, Lora
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
+from autoft.strategies.partial import BitFit, LayerNorm, TopLayers
+from autoft.strategies.peft_tuners import (
+    Adalora,
+    Boft,
+    Fourierft,
+    Hra,
+    Ia3,
+    Loha,
+    Lokr,
+    Miss,
+    Oft,
+    Randlora,
+    Shira,
+    VbLora,
+    Vera,
+)
 from autoft.strategies.pictures import ColourJitter, HorizontalFlip, RandomErasing, RandomResizedCrop
 from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
@@ -64,8 +80,12 @@ def autoft_strategies() -> Sequence[Strategy]:
         RandomErasing(),
         Int8Base(),
         Nf4Base(),
+        Fp4Base(),
         Full(),
         HeadOnly(),
+        TopLayers(),
+        BitFit(),
+        LayerNorm(),
         Lora(),
         RDrop(),
         Fgm(),
@@ -80,6 +100,20 @@ def autoft_strategies() -> Sequence[Strategy]:
         ReinitTop(),
         Ema(),
         Swa(),
+        Dora(),
+        Adalora(),
+        Boft(),
+        Fourierft(),
+        Hra(),
+        Ia3(),
+        Loha(),
+        Lokr(),
+        Miss(),
+        Oft(),
+        Randlora(),
+        Shira(),
+        VbLora(),
+        Vera(),
         MagnitudePruning(),
         Distillation(),
         VocabularyPruning(),

@@ -1,36 +1,27 @@
-"""LoRA: small trained matrices beside frozen weights, through PEFT."""
+"""LoRA, its starts, LoRA+ and DoRA: small trained matrices beside frozen weights, through PEFT."""
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Adapter, Refusal, State, Target
+from autoft.contracts import Refusal, Target
 from autoft.errors import ModelError
 from autoft.space import Categorical, Float, Int, SearchSpace
-from autoft.strategies.head_only import CONVOLUTIONAL, Head, find_head
+from autoft.strategies.compatibility import has_conv1d
+from autoft.strategies.peft_adapter import PeftAdapter, is_quantized
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig, PeftModel
 
-__all__ = ["Lora", "find_targets"]
+__all__ = ["Dora", "Lora"]
 
-# Without "question-answering": PEFT's wrapper for it drops token_type_ids, so that the merged model answers otherwise.
-_TASK_TYPES = {
-    "causal-lm": "CAUSAL_LM",
-    "feature-extraction": "FEATURE_EXTRACTION",
-    "seq2seq": "SEQ_2_SEQ_LM",
-    "seq2seq-lm": "SEQ_2_SEQ_LM",
-    "sequence-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-}
-_ADAPTER = "default"
+# With 16 iterations the randomised decomposition comes close to the exact one in seconds (PiSSA, section 4).
+_STARTS: Mapping[str, Any] = {"default": True, "pissa": "pissa_niter_16"}
+_CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 
 
-class Lora(Adapter):
+class Lora(PeftAdapter):
     """Train low-rank updates ``(alpha / rank) B A`` of frozen linear layers, and the task's head in full.
 
     Method: Hu et al. 2021 (arXiv:2106.09685). Published settings that the space and the first trials rest on:
@@ -42,6 +33,14 @@ class Lora(Adapter):
     - alpha = 2 rank and all linear layers (Biderman et al. 2024, arXiv:2405.09673).
     - ``rslora`` scales by ``alpha / sqrt(rank)``, which keeps larger ranks from learning more slowly
       (Kalajdzievski 2023, arXiv:2312.03732).
+    - ``start`` is what ``A`` and ``B`` begin with. ``default``: Kaiming-uniform ``A`` and ``B = 0``; ``gaussian``:
+      normal ``A`` (Hu et al.); ``orthogonal``: both from one random orthogonal matrix, in spaces that do not meet, so
+      that ``B A = 0``. ``pissa``: the principal components of the weight, the frozen rest being what remains (Meng et
+      al. 2024, arXiv:2404.02948); ``olora``: the first columns of its QR decomposition (Büyükakyüz 2024,
+      arXiv:2406.01775). The last two take away from the base weights what they put into the matrices, so a quantized
+      base is refused, and merging gives it back.
+    - ``plus`` multiplies the learning rate of ``B``: LoRA+ (Hayou et al. 2024, arXiv:2402.12354), whose advice is 16;
+      1 is plain LoRA.
 
     The best learning rate lies about ten times above that of full fine-tuning.
     """
@@ -55,213 +54,92 @@ class Lora(Adapter):
         "dropout": Float(0.0, 0.2, default=0.05),
         "targets": Categorical(("all-linear", "attention")),
         "rslora": Categorical((False, True)),
+        "start": Categorical(("default", "gaussian", "orthogonal", "pissa", "olora")),
+        "plus": Float(1.0, 32.0, default=1.0, log=True),
     }
-    published: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"learning_rate": 5e-4, "rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear", "rslora": False},
-        {"learning_rate": 5e-4, "rank": 8, "alpha": 8, "dropout": 0.0, "targets": "attention", "rslora": False},
-        {"learning_rate": 2e-4, "rank": 64, "alpha": 16, "dropout": 0.1, "targets": "all-linear", "rslora": False},
+    published: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {**setting, "rslora": False, "start": start, "plus": plus}
+        for start, plus, setting in (
+            (
+                "default",
+                1.0,
+                {"learning_rate": 5e-4, "rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"},
+            ),
+            ("default", 1.0, {"learning_rate": 5e-4, "rank": 8, "alpha": 8, "dropout": 0.0, "targets": "attention"}),
+            ("default", 1.0, {"learning_rate": 2e-4, "rank": 64, "alpha": 16, "dropout": 0.1, "targets": "all-linear"}),
+            ("default", 16.0, {"learning_rate": 2e-4, "rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}),
+            ("pissa", 1.0, {"learning_rate": 5e-4, "rank": 16, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}),
+        )
     )
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "quantized"})
+    tuner: ClassVar[str] = "LoraConfig"
+    fields: ClassVar[Mapping[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "rslora": "use_rslora",
+    }
 
     def check(self, target: Target) -> Refusal | None:
-        """Refuse models without linear layers in the body."""
-        model_type = target.config.get("model_type")
-        if model_type in CONVOLUTIONAL:
-            return Refusal(f"lora: {model_type} has no linear layers outside its head to adapt; use full or head-only")
-        return None
+        """Refuse what every adapter by PEFT does, and starts that this base or these layers cannot have."""
+        start = target.context.params.get("lora.start")
+        if target.quantizer and start in _CHANGE_THE_BASE:
+            return Refusal(
+                f"lora: start={start} changes the base's weights, which {target.quantizer} quantizes; take default, "
+                "gaussian or orthogonal over a quantized base"
+            )
+        if start == "olora" and has_conv1d(target.config):
+            return Refusal("lora: PEFT's start=olora takes no Conv1D layers, as GPT-2's; take pissa or default")
+        return super().check(target)
 
-    def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
-        """Return a ``PeftModel`` over the model: the LoRA matrices and the head trainable, the rest frozen.
+    def options(self, layers: Mapping[str, Any], target: Target, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return rank, scale, dropout and start.
 
         Raises:
-            ModelError: no layer of the chosen kind is found, or PEFT would train other modules than the head.
+            ModelError: the start would change quantized weights.
         """
-        from peft import LoraConfig
-
-        head = find_head(model)
-        targets = find_targets(model, params["targets"], head)
-        if not targets:
-            cure = "pin lora.targets to all-linear" if params["targets"] == "attention" else "use full or head-only"
+        start = params.get("start", "default")
+        if start in _CHANGE_THE_BASE and any(is_quantized(layer) for layer in layers.values()):
             raise ModelError(
-                f"lora: {type(model).__name__} of {target.source.name} has no linear layers for "
-                f"lora.targets={params['targets']}; {cure}"
+                f"lora: start={start} changes the weights of {target.source.name}, which are quantized; take default, "
+                "gaussian or orthogonal over a quantized base"
             )
-        saved = _savable(model, head)
-        config = LoraConfig(
-            r=params["rank"],
-            lora_alpha=params["alpha"],
-            lora_dropout=params["dropout"],
-            use_rslora=params["rslora"],
-            task_type=_task_type(model, target),
-            # A pattern over full names: PEFT compares the names of a list as suffixes, and would hit others too.
-            target_modules="|".join(re.escape(name) for name in targets),
-            modules_to_save=list(saved) or None,
-        )
-        adapted: PeftModel = _with_adapter(model, config)
-        _verify_saved(adapted, saved, target)
-        for name, parameter in adapted.get_base_model().named_parameters():
-            if name in head.parameters:
-                parameter.requires_grad_(True)
-        attached: torch.nn.Module = adapted
-        return attached
+        return {**super().options(layers, target, params), "init_lora_weights": _STARTS.get(start, start)}
 
-    def merge(
-        self, model: torch.nn.Module, base: Callable[[], torch.nn.Module] | None, target: Target
-    ) -> torch.nn.Module:
-        """Return the plain transformers model with the updates added to its weights, in evaluation mode.
-
-        Never merges into quantized weights: on a CPU that gives unrelated predictions and no error. With ``base``
-        the adapter, the head and all else that the dense base may lack are copied to it and merged there; without
-        it the given model is taken apart and is used up.
-
-        Raises:
-            ModelError: the model's own base is quantized and ``base`` is None, or the base does not fit the adapter.
-        """
-        adapted: PeftModel = model
-        if base is None:
-            if any(not parameter.is_floating_point() for parameter in model.parameters()):
-                raise ModelError(
-                    f"lora: the base of {target.source.name} is quantized; merging needs a dense base to merge into"
-                )
-        else:
-            adapted = self._onto(base(), model, target)
-        merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
-        return merged.eval()
-
-    def _onto(self, base: torch.nn.Module, trained: PeftModel, target: Target) -> PeftModel:
-        """Return the dense base with the trained adapter on top."""
-        from peft import LoraConfig
-
-        there = {name for name, _ in base.named_modules()}
-        missing = [name for name in trained.base_model.targeted_module_names if name not in there]
-        if missing:
-            raise ModelError(
-                f"lora: the dense base of {target.source.name} has no place for what was trained: "
-                f"no {', '.join(missing[:5])}"
-            )
-        given = trained.peft_config[_ADAPTER]
-        config = LoraConfig(
-            r=given.r,
-            lora_alpha=given.lora_alpha,
-            lora_dropout=given.lora_dropout,
-            use_rslora=given.use_rslora,
-            task_type=given.task_type,
-            target_modules=given.target_modules,
-            modules_to_save=given.modules_to_save,
-        )
-        fresh = _with_adapter(base, config)
-        _copy_learned(trained, fresh, target)
-        return fresh
+    def parameter_groups(
+        self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
+    ) -> list[dict[str, Any]] | None:
+        """Return the matrices ``B`` with ``plus`` times the learning rate; None where that is 1."""
+        plus = params.get("plus", 1.0)
+        if plus == 1.0:
+            return None
+        found = [weight for name, weight in model.named_parameters() if ".lora_B." in name and weight.requires_grad]
+        return [{"params": found, "lr": plus * learning_rate}]
 
 
-def find_targets(model: torch.nn.Module, kind: str, head: Head) -> tuple[str, ...]:
-    """Return the names of the linear layers to adapt, found by looking at the modules.
+class Dora(PeftAdapter):
+    """Train the length of each row of a weight, and its direction by LoRA: ``m (W + s B A) / |W + s B A|``.
 
-    Args:
-        model: a transformers model, dense or quantized by bitsandbytes.
-        kind: ``all-linear`` for every linear layer of the body, ``attention`` for those inside attention blocks.
-        head: the task's part, which is trained in full and never adapted.
+    Method: Liu et al. 2024 (arXiv:2402.09353): rank 32, alpha 64, dropout 0.05 and a learning rate of 2e-4 for
+    Llama-7B on all linear layers (appendix A.1). PEFT takes the norm as a constant in the backward pass, as section 4.3
+    of the paper proposes. A step takes longer than one of LoRA.
     """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
 
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    found = []
-    attention: set[str] = set()
-    combined: set[str] = set()
-    for name, module in model.named_modules():
-        parent = name.rpartition(".")[0]
-        if parent in attention or (name and _is_attention(name, module)):
-            attention.add(name)
-        if isinstance(module, nn.MultiheadAttention) or parent in combined:
-            # torch's own attention reads the weights of its output layer and never calls it.
-            combined.add(name)
-        elif (
-            isinstance(module, nn.Linear | Conv1D)
-            and module is not output
-            and not any(name == part or name.startswith(f"{part}.") for part in head.modules)
-            and (kind == "all-linear" or name in attention)
-        ):
-            found.append(name)
-    return tuple(found)
-
-
-def _is_attention(name: str, module: torch.nn.Module) -> bool:
-    words = (name.rpartition(".")[2].lower(), type(module).__name__.lower())
-    return any("attention" in word or "attn" in word for word in words)
-
-
-def _task_type(model: torch.nn.Module, target: Target) -> str | None:
-    """Return PEFT's task type, or None where its wrapper would pass arguments that the model does not know."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel) or model.main_input_name != "input_ids":
-        return None
-    return _TASK_TYPES.get(target.task.card.architecture)
-
-
-def _with_adapter(model: torch.nn.Module, config: LoraConfig) -> PeftModel:
-    from peft import get_peft_model
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    pattern = re.compile(str(config.target_modules))
-    layers = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
-    # bitsandbytes makes nn.Linear out of GPT-2's Conv1D, so the layout is a matter of the base at hand.
-    config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
-    with warnings.catch_warnings():
-        if any(isinstance(layer, nn.Linear) for layer in layers):
-            # In a model with both kinds PEFT sets the layout layer by layer, and warns each time.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        return get_peft_model(model, config, adapter_name=_ADAPTER)
-
-
-def _savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
-    """Return the modules of the head that PEFT can hold in the adapter.
-
-    PEFT compares these names with the ends of module names, so that a head called ``query`` would take the body's
-    ``query`` layers along. Such a head is trained in its place instead.
-    """
-    others = [name for name, _ in model.named_modules() if name not in head.modules]
-    return tuple(name for name in head.modules if not any(other.endswith(name) for other in others))
-
-
-def _verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target) -> None:
-    from peft.utils import ModulesToSaveWrapper
-
-    wrapped = {
-        name for name, module in adapted.get_base_model().named_modules() if isinstance(module, ModulesToSaveWrapper)
+    name: ClassVar[str] = "dora"
+    summary: ClassVar[str] = "as lora, with the length of each row of a weight trained apart"
+    space: ClassVar[SearchSpace] = {
+        "learning_rate": Float(5e-5, 5e-3, default=5e-4, log=True),
+        "rank": Int(4, 64, default=16, log=True),
+        "alpha": Int(8, 128, default=32, log=True),
+        "dropout": Float(0.0, 0.2, default=0.05),
+        "targets": Categorical(("all-linear", "attention")),
     }
-    if wrapped != set(saved):
-        # PEFT adds names of its own for some task types.
-        raise ModelError(
-            f"lora: PEFT trains {sorted(wrapped)} of {target.source.name} beside the adapter, "
-            f"where the task's head is {sorted(saved)}; use full or head-only"
-        )
+    published: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"learning_rate": 5e-4, "rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"},
+        {"learning_rate": 2e-4, "rank": 32, "alpha": 64, "dropout": 0.05, "targets": "all-linear"},
+    )
+    tuner: ClassVar[str] = "LoraConfig"
+    fields: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
-
-def _copy_learned(trained: PeftModel, fresh: PeftModel, target: Target) -> None:
-    """Copy the adapter, the head and whatever else of the trained model is not the checkpoint's quantized weights.
-
-    Frozen parts go along because some are made newly in each load (a pooler that the checkpoint lacks), and buffers
-    because training moves some (running means). A frozen weight of lower precision than the base's is left: it is
-    the checkpoint's own, rounded.
-    """
-    import torch
-
-    source = {**dict(trained.named_parameters()), **dict(trained.named_buffers())}
-    learned = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
-    goal = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
-    unfit = sorted(name for name in learned if name not in goal or goal[name].shape != source[name].shape)
-    if unfit:
-        raise ModelError(
-            f"lora: the dense base of {target.source.name} has no place for what was trained: "
-            f"no {', '.join(unfit[:5])} of the same shape"
-        )
-    with torch.no_grad():
-        for name, to in goal.items():
-            value = source.get(name)
-            if value is None or value.shape != to.shape or value.is_floating_point() != to.is_floating_point():
-                continue
-            if name in learned or value.element_size() >= to.element_size():
-                to.copy_(value)
+    def options(self, layers: Mapping[str, Any], target: Target, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return LoRA's options with the lengths on."""
+        return {**super().options(layers, target, params), "use_dora": True}

@@ -16,8 +16,8 @@ from autoft.errors import ModelError, unknown_name
 
 __all__ = ["PLANNED", "Kind", "kind_of", "texts_of", "tiny_model"]
 
-Kind = Literal["encoder", "decoder", "seq2seq", "vision", "vision-to-text"]
-"""BERT, Llama, T5, ViT, and ViT with a GPT-2 that reads it."""
+Kind = Literal["encoder", "decoder", "decoder-conv1d", "seq2seq", "vision", "vision-to-text"]
+"""BERT, Llama, GPT-2, T5, ViT, and ViT with a GPT-2 that reads it."""
 
 POSITIONS = 512
 WIDTH = 32
@@ -32,6 +32,7 @@ PLANNED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "architectures": ["LlamaForCausalLM"],
             "max_position_embeddings": POSITIONS,
         },
+        "decoder-conv1d": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": POSITIONS},
         "seq2seq": {"model_type": "t5", "is_encoder_decoder": True},
         "vision": {"model_type": "vit"},
         "vision-to-text": {"model_type": "vision-encoder-decoder", "is_encoder_decoder": True},
@@ -79,8 +80,8 @@ def tiny_model(kind: Kind, folder: str | Path, texts: Iterable[str] = (), *, see
     """Write a tiny model with random weights, and its tokenizer or image processor, into a folder.
 
     Args:
-        kind: ``encoder`` (BERT), ``decoder`` (Llama, without a padding token, as is usual), ``seq2seq`` (T5), ``vision``
-            (ViT) or ``vision-to-text`` (ViT and GPT-2).
+        kind: ``encoder`` (BERT), ``decoder`` (Llama, without a padding token, as is usual), ``decoder-conv1d`` (GPT-2, which
+            keeps its weights transposed), ``seq2seq`` (T5), ``vision`` (ViT) or ``vision-to-text`` (ViT and GPT-2).
         folder: made where it is absent.
         texts: what the tokenizer is trained on; it can write any other text too, in more tokens. The encoder's makes
             letters lower case and knows printable ASCII and what the texts hold; the others' keep every byte.
@@ -101,6 +102,7 @@ def tiny_model(kind: Kind, folder: str | Path, texts: Iterable[str] = (), *, see
     make = {
         "encoder": _encoder,
         "decoder": _decoder,
+        "decoder-conv1d": _gpt2,
         "seq2seq": _seq2seq,
         "vision": _vision,
         "vision-to-text": _vision_to_text,
@@ -206,11 +208,17 @@ def _vision(texts: list[str]) -> tuple[Any, ...]:
     return ViTModel(_vit_config(), add_pooling_layer=False), _image_processor()
 
 
-def _vision_to_text(texts: list[str]) -> tuple[Any, ...]:
-    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+def _gpt2(texts: list[str]) -> tuple[Any, ...]:
+    from transformers import GPT2LMHeadModel
 
     tokenizer = _bytes(texts, pad_token="<pad>", bos_token=ENDOFTEXT, eos_token=ENDOFTEXT)
-    decoder = GPT2Config(
+    return GPT2LMHeadModel(_gpt2_config(tokenizer)), tokenizer
+
+
+def _gpt2_config(tokenizer: Any) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=POSITIONS,
         n_embd=WIDTH,
@@ -224,6 +232,13 @@ def _vision_to_text(texts: list[str]) -> tuple[Any, ...]:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def _vision_to_text(texts: list[str]) -> tuple[Any, ...]:
+    from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+
+    tokenizer = _bytes(texts, pad_token="<pad>", bos_token=ENDOFTEXT, eos_token=ENDOFTEXT)
+    decoder = _gpt2_config(tokenizer)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         _vit_config(),
         decoder,

@@ -621,12 +621,27 @@ def legal_pipelines(bench: Workbench) -> list[Pipeline]:
         Pipeline(adapter, quantizer)
         for quantizer in bases
         for adapter in bench.catalog.adapters.values()
-        if (quantizer.yields if quantizer else "dense") in adapter.accepts and adapter.check(target) is None
+        if (quantizer.yields if quantizer else "dense") in adapter.accepts
+        and adapter.check(replace(target, quantizer=quantizer.name if quantizer else "")) is None
     ]
 
 
-def trains_and_merges(bench: Workbench, pipeline: Pipeline, steps: int = 25) -> Any:
+def trains_and_merges(
+    bench: Workbench,
+    pipeline: Pipeline,
+    steps: int = 25,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    bf16: bool = False,
+) -> Any:
     """Load, attach, train and merge, as a trial does, and return the merged model.
+
+    Args:
+        bench: the task and its tiny model.
+        pipeline: what is tried.
+        steps: of training, with the largest learning rate of the adapter's space, 1e-2 at most.
+        settings: parameters of the quantizer that are not at their default.
+        bf16: train with bfloat16 autocast; losses are compared in float32.
 
     Raises:
         CheckFailed: nothing is trained, what is frozen changes, the loss does not fall, or the merged model is not
@@ -635,18 +650,32 @@ def trains_and_merges(bench: Workbench, pipeline: Pipeline, steps: int = 25) -> 
     import torch
 
     adapter, quantizer, who = pipeline.adapter, pipeline.quantizer, pipeline.name
-    kwargs = quantizer.load_kwargs(bench.target, defaults(quantizer.space)) if quantizer else {}
+    kwargs = quantizer.load_kwargs(bench.target, {**defaults(quantizer.space), **(settings or {})}) if quantizer else {}
     model = bench.load_model(**kwargs)
+    domain = adapter.space["learning_rate"]
+    rate = (
+        max(value for value in domain.choices if isinstance(value, float))
+        if isinstance(domain, Categorical)
+        else domain.high
+    )
+    params = defaults(adapter.space)
     if quantizer:
         model = quantizer.prepare(model, bench.target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = adapter.attach(model, bench.target, defaults(adapter.space))
+        model = adapter.attach(model, bench.target, params)
     frozen = {name: value.detach().clone() for name, value in model.named_parameters() if not value.requires_grad}
     trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     expect(trained, f"{who}: attach() leaves nothing to train")
     first = bench.loss(model)
-    bench.train(model, steps, learning_rate=1e-2)
+    bench.train(
+        model,
+        steps,
+        learning_rate=min(rate, 1e-2),
+        groups=adapter.parameter_groups(model, min(rate, 1e-2), params) or (),
+        after_step=adapter.after_step,
+        bf16=bf16,
+    )
     last = bench.loss(model)
     expect(last < first, f"{who}: {steps} steps bring the loss of the demo rows from {first:.4g} to {last:.4g}")
     now = dict(model.named_parameters())
@@ -678,9 +707,11 @@ def trains_and_merges(bench: Workbench, pipeline: Pipeline, steps: int = 25) -> 
     return merged
 
 
-def merges_and_loads(bench: Workbench, pipeline: Pipeline) -> None:
+def merges_and_loads(
+    bench: Workbench, pipeline: Pipeline, *, settings: Mapping[str, Any] | None = None, bf16: bool = False
+) -> None:
     """Train and merge as :func:`trains_and_merges`, and fail where the merged model is another once it was written."""
-    merged = trains_and_merges(bench, pipeline)
+    merged = trains_and_merges(bench, pipeline, settings=settings, bf16=bf16)
     loaded = bench.write_and_read(merged, None, "none")
     told = difference(bench.loss(loaded.model), bench.loss(merged), TOLERANCE, "the loss")
     expect(told is None, f"{pipeline.name}: the merged model that was written and read is another: {told}")

@@ -332,7 +332,15 @@ class Workbench:
         return Trained(model, (*losses, self.loss(model)))
 
     def train(
-        self, model: Any, steps: int, learning_rate: float = 5e-3, context: TaskContext | None = None
+        self,
+        model: Any,
+        steps: int,
+        learning_rate: float = 5e-3,
+        *,
+        groups: Sequence[Mapping[str, Any]] = (),
+        after_step: Callable[[Any, int, int], None] | None = None,
+        bf16: bool = False,
+        context: TaskContext | None = None,
     ) -> list[float]:
         """Train on all demo rows at once, by AdamW, until they are known by heart.
 
@@ -340,6 +348,9 @@ class Workbench:
             model: its trainable parameters are changed; left in evaluation mode.
             steps: at most.
             learning_rate: after ten steps, rising evenly until then.
+            groups: parameters with a learning rate of their own, as an adapter gives them.
+            after_step: told the model, the step and how many there are, as an adapter is.
+            bf16: compute in bfloat16, by autocast.
             context: where the model's processor is another than the bench's.
 
         Returns:
@@ -350,20 +361,32 @@ class Workbench:
         context = context or self.context
         batch = self.task.collate(self.task.encode(self.rows, context), context)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+        own = {id(one): float(group["lr"]) for group in groups for one in group["params"]}
+        rates = dict.fromkeys([learning_rate, *own.values()])
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [one for one in weights if own.get(id(one), learning_rate) == rate], "lr": rate}
+                for rate in rates
+            ],
+            weight_decay=0.0,
+        )
+        peaks = [group["lr"] for group in optimizer.param_groups]
         losses: list[float] = []
         best, since = float("inf"), 0
         model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for step in range(steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * min(1.0, (step + 1) / 10)
-                loss = self.task.loss(model, dict(batch), context)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * min(1.0, (step + 1) / 10)
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    loss = self.task.loss(model, dict(batch), context)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
+                if after_step is not None:
+                    after_step(model, step, steps)
                 losses.append(float(loss.detach()))
                 since = 0 if losses[-1] < 0.95 * best else since + 1
                 best = min(best, losses[-1])

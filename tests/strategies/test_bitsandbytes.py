@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autoft.errors import ModelError
-from autoft.strategies.bitsandbytes import Int8Base, Nf4Base
+from autoft.strategies.bitsandbytes import Fp4Base, Int8Base, Nf4Base
 from autoft.strategies.lora import Lora
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -245,9 +245,9 @@ from types import SimpleNamespace as N
 from autoft.strategies import autoft_strategies
 column = N(role="text", kind="text", target=False)
 card = N(name="t", architecture="sequence-classification", columns=(column,), inputs=(column,))
-target = N(config={"model_type": "bert"}, hardware=N(device="cpu"), context=N(device="cpu"),
-           source=N(name="m"), task=N(card=card))
-names = {"int8", "nf4", "lora", "full", "head-only", "random-swap", "character-noise"}
+target = N(config={"model_type": "bert"}, hardware=N(device="cpu", bf16=True), context=N(device="cpu", params={}),
+           source=N(name="m"), task=N(card=card), quantizer="")
+names = {"int8", "nf4", "fp4", "lora", "ia3", "bitfit", "full", "head-only", "random-swap", "character-noise"}
 for strategy in autoft_strategies():
     if strategy.name in names:
         assert strategy.check(target) is None, strategy.name
@@ -258,3 +258,14 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("quantizer", [Nf4Base(), Fp4Base()], ids=lambda one: one.name)
+def test_the_4_bit_formats_are_those_that_are_asked_for(quantizer, double, make_checkpoint, make_target, load):
+    target = make_target(make_checkpoint("bert"))
+    model = load(target, **quantizer.load_kwargs(target, {"double_quantization": double}))
+    states = [module.weight.quant_state for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(states) == BLOCKS * LAYERS_A_BLOCK["bert"]
+    assert {state.quant_type for state in states} == {quantizer.name}
+    assert {state.nested for state in states} == {double}

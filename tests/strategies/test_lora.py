@@ -7,7 +7,8 @@ import torch
 
 from autoft.errors import ModelError
 from autoft.strategies.head_only import find_head
-from autoft.strategies.lora import Lora, find_targets
+from autoft.strategies.lora import Lora
+from autoft.strategies.peft_adapter import find_targets
 
 PARAMS = {name: domain.default for name, domain in Lora.space.items()}
 MODELS = ["bert", "distilbert", "roberta", "gpt2", "llama"]
@@ -317,3 +318,84 @@ def test_published_settings_lie_in_the_space():
     for setting in Lora.published:
         assert set(setting) == set(Lora.space)
         assert all(Lora.space[name].contains(value) for name, value in setting.items())
+
+
+@pytest.mark.parametrize("start", ["default", "gaussian", "orthogonal", "pissa", "olora"])
+def test_no_start_changes_what_the_model_says(start, make_checkpoint, make_target, load, logits):
+    target = make_target(make_checkpoint("bert"))
+    expected = logits(load(target), target)
+    model = Lora().attach(load(target), target, {**PARAMS, "start": start})
+    torch.testing.assert_close(logits(model, target), expected, rtol=1e-4, atol=1e-4)
+    merged = Lora().merge(model, None, target)
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pissa_starts_from_the_principal_components(make_checkpoint, make_target, load):
+    target = make_target(make_checkpoint("bert"))
+    weight = load(target).bert.encoder.layer[0].attention.self.query.weight.detach()
+    model = Lora().attach(load(target), target, {**PARAMS, "rank": 4, "alpha": 8, "start": "pissa"})
+    layer = model.get_base_model().bert.encoder.layer[0].attention.self.query
+    u, s, v = torch.linalg.svd(weight)
+    best = (u[:, :4] * s[:4]) @ v[:4]
+    update = 8 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    # The decomposition is randomised, and random weights have singular values that lie close together: other
+    # directions may be found, as long as they explain as much.
+    assert (weight - best).norm() <= (weight - update).norm() < 1.01 * (weight - best).norm()
+    torch.testing.assert_close(layer.base_layer.weight + update, weight, rtol=1e-4, atol=1e-5)
+
+
+def test_olora_starts_from_the_qr_decomposition(make_checkpoint, make_target, load):
+    target = make_target(make_checkpoint("bert"))
+    weight = load(target).bert.encoder.layer[0].attention.self.query.weight.detach()
+    model = Lora().attach(load(target), target, {**PARAMS, "rank": 4, "start": "olora"})
+    layer = model.get_base_model().bert.encoder.layer[0].attention.self.query
+    q, r = torch.linalg.qr(weight)
+    torch.testing.assert_close(layer.lora_B["default"].weight.detach(), q[:, :4])
+    torch.testing.assert_close(layer.lora_A["default"].weight.detach(), r[:4])
+
+
+@pytest.mark.parametrize("onto_base", [False, True])
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_merge_gives_back_what_a_start_took(start, onto_base, make_checkpoint, make_target, load, train, logits):
+    target = make_target(make_checkpoint("bert"))
+    model = Lora().attach(load(target), target, {**PARAMS, "start": start})
+    train(model, target)
+    expected = logits(model, target)
+    merged = Lora().merge(model, (lambda: load(target, seed=99)) if onto_base else None, target)
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_starts_that_change_weights_are_refused_over_quantized_ones(start, make_checkpoint, make_target, load):
+    from dataclasses import replace
+
+    from autoft.strategies.bitsandbytes import Nf4Base
+
+    pytest.importorskip("bitsandbytes")
+    target = make_target(make_checkpoint("bert"))
+    model = Nf4Base().prepare(load(target, **Nf4Base().load_kwargs(target, {})), target)
+    with pytest.raises(ModelError, match="gaussian or orthogonal over a quantized base"):
+        Lora().attach(model, target, {**PARAMS, "start": start})
+    asked = replace(target, context=replace(target.context, params={"lora.start": start}))
+    assert Lora().check(asked) is None
+    assert "which nf4 quantizes" in Lora().check(replace(asked, quantizer="nf4")).reason
+
+
+def test_olora_is_refused_for_conv1d(make_checkpoint, make_target):
+    from dataclasses import replace
+
+    target = make_target(make_checkpoint("gpt2"))
+    asked = replace(target, context=replace(target.context, params={"lora.start": "olora"}))
+    assert Lora().check(asked).reason == (
+        "lora: PEFT's start=olora takes no Conv1D layers, as GPT-2's; take pissa or default"
+    )
+
+
+def test_plus_is_the_rate_of_b(make_checkpoint, make_target, load):
+    target = make_target(make_checkpoint("bert"))
+    model = Lora().attach(load(target), target, PARAMS)
+    assert Lora().parameter_groups(model, 1e-3, PARAMS) is None
+    (group,) = Lora().parameter_groups(model, 1e-3, {**PARAMS, "plus": 16.0})
+    expected = {id(value) for name, value in model.named_parameters() if "lora_B" in name}
+    assert {id(value) for value in group["params"]} == expected
+    assert group["lr"] == pytest.approx(1.6e-2)

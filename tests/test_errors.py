@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from autoft.errors import MANY, unknown_name
+
+
+def test_few_names_are_all_listed():
+    assert unknown_name("pipeline", "lorra", ["lora", "full"]) == (
+        "unknown pipeline 'lorra'. Did you mean 'lora'? Known: full, lora."
+    )
+
+
+def test_of_many_names_only_the_nearest_are_listed():
+    names = [f"nf4+method-{number}" for number in range(MANY)] + ["lora"]
+    text = unknown_name("pipeline", "lorra", names)
+    assert text.startswith(f"unknown pipeline 'lorra'. Did you mean 'lora'? The nearest of {MANY + 1}: lora, ")
+    assert len(text) < 250
