@@ -358,8 +358,8 @@ class Workbench:
         """
         import torch
 
+        batch = self.collate(self.task.encode(self.rows, context), context) if context else self.batch()
         context = context or self.context
-        batch = self.task.collate(self.task.encode(self.rows, context), context)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         own = {id(one): float(group["lr"]) for group in groups for one in group["params"]}
         rates = dict.fromkeys([learning_rate, *own.values()])

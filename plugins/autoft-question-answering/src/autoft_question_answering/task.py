@@ -362,9 +362,10 @@ class QuestionAnswering(Task):
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
         """Return the mean over rows of minus the log-likelihood of the answer's start and end, halved.
 
-        Starts compete over all windows of a row, ends likewise, and in every window that holds the answer it counts: shared
-        normalization (Clark & Gardner 2018, arXiv 1710.10723), so that scores of windows can be compared. Of a row with one
-        window it is the usual loss, over the context's tokens and the place that stands for no answer.
+        Starts compete over all windows of a row, ends likewise: shared normalization (Clark & Gardner 2018, arXiv
+        1710.10723), so that scores of windows can be compared. The answer is likely where start and end are in one of the
+        windows that hold it. Of a row with one window it is the usual loss, over the context's tokens and the place that
+        stands for no answer.
         """
         import torch
 
@@ -380,13 +381,13 @@ class QuestionAnswering(Task):
             table = values.new_full(shape, -math.inf)
             return table.index_put((row, place), values).logsumexp(1)
 
-        total = torch.zeros((), device=row.device)
+        spread, gold = torch.zeros(shape[0], device=row.device), torch.zeros(len(row), device=row.device)
         for side, logits in enumerate((output.start_logits, output.end_logits)):
             scores = logits.float().masked_fill(~allowed, -math.inf)
-            gold = scores.gather(1, labels[:, side, None].clamp(min=0))[:, 0]
-            gold = gold.masked_fill(labels[:, side] < 0, -math.inf)
-            total = total + (over_windows(scores.logsumexp(1)) - over_windows(gold)).mean() / 2
-        return total
+            right = scores.gather(1, labels[:, side, None].clamp(min=0))[:, 0]
+            gold = gold + right.masked_fill(labels[:, side] < 0, -math.inf)
+            spread = spread + over_windows(scores.logsumexp(1))
+        return (spread - over_windows(gold)).mean() / 2
 
     # -------------------------------------------------------------------------------------------- predictions
 
@@ -494,7 +495,7 @@ class QuestionAnswering(Task):
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[: int(context.options["candidates"])]
         unanswerable = bool(context.facts.get("unanswerable"))
         # As in training: no answer competes with its places in all windows.
-        null = _log_sum([found.null[0] for _, found in windows]) + _log_sum([found.null[1] for _, found in windows])
+        null = _log_sum([sum(found.null) for _, found in windows])
         total = _log_sum([*(found.total for _, found in windows), *([null] if unanswerable else [])])
         candidates = [
             {"answer": text[start:end], "start": start, "end": end, "score": math.exp(min(0.0, score - total))}
