@@ -139,7 +139,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "magnitude-pruning",
             "magnitude-pruning+onnx-int8",
             "vocabulary-pruning+onnx-int8",
-            "layer-pruning+vocabulary-pruning+onnx-int8",
+            "layer-pruning+ffn-pruning+vocabulary-pruning+onnx-int8",
         ],
         # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
         # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.

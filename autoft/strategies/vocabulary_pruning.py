@@ -6,6 +6,7 @@ In a small encoder the embedding table is most of the file: of MiniLM-L6 it hold
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import tempfile
 import unicodedata
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
-from autoft.space import Int, SearchSpace
+from autoft.space import Float, Int, SearchSpace
 from autoft.strategies.recovery import RECOVERY, recover
 
 if TYPE_CHECKING:
@@ -42,13 +43,19 @@ class VocabularyPruning(Compressor):
 
     With a ``min_count`` of 1 every training row is cut into the same tokens as before. What later texts have beyond
     that is written in the tokens that are left: all single characters of the scripts that the data are written in stay,
-    for WordPiece at the beginning and inside of words, and for byte-level BPE all bytes. As in Abdaoui et al. 2020
+    for WordPiece at the beginning and inside of words, and for byte-level BPE all bytes. ``common`` keeps a share of the
+    whole vocabulary beside, the most common first, which tokenizers give the lowest numbers. As in Abdaoui et al. 2020
     ("Load What You Need", arXiv:2010.05609), with the choice made by the task's own rows and not by a language.
     """
 
     name: ClassVar[str] = "vocabulary-pruning"
     summary: ClassVar[str] = "drops tokens that the training rows do not use, from embeddings and tokenizer"
-    space: ClassVar[SearchSpace] = {"min_count": Int(1, 100, default=1, log=True), **RECOVERY, "epochs": Int(0, 100, 0)}
+    space: ClassVar[SearchSpace] = {
+        "min_count": Int(1, 100, default=1, log=True),
+        "common": Float(0.0, 1.0, default=0.0),
+        **RECOVERY,
+        "epochs": Int(0, 100, 0),
+    }
     yields: ClassVar[State] = "dense"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
     calibration_rows: ClassVar[int | None] = None
@@ -90,6 +97,7 @@ class VocabularyPruning(Compressor):
         )
         used = {token for token, count in counts.items() if count >= int(params["min_count"])}
         texts = tokenizer.convert_ids_to_tokens(sorted(counts))
+        used.update(_common(tokenizer, round(float(params["common"]) * len(tokenizer))))
         kept = kept_tokens(json.loads(tokenizer.backend_tokenizer.to_str()), used, texts)
         moved = {old: new for new, old in enumerate(kept)}
         if (
@@ -109,6 +117,16 @@ class VocabularyPruning(Compressor):
         retargeted = replace(target, context=replace(target.context, processor=smaller))
         recover(pruned, retargeted, params)
         return pruned.eval(), retargeted
+
+
+def _common(tokenizer: Any, count: int) -> Iterable[int]:
+    """Return the tokens with the lowest numbers, places that were never filled (``[unused0]``) left out."""
+    filled = (
+        number
+        for number in range(len(tokenizer))
+        if "unused" not in str(tokenizer.convert_ids_to_tokens(number)).lower()
+    )
+    return itertools.islice(filled, count)
 
 
 def kept_tokens(definition: Mapping[str, Any], used: set[int], texts: Iterable[str] = ()) -> list[int]:

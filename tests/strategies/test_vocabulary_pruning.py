@@ -20,7 +20,7 @@ CORPUS = [
     "這部電影很好看",
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-PARAMS = {"min_count": 1, "epochs": 0, "learning_rate": 1e-4, "teaching": 0.5}
+PARAMS = {"min_count": 1, "common": 0.0, "epochs": 0, "learning_rate": 1e-4, "teaching": 0.5}
 
 
 def build(kind):
@@ -172,3 +172,18 @@ def test_another_processor_is_told(make_checkpoint, make_target, load):
     odd = replace(target, context=replace(target.context, processor=object()))
     with pytest.raises(ModelError, match="is no tokenizer with a tokenizer"):
         VocabularyPruning().transform(load(target), odd, [], PARAMS)
+
+
+def test_common_tokens_stay_beside_those_of_the_rows(make_checkpoint, make_target, load):
+    target = make_target(make_checkpoint("bert"))
+    rows = target.task.demo_rows()[:1]
+    numbers = target.context.processor.get_vocab()
+    sizes = {}
+    for common in (0.0, 0.5, 1.0):
+        _, changed = VocabularyPruning().transform(load(target), target, rows, {**PARAMS, "common": common})
+        kept = set(changed.context.processor.get_vocab())
+        sizes[common] = len(kept)
+        # The tokens of the row, and the first of the vocabulary.
+        assert {"the", "film", "was", "good"} <= kept
+        assert {token for token, number in numbers.items() if number < common * len(numbers)} <= kept
+    assert sizes[0.0] < sizes[0.5] < sizes[1.0] == len(numbers)
