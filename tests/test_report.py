@@ -422,3 +422,20 @@ def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, c
     )
     record.trials[2].variants[0].steps = []
     assert _steps(record, plan) is None
+
+
+def test_a_plot_of_one_model_has_two_figures_on_its_axis(tmp_path, catalog, tiny_model):
+    from autoft.plan import plan_of
+
+    run = make_run(tmp_path, catalog, tiny_model, trials=1, budget={"model_size": None, "latency": None})
+    record = read_run(run.path)
+    for trial_result in record.trials:
+        trial_result.variants = [
+            variant.model_copy(update={"costs": {"model_size_bytes": 7.56e6, "latency_p50_ms": 0.52}})
+            for variant in trial_result.variants
+        ]
+        run.write_result(trial_result)
+    write_json(run.path / "selection.json", select(plan_of(record), record.trials).model_dump(mode="json"))
+    page = write(read_run(run.path))["html"].read_text(encoding="utf-8")
+    drawn = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
+    assert {"6.4 MB", "8.9 MB", "0.44 ms", "0.61 ms"} <= set(re.findall(r">([0-9.]+ (?:MB|ms))<", drawn))

@@ -271,8 +271,11 @@ def _cost_axis(axes: Axes, column: str, values: Sequence[float]) -> None:
     axes.set_xlim(low, high)
     steps = (1, 2, 5) if high / low < 120 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
+    if len(ticks) < 2:
+        # All cost about the same: no two round figures are between them.
+        ticks = [float(f"{low * 1.1:.2g}"), float(f"{high / 1.1:.2g}")]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(column, value)))
     axes.set_xlabel(column_title(column))
