@@ -153,7 +153,7 @@ def _lion() -> Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]:
             super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
         @torch.no_grad()
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the loop passes no closure
             """Take one step."""
             for group in self.param_groups:
                 rate, (first, second) = group["lr"], group["betas"]
@@ -181,7 +181,7 @@ def _together() -> Callable[[Sequence[torch.optim.Optimizer]], torch.optim.Optim
             super().__init__([group for part in parts for group in part.param_groups], {})
             self.parts = parts
 
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the loop passes no closure
             """Take one step of each."""
             for part in self.parts:
                 part.step()

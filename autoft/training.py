@@ -127,6 +127,7 @@ class Regularization:
             for one, params in self.chain:
                 self.states.append(one.prepare(self.model, self.target, params))
         except BaseException:
+            # Whatever it is, an interruption too: it goes on its way once the modules are what they were.
             self.__exit__()
             raise
         return self

@@ -170,10 +170,11 @@ def _set_layers(model: Any, kept: Sequence[int], layers: int) -> None:
         if isinstance(value, list) and len(value) == layers and name.startswith("layer"):
             setattr(config, name, [value[i] for i in kept])
     for place, layer in enumerate(find_layers(model)[1]):
-        for module in layer.modules():
+        modules: list[Any] = list(layer.modules())
+        for module in modules:
             # Decoders know by it which part of the cache is theirs.
             if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", place)  # noqa: B010 - a module's attributes are of any type to mypy
+                module.layer_idx = place
 
 
 @dataclass(frozen=True)

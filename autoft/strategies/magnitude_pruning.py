@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from autoft.contracts import Row, Target, WeightPruner
 from autoft.errors import ModelError
-from autoft.space import Categorical, Float
+from autoft.space import Categorical, Float, SearchSpace
 
 __all__ = ["MagnitudePruning"]
 
@@ -25,7 +25,7 @@ class MagnitudePruning(WeightPruner):
 
     name = "magnitude-pruning"
     summary = "zeroes the smallest weights; alone neither smaller nor faster"
-    space = {  # noqa: RUF012 - as the contract declares it
+    space: ClassVar[SearchSpace] = {
         "sparsity": Float(0.05, 0.95, 0.3),
         "pattern": Categorical(("none", "2:4", "4:8")),
     }

@@ -103,7 +103,7 @@ class OnnxStaticInt8(Onnx):
         graph = graph_of(model, target)
         names = {node.name for node in graph.graph.input}
 
-        class Rows(CalibrationDataReader):  # type: ignore[misc]
+        class Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
             def __init__(self) -> None:
                 # Of one row each: a range may not depend on padding.
                 self.batches = iter(_batches(target, rows, 1))

@@ -77,6 +77,7 @@ def input_embeddings(model: torch.nn.Module) -> torch.nn.Module:
     try:
         module: torch.nn.Module | None = get() if get else None
     except NotImplementedError:
+        # What transformers raises for models without any, where others return None.
         module = None
     if module is None:
         raise ModelError(f"{type(model).__name__} does not say where its input embeddings are; use another regularizer")

@@ -224,6 +224,7 @@ def _with_adapter(model: torch.nn.Module, config: PeftConfig, who: str) -> PeftM
         try:
             return get_peft_model(model, config, adapter_name=_ADAPTER)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # PEFT tells of layers that it cannot adapt by any of these; its words, a want of memory too, are kept.
             kinds = sorted({type(layer).__name__ for layer in layers})
             raise ModelError(
                 f"{who}: PEFT cannot adapt the {' and '.join(kinds)} layers of {type(model).__name__} "

@@ -193,7 +193,7 @@ def _opened(value: Any) -> Image | None:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return picture.convert("RGB")
-    except Exception:  # noqa: BLE001 - Pillow's decoders raise errors of many kinds on damaged files
+    except Exception:  # noqa: BLE001 - Pillow raises many kinds; the row stays, and the task tells of it by its number
         return None
 
 
