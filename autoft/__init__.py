@@ -17,9 +17,21 @@ from typing import TYPE_CHECKING, Any
 from autoft.version import __version__
 
 if TYPE_CHECKING:
-    from autoft.api import Run, check, explain, hardware, load, predict, search, write_report
+    from autoft.api import Picked, Run, check, explain, hardware, load, pick, predict, search, write_report
 
-__all__ = ["Run", "__version__", "check", "explain", "hardware", "load", "predict", "search", "write_report"]
+__all__ = [
+    "Picked",
+    "Run",
+    "__version__",
+    "check",
+    "explain",
+    "hardware",
+    "load",
+    "pick",
+    "predict",
+    "search",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from autoft import report
-from autoft.artifact import LoadedModel, load
+from autoft.artifact import MANIFEST, LoadedModel, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
-from autoft.errors import DataError, NothingFeasible, RunFolderError
-from autoft.export import export, measure_final, write_card
+from autoft.errors import DataError, NothingFeasible, RecipeError, RunFolderError
+from autoft.export import export, measure_final, measure_pick, write_card
 from autoft.hardware import Hardware
-from autoft.plan import Plan, make_plan, plan_target, violations
+from autoft.plan import Plan, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
-from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping
-from autoft.rundir import Final, RunDir, RunRecord, TrialResult, read_json, read_run, write_json
+from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
+from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search
 from autoft.selection import select
+from autoft.trial import variant_folder
 
-__all__ = ["Run", "check", "explain", "hardware", "load", "predict", "search", "write_report"]
+__all__ = ["Picked", "Run", "check", "explain", "hardware", "load", "pick", "predict", "search", "write_report"]
 
 FREE = ("budget", "executor", "storage")
 """Sections of a recipe that may change between calls of one run."""
@@ -184,7 +185,7 @@ def _finish(
         final.notes.extend(_gain_of_auxiliary(plan, results))
         for note in final.notes:
             listener.note(note)
-        write_card(folder, plan, catalog.task(plan.task).card, selection, results, final)
+        write_card(folder.best, plan, catalog.task(plan.task).card, selection, results, final)
     if worked:
         final.seconds = _count_time(folder, used, started, worked=True)
         write_json(final_path, final.model_dump(mode="json"))
@@ -282,6 +283,83 @@ def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] 
     """Return what a search of this recipe would do, without reading data or loading a model."""
     loaded, base = _recipe(recipe, overrides)
     return make_plan(loaded, load_plugins(), Hardware.probe(), base, source=_source(recipe))
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A point of a run's front in a folder of its own."""
+
+    path: Path
+    selection: Selection
+    validation: Mapping[str, float]
+    costs: Mapping[str, float]
+    """Measured again from the files, in a fresh process."""
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model, loaded."""
+        return load(self.path)
+
+
+def pick(
+    run: str | Path,
+    limits: Mapping[str, Any],
+    *,
+    quality: float | None = None,
+    output: str | Path | None = None,
+) -> Picked:
+    """Export another point of a finished run's front: the one that a search with these limits would have left.
+
+    Nothing is trained, and the test split is not read.
+
+    Args:
+        run: the run folder.
+        limits: as in a recipe's ``budget``, beside those of the run: ``{"model_size": "10MB", "latency": "5ms"}``.
+        quality: the objective has to be at least as good as this on validation; of those the cheapest is taken, where
+            otherwise it is the cheapest of those that are about as good as the best.
+        output: the folder; default: ``picks/`` in the run folder, and the model's name.
+
+    Raises:
+        RecipeError: a limit is unknown or no quantity.
+        NothingFeasible: no model whose files are kept meets the limits.
+        RunFolderError: the folder is busy, damaged, or no run; or ``output`` is there already and no pick.
+        ExportMismatch: the exported files do not score what was measured.
+    """
+    folder, catalog = RunDir(run), load_plugins()
+    record = read_run(folder.path)
+    plan = plan_of(record)
+    section, faults = budget_section(limits)
+    further, unknown = budget_limits(section, catalog)
+    if faults or unknown:
+        raise RecipeError([*faults, *unknown], source="limits")
+    with folder.lock():
+        results = folder.results()
+        selection = _selected(plan.model_copy(update={"budget": [*plan.budget, *further]}), results, quality)
+        slug = Path(variant_folder(selection.trial, selection.variant)).name
+        target = Path(output).absolute() if output else folder.path / "picks" / f"{selection.trial:04d}-{slug}"
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise RunFolderError(f"{target}: is there already, and holds no exported model; give another folder")
+        export(folder, plan, selection, results, target)
+        final = measure_pick(folder, plan, selection, results, target)
+        final.example = record.final.example if record.final else final.example
+        write_card(target, plan, catalog.task(plan.task).card, selection, results, final)
+    return Picked(target, selection, final.validation["best"], final.costs["best"])
+
+
+def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None) -> Selection:
+    """Return what is chosen within the plan's limits, the cheapest that is good enough where that is given."""
+    chosen = select(plan, results)
+    if quality is None:
+        return chosen
+    sign = 1 if plan.higher_is_better else -1
+    single = select(plan.model_copy(update={"tolerance": 0.0}), results)
+    best = next(c.objective for c in single.candidates if (c.trial, c.variant) == (single.trial, single.variant))
+    if sign * best < sign * quality:
+        raise NothingFeasible(
+            f"the best {plan.objective} within these limits is {best:.4f}, and {quality:g} was asked for"
+        )
+    slack = sign * (best - quality) / max(1.0, abs(best))
+    return select(plan.model_copy(update={"tolerance": slack}), results)
 
 
 def write_report(run: str | Path) -> dict[str, Path]:

@@ -182,6 +182,7 @@ def measure_folder(
     test: bool = False,
     details: bool = False,
     costs: bool = True,
+    decide: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a model from its files, measure what it costs to serve, then score it.
@@ -197,6 +198,7 @@ def measure_folder(
         test: score the test split, each metric with its bootstrap interval.
         details: add the task's tables and examples of the test split.
         costs: measure costs.
+        decide: let the task decide its operating point on the validation split, which a test does in any case.
         seed: of the bootstrap.
 
     Returns:
@@ -220,7 +222,7 @@ def measure_folder(
     if validation:
         rows, predictions, refs = _predicted(loaded, prepared.validation)
         result["validation"] = score(metrics, predictions, refs, loaded.context)
-        if test and (point := loaded.task.operating_point(rows, predictions, loaded.context)):
+        if (test or decide) and (point := loaded.task.operating_point(rows, predictions, loaded.context)):
             result["operating_point"] = point
             loaded.context = replace(loaded.context, facts={**loaded.context.facts, "operating_point": point})
     if test:

@@ -1,4 +1,4 @@
-"""The chosen variant becomes ``best/``: its very files, measured and scored again in a fresh process."""
+"""A variant of a trial becomes a folder of its own: its very files, measured and scored again in a fresh process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from autoft.plan import Plan
 from autoft.quantities import format_bytes
 from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, VariantResult, write_json
 
-__all__ = ["RESCORE_TOLERANCE", "export", "measure_final"]
+__all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "write_card"]
 
 RESCORE_TOLERANCE = 0.001
 """Largest difference between a trial's figure and that of its exported files: 0.1 point, for figures above 1 a share.
@@ -33,8 +33,17 @@ It is not 0, for sums in another order move a logit by a rounding error.
 """
 
 
-def export(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Path:
-    """Copy the chosen variant's files to ``best/`` and return the folder; the old one stays until the new one is whole.
+def export(
+    run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], folder: Path | None = None
+) -> Path:
+    """Copy the chosen variant's files into a folder and return it; an old one stays until the new one is whole.
+
+    Args:
+        run: the run folder.
+        plan: of the run.
+        selection: the variant.
+        results: of all trials.
+        folder: default: ``best/`` of the run.
 
     Raises:
         RunFolderError: the files are not there, or the disk is full.
@@ -45,17 +54,21 @@ def export(run: RunDir, plan: Plan, selection: Selection, results: Sequence[Tria
         raise RunFolderError(
             f"{run.path}: the files of trial {selection.trial}, {selection.variant}, are gone; the run cannot be exported"
         )
-    partial = Path(tempfile.mkdtemp(dir=run.path, prefix=".best-"))
+    folder = folder or run.best
+    partial = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         shutil.copytree(source, partial, dirs_exist_ok=True)
         partial.chmod(0o755)
-        shutil.rmtree(run.best, ignore_errors=True)
-        os.replace(partial, run.best)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
     except OSError as error:
-        raise RunFolderError(f"{run.best}: cannot be written: {error.strerror or error}") from error
+        raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return run.best
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
 
 def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Final:
@@ -66,31 +79,11 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
     """
-    final = Final()
-    common = {
-        "data": str(run.data),
-        "batch_size": plan.request["batch_size"],
-        "length": plan.request["length"],
-        "device": plan.device,
-        "threads": plan.threads,
-        "seed": plan.seed,
-    }
-    request = {**common, "kind": "model", "folder": str(run.best), "validation": True, "test": True, "details": True}
-    again = _fresh(run, plan, "best", request)
+    final, again = _measured_again(run, plan, selection, results, run.best, {"test": True, "details": True})
     chosen = _variant(results, selection.trial, selection.variant)
-    claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
-    if not math.isclose(claimed, found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE):
-        raise ExportMismatch(
-            f"{run.best}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
-            f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
-            f"{run.path / 'logs'}"
-        )
-    final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
     final.test["best"], final.details = _intervals(again["test"]), again["details"]
-    final.operating_point = again.get("operating_point", {})
     final.example = again["example"]
-    final.costs["best"]["request_length"] = float(again["length"])
-    _keep_train_memory(final.costs["best"], chosen)
+    common = _common(run, plan)
     default = next((result for result in results if result.number == 0), None)
     yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
     if yardstick is not None and yardstick.folder:
@@ -117,10 +110,63 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     return final
 
 
+def measure_pick(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], folder: Path) -> Final:
+    """Measure an exported point of the front in a fresh process and score it on the validation split.
+
+    The test split is not read: it has been, for the model that the run chose, and choosing by it again would wear it out.
+
+    Raises:
+        ExportMismatch: the exported files do not score what the trial scored.
+    """
+    return _measured_again(run, plan, selection, results, folder, {"decide": True})[0]
+
+
+def _common(run: RunDir, plan: Plan) -> dict[str, Any]:
+    return {
+        "data": str(run.data),
+        "batch_size": plan.request["batch_size"],
+        "length": plan.request["length"],
+        "device": plan.device,
+        "threads": plan.threads,
+        "seed": plan.seed,
+    }
+
+
+def _measured_again(
+    run: RunDir,
+    plan: Plan,
+    selection: Selection,
+    results: Sequence[TrialResult],
+    folder: Path,
+    wanted: Mapping[str, bool],
+) -> tuple[Final, dict[str, Any]]:
+    request = {**_common(run, plan), "kind": "model", "folder": str(folder), "validation": True, **wanted}
+    again = _fresh(run, plan, folder.name, request)
+    chosen = _variant(results, selection.trial, selection.variant)
+    claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
+    if not math.isclose(claimed, found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE):
+        raise ExportMismatch(
+            f"{folder}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
+            f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
+            f"{run.path / 'logs'}"
+        )
+    final = Final()
+    final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
+    final.operating_point = again.get("operating_point", {})
+    final.costs["best"]["request_length"] = float(again["length"])
+    _keep_train_memory(final.costs["best"], chosen)
+    return final, again
+
+
 def write_card(
-    run: RunDir, plan: Plan, card: TaskCard, selection: Selection, results: Sequence[TrialResult], final: Final
+    folder: Path,
+    plan: Plan,
+    card: TaskCard,
+    selection: Selection,
+    results: Sequence[TrialResult],
+    final: Final,
 ) -> None:
-    """Write the model card, and the measured figures into the manifest."""
+    """Write the model card of an exported folder, and the measured figures into its manifest."""
     result = next(r for r in results if r.number == selection.trial)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("autoft", "templates"),
@@ -129,7 +175,7 @@ def write_card(
         autoescape=False,  # Markdown, not HTML
         undefined=jinja2.StrictUndefined,
     )
-    manifest = json.loads((run.best / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     text = environment.get_template("model_card.md.j2").render(
         plan=plan,
         selection=selection,
@@ -139,21 +185,22 @@ def write_card(
         members=_variant(results, selection.trial, selection.variant).members,
         pipeline=card.hub_pipeline,
         labels=manifest["facts"].get("labels"),
-        files=sorted(path.name for path in run.best.iterdir()),
+        files=sorted(path.name for path in folder.iterdir()),
         notice=card.notice,
         operating_point=final.operating_point,
         bytes=format_bytes,
         python=repr,
+        folder=folder.name,
     )
-    (run.best / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")
     if final.operating_point:
         manifest["facts"]["operating_point"] = final.operating_point
     manifest["measured"] = {
-        "test": {name: interval.model_dump() for name, interval in final.test["best"].items()},
+        "test": {name: interval.model_dump() for name, interval in final.test.get("best", {}).items()},
         "validation": final.validation["best"],
         "costs": final.costs["best"],
     }
-    write_json(run.best / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def _intervals(figures: Mapping[str, Any]) -> dict[str, Interval]:

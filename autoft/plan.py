@@ -36,7 +36,7 @@ from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
-from autoft.recipe import LatencyLimit, Recipe
+from autoft.recipe import BudgetSection, LatencyLimit, Recipe
 from autoft.rundir import RunDir, RunRecord, TrialConfig, read_json
 from autoft.space import (
     Categorical,
@@ -64,6 +64,7 @@ __all__ = [
     "StepPlan",
     "VariantPlan",
     "auxiliary_target",
+    "budget_limits",
     "make_plan",
     "plan_of",
     "plan_target",
@@ -1006,35 +1007,37 @@ class _Planner:
         return given
 
     def budget(self) -> list[BudgetLimit]:
-        section, limits = self.recipe.budget, []
-        if section.model_size:
-            limits.append(_limit("model_size", "model_size_bytes", parse_bytes(section.model_size), section.model_size))
-        if section.latency:
-            for key, given in (("p50", section.latency.p50), ("p95", section.latency.p95)):
-                if given:
-                    limits.append(_limit(f"latency.{key}", f"latency_{key}_ms", parse_seconds(given) * 1e3, given))
-        if section.train_memory:
-            limits.append(
-                _limit("train_memory", "train_memory_bytes", parse_bytes(section.train_memory), section.train_memory)
-            )
-        if section.inference_memory:
-            size = parse_bytes(section.inference_memory)
-            limits.append(_limit("inference_memory", "inference_memory_bytes", size, section.inference_memory))
-        own = ["time", "trials", "model_size", "latency", "train_memory", "inference_memory"]
-        for key, given in (section.model_extra or {}).items():
-            metric = self.catalog.cost_metrics.get(key)
-            if metric is None:
-                self.fault(
-                    f"budget.{key}", unknown_name("budget", key, dict.fromkeys([*own, *self.catalog.cost_metrics]))
-                )
-                continue
-            try:
-                limits.append(
-                    _limit(key, metric.columns[0], _quantity(given, metric.unit, metric.columns[0]), str(given))
-                )
-            except ValueError as error:
-                self.fault(f"budget.{key}", str(error))
+        limits, faults = budget_limits(self.recipe.budget, self.catalog)
+        self.faults.extend(faults)
         return limits
+
+
+def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[BudgetLimit], list[Fault]]:
+    """Return the limits on costs that a budget states, and what is wrong with those that cost metrics read."""
+    limits, faults = [], []
+    if section.model_size:
+        limits.append(_limit("model_size", "model_size_bytes", parse_bytes(section.model_size), section.model_size))
+    if section.latency:
+        for key, given in (("p50", section.latency.p50), ("p95", section.latency.p95)):
+            if given:
+                limits.append(_limit(f"latency.{key}", f"latency_{key}_ms", parse_seconds(given) * 1e3, given))
+    if section.train_memory:
+        size = parse_bytes(section.train_memory)
+        limits.append(_limit("train_memory", "train_memory_bytes", size, section.train_memory))
+    if section.inference_memory:
+        size = parse_bytes(section.inference_memory)
+        limits.append(_limit("inference_memory", "inference_memory_bytes", size, section.inference_memory))
+    for key, given in (section.model_extra or {}).items():
+        metric = catalog.cost_metrics.get(key)
+        if metric is None:
+            known = dict.fromkeys([*BudgetSection.model_fields, *catalog.cost_metrics])
+            faults.append(Fault(f"budget.{key}", unknown_name("budget", key, known)))
+            continue
+        try:
+            limits.append(_limit(key, metric.columns[0], _quantity(given, metric.unit, metric.columns[0]), str(given)))
+        except ValueError as error:
+            faults.append(Fault(f"budget.{key}", str(error)))
+    return limits, faults
 
 
 def _limit(key: str, column: str, limit: float, given: str) -> BudgetLimit:

@@ -291,6 +291,14 @@ def recipe_from_mapping(
     return recipe if recipe.name else recipe.model_copy(update={"name": name})
 
 
+def budget_section(value: Mapping[str, Any]) -> tuple[BudgetSection, list[Fault]]:
+    """Return limits that are given beside a recipe, as a budget of their own, and what is wrong with them."""
+    try:
+        return BudgetSection.model_validate(dict(value)), []
+    except ValidationError as error:
+        return BudgetSection(), _faults(error)
+
+
 def set_key(value: Mapping[str, Any], override: str) -> dict[str, Any]:
     """Return a copy of the mapping with one ``a.b=c`` applied; ``c`` is YAML.
 

@@ -13,6 +13,7 @@
     ├── selection.json         what was chosen, and why
     ├── final.json             test figures and the measurements of the exported files
     ├── best/                  the model
+    ├── picks/                 other models of the front, as ``autoft pick`` exported them
     ├── report.html, report.md, report.json
     └── logs/                  what workers and libraries printed
 """

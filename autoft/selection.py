@@ -9,7 +9,7 @@ from autoft.errors import NothingFeasible
 from autoft.plan import Plan, violations
 from autoft.rundir import Candidate, Selection, TrialResult
 
-__all__ = ["best_trials", "candidates", "dominates", "select", "weights_to_keep"]
+__all__ = ["best_trials", "candidates", "dominates", "knees", "select", "weights_to_keep"]
 
 COST_COLUMNS = ("model_size_bytes", "latency_p50_ms")
 NOISE = 1.10
@@ -122,6 +122,42 @@ def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
     else:
         why += f", the best of {len(pool)} feasible variants"
     return chosen, why
+
+
+def knees(plan: Plan, front: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return by cost column the point of a front from where on less cost is paid with most quality.
+
+    It is the point furthest above the line between the best and the cheapest, with quality and the logarithm of the cost
+    from 0 to 1 each (Das 1999, doi:10.1007/BF01195985). A front of fewer than three points, or one below its line, has none.
+
+    Args:
+        plan: with the objective.
+        front: feasible candidates.
+    """
+    sign = 1 if plan.higher_is_better else -1
+    found = {}
+    for column in COST_COLUMNS:
+        points = [(math.log(c.costs[column]), sign * c.objective, c) for c in front if c.costs.get(column, 0) > 0]
+        points = [p for p in points if not any(_ahead(other, p) for other in points)]
+        points.sort(key=lambda point: point[:2])
+        if len(points) < 3:
+            continue
+        (cheap, worst, _), (dear, best, _) = points[0], points[-1]
+        height = {
+            (c.trial, c.variant): (quality - worst) / (best - worst) - (cost - cheap) / (dear - cheap)
+            for cost, quality, c in points
+        }
+        top = max(points, key=lambda point: height[point[2].trial, point[2].variant])[2]
+        if height[top.trial, top.variant] > 0:
+            found[column] = top
+    return found
+
+
+def _ahead(one: tuple[float, float, Candidate], other: tuple[float, float, Candidate]) -> bool:
+    """Say whether ``one`` costs at most as much and is at least as good; of equal ones, whether it came first."""
+    if one[:2] == other[:2]:
+        return (one[2].trial, one[2].variant) < (other[2].trial, other[2].variant)
+    return one[0] <= other[0] and one[1] >= other[1]
 
 
 def weights_to_keep(

@@ -123,6 +123,50 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     assert len((finished / "p.jsonl").read_text().splitlines()) == 400
 
 
+def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
+    run = finished / "runs/tiny"
+    shown = autoft_command("pick", run, "--json", cwd=finished)
+    assert shown.returncode == 0, shown.stderr
+    front = json.loads(shown.stdout)["front"]
+    chosen = next(point for point in front if "chosen" in point["remarks"])
+    smallest = min(front, key=lambda point: point["costs"]["model_size_bytes"])
+    assert {point["variant"] for point in front} <= {"none", "dynamic-int8"}
+    limit = smallest["costs"]["model_size_bytes"] + 1
+    before = (run / "selection.json").read_bytes()
+    done = autoft_command("pick", run, "--size", f"{limit:.0f}B", "--output", "small", "--json", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    picked = json.loads(done.stdout)
+    assert picked["costs"]["model_size_bytes"] < limit
+    loaded = autoft.load(finished / "small")
+    assert loaded.predict(["the film is great"])[0]["label"] in {"positive", "negative"}
+    assert loaded.manifest.variant == picked["variant"]
+    assert "not tested" in (finished / "small" / "README.md").read_text()
+    # The run itself is as it was, and was not tested again.
+    assert (run / "selection.json").read_bytes() == before
+    best = autoft_command("pick", run, "--quality", str(chosen["accuracy"]), cwd=finished)
+    assert best.returncode == 0, best.stderr
+    assert "runs/tiny/picks/" in best.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--size", "1B"], 4, "nothing that was tried fits the budget (model_size 1B)"),
+        (["--quality", "1.5"], 4, "the best accuracy within these limits is"),
+        (["--size", "ten"], 2, "model_size: needs a size with a unit"),
+        (["--limit", "colour=3"], 2, "colour: unknown budget 'colour'"),
+        (["--limit", "latency.p95"], 2, "needs the form key=value"),
+        (["--size", "1GB", "--output", "."], 5, "is there already, and holds no exported model"),
+    ],
+)
+def test_pick_says_what_is_wrong(finished, words, code, message):
+    done = autoft_command("pick", "runs/tiny", *words, cwd=finished)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    # What there is instead is shown where nothing fits.
+    assert ("dynamic-int8" in done.stdout) == (code == 4)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_the_commands_that_the_report_shows_work_as_they_stand(finished):
     report = (finished / "runs" / "tiny" / "report.md").read_text()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from autoft.errors import NothingFeasible
 from autoft.plan import BudgetLimit, Plan, VariantPlan
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
-from autoft.selection import candidates, select, weights_to_keep
+from autoft.selection import candidates, knees, select, weights_to_keep
 
 
 def make_plan(tolerance=0.0, budget=(), storage=10**9, names=("none", "int8")) -> Plan:
@@ -209,3 +212,41 @@ def test_candidates_of_variants_that_the_plan_does_not_offer_are_left_out():
     plan = make_plan(names=("int8",))
     results = [trial(0, ("none", 0.9, 90, 10), ("int8", 0.8, 23, 2))]
     assert [c.variant for c in candidates(plan, results)] == ["int8"]
+
+
+def front_of(*points):
+    """Return candidates of accuracy, bytes and ms as they stand on one front."""
+    plan = make_plan(names=("none",))
+    results = [trial(number, ("none", *point)) for number, point in enumerate(points)]
+    return plan, [candidate for candidate in candidates(plan, results) if candidate.front]
+
+
+def test_the_knee_is_where_a_front_bends():
+    # Of sizes 1, 10, 100 the one in the middle has nine tenths of the gain at half of the way.
+    plan, front = front_of((0.50, 1, 1), (0.95, 10, 1.1), (1.00, 100, 1.2))
+    assert knees(plan, front)["model_size_bytes"].trial == 1
+
+
+def test_a_front_that_does_not_bend_outwards_has_no_knee():
+    plan, straight = front_of((0.5, 1, 1), (0.75, 10, 1), (1.0, 100, 1))
+    assert "model_size_bytes" not in knees(plan, straight)
+    plan, inwards = front_of((0.5, 1, 1), (0.55, 10, 2), (1.0, 100, 3))
+    assert knees(plan, inwards) == {}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 99).map(lambda n: n / 100), st.integers(1, 10**6), st.integers(1, 1000)), max_size=12
+    )
+)
+def test_a_knee_is_the_point_furthest_from_the_line_between_the_ends(points):
+    plan, front = front_of(*points)
+    for column, knee in knees(plan, front).items():
+        pairs = {(math.log(c.costs[column]), c.objective) for c in front}
+        steps = sorted(p for p in pairs if not any(o[0] <= p[0] and o[1] >= p[1] and o != p for o in pairs))
+        first, last = np.array(steps[0]), np.array(steps[-1])
+        scaled = {point: (np.array(point) - first) / (last - first) for point in steps}
+        # The distance of a point above the diagonal of the unit square.
+        above = {point: (quality - cost) / math.sqrt(2) for point, (cost, quality) in scaled.items()}
+        assert above[math.log(knee.costs[column]), knee.objective] == pytest.approx(max(above.values()))
+        assert max(above.values()) > 0

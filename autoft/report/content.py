@@ -17,6 +17,7 @@ from autoft.plan import Plan, plan_of, violations
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.summary import budget_rows
 from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult
+from autoft.selection import knees
 
 __all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_content", "miss_rows", "short_model"]
 
@@ -350,6 +351,7 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
     if chosen not in shown:
         shown.insert(0, chosen)
     columns = [c for c in _cost_columns(record) if any(c in one.costs for one in shown)]
+    remarks = front_remarks(record, plan)
     rows = []
     for candidate in shown:
         config = record.trial(candidate.trial).config
@@ -362,12 +364,14 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
                 figure_text(candidate.objective),
                 repeats,
                 *(cost_text(column, candidate.costs.get(column)) for column in columns),
+                ", ".join(remarks.get((candidate.trial, candidate.variant), [])),
             )
         )
     feasible = sum(not c.violations for c in selection.candidates)
     note = (
         f"The front among {feasible} feasible of {len(selection.candidates)} compressed models: none of the others is at "
-        "least as good in quality, size and latency, and better in one."
+        "least as good in quality, size and latency, and better in one. `autoft pick` exports another of them without "
+        "training; at a knee, what is paid for more quality begins to be much."
     )
     titles = (
         "trial",
@@ -376,8 +380,29 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
         f"validation {plan.objective}",
         "folds" if plan.folds > 1 else "seeds",
         *map(column_title, columns),
+        "",
     )
-    return TableView("The front", titles, tuple(rows), left=frozenset({1, 2}), marked=shown.index(chosen), note=note)
+    left = frozenset({1, 2, len(titles) - 1})
+    return TableView("The front", titles, tuple(rows), left=left, marked=shown.index(chosen), note=note)
+
+
+KNEES = {"model_size_bytes": "size", "latency_p50_ms": "latency"}
+
+
+def front_remarks(record: RunRecord, plan: Plan) -> dict[tuple[int, str], list[str]]:
+    """Return what there is to say of points of the front: the chosen one, the knees, those whose files are deleted."""
+    selection = record.selection
+    if selection is None:
+        return {}
+    front = [c for c in selection.candidates if c.front]
+    found: dict[tuple[int, str], list[str]] = {(selection.trial, selection.variant): ["chosen"]}
+    for column, knee in knees(plan, front).items():
+        found.setdefault((knee.trial, knee.variant), []).append(f"knee by {KNEES[column]}")
+    kept = {(trial.number, v.name) for trial in record.trials for v in trial.variants if v.folder}
+    for candidate in front:
+        if (candidate.trial, candidate.variant) not in kept:
+            found.setdefault((candidate.trial, candidate.variant), []).append("files deleted (storage.weights)")
+    return found
 
 
 def _steps(record: RunRecord, plan: Plan) -> TableView | None:

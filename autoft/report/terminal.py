@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from autoft.report.content import TableView, make_content
-from autoft.rundir import RunRecord
+from autoft.plan import plan_of
+from autoft.report.content import TableView, cost_text, front_remarks, make_content
+from autoft.rundir import RunRecord, Selection
 
-__all__ = ["nearest_misses", "summary"]
+__all__ = ["front", "front_rows", "nearest_misses", "picked", "summary"]
 
 WIDE = frozenset({"latency p95", "train memory"})
 """Columns that the files of the report have and a terminal has no room for."""
@@ -27,6 +31,47 @@ def summary(record: RunRecord) -> Group:
         parts.append(Text(f"Chosen because of {content.reason}."))
     parts.append(Text(content.outcome, style="dim"))
     return Group(*parts)
+
+
+def front(record: RunRecord) -> Group:
+    """Return the front of a run as a table, or what came nearest to the budget where nothing fits."""
+    content = make_content(record)
+    if content.candidates is None:
+        return nearest_misses(record)
+    return Group(_table(content.candidates, without=WIDE), Text(content.candidates.note, style="dim"))
+
+
+def front_rows(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the points of the front for programs, the best first."""
+    plan = plan_of(record)
+    sign = 1 if plan.higher_is_better else -1
+    remarks = front_remarks(record, plan)
+    points = [c for c in record.selection.candidates if c.front] if record.selection else []
+    return [
+        {
+            "trial": point.trial,
+            "variant": point.variant,
+            plan.objective: point.objective,
+            "costs": point.costs,
+            "remarks": remarks.get((point.trial, point.variant), []),
+        }
+        for point in sorted(points, key=lambda point: -sign * point.objective)
+    ]
+
+
+def picked(record: RunRecord, selection: Selection, costs: Mapping[str, float]) -> Group:
+    """Return what was picked, and what it costs as measured again."""
+    config = record.trial(selection.trial).config
+    figures = ", ".join(
+        f"{title} {cost_text(column, costs.get(column))}"
+        for title, column in (("size", "model_size_bytes"), ("latency p50", "latency_p50_ms"))
+    )
+    return Group(
+        Text(
+            f"Trial {selection.trial} ({config.model}, {config.pipeline}), {selection.variant}: {figures}", style="bold"
+        ),
+        Text(f"Chosen because of {selection.reason}."),
+    )
 
 
 def nearest_misses(record: RunRecord) -> Group:
