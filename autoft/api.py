@@ -104,6 +104,7 @@ def search(
         prepare_folds(prepared, task, plan.folds, plan.seed, folder.data)
         plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
         plan = _with_auxiliary(plan, loaded, catalog, folder, base)
+        plan = _with_known_time(plan, folder)
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
@@ -120,7 +121,7 @@ def search(
             _count_time(folder, used, started, worked=engine.began)
         if engine.ended:
             listener.note(f"The search ended: {engine.ended}.")
-        _finish(folder, plan, catalog, listener, started, used, worked=engine.began)
+        _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
 
 
@@ -140,6 +141,16 @@ def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, b
         known.append((prepared.facts, len(prepared.train)))
         warnings += [f"auxiliary[{number}].{warning}" for warning in prepared.warnings]
     return plan.with_auxiliary(known, warnings)
+
+
+def _with_known_time(plan: Plan, run: RunDir) -> Plan:
+    """Return the plan with the seconds that an earlier call of the run found for the same multiple."""
+    if plan.time_multiple is None or not run.plan.is_file():
+        return plan
+    known = Plan.model_validate(read_json(run.plan))
+    return (
+        plan.model_copy(update={"time_limit": known.time_limit}) if known.time_multiple == plan.time_multiple else plan
+    )
 
 
 def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:

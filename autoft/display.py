@@ -237,7 +237,7 @@ class LiveListener(Listener):
         line = Text(self.now or "starting", style="bold")
         if self.standing and self.plan:
             line.append("  " + _standing(self.standing, self.plan, time.monotonic() - self.told), style="not bold")
-        elif self.plan:
+        elif self.plan and math.isfinite(self.plan.time_limit):
             left = self.plan.time_limit - (time.monotonic() - self.began)
             line.append(f"  {format_seconds(max(left, 0))} left", style="not bold")
         return Group(*rows, line)
@@ -253,6 +253,8 @@ class LiveListener(Listener):
 
     def forecast(self, forecast: Forecast) -> None:
         """Say what it will be."""
+        if self.plan:
+            self.plan = self.plan.model_copy(update={"time_limit": forecast.time_limit})
         self.console.print(str(forecast), highlight=False)
 
     def trial_started(self, config: TrialConfig) -> None:
@@ -303,7 +305,7 @@ def plan_tables(plan: Plan) -> Group:
         "sampler": plan.sampler,
         "early stopping": plan.early_stopping,
         "seed": plan.seed,
-        "time": format_seconds(plan.time_limit),
+        "time": plan.time_text,
         "trials": plan.trials_limit or "as many as fit into the time",
         "limits": ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget) or "none",
         "pipelines": ", ".join(pipeline.name for pipeline in plan.pipelines),
@@ -340,7 +342,7 @@ def _headline(plan: Plan) -> str:
         f"{plan.name}: {plan.task}, {sizes['train']} training, {sizes['validation']} validation, {sizes['test']} test rows; "
         f"{len(plan.models)} model{'s' if len(plan.models) > 1 else ''}, {len(plan.pipelines)} "
         f"pipeline{'s' if len(plan.pipelines) > 1 else ''}, {len(plan.variants)} compressions; "
-        f"{format_seconds(plan.time_limit)}" + (f", {limits}" if limits else "")
+        f"{plan.time_text}" + (f", {limits}" if limits else "")
     )
 
 

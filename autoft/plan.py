@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from autoft.hardware import Hardware
 from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
-from autoft.quantities import parse_bytes, parse_seconds
+from autoft.quantities import format_seconds, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import BudgetSection, LatencyLimit, Recipe
 from autoft.rundir import RunDir, RunRecord, TrialConfig, read_json
 from autoft.space import (
@@ -279,7 +280,9 @@ class Plan(_Plan):
     metrics: dict[str, dict[str, bool]]
     budget: list[BudgetLimit]
     time_limit: float
-    """Of the whole command, in seconds."""
+    """Of the whole command, in seconds; infinite until a multiple is known in seconds."""
+    time_multiple: float | None = None
+    """The limit as a multiple of one default training, where the recipe gives it so."""
     trials_limit: int | None
     request: dict[str, int | None]
     """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
@@ -300,6 +303,14 @@ class Plan(_Plan):
     environment: dict[str, str]
     facts: dict[str, Any] = {}
     data: dict[str, Any] = {}
+
+    @property
+    def time_text(self) -> str:
+        """The time limit in words."""
+        times = f"{self.time_multiple:g} times one default training" if self.time_multiple else ""
+        if math.isinf(self.time_limit):
+            return times
+        return f"{format_seconds(self.time_limit)}" + (f" ({times})" if times else "")
 
     def domain(self, name: str) -> Domain:
         """Return the domain of a parameter."""
@@ -529,7 +540,7 @@ class _Planner:
                 "search.ensemble",
                 "is chosen on one validation split, and search.folds asks for several; use one of them",
             )
-        budget = self.budget()
+        budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         if self.faults:
             raise RecipeError(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
@@ -559,7 +570,8 @@ class _Planner:
             objectives=objectives,
             metrics=quality,
             budget=budget,
-            time_limit=parse_seconds(recipe.budget.time),
+            time_limit=math.inf if multiple else parse_seconds(recipe.budget.time),
+            time_multiple=multiple,
             trials_limit=recipe.budget.trials,
             request={"batch_size": request.batch_size, "length": request.length},
             effort=recipe.effort,

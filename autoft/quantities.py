@@ -6,7 +6,7 @@ import re
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "parse_seconds"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "parse_multiple", "parse_seconds"]
 
 _SECONDS = {
     "us": 1e-6,
@@ -50,6 +50,21 @@ def parse_seconds(text: object) -> float:
     if total <= 0:
         raise ValueError(message)
     return total
+
+
+def parse_multiple(text: object) -> float | None:
+    """Return the number that ``4x`` or ``2.5x`` stands for, or None where ``text`` is no multiple.
+
+    Raises:
+        ValueError: it is a multiple below 1.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*x\s*", text, re.IGNORECASE) if isinstance(text, str) else None
+    if found is None:
+        return None
+    multiple = float(found.group(1))
+    if multiple < 1:
+        raise ValueError(f"needs at least 1x, the time of one default training; given {text!r}")
+    return multiple
 
 
 def parse_bytes(text: object) -> int:

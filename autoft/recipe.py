@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autoft.errors import Fault, RecipeError, closest
-from autoft.quantities import parse_bytes, parse_seconds
+from autoft.quantities import parse_bytes, parse_multiple, parse_seconds
 
 __all__ = [
     "AuxiliarySection",
@@ -44,6 +44,9 @@ Names = Annotated[
     Field(min_length=1),
 ]
 Duration = Annotated[str, BeforeValidator(lambda value: (parse_seconds(value), value)[1])]
+TimeBudget = Annotated[
+    str, BeforeValidator(lambda value: value if parse_multiple(value) else (parse_seconds(value), value)[1])
+]
 Size = Annotated[str, BeforeValidator(lambda value: (parse_bytes(value), value)[1])]
 SpaceValue = Any
 
@@ -115,8 +118,8 @@ class BudgetSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
-    time: Duration = "1h"
-    """For the whole command: search, export, test and report."""
+    time: TimeBudget = "1h"
+    """For the whole command: search, export, test and report. `4x` is four times one default training, by its estimate."""
     trials: int | None = Field(default=None, ge=1)
     """At most this many trials in all, those of earlier calls of the same run counted."""
     model_size: Size | None = None
@@ -200,7 +203,12 @@ class Recipe(_Section):
     """A source of training data, or a section with splits, columns and filters."""
     auxiliary: list[AuxiliarySection] = []
     """Further tasks to train along with this one; the search finds out whether they help."""
-    budget: BudgetSection = BudgetSection()
+    budget: Annotated[
+        BudgetSection,
+        BeforeValidator(
+            lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | BudgetSection
+        ),
+    ] = BudgetSection()
     """Limits that the result has to keep."""
     effort: Literal["quick", "balanced", "best"] = "balanced"
     """A word for a set of defaults, which `autoft explain` prints."""

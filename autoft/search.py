@@ -325,6 +325,9 @@ class Search:
             self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
         default = self.plan.default_config()
         seconds = self._estimate(default)
+        if self.plan.time_multiple and math.isinf(self.plan.time_limit):
+            self.plan = self.plan.model_copy(update={"time_limit": self.plan.time_multiple * seconds})
+            write_json(self.run.plan, self.plan.model_dump(mode="json"))
         mean = statistics.fmean(self._estimate(default.model_copy(update={"model": name})) for name in models)
         room = max(0.0, self.seconds_left() - self.reserve())
         count = int(room // mean) if room < seconds + mean else 1 + int((room - seconds) // mean)

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.quantities import format_bytes, format_count, format_seconds, parse_bytes, parse_seconds
+from autoft.quantities import (
+    format_bytes,
+    format_count,
+    format_seconds,
+    parse_bytes,
+    parse_multiple,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +80,9 @@ def test_sizes_for_people(size, text):
 @pytest.mark.parametrize(("count", "text"), [(512, "512"), (4_400_000, "4.4M"), (22_700_000, "22.7M"), (7e9, "7B")])
 def test_counts_for_people(count, text):
     assert format_count(count) == text
+
+
+def test_multiples_are_told_from_durations():
+    assert [parse_multiple(text) for text in ("4x", " 2.5X ", "90s", "x", 4)] == [4.0, 2.5, None, None, None]
+    with pytest.raises(ValueError, match="at least 1x"):
+        parse_multiple("0.5x")

@@ -123,6 +123,20 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     assert len((finished / "p.jsonl").read_text().splitlines()) == 400
 
 
+def test_time_may_be_a_multiple_of_one_default_training(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "6x", "trials": 1}, compress="none")
+    done = autoft_command("search", recipe, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    forecast = next(event for event in events if event["event"] == "forecast")
+    assert forecast["time_limit"] == pytest.approx(6 * forecast["trial_seconds"])
+    run = tmp_path / "runs/tiny"
+    assert json.loads((run / "report.json").read_text())["budget"]["time"]["limit"] == forecast["time_limit"]
+    # A later call keeps the limit that the first one found.
+    assert autoft_command("search", recipe, "--set", "budget.trials=2", cwd=tmp_path).returncode == 0
+    assert json.loads((run / "plan.json").read_text())["time_limit"] == forecast["time_limit"]
+
+
 def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
     run = finished / "runs/tiny"
     shown = autoft_command("pick", run, "--json", cwd=finished)
