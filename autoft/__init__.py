@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from autoft.version import __version__
 
 if TYPE_CHECKING:
-    from autoft.api import Picked, Run, check, explain, hardware, load, pick, predict, search, write_report
+    from autoft.api import (
+        Picked,
+        Run,
+        check,
+        explain,
+        hardware,
+        load,
+        measure_device,
+        pick,
+        predict,
+        search,
+        write_report,
+    )
 
 __all__ = [
     "Picked",
@@ -27,6 +39,7 @@ __all__ = [
     "explain",
     "hardware",
     "load",
+    "measure_device",
     "pick",
     "predict",
     "search",

@@ -17,6 +17,7 @@ from autoft import report
 from autoft.artifact import MANIFEST, LoadedModel, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
+from autoft.device import DeviceProfile
 from autoft.errors import DataError, NothingFeasible, RecipeError, RunFolderError
 from autoft.export import export, measure_final, measure_pick, write_card
 from autoft.hardware import Hardware
@@ -27,8 +28,21 @@ from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read
 from autoft.search import Interruption, Listener, Search
 from autoft.selection import select
 from autoft.trial import variant_folder
+from autoft.workloads import latency_scales, measure_profile, measure_workloads
 
-__all__ = ["Picked", "Run", "check", "explain", "hardware", "load", "pick", "predict", "search", "write_report"]
+__all__ = [
+    "Picked",
+    "Run",
+    "check",
+    "explain",
+    "hardware",
+    "load",
+    "measure_device",
+    "pick",
+    "predict",
+    "search",
+    "write_report",
+]
 
 FREE = ("budget", "executor", "storage")
 """Sections of a recipe that may change between calls of one run."""
@@ -104,7 +118,7 @@ def search(
         prepare_folds(prepared, task, plan.folds, plan.seed, folder.data)
         plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
         plan = _with_auxiliary(plan, loaded, catalog, folder, base)
-        plan = _with_known_time(plan, folder)
+        plan = _with_scales(_with_known_time(plan, folder), folder, listener)
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
@@ -141,6 +155,20 @@ def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, b
         known.append((prepared.facts, len(prepared.train)))
         warnings += [f"auxiliary[{number}].{warning}" for warning in prepared.warnings]
     return plan.with_auxiliary(known, warnings)
+
+
+def _with_scales(plan: Plan, run: RunDir, listener: Listener) -> Plan:
+    """Return the plan with how fast the device is that models are for, beside this machine, which is measured once a run."""
+    if plan.target is None:
+        return plan
+    path = run.path / "workloads.json"
+    known = read_json(path, missing={})
+    if known.get("threads") != plan.threads:
+        listener.phase("measure this machine")
+        known = {"threads": plan.threads, **measure_workloads(plan.threads)}
+        write_json(path, known)
+    target = plan.target.model_copy(update={"scales": latency_scales(plan.target.milliseconds, known["milliseconds"])})
+    return plan.model_copy(update={"target": target, "warnings": [*plan.warnings, target.text]})
 
 
 def _with_known_time(plan: Plan, run: RunDir) -> Plan:
@@ -389,6 +417,18 @@ def predict(
 def hardware() -> Hardware:
     """Return what this machine has."""
     return Hardware.probe()
+
+
+def measure_device(threads: int | None = None) -> DeviceProfile:
+    """Time this machine and return its profile, which a search elsewhere takes as ``budget.target``.
+
+    Args:
+        threads: that serve a model; default: one a core.
+
+    Raises:
+        SearchFailed: the process that measures ended with an error.
+    """
+    return measure_profile(threads)
 
 
 def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Iterator[str]:

@@ -378,10 +378,26 @@ def predict(
 
 @app.command()
 @_told
-def hardware(as_json: AsJson = False) -> None:
-    """Print what this machine has, as searches see it."""
+def hardware(
+    measure: Annotated[
+        Path | None,
+        typer.Option(help="Time this machine and write its profile there, for budget.target of a search elsewhere."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that serve a model; default: one a core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what this machine has, as searches see it, or measure it for searches on other machines."""
     from autoft.hardware import Hardware
 
+    if measure is not None:
+        from autoft import api
+        from autoft.device import dump_profile
+        from autoft.rundir import write_text
+
+        profile = api.measure_device(threads)
+        write_text(measure, dump_profile(profile))
+        print(profile.model_dump_json(indent=1) if as_json else f"Written: {measure}")
+        return
     probed = Hardware.probe()
     print(json.dumps(probed.to_json(), indent=1) if as_json else str(probed))
 

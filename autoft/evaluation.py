@@ -20,6 +20,7 @@ from autoft.artifact import Ensemble, LoadedModel, load, predicted
 from autoft.contracts import Baseline, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data import Split, open_data
 from autoft.hardware import peak_resident_bytes
+from autoft.measures import Latency
 from autoft.plan import plan_target, read_plan
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import Interval, RunDir
@@ -183,6 +184,7 @@ def measure_folder(
     details: bool = False,
     costs: bool = True,
     decide: bool = False,
+    scales: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a model from its files, measure what it costs to serve, then score it.
@@ -198,6 +200,8 @@ def measure_folder(
         test: score the test split, each metric with its bootstrap interval.
         details: add the task's tables and examples of the test split.
         costs: measure costs.
+        scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
+            those of that device, and those of this machine stand beside them as ``latency_here_...``.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
         seed: of the bootstrap.
 
@@ -216,6 +220,8 @@ def measure_folder(
     if costs:
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
         result["costs"] = measure_costs(loaded, rows, batch_size, catalog)
+        if scales:
+            result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded, catalog)))
         result["length"] = tokens
     measured = time.monotonic()
     metrics = catalog.metrics_of(loaded.task)
@@ -236,6 +242,29 @@ def measure_folder(
             result["example"] = example_input(loaded.task, rows)
     result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
     return result
+
+
+def _workload(loaded: LoadedModel, catalog: Catalog) -> str:
+    model: Any = loaded.model
+    if isinstance(model, Ensemble):
+        return _workload(model.members[0], catalog)
+    compressor = catalog.compressors.get(loaded.manifest.format)
+    return compressor.workload if compressor else "torch"
+
+
+def _elsewhere(costs: Mapping[str, float], scale: float | None) -> dict[str, float]:
+    """Return costs with the latencies of another device; without them where the device has no such runtime.
+
+    A metric of a plugin stays what it measured here.
+    """
+    found = dict(costs)
+    for name in Latency.columns:
+        if name in costs:
+            here = found.pop(name)
+            found[name.replace("latency_", "latency_here_")] = here
+            if scale is not None:
+                found[name] = here * scale
+    return found
 
 
 def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Prediction], list[Any]]:

@@ -128,6 +128,7 @@ def _common(run: RunDir, plan: Plan) -> dict[str, Any]:
         "length": plan.request["length"],
         "device": plan.device,
         "threads": plan.threads,
+        "scales": plan.target.scales if plan.target else None,
         "seed": plan.seed,
     }
 

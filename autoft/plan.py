@@ -30,13 +30,14 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.data import package_path
+from autoft.device import read_profile
 from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
 from autoft.gguf import converted
 from autoft.hardware import Hardware
 from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
-from autoft.quantities import format_seconds, parse_bytes, parse_multiple, parse_seconds
+from autoft.quantities import format_bytes, format_seconds, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import BudgetSection, LatencyLimit, Recipe
 from autoft.rundir import RunDir, RunRecord, TrialConfig, read_json
 from autoft.space import (
@@ -63,6 +64,7 @@ __all__ = [
     "Plan",
     "RefusalNote",
     "StepPlan",
+    "TargetDevice",
     "VariantPlan",
     "auxiliary_target",
     "budget_limits",
@@ -243,6 +245,29 @@ class BudgetLimit(_Plan):
     given: str
 
 
+class TargetDevice(_Plan):
+    """The device that models are for, where it is not the machine that searches."""
+
+    name: str
+    cpu: str
+    threads: int
+    memory_bytes: int
+    milliseconds: dict[str, list[float]]
+    """By workload, as its profile says."""
+    scales: dict[str, float] = {}
+    """By workload, how many times as long it takes there as here; empty until this machine is measured."""
+
+    @property
+    def text(self) -> str:
+        """What a reader has to know of figures for this device."""
+        scales = ", ".join(f"{scale:.3g} ({name})" for name, scale in self.scales.items())
+        cpu = f" ({self.cpu}, {self.threads} thread{'s' if self.threads > 1 else ''})" if self.cpu else ""
+        return (
+            f"Latency is told for {self.name}{cpu}: measured on this machine, times {scales}, as its profile says. "
+            "Measure the model there before you rely on it."
+        )
+
+
 class RefusalNote(_Plan):
     """What is not used, and why."""
 
@@ -286,6 +311,7 @@ class Plan(_Plan):
     trials_limit: int | None
     request: dict[str, int | None]
     """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
+    target: TargetDevice | None = None
     effort: str
     sampler: str
     early_stopping: str
@@ -500,6 +526,7 @@ class _Planner:
         self.faults: list[Fault] = []
         self.refusals: list[RefusalNote] = []
         self.warnings: list[str] = []
+        self.device = self.target_device()
         if device != hardware.device and device != "cpu":
             self.fault("executor.device", f"this machine has no {device}; it has {hardware}")
 
@@ -574,6 +601,7 @@ class _Planner:
             time_multiple=multiple,
             trials_limit=recipe.budget.trials,
             request={"batch_size": request.batch_size, "length": request.length},
+            target=self.device,
             effort=recipe.effort,
             sampler=search.sampler,
             early_stopping=early_stopping,
@@ -590,6 +618,21 @@ class _Planner:
             hardware=self.hardware.to_json(),
             environment=environment(),
         )
+
+    def target_device(self) -> TargetDevice | None:
+        given = self.recipe.budget.target
+        if given is None:
+            return None
+        if self.hardware.device != "cpu":
+            self.fault(
+                "budget.target", "profiles are of CPUs, and this search measures on a GPU; set executor.device: cpu"
+            )
+        try:
+            profile = read_profile(self.base / given)
+        except ValueError as error:
+            self.fault("budget.target", str(error))
+            return None
+        return TargetDevice(**profile.model_dump(exclude={"memory"}), memory_bytes=profile.memory_bytes)
 
     def auxiliary(self) -> list[AuxiliaryPlan]:
         found = []
@@ -741,6 +784,11 @@ class _Planner:
         given = self.recipe.compress
         variants: list[VariantPlan] = []
         for name in given or self.effort["compress"]:
+            if name == "none" and (reason := self.no_runtime("none", "torch")):
+                self.refuse(name, reason)
+                if given:
+                    self.warnings.append(f"compression none is left out: {reason}")
+                continue
             if name == "none":
                 variants.append(VariantPlan(name="none", chain=[]))
                 continue
@@ -770,6 +818,14 @@ class _Planner:
             )
         return variants
 
+    def no_runtime(self, name: str, workload: str) -> str | None:
+        device = self.device
+        if device is None or workload in device.milliseconds:
+            return None
+        if not workload:
+            return f"{name}: runs in a runtime of its own, whose speed on {device.name} nobody knows"
+        return f"{name}: {device.name} has no {workload}: its profile has times of {', '.join(device.milliseconds)}"
+
     def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
         state = "dense"
         for compressor in chain:
@@ -777,6 +833,8 @@ class _Planner:
                 return (
                     f"{compressor.name} cannot follow: it takes {' or '.join(sorted(compressor.accepts))}, not {state}"
                 )
+            if reason := self.no_runtime(compressor.name, chain[-1].workload):
+                return reason
             state = compressor.yields
         reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
         return reasons[0] if reasons and all(reasons) else None
@@ -1021,6 +1079,9 @@ class _Planner:
     def budget(self) -> list[BudgetLimit]:
         limits, faults = budget_limits(self.recipe.budget, self.catalog)
         self.faults.extend(faults)
+        if self.device is not None:
+            memory = self.device.memory_bytes
+            limits.append(_limit("target", "inference_memory_bytes", memory, format_bytes(memory)))
         return limits
 
 

@@ -130,6 +130,8 @@ class BudgetSection(BaseModel):
     """Peak memory of a training process: of the GPU where there is one, else resident."""
     inference_memory: Size | None = None
     """Peak resident memory of a process that serves the model, libraries included."""
+    target: str | None = None
+    """A profile of the device that the model is for, as `autoft hardware --measure` writes it there; default: this machine."""
 
 
 class SearchSection(_Section):

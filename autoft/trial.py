@@ -239,6 +239,7 @@ def request_settings(plan: Plan) -> dict[str, Any]:
         "length": plan.request["length"],
         "device": plan.device,
         "threads": plan.threads,
+        "scales": plan.target.scales if plan.target else None,
     }
 
 

@@ -338,11 +338,15 @@ class Compressor(Strategy):
 
     Attributes:
         calibration_rows: how many training rows it is given; None for all.
+        workload: which of the workloads of a device's profile its files are timed by: ``torch``, ``torch-int8``,
+            ``onnxruntime`` or ``onnxruntime-int8``; empty for a runtime of its own, whose latency on another device
+            cannot be told.
     """
 
     stage: ClassVar[Stage] = "compress"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse"})
     calibration_rows: ClassVar[int | None] = 256
+    workload: ClassVar[str] = "torch"
 
     def trains(self, params: Mapping[str, Any]) -> bool:
         """Say whether it calls ``target.recover`` with these parameters.
@@ -406,4 +410,4 @@ class Exporter(Compressor):
     """Writes the model as a graph of another runtime."""
 
     yields: ClassVar[State] = "exported"
-    runtime: ClassVar[str] = ""
+    workload: ClassVar[str] = ""

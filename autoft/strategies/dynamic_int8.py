@@ -31,6 +31,7 @@ class DynamicInt8(PostTrainingQuantizer):
 
     name = "dynamic-int8"
     summary = "int8 weights for torch on the CPU, activations quantized on the fly"
+    workload = "torch-int8"
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse on a GPU: torch has these kernels for the CPU only."""

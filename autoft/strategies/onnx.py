@@ -100,7 +100,7 @@ class Onnx(Exporter):
 
     name = "onnx"
     summary = "graph for ONNX Runtime, 32-bit weights"
-    runtime = "onnxruntime"
+    workload = "onnxruntime"
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse without the libraries, and for tasks that do not say how to trace their models."""
@@ -139,6 +139,7 @@ class OnnxInt8(Onnx):
 
     name = "onnx-int8"
     summary = "graph for ONNX Runtime, int8 weights, activations quantized on the fly"
+    workload = "onnxruntime-int8"
     operators = ("MatMul", "Gather", "Gemm")
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:

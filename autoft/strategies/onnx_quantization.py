@@ -32,6 +32,7 @@ class OnnxInt4(Onnx):
 
     name: ClassVar[str] = "onnx-int4"
     summary: ClassVar[str] = "graph for ONNX Runtime, 4-bit matrices and int8 embeddings"
+    workload = "onnxruntime-int8"
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.
@@ -54,6 +55,7 @@ class OnnxMixed(Onnx):
 
     name: ClassVar[str] = "onnx-mixed"
     summary: ClassVar[str] = "graph for ONNX Runtime, each matrix in 4 or 8 bits by how much it matters"
+    workload = "onnxruntime-int8"
     space: ClassVar[SearchSpace] = {"bits": Float(4.0, 8.0, default=6.0)}
     calibration_rows: ClassVar[int | None] = 64
 
@@ -83,6 +85,7 @@ class OnnxStaticInt8(Onnx):
 
     name: ClassVar[str] = "onnx-static-int8"
     summary: ClassVar[str] = "graph for ONNX Runtime, int8 weights and activations, calibrated on training rows"
+    workload = "onnxruntime-int8"
     space: ClassVar[SearchSpace] = {"ranges": Categorical(("minmax", "percentile", "entropy"))}
     calibration_rows: ClassVar[int | None] = 64
 
