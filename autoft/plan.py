@@ -68,6 +68,7 @@ __all__ = [
     "VariantPlan",
     "auxiliary_target",
     "budget_limits",
+    "epochs_again",
     "make_plan",
     "plan_of",
     "plan_target",
@@ -135,25 +136,30 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "best": {
         "ensemble": 3,
         "pipelines": None,
+        # Those that lie on the front of quality, size and latency: graphs in int8 are as small as torch's, and faster, and
+        # zeroed weights alone make a model neither smaller nor faster. Chains that train come with the strongest first,
+        # which a short search has time for; those that begin like it cost hardly more.
         "compress": [
             "none",
-            "dynamic-int8",
-            "onnx",
-            "onnx-int8",
-            "magnitude-pruning",
-            "magnitude-pruning+onnx-int8",
+            "onnx|bf16-weights",
+            "onnx-int8|dynamic-int8",
             "vocabulary-pruning+onnx-int8",
             "layer-pruning+ffn-pruning+vocabulary-pruning+onnx-int8",
+            "layer-pruning+ffn-pruning+onnx-int8",
+            "layer-pruning+vocabulary-pruning+onnx-int8",
+            "layer-pruning+onnx-int8",
+            "ffn-pruning+vocabulary-pruning+onnx-int8",
+            "ffn-pruning+onnx-int8",
         ],
         # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
         # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.
         "augment": [
             "none",
-            "random-deletion",
+            "synonyms",
             "random-swap",
+            "random-deletion",
             "random-replacement",
             "character-noise",
-            "synonyms",
             "masked-replacement",
             "mention-replacement",
             "label-wise-replacement",
@@ -172,11 +178,13 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.class_weights": TRAIN_SPACE["train.class_weights"],
             "lora.start": Categorical(("default", "pissa")),
             "lora.plus": Categorical((1.0, 4.0, 16.0)),
+            "vocabulary-pruning.common": Categorical((0.0, 0.3)),
         },
     },
 }
 """What the words of ``effort`` stand for: None means what the task names or all that are legal, of pipelines those of
-:data:`WIDE`; parameters not named keep their default."""
+:data:`WIDE`; parameters not named keep their default. Of compressions with ``|`` the first legal one is taken. In lists of
+augmenters and regularizers the best founded come first: a long search tries these before the sampler chooses."""
 
 # Not all that are legal: some eighty chains would leave each a trial or none. These differ in what they cost and in how
 # much they can learn; the others are there for recipes that name them, and docs/adapters.md says what each is for.
@@ -223,6 +231,12 @@ class VariantPlan(_Plan):
     chain: list[StepPlan]
     trains: bool = False
     """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
+
+    @property
+    def beginnings(self) -> list[str]:
+        """By step, what the chain is up to there: what two variants have in common of these is done once."""
+        steps = [step.model_dump_json(exclude={"label"}) for step in self.chain]
+        return ["+".join(steps[: count + 1]) for count in range(len(steps))]
 
 
 class AuxiliaryPlan(_Plan):
@@ -366,10 +380,12 @@ class Plan(_Plan):
 
     def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
         """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
-        augment, regularize = (
-            str(self.domain(name).default) if name in self.space else None for name in ("augment", "regularize")
-        )
-        params = {name: self.domain(name).default for name in self.parameters(pipeline, augment, regularize)}
+        chosen: list[str | None] = []
+        for name in ("augment", "regularize"):
+            domain = self.domain(name) if name in self.space else None
+            kept = domain is not None and domain.contains(changes.get(name))
+            chosen.append(None if domain is None else str(changes[name] if kept else domain.default))
+        params = {name: self.domain(name).default for name in self.parameters(pipeline, *chosen)}
         for name, value in changes.items():
             if name in params and self.domain(name).contains(value):
                 params[name] = value
@@ -445,6 +461,16 @@ def _checked_plan(value: object, path: Path) -> Plan:
         raise RunFolderError(
             f"{path}: is damaged (at {where!r}: {first['msg']}); it is not a plan of autoft"
         ) from error
+
+
+def epochs_again(variants: Iterable[VariantPlan], done: Iterable[str] = ()) -> int:
+    """Return how many epochs variants train again together; what they begin alike counts once, and ``done`` not at all."""
+    steps = {
+        beginning: int(step.params.get("epochs") or 0)
+        for variant in variants
+        for beginning, step in zip(variant.beginnings, variant.chain, strict=True)
+    }
+    return sum(steps.values()) - sum(steps.get(beginning, 0) for beginning in set(done))
 
 
 def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
@@ -750,6 +776,11 @@ class _Planner:
         wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
             wanted = [*wanted, *(name for name in ("int8+lora", "nf4+lora") if name in legal and name not in wanted)]
+        elif self.recipe.pipelines is None and self.hardware.device == "cpu":
+            saving = [name for name in wanted if name in legal and legal[name].quantizer]
+            for name in saving:
+                self.refuse(name, "saves memory alone on a CPU; budget.train_memory would have it tried")
+            wanted = [name for name in wanted if name not in saving]
         chosen = []
         for name in wanted:
             if name in legal:
@@ -783,7 +814,11 @@ class _Planner:
         known = self.catalog.compressors
         given = self.recipe.compress
         variants: list[VariantPlan] = []
-        for name in given or self.effort["compress"]:
+        offered = [[name] for name in given] if given else [name.split("|") for name in self.effort["compress"]]
+        chosen: set[int] = set()
+        for place, name in ((place, name) for place, names in enumerate(offered) for name in names):
+            if place in chosen:
+                continue
             if name == "none" and (reason := self.no_runtime("none", "torch")):
                 self.refuse(name, reason)
                 if given:
@@ -804,10 +839,10 @@ class _Planner:
                 if given:
                     self.warnings.append(f"compression {name} is left out: {reason}")
                 continue
+            chosen.add(place)
             variants.extend(self.expand(name, [known[step] for step in steps]))
-        tried = {variant.name.split("(")[0].split("+")[0] for variant in variants} | set(
-            given or self.effort["compress"]
-        )
+        tried = {variant.name.split("(")[0].split("+")[0] for variant in variants}
+        tried.update(itertools.chain.from_iterable(offered))
         for name, compressor in known.items():
             reason = self.chain_refusal([compressor], targets)
             if reason and name not in tried:
@@ -845,7 +880,7 @@ class _Planner:
         for compressor in chain:
             for parameter, known in compressor.space.items():
                 key = f"{compressor.name}.{parameter}"
-                domain: Domain = Categorical((known.default,))
+                domain: Domain = self.effort["space"].get(key, Categorical((known.default,)))
                 if key in self.recipe.space:
                     try:
                         domain = domain_from_recipe(self.recipe.space[key], known)
@@ -857,12 +892,13 @@ class _Planner:
                 )
                 axes.append([(compressor.name, parameter, value) for value in dict.fromkeys(values)])
         variants = []
+        changed = {*self.recipe.space, *self.effort["space"]}
         for combination in itertools.product(*axes):
             params: dict[str, dict[str, Any]] = {compressor.name: {} for compressor in chain}
             for owner, parameter, value in combination:
                 params[owner][parameter] = value
             named = {
-                step.name: [f"{k}={v}" for k, v in params[step.name].items() if f"{step.name}.{k}" in self.recipe.space]
+                step.name: [f"{k}={v}" for k, v in params[step.name].items() if f"{step.name}.{k}" in changed]
                 for step in chain
             }
             labels = [name + (f"({', '.join(given)})" if given else "") for name, given in named.items()]

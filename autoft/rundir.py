@@ -90,6 +90,8 @@ class TrialConfig(_Record):
 
     members: list[int] = []
     """The trials that may be averaged in a soup or an ensemble, the best first; the one that is compressed further."""
+    variants: list[str] = []
+    """Which are made of a trial that is compressed further."""
 
     @property
     def repeats(self) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, LocalExecutor
-from autoft.plan import BudgetLimit, Plan, plan_target, violations
+from autoft.plan import BudgetLimit, Plan, epochs_again, plan_target, violations
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import (
@@ -72,6 +72,9 @@ FOLDS_P = 0.15
 
 UNKNOWN_CHAIN = 2.0
 """How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
+
+FOUNDED = 2
+"""How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
@@ -343,6 +346,7 @@ class Search:
         )
         write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": event.body["models"]})
         self.listener.forecast(forecast)
+        self._queue_chains(forecast.configurations)
         self._check_disk()
         self._screen(executor)
 
@@ -686,6 +690,30 @@ class Search:
                     configs.append(config)
         return configs
 
+    def _queue_chains(self, configurations: int) -> None:
+        """Queue published regularizers and augmenters, as many as leave half of the configurations to the sampler."""
+        chains = [config for config in self._published_chains() if not self._done_already(config)]
+        self.queue += chains[: max(0, configurations // 2 - len(self.queue))]
+
+    def _published_chains(self) -> list[TrialConfig]:
+        """Return the default with each of the first regularizers and augmenters of the plan, set as their sources say."""
+        plan, default = self.plan, self.plan.default_config()
+        found = []
+        for place in range(FOUNDED):
+            for kind, known in (("regularize", self.catalog.regularizers), ("augment", self.catalog.augmenters)):
+                names = [name for name in plan.domain(kind).choices if name != "none"] if kind in plan.space else []  # type: ignore[union-attr]
+                if place >= len(names):
+                    continue
+                changes: dict[str, Any] = {kind: names[place]}
+                for step in str(names[place]).split("+"):
+                    for setting in known[step].published[:1]:
+                        changes.update({f"{step}.{key}": value for key, value in setting.items()})
+                params = plan.default_params(default.pipeline, **changes)
+                config = default.model_copy(update={"kind": "published", "params": params})
+                if not plan.unfit(config.model, config.pipeline, params.get("regularize")):
+                    found.append(config)
+        return found
+
     def _finalists(self) -> list[TrialConfig]:
         """Return further seeds of the chosen trial and of the default, as many as fit into the time left."""
         room = self.seconds_left() - self.reserve()
@@ -762,21 +790,22 @@ class Search:
         return found
 
     def _further_compression(self) -> list[TrialConfig]:
-        """Return the best trial, to be made smaller and trained again, if the time allows for it."""
-        config = self._to_compress()
+        """Return the best trial, to be made smaller and trained again: in the first so many ways that the time allows."""
+        config, room = self._to_compress(math.inf), self.seconds_left() - self.reserve()
         if config is None:
             return []
-        seconds, room = self._compressing(config), self.seconds_left() - self.reserve()
-        if seconds <= room:
-            return [config.model_copy(update={"number": self._number()})]
-        self.listener.note(
-            "Variants of the best trial that are trained again were not made: that takes about "
-            f"{format_seconds(seconds)}, more than is left"
-        )
-        return []
+        fitting = self._to_compress(room)
+        left_out = [name for name in config.variants if fitting is None or name not in fitting.variants]
+        if left_out:
+            self.listener.note(
+                f"Of the best trial {', '.join(left_out)} {'was' if len(left_out) == 1 else 'were'} not made: training it "
+                f"again takes about {format_seconds(self._compressing(config))} in all, more than is left"
+            )
+        return [fitting.model_copy(update={"number": self._number()})] if fitting else []
 
-    def _to_compress(self) -> TrialConfig | None:
-        waiting = {variant.name for variant in self.plan.variants if variant.trains}
+    def _to_compress(self, room: float) -> TrialConfig | None:
+        """Return the best trial with the first variants that train again and take at most so many seconds together."""
+        waiting = [variant.name for variant in self.plan.variants if variant.trains]
         best = best_trials(self.plan, self._told())[:1]
         if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
             return None
@@ -784,16 +813,23 @@ class Search:
         done = {variant.name for variant in best[0].variants} | {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
-        return config if waiting - done else None
+        waiting = [name for name in waiting if name not in done]
+        for count in range(len(waiting), 0, -1):
+            fewer = config.model_copy(update={"variants": waiting[:count]})
+            if self._compressing(fewer) <= room:
+                return fewer
+        return None
 
     def _compressing(self, config: TrialConfig) -> float:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
         member = self.results[config.members[0]]
         epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
-        overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
-        steps = [step for variant in self.plan.variants if variant.trains for step in variant.chain]
-        epochs = sum(int(step.params.get("epochs") or 0) for step in steps)
-        return TAUGHT * epoch * epochs + overhead * sum(variant.trains for variant in self.plan.variants)
+        took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
+        variants = [variant for variant in self.plan.variants if variant.name in config.variants]
+        measured = {beginning for variant in variants for beginning in variant.beginnings}
+        # Each new shape is exported anew, as that of the slowest variant was; steps before are only measured.
+        compressing = max(took) * len(variants) + statistics.fmean(took) * len(measured)
+        return TAUGHT * epoch * epochs_again(variants) + compressing
 
     def _averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
@@ -814,10 +850,11 @@ class Search:
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
-        smaller = self._to_compress()
+        smaller = self._to_compress(COMPRESSION_SHARE * self.plan.time_limit)
         compressing = self._compressing(smaller) if smaller else 0.0
-        left -= self._together(self._further_seeds(share)) + (averaging if averaging <= share else 0.0)
-        return left - (compressing if compressing <= COMPRESSION_SHARE * self.plan.time_limit else 0.0)
+        return (
+            left - compressing - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
+        )
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room

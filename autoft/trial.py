@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
+from autoft.plan import Plan, VariantPlan, auxiliary_target, epochs_again, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
@@ -175,10 +176,14 @@ def compress_further(
         result.validation, result.train_memory_bytes = member.validation, member.train_memory_bytes
         memory = {"train_memory_bytes": float(member.train_memory_bytes)} if member.train_memory_bytes else {}
         trial = Trial(place, config, callbacks, deadline, result)
-        waiting = [variant for variant in place.plan.variants if variant.trains]
+        offered = [variant for variant in place.plan.variants if variant.trains]
+        waiting = [variant for variant in offered if variant.name in (config.variants or {v.name for v in offered})]
+        trial.begun.expect(waiting)
         while waiting:
             if deadline is not None:
-                trial.deadline = time.monotonic() + max(0.0, deadline - time.monotonic()) / len(waiting)
+                # By what each has still to train; one for what compressing and measuring take.
+                share, whole = (len(some) + epochs_again(some, trial.begun.made) for some in (waiting[:1], waiting))
+                trial.deadline = time.monotonic() + max(0.0, deadline - time.monotonic()) * share / whole
             result.variants.append(trial.variant(dense, target, waiting.pop(0), memory))
         trial.conclude()
     except Exception as error:  # noqa: BLE001 - whatever goes wrong here, the trial itself is still there to choose
@@ -250,6 +255,7 @@ def write_variant(
     variant: VariantPlan,
     folder: Path,
     after_step: Callable[[str, Callable[[Path], None]], None] | None = None,
+    begun: Begun | None = None,
 ) -> None:
     """Compress a trained model as a variant says, and write its files into the folder.
 
@@ -259,7 +265,9 @@ def write_variant(
         target: what compressors work upon.
         variant: the chain.
         folder: for the files.
-        after_step: told of each step but the last, with its name and how to write what the model is then.
+        after_step: told of each step but the last, with its beginning (:attr:`VariantPlan.beginnings`) and how to write
+            what the model is then.
+        begun: where chains begin alike, what they have in common is taken from there, and put there.
     """
     model: Any = dense
     writer: Compressor | None = None
@@ -267,15 +275,36 @@ def write_variant(
     def write(into: Path) -> None:
         save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
-    for number, step in enumerate(variant.chain, start=1):
+    for step, beginning in zip(variant.chain, variant.beginnings, strict=True):
         compressor = place.catalog.compressors[step.strategy]
-        rows = place.data.train[: compressor.calibration_rows]
-        model, target = compressor.transform(model, target, rows, step.params)
+        if begun is not None and beginning in begun.made:
+            model, known = begun.made[beginning]
+            target = replace(known, recover=target.recover)
+        else:
+            rows = place.data.train[: compressor.calibration_rows]
+            model, target = compressor.transform(model, target, rows, step.params)
+            if begun is not None and beginning in begun.shared:
+                begun.made[beginning] = model, target
         plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
         writer = writer if plain else compressor
-        if after_step is not None and number < len(variant.chain):
-            after_step(step.label, write)
+        if after_step is not None and beginning != variant.beginnings[-1]:
+            after_step(beginning, write)
     write(folder)
+
+
+@dataclass
+class Begun:
+    """What chains have in common that begin alike: models after these steps, and what was measured of them."""
+
+    shared: set[str] = field(default_factory=set)
+    """Beginnings (:attr:`VariantPlan.beginnings`) of more than one variant."""
+    made: dict[str, tuple[Any, Target]] = field(default_factory=dict)
+    steps: dict[str, StepResult] = field(default_factory=dict)
+
+    def expect(self, variants: Sequence[VariantPlan]) -> None:
+        """Say which variants are to come, so that nothing is kept that no other one needs."""
+        count = Counter(beginning for variant in variants for beginning in variant.beginnings)
+        self.shared = {beginning for beginning, times in count.items() if times > 1}
 
 
 class Trial:
@@ -289,6 +318,7 @@ class Trial:
         self.deadline, self.result = deadline, result
         self.remembered: dict[int, torch.Tensor] = {}
         """What the trained model says of training rows, once a compressor has asked."""
+        self.begun = Begun()
         pipeline = self.plan.pipeline(config.pipeline)
         self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
         self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
@@ -330,6 +360,7 @@ class Trial:
             # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average, or
             # to start from where a variant of the best trial is trained again.
             variants.insert(0, VariantPlan(name="none", chain=[]))
+        self.begun.expect(variants)
         for variant in variants:
             result.variants.append(self.variant(dense, target, variant, memory))
         self.conclude()
@@ -497,8 +528,11 @@ class Trial:
             torch.manual_seed(self.config.seed)
             recover = _Recovery(self, dense, target, variant.name)
 
-            def measure_step(name: str, write: Callable[[Path], None]) -> None:
-                outcome.steps.append(self._step(name, write))
+            def measure_step(beginning: str, write: Callable[[Path], None]) -> None:
+                label, steps = variant.chain[len(outcome.steps)].label, self.begun.steps
+                if beginning not in steps:
+                    steps[beginning] = self._step(label, write)
+                outcome.steps.append(steps[beginning])
 
             write_variant(
                 self.place,
@@ -507,6 +541,7 @@ class Trial:
                 variant,
                 folder,
                 measure_step if variant.trains else None,
+                self.begun,
             )
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()

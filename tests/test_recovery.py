@@ -113,6 +113,38 @@ def test_what_is_left_learns_what_the_whole_says(run):
     assert distance(epochs=6) < 0.5 * distance(epochs=0)
 
 
+def test_what_chains_begin_alike_is_trained_and_measured_once(run):
+    place = Workplace.open(RunDir(run))
+    (whole,) = [one for one in place.plan.variants if one.trains]
+    half = whole.model_copy(update={"name": "half", "chain": whole.chain[:1]})
+    place.plan.variants = [half, whole]
+    config = further(run).config.model_copy(update={"number": 93, "variants": ["half", whole.name]})
+    begun = []
+
+    def note(progress):
+        # The first word of a training comes after its first batch of 8.
+        begun.extend([progress] if progress.samples == 8 else [])
+
+    result = compress_further(place, config, Callbacks(progress=note))
+    assert [variant.state for variant in result.variants] == ["complete", "complete"], result.reason
+    assert len(begun) == 1
+    first, second = (load(run / variant.folder).model.state_dict() for variant in result.variants)
+    alike = [name for name in first if first[name].shape == second[name].shape]
+    assert len(alike) > 10
+    assert all(torch.equal(first[name], second[name]) for name in alike)
+    (step,) = result.variants[1].steps
+    assert step.validation == result.variants[0].validation
+
+
+def test_of_variants_that_train_only_those_are_made_that_are_asked_for(run):
+    place = Workplace.open(RunDir(run))
+    (whole,) = [one for one in place.plan.variants if one.trains]
+    other = whole.model_copy(update={"name": "half", "chain": whole.chain[:1]})
+    place.plan.variants = [whole, other]
+    config = further(run).config.model_copy(update={"number": 94, "variants": ["half"]})
+    assert [variant.name for variant in compress_further(place, config, Callbacks()).variants] == ["half"]
+
+
 def test_a_time_that_is_up_ends_the_training_and_loses_nothing(run):
     place = Workplace.open(RunDir(run))
     config = further(run).config.model_copy(update={"number": 92})

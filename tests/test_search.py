@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 
 from autoft.hardware import Hardware
-from autoft.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
+from autoft.plan import ModelPlan, PipelinePlan, Plan, StepPlan, VariantPlan, epochs_again
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import Interruption, Listener, Search, _Study
+from autoft.search import TAUGHT, Interruption, Listener, Search, _Study
 from autoft.space import Categorical, Float, Int, domain_to_json
 
 
@@ -353,6 +354,63 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
         search.plan = search.plan.model_copy(update={"time_limit": limit})
         room = search.seconds_left() - search.reserve()
         assert room - search._room() == pytest.approx(seconds, abs=1.0)
+
+
+def test_the_first_regularizers_and_augmenters_are_tried_as_published(tmp_path, catalog):
+    plan = make_plan(unsuited=[("full", "pgd", "for the test")])
+    further = {
+        "regularize": Categorical(("none", "pgd", "r-drop", "ema")),
+        "r-drop.weight": Float(0.1, 10.0, 2.0),
+        "pgd.epsilon": Float(0.01, 1.0, 0.1),
+        "ema.decay": Float(0.9, 0.999, 0.99),
+        "augment": Categorical(("none", "word-order")),
+        "word-order.rate": Float(0.05, 0.5, 0.4),
+        "word-order.kind": Categorical(("reverse", "shuffle")),
+    }
+    space = {**plan.space, **{name: domain_to_json(domain) for name, domain in further.items()}}
+    search = engine(tmp_path, catalog, space=space, unsuited=plan.unsuited)
+    default = search.plan.default_config()
+    chains = search._published_chains()
+    assert {chain.kind for chain in chains} == {"published"}
+    changed = [{n: v for n, v in chain.params.items() if default.params.get(n) != v} for chain in chains]
+    # The first two of each, but what does not go with the default's pipeline.
+    assert changed == [
+        {"augment": "word-order", "word-order.rate": 0.15, "word-order.kind": "shuffle"},
+        {"regularize": "r-drop", "r-drop.weight": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(("configurations", "queued"), [(3, 0), (5, 0), (6, 1), (8, 2), (40, 2)])
+def test_published_chains_leave_the_sampler_half_of_the_trials(tmp_path, catalog, configurations, queued):
+    plan = make_plan()
+    further = {"regularize": Categorical(("none", "ema", "swa")), "ema.decay": Categorical((0.99,))}
+    further["swa.start"] = Categorical((0.75,))
+    space = {**plan.space, **{name: domain_to_json(domain) for name, domain in further.items()}}
+    search = engine(tmp_path, catalog, space=space)
+    search.queue = [search.plan.default_config()] * 2
+    search._queue_chains(configurations)
+    assert len(search.queue) == 2 + queued
+
+
+def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tmp_path, catalog):
+    steps = {name: StepPlan(strategy=name, params={"epochs": 2}) for name in ("layer-pruning", "ffn-pruning")}
+    chains = {"a": ["layer-pruning"], "b": ["layer-pruning", "ffn-pruning"], "c": ["ffn-pruning"]}
+    variants = [VariantPlan(name="none", chain=[])]
+    variants += [VariantPlan(name=n, chain=[steps[s] for s in chain], trains=True) for n, chain in chains.items()]
+    # What begins alike is trained once: two epochs of a's, two more for b, two for c.
+    assert [epochs_again(variants[:count]) for count in (1, 2, 3, 4)] == [0, 2, 4, 6]
+    assert epochs_again(variants[2:3], variants[1].beginnings) == 2
+    search = engine(tmp_path, catalog, variants=variants)
+    result = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
+    # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
+    result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
+    search.results[0] = result
+    whole = TAUGHT * 10 * 6 + 3 + 3
+    for room, names in ((whole, ["a", "b", "c"]), (whole - 1, ["a", "b"]), (TAUGHT * 20 + 2, ["a"])):
+        assert search._to_compress(room).variants == names
+    assert search._to_compress(TAUGHT * 20) is None
+    result.variants.append(VariantResult(name="a", state="complete"))
+    assert search._to_compress(math.inf).variants == ["b", "c"]
 
 
 def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_fits(tmp_path, catalog, monkeypatch):

@@ -23,14 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Fgm", "Mixup", "Pgd"]
 
 
-class _Adversarial(Regularizer):
-    """Trains on the rows, and on rows whose input embeddings are moved to where the loss is higher.
-
-    The radius is in units of the mean length of a token's embedding in the batch: embeddings of pretrained models have
-    lengths of their own, and a radius without unit would mean another thing for each. Weights never change, so that
-    nothing has to be restored; accumulation and clipping see one loss. A batch whose forward pass embeds in parts, as
-    windows of very long texts, is trained plainly.
-    """
+class _OnEmbeddings(Regularizer):
+    """Changes the input embeddings of a forward pass."""
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse models without input embeddings."""
@@ -43,6 +37,16 @@ class _Adversarial(Regularizer):
             ModelError: there are none.
         """
         input_embeddings(model)
+
+
+class _Adversarial(_OnEmbeddings):
+    """Trains on the rows, and on rows whose input embeddings are moved to where the loss is higher.
+
+    The radius is in units of the mean length of a token's embedding in the batch: embeddings of pretrained models have
+    lengths of their own, and a radius without unit would mean another thing for each. Weights never change, so that
+    nothing has to be restored; accumulation and clipping see one loss. A batch whose forward pass embeds in parts, as
+    windows of very long texts, is trained plainly.
+    """
 
     def loss(
         self,
@@ -137,12 +141,13 @@ def _inside(change: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     return kept
 
 
-class Mixup(Regularizer):
+class Mixup(_OnEmbeddings):
     """Mixup of word embeddings: each row is mixed with another one, and so is the loss.
 
-    This is ``wordMixup`` of Guo et al. 2019, arXiv:1905.08941. Embeddings become ``l * row + (1 - l) * other``, and the loss ``l`` times that of the row's label plus ``1 - l``
-    times that of the other's; ``l`` comes from a Beta distribution with both parameters ``alpha``, one for each batch.
-    The paper takes 1. A mixed row is as long as the longer of the two. Costs two forward passes.
+    This is ``wordMixup`` of Guo et al. 2019, arXiv:1905.08941. Embeddings become ``l * row + (1 - l) * other``, and the
+    loss ``l`` times that of the row's label plus ``1 - l`` times that of the other's; ``l`` comes from a Beta
+    distribution with both parameters ``alpha``, one for each batch. The paper takes 1. A mixed row is as long as the
+    longer of the two. Costs two forward passes.
     """
 
     name: ClassVar[str] = "mixup"
@@ -152,15 +157,7 @@ class Mixup(Regularizer):
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse all but classification of texts, and models without input embeddings."""
-        return classes_only(self.name, target) or without_embeddings(self.name, target)
-
-    def prepare(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> Any:
-        """Find the input embeddings, so that a model without is told before it is trained.
-
-        Raises:
-            ModelError: there are none.
-        """
-        input_embeddings(model)
+        return classes_only(self.name, target) or super().check(target)
 
     def loss(
         self,

@@ -85,6 +85,9 @@ class FillerWords(TextAugmenter):
 class Synonyms(WordAugmenter):
     """Replace ``rate`` of the words by synonyms of English WordNet, of the most frequent sense that has any.
 
+    How frequent a sense is WordNet counted in tagged texts (cntlist(5WN)). All are of one part of speech, that of the
+    most frequent sense.
+
     Only words that are themselves in the set of synonyms are replaced: an inflected form keeps its ending. Function
     words (those of scikit-learn's list) and words of one or two letters stay, which WordNet takes for units and
     elements. Needs NLTK and its copy of WordNet: ``python -m nltk.downloader wordnet``.
@@ -320,9 +323,13 @@ def _nltk_corpora() -> list[Path]:
 
 
 def _synonyms(wordnet: Any, word: str) -> tuple[str, ...]:
-    for sense in wordnet.synsets(word):
+    # WordNet lists nouns first, whatever a word is mostly: "long" would be a yearning. The sort keeps its order else.
+    own = [(sense, lemma) for sense in wordnet.synsets(word) for lemma in sense.lemmas() if lemma.name() == word]
+    own.sort(key=lambda both: -both[1].count())
+    for sense, _ in own:
         names = [name.replace("_", " ") for name in sense.lemma_names()]
-        if word in names and len(names) > 1:
+        # Its "s" is an adjective that is near to another one.
+        if len(names) > 1 and sense.pos().replace("s", "a") == own[0][0].pos().replace("s", "a"):
             return tuple(name for name in names if name != word)
     return ()
 

@@ -30,7 +30,7 @@ def card():
 
 @pytest.fixture
 def wordnet(tmp_path, monkeypatch):
-    """A WordNet of five sets of synonyms, in the format of wndb(5WN), where NLTK looks for it."""
+    """A WordNet of nine sets of synonyms, in the format of wndb(5WN), where NLTK looks for it."""
     pytest.importorskip("nltk")
     import nltk
 
@@ -42,12 +42,16 @@ def wordnet(tmp_path, monkeypatch):
         ("n", ["it", "computing"]),
         ("a", ["good"]),
         ("a", ["good", "fine"]),
+        ("n", ["shake", "shingle"]),
+        ("v", ["shake", "agitate"]),
+        ("a", ["long"]),
+        ("v", ["long", "yearn"]),
     ]
-    data, senses = {"n": "  1 licence\n", "a": "  1 licence\n"}, {}
+    data, senses = dict.fromkeys("nav", "  1 licence\n"), {}
     for kind, words in sets:
         offset = len(data[kind].encode())
         listed = " ".join(f"{word} 0" for word in words)
-        data[kind] += f"{offset:08d} 00 {kind} {len(words):02x} {listed} 000 | a gloss  \n"
+        data[kind] += f"{offset:08d} 00 {kind} {len(words):02x} {listed} 000 {'00 ' * (kind == 'v')}| a gloss  \n"
         for word in words:
             senses.setdefault((kind, word), []).append(offset)
     for kind, name in (("n", "noun"), ("a", "adj"), ("v", "verb"), ("r", "adv")):
@@ -61,7 +65,9 @@ def wordnet(tmp_path, monkeypatch):
         (folder / f"{name}.exc").write_text("")
     (folder / "lexnames").write_text("00\tadj.all\t3\n")
     (folder / "index.sense").write_text("")
-    (folder / "cntlist.rev").write_text("")
+    (folder / "cntlist.rev").write_text(
+        "long%2:00:00:: 2 1\nlong%3:00:00:: 1 9\nshake%1:00:00:: 2 3\nshake%2:00:00:: 1 21\n"
+    )
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk_data"))
     monkeypatch.setattr(nltk.data, "path", [])
     return folder
@@ -75,6 +81,12 @@ def test_words_become_synonyms(wordnet, make_target, tmp_path):
     assert learned == {"film": ("movie", "motion picture"), "good": ("fine",), "fine": ("good",)}
     seen = {Synonyms().rewrite("Film GOOD, films", random.Random(seed), 0.7, learned) for seed in range(200)}
     assert seen == {f"{a} {b}, films" for a in ("Film", "Movie", "Motion picture") for b in ("GOOD", "FINE")}
+
+
+def test_the_sense_that_a_word_mostly_has_is_taken_whatever_part_of_speech_it_is(wordnet, make_target, tmp_path):
+    """WordNet lists the noun first, and counted the verb seven times as often; "long" as an adjective has none."""
+    learned = Synonyms().learn_from(make_target(tmp_path), [{"text": "shake it long"}], {"rate": 0.5})
+    assert learned == {"shake": ("agitate",)}
 
 
 def test_a_tagged_word_gets_a_synonym_of_one_word(wordnet, make_target, tmp_path):
