@@ -23,6 +23,7 @@ from autoft.contracts import (
     Quantizer,
     Reach,
     Regularizer,
+    State,
     Strategy,
     Target,
     Task,
@@ -758,13 +759,14 @@ class _Planner:
         return variants
 
     def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
-        state = "dense"
+        state: State = "dense"
         for compressor in chain:
             if state not in compressor.accepts:
                 return (
                     f"{compressor.name} cannot follow: it takes {' or '.join(sorted(compressor.accepts))}, not {state}"
                 )
-            state = compressor.yields
+            if compressor.yields != "dense" or state not in {"reshaped", "factorized"}:
+                state = compressor.yields
         reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
         return reasons[0] if reasons and all(reasons) else None
 
