@@ -24,6 +24,7 @@ from autoft.contracts import (
     Quantizer,
     Reach,
     Regularizer,
+    State,
     Strategy,
     Target,
     Task,
@@ -862,7 +863,7 @@ class _Planner:
         return f"{name}: {device.name} has no {workload}: its profile has times of {', '.join(device.milliseconds)}"
 
     def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
-        state = "dense"
+        state: State = "dense"
         for compressor in chain:
             if state not in compressor.accepts:
                 return (
@@ -870,7 +871,8 @@ class _Planner:
                 )
             if reason := self.no_runtime(compressor.name, chain[-1].workload):
                 return reason
-            state = compressor.yields
+            if compressor.yields != "dense" or state not in {"reshaped", "factorized"}:
+                state = compressor.yields
         reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
         return reasons[0] if reasons and all(reasons) else None
 

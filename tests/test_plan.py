@@ -167,6 +167,28 @@ def test_a_chain_that_cannot_follow_is_refused_with_its_reason(catalog, tiny_mod
     assert any("onnx+magnitude-pruning" in warning for warning in plan.warnings)
 
 
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        ("low-rank", None),
+        ("low-rank+onnx-int8", None),
+        ("low-rank+dynamic-int8", None),
+        ("low-rank+layer-pruning+vocabulary-pruning+onnx-mixed", None),
+        ("layer-pruning+ffn-pruning+low-rank", None),
+        ("low-rank+low-rank", "low-rank cannot follow: it takes dense or reshaped, not factorized"),
+        ("low-rank+ffn-pruning", "ffn-pruning cannot follow: it takes dense or reshaped, not factorized"),
+        ("low-rank+layer-pruning+ffn-pruning", "it takes dense or reshaped, not factorized"),
+        ("low-rank+vocabulary-pruning+magnitude-pruning", "it takes dense, not factorized"),
+        ("low-rank+bf16-weights", "it takes dense or sparse, not factorized"),
+        ("onnx+low-rank", "it takes dense or reshaped, not exported"),
+    ],
+)
+def test_factors_stay_factors_until_they_are_exported(catalog, tiny_model, chain, told):
+    plan = planned(catalog, tiny_model, compress=["none", chain])
+    assert [variant.name for variant in plan.variants] == ["none", *([] if told else [chain])]
+    assert any(note.what == chain and str(told) in note.reason for note in plan.refusals) == bool(told)
+
+
 def test_values_of_a_compressor_make_a_variant_each(catalog, tiny_model):
     plan = planned(
         catalog,

@@ -36,9 +36,10 @@ __all__ = [
     "WeightPruner",
 ]
 
-State = Literal["dense", "quantized", "adapted", "sparse", "exported"]
-"""What a model is at a point of a chain: plain weights, quantized weights, weights with an adapter on top, pruned
-weights, or a graph of another runtime."""
+State = Literal["dense", "quantized", "adapted", "sparse", "reshaped", "factorized", "exported"]
+"""What a model is at a point of a chain: plain weights, quantized weights, weights with an adapter on top, weights with
+zeros, layers narrower than the configuration can say, layers that are two factors, or a graph of another runtime. A
+compressor that yields ``dense`` leaves a reshaped or factorized model so."""
 
 Stage = Literal["data", "load", "adapt", "train", "compress"]
 

@@ -25,6 +25,7 @@ from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Dora, Lora
+from autoft.strategies.low_rank import LowRank
 from autoft.strategies.magnitude_pruning import MagnitudePruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
@@ -119,6 +120,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         VocabularyPruning(),
         LayerPruning(),
         FfnPruning(),
+        LowRank(),
         DynamicInt8(),
         Onnx(),
         OnnxInt8(),

@@ -6,11 +6,12 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import PostTrainingQuantizer, Refusal, Row, Target
+from autoft.contracts import PostTrainingQuantizer, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.strategies.head_only import find_bodies
+from autoft.strategies.reshaped import SHAPES, Shapes, check_class, reshape, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class DynamicInt8(PostTrainingQuantizer):
     name = "dynamic-int8"
     summary = "int8 weights for torch on the CPU, activations quantized on the fly"
     workload = "torch-int8"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized"})
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse on a GPU: torch has these kernels for the CPU only."""
@@ -46,16 +48,15 @@ class DynamicInt8(PostTrainingQuantizer):
             ModelError: the model is of a class that transformers does not have, or this torch has no int8 kernels.
         """
         import torch
-        import transformers
 
         from autoft.strategies.int8_layers import quantized_copy
 
-        name = type(model).__name__
-        if getattr(transformers, name, None) is not type(model):
-            raise ModelError(f"{self.name}: {name} is no class of transformers, so its files could not be loaded again")
+        check_class(model, self.name)
         if not set(torch.backends.quantized.supported_engines) - {"none"}:
             raise ModelError(f"{self.name}: this build of torch has no int8 kernels")
         quantized = copy.deepcopy(model).cpu().eval()
+        # Kept for the files: the layers say no longer what the configuration does not.
+        quantized.shapes = shapes_of(quantized)
         bodies = find_bodies(quantized)
         output = getattr(quantized, "get_output_embeddings", lambda: None)()
         known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -86,6 +87,8 @@ class DynamicInt8(PostTrainingQuantizer):
                     tied[path] = owner
                     stored = {name: value for name, value in stored.items() if name == "bias"}
                 tensors.update({f"{path}.{name}": value for name, value in stored.items()})
+        if model.shapes != Shapes():
+            (folder / SHAPES).write_text(model.shapes.model_dump_json(), encoding="utf-8")
         # A file may not hold the same memory twice; tied weights of floating point are each written whole.
         tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
         save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt", TIED: json.dumps(tied)})
@@ -120,6 +123,8 @@ class DynamicInt8(PostTrainingQuantizer):
         # Parameters without memory; buffers are real, for those that no file holds are computed here.
         with init_empty_weights(include_buffers=False):
             model = kind(config)
+        if (folder / SHAPES).is_file():
+            reshape(model, Shapes.model_validate_json((folder / SHAPES).read_text(encoding="utf-8")))
         for path, module in list(model.named_modules()):
             if f"{path}.weight_int8" not in tensors:
                 continue

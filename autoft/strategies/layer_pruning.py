@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["FfnPruning", "LayerPruning", "find_layers"]
+__all__ = ["FfnPruning", "LayerPruning", "Recovered", "find_layers", "layer_pairs", "widths"]
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """How configurations of transformers name the number of layers."""
@@ -29,11 +29,11 @@ WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "d_ff")
 """How they name the width inside of a feed-forward block."""
 
 
-class _Recovered(Compressor):
+class Recovered(Compressor):
     """What structured pruning shares: it takes parts away, and what is left learns from the whole."""
 
     yields: ClassVar[State] = "dense"
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "reshaped", "factorized"})
 
     def trains(self, params: Mapping[str, Any]) -> bool:
         """Say whether there are epochs to recover in."""
@@ -66,7 +66,7 @@ class _Recovered(Compressor):
         """Return the model with parts taken away, and which of its modules are to answer as which of the teacher's."""
 
 
-class LayerPruning(_Recovered):
+class LayerPruning(Recovered):
     """Drops whole layers, evenly over the depth, and trains what is left on logits and hidden states of the whole.
 
     Which layers stay is as in DistilBERT (Sanh et al. 2019, arXiv:1910.01108); each is taught by the layer of the whole
@@ -92,7 +92,7 @@ class LayerPruning(_Recovered):
         return model, [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
 
 
-class FfnPruning(_Recovered):
+class FfnPruning(Recovered):
     """Drops columns inside the feed-forward blocks, as many in each layer, those that move the answer least.
 
     How much one counts is estimated by the first-order Taylor term, the mean of ``|activation x gradient|`` over
@@ -101,6 +101,7 @@ class FfnPruning(_Recovered):
 
     name: ClassVar[str] = "ffn-pruning"
     summary: ClassVar[str] = "drops columns of the feed-forward blocks, and trains what is left"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "reshaped"})
     space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY}
 
     def prune(
@@ -111,14 +112,14 @@ class FfnPruning(_Recovered):
         Raises:
             ModelError: its layers have no feed-forward block of two or three linear layers.
         """
-        name, layers = find_layers(model)
+        _, layers = find_layers(model)
         blocks = [_feed_forward(layer) for layer in layers]
         if any(block is None for block in blocks):
             raise ModelError(
                 f"{self.name}: {type(model).__name__} of {target.source.name} has no feed-forward blocks of linear layers"
             )
         found = [block for block in blocks if block is not None]
-        width = _shape(found[0].down)[0]
+        width = widths(found[0].down)[0]
         # Multiples of 8 are what matrix kernels are made for.
         count = max(8, round(float(params["keep"]) * width / 8) * 8)
         for block, importance in zip(found, _importance(model, found, target, rows), strict=True):
@@ -129,9 +130,7 @@ class FfnPruning(_Recovered):
         for key in WIDTHS:
             if hasattr(model.config, key):
                 setattr(model.config, key, min(count, width))
-        whole, every = find_layers(target.recover.teacher) if target.recover else (name, layers)
-        teachers = [round((i + 1) * len(every) / len(layers)) - 1 for i in range(len(layers))]
-        return model, [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
+        return model, layer_pairs(model, target)
 
 
 def find_layers(model: torch.nn.Module) -> tuple[str, nn.ModuleList]:
@@ -153,6 +152,21 @@ def find_layers(model: torch.nn.Module) -> tuple[str, nn.ModuleList]:
     if len(found) != 1:
         raise ModelError(f"{type(model).__name__}: has {len(found) or 'no'} stacks of layers, where one is needed")
     return found[0]
+
+
+def layer_pairs(model: torch.nn.Module, target: Target) -> list[tuple[str, str]]:
+    """Return each layer of a model with the teacher's at the same share of the depth, by their names.
+
+    None of models that are not one stack of layers, or where there is no teacher.
+    """
+    if target.recover is None:
+        return []
+    try:
+        (name, layers), (whole, every) = find_layers(model), find_layers(target.recover.teacher)
+    except ModelError:
+        return []
+    teachers = [round((i + 1) * len(every) / len(layers)) - 1 for i in range(len(layers))]
+    return [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
 
 
 def _kept(layers: int, count: int) -> list[int]:
@@ -185,7 +199,7 @@ class _FeedForward:
     down: Any
 
 
-def _shape(layer: Any) -> tuple[int, int]:
+def widths(layer: Any) -> tuple[int, int]:
     """Return inputs and outputs of a linear layer, or of GPT-2's ``Conv1D``."""
     rows, columns = layer.weight.shape
     return (rows, columns) if type(layer).__name__ == "Conv1D" else (columns, rows)
@@ -193,11 +207,11 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 def _feed_forward(layer: torch.nn.Module) -> _FeedForward | None:
     linear = [module for module in layer.modules() if type(module).__name__ in {"Linear", "Conv1D"}]
-    downs = [module for module in linear if _shape(module)[0] > _shape(module)[1]]
+    downs = [module for module in linear if widths(module)[0] > widths(module)[1]]
     if len(downs) != 1:
         return None
-    width, hidden = _shape(downs[0])
-    ups = tuple(module for module in linear if _shape(module) == (hidden, width))
+    width, hidden = widths(downs[0])
+    ups = tuple(module for module in linear if widths(module) == (hidden, width))
     return _FeedForward(ups, downs[0]) if ups else None
 
 
@@ -206,7 +220,7 @@ def _importance(model: Any, blocks: Sequence[_FeedForward], target: Target, rows
     import torch
 
     seen: list[torch.Tensor] = []
-    totals = [torch.zeros(_shape(block.down)[0]) for block in blocks]
+    totals = [torch.zeros(widths(block.down)[0]) for block in blocks]
 
     def keep(module: Any, given: Any) -> None:
         seen.append(given[0])

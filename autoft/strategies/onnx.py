@@ -19,9 +19,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Exporter, ExportSpec, Refusal, Row, Target
+from autoft.contracts import Exporter, ExportSpec, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 
@@ -101,6 +101,7 @@ class Onnx(Exporter):
     name = "onnx"
     summary = "graph for ONNX Runtime, 32-bit weights"
     workload = "onnxruntime"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized"})
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse without the libraries, and for tasks that do not say how to trace their models."""

@@ -57,7 +57,7 @@ class VocabularyPruning(Compressor):
         "epochs": Int(0, 100, 0),
     }
     yields: ClassVar[State] = "dense"
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "reshaped", "factorized"})
     calibration_rows: ClassVar[int | None] = None
 
     def trains(self, params: Mapping[str, Any]) -> bool:
