@@ -27,6 +27,7 @@ from autoft.contracts import (
     Target,
     Task,
     TaskContext,
+    WeightFormat,
 )
 from autoft.data import package_path
 from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
@@ -64,6 +65,7 @@ __all__ = [
     "StepPlan",
     "VariantPlan",
     "auxiliary_target",
+    "format_behind",
     "make_plan",
     "plan_of",
     "plan_target",
@@ -413,6 +415,12 @@ def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dic
     """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
     over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
     return {key: value for key, value in over.items() if value > 0}
+
+
+def format_behind(chain: Iterable[tuple[Compressor, Mapping[str, Any]]]) -> WeightFormat | None:
+    """Return how the first of these compressors that quantizes does, each with its parameters; None where none does."""
+    formats = (compressor.weight_format(params) for compressor, params in chain)
+    return next((found for found in formats if found is not None), None)
 
 
 def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Target:
@@ -765,7 +773,17 @@ class _Planner:
                     f"{compressor.name} cannot follow: it takes {' or '.join(sorted(compressor.accepts))}, not {state}"
                 )
             state = compressor.yields
-        reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
+        # What each is told of those behind it; values that the recipe gives make no quantizer of what is none.
+        usual = [(one, {name: domain.default for name, domain in one.space.items()}) for one in chain]
+        behind = [format_behind(usual[place:]) for place in range(1, len(chain) + 1)]
+        reasons = []
+        for target in targets:
+            pinned = self.with_pinned(target, chain)
+            told = (
+                self.first_refusal([one], replace(pinned, weight_format=found))
+                for one, found in zip(chain, behind, strict=True)
+            )
+            reasons.append(next((reason for reason in told if reason), None))
         return reasons[0] if reasons and all(reasons) else None
 
     def expand(self, name: str, chain: Sequence[Compressor]) -> list[VariantPlan]:

@@ -18,7 +18,7 @@ from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.plan import Plan, VariantPlan, auxiliary_target, plan_target, read_plan, violations
+from autoft.plan import Plan, VariantPlan, auxiliary_target, format_behind, plan_target, read_plan, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
@@ -266,9 +266,11 @@ def write_variant(
     def write(into: Path) -> None:
         save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
+    chain = [(place.catalog.compressors[step.strategy], step.params) for step in variant.chain]
     for number, step in enumerate(variant.chain, start=1):
         compressor = place.catalog.compressors[step.strategy]
         rows = place.data.train[: compressor.calibration_rows]
+        target = replace(target, weight_format=format_behind(chain[number:]))
         model, target = compressor.transform(model, target, rows, step.params)
         plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
         writer = writer if plain else compressor

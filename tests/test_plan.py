@@ -167,6 +167,18 @@ def test_a_chain_that_cannot_follow_is_refused_with_its_reason(catalog, tiny_mod
     assert any("onnx+magnitude-pruning" in warning for warning in plan.warnings)
 
 
+def test_training_for_a_format_needs_a_step_that_has_one(catalog, tiny_model):
+    chains = ["quantization-aware+onnx-int8", "layer-pruning+quantization-aware+vocabulary-pruning+onnx-int4"]
+    refused = ["quantization-aware", "quantization-aware+onnx", "onnx-int8+quantization-aware"]
+    plan = planned(catalog, tiny_model, compress=["none", *chains, *refused])
+    assert [variant.name for variant in plan.variants] == ["none", *chains]
+    assert [variant.trains for variant in plan.variants] == [False, True, True]
+    reasons = {note.what: note.reason for note in plan.refusals}
+    for name in refused[:2]:
+        assert reasons[name].startswith("quantization-aware: no step behind it says how it quantizes")
+    assert reasons[refused[2]] == "quantization-aware cannot follow: it takes dense, not exported"
+
+
 def test_values_of_a_compressor_make_a_variant_each(catalog, tiny_model):
     plan = planned(
         catalog,

@@ -45,6 +45,7 @@ from autoft.strategies.peft_tuners import (
     Vera,
 )
 from autoft.strategies.pictures import ColourJitter, HorizontalFlip, RandomErasing, RandomResizedCrop
+from autoft.strategies.quantization_aware import QuantizationAware
 from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
 from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
@@ -119,6 +120,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         VocabularyPruning(),
         LayerPruning(),
         FfnPruning(),
+        QuantizationAware(),
         DynamicInt8(),
         Onnx(),
         OnnxInt8(),
