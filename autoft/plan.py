@@ -29,6 +29,7 @@ from autoft.contracts import (
     Target,
     Task,
     TaskContext,
+    WeightFormat,
 )
 from autoft.data import package_path
 from autoft.device import read_profile
@@ -70,6 +71,7 @@ __all__ = [
     "auxiliary_target",
     "budget_limits",
     "epochs_again",
+    "format_behind",
     "make_plan",
     "plan_of",
     "plan_target",
@@ -223,6 +225,8 @@ class StepPlan(_Plan):
     params: dict[str, str | int | float | bool | None] = {}
     label: str = ""
     """Its name, with the parameters that the recipe gives."""
+    weight_format: str = ""
+    """How a later step quantizes, where this one goes by it: the same step before another one is not the same."""
 
 
 class VariantPlan(_Plan):
@@ -478,6 +482,12 @@ def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dic
     """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
     over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
     return {key: value for key, value in over.items() if value > 0}
+
+
+def format_behind(chain: Iterable[tuple[Compressor, Mapping[str, Any]]]) -> WeightFormat | None:
+    """Return how the first of these compressors that quantizes does, each with its parameters; None where none does."""
+    formats = (compressor.weight_format(params) for compressor, params in chain)
+    return next((found for found in formats if found is not None), None)
 
 
 def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Target:
@@ -873,7 +883,17 @@ class _Planner:
                 return reason
             if compressor.yields != "dense" or state not in {"reshaped", "factorized"}:
                 state = compressor.yields
-        reasons = [self.first_refusal(chain, self.with_pinned(target, chain)) for target in targets]
+        # What each is told of those behind it; values that the recipe gives make no quantizer of what is none.
+        usual = [(one, {name: domain.default for name, domain in one.space.items()}) for one in chain]
+        behind = [format_behind(usual[place:]) for place in range(1, len(chain) + 1)]
+        reasons = []
+        for target in targets:
+            pinned = self.with_pinned(target, chain)
+            told = (
+                self.first_refusal([one], replace(pinned, weight_format=found))
+                for one, found in zip(chain, behind, strict=True)
+            )
+            reasons.append(next((reason for reason in told if reason), None))
         return reasons[0] if reasons and all(reasons) else None
 
     def expand(self, name: str, chain: Sequence[Compressor]) -> list[VariantPlan]:
@@ -904,9 +924,15 @@ class _Planner:
                 for step in chain
             }
             labels = [name + (f"({', '.join(given)})" if given else "") for name, given in named.items()]
+            given_params = [(step, params[step.name]) for step in chain]
             steps = [
-                StepPlan(strategy=step.name, params=params[step.name], label=label)
-                for step, label in zip(chain, labels, strict=True)
+                StepPlan(
+                    strategy=step.name,
+                    params=params[step.name],
+                    label=label,
+                    weight_format=str(format_behind(given_params[place:])) if step.reads_weight_format else "",
+                )
+                for place, (step, label) in enumerate(zip(chain, labels, strict=True), start=1)
             ]
             trains = any(step.trains(params[step.name]) for step in chain)
             variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains))

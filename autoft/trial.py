@@ -19,7 +19,16 @@ from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
 from autoft.errors import AutoftError
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.plan import Plan, VariantPlan, auxiliary_target, epochs_again, plan_target, read_plan, violations
+from autoft.plan import (
+    Plan,
+    VariantPlan,
+    auxiliary_target,
+    epochs_again,
+    format_behind,
+    plan_target,
+    read_plan,
+    violations,
+)
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
@@ -275,13 +284,15 @@ def write_variant(
     def write(into: Path) -> None:
         save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
-    for step, beginning in zip(variant.chain, variant.beginnings, strict=True):
+    chain = [(place.catalog.compressors[step.strategy], step.params) for step in variant.chain]
+    for number, (step, beginning) in enumerate(zip(variant.chain, variant.beginnings, strict=True), start=1):
         compressor = place.catalog.compressors[step.strategy]
         if begun is not None and beginning in begun.made:
             model, known = begun.made[beginning]
             target = replace(known, recover=target.recover)
         else:
             rows = place.data.train[: compressor.calibration_rows]
+            target = replace(target, weight_format=format_behind(chain[number:]))
             model, target = compressor.transform(model, target, rows, step.params)
             if begun is not None and beginning in begun.shared:
                 begun.made[beginning] = model, target

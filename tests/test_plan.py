@@ -189,6 +189,28 @@ def test_factors_stay_factors_until_they_are_exported(catalog, tiny_model, chain
     assert any(note.what == chain and str(told) in note.reason for note in plan.refusals) == bool(told)
 
 
+def test_chains_begin_alike_only_where_the_same_format_follows(catalog, tiny_model):
+    chains = [f"layer-pruning+quantization-aware+{last}" for last in ("onnx-int8", "onnx-int4")]
+    plan = planned(
+        catalog, tiny_model, compress=[*chains, "layer-pruning+quantization-aware+vocabulary-pruning+onnx-int8"]
+    )
+    eight, four, again = (variant.beginnings for variant in plan.variants)
+    assert eight[0] == four[0] == again[0]
+    assert eight[1] == again[1] != four[1]
+
+
+def test_training_for_a_format_needs_a_step_that_has_one(catalog, tiny_model):
+    chains = ["quantization-aware+onnx-int8", "layer-pruning+quantization-aware+vocabulary-pruning+onnx-int4"]
+    refused = ["quantization-aware", "quantization-aware+onnx", "onnx-int8+quantization-aware"]
+    plan = planned(catalog, tiny_model, compress=["none", *chains, *refused])
+    assert [variant.name for variant in plan.variants] == ["none", *chains]
+    assert [variant.trains for variant in plan.variants] == [False, True, True]
+    reasons = {note.what: note.reason for note in plan.refusals}
+    for name in refused[:2]:
+        assert reasons[name].startswith("quantization-aware: no step behind it says how it quantizes")
+    assert reasons[refused[2]] == "quantization-aware cannot follow: it takes dense, not exported"
+
+
 def test_values_of_a_compressor_make_a_variant_each(catalog, tiny_model):
     plan = planned(
         catalog,

@@ -12,9 +12,11 @@ from autoft.contracts.strategy import (
     Recovery,
     Refusal,
     Regularizer,
+    Rounding,
     State,
     Strategy,
     Target,
+    WeightFormat,
     WeightPruner,
 )
 from autoft.contracts.task import (
@@ -67,6 +69,7 @@ __all__ = [
     "Recovery",
     "Refusal",
     "Regularizer",
+    "Rounding",
     "Row",
     "Series",
     "Served",
@@ -77,5 +80,6 @@ __all__ = [
     "Task",
     "TaskCard",
     "TaskContext",
+    "WeightFormat",
     "WeightPruner",
 ]

@@ -30,9 +30,11 @@ __all__ = [
     "Recovery",
     "Refusal",
     "Regularizer",
+    "Rounding",
     "State",
     "Strategy",
     "Target",
+    "WeightFormat",
     "WeightPruner",
 ]
 
@@ -52,6 +54,46 @@ class Refusal:
     """Why a strategy cannot be used here, as one sentence that says what would change it."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How numbers become integers: ``round(number / scale) + zero``, cut off below ``low`` and above ``high``.
+
+    The range that a scale covers is that of the numbers which share it, and reaches to zero at least. Where ``low`` is
+    ``-high`` it is made as wide on both sides, and ``zero`` is 0 (Jacob et al. 2018, arXiv:1712.05877, section 2.1).
+
+    Attributes:
+        low: the smallest integer.
+        high: the largest integer.
+        group: which numbers share a scale: all of a ``tensor``, a ``row`` (all that one output is made of, or one row of a
+            table), or so many neighbours in a row.
+    """
+
+    low: int
+    high: int
+    group: Literal["tensor", "row"] | int = "tensor"
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """What a compressor that quantizes makes of a model's numbers, so that a training before it can round alike.
+
+    Attributes:
+        matrices: weights of linear layers.
+        embeddings: embedding tables; None where they are left as they are.
+        activations: what linear layers are given; None where it is left as it is.
+        fixed_ranges: the ranges of activations are found before serving, and not in each call.
+        heads: whether layers outside of the pretrained body are quantized too.
+        pooled: whether layers with a bias that are given one vector an example, as poolers and classifiers, are too.
+    """
+
+    matrices: Rounding
+    embeddings: Rounding | None = None
+    activations: Rounding | None = None
+    fixed_ranges: bool = False
+    heads: bool = True
+    pooled: bool = True
 
 
 class Recovery(Protocol):
@@ -105,6 +147,7 @@ class Target:
         cache: a folder of the run for what can be used again (exported graphs); None while the plan is made.
         recover: trains a model that was made smaller; None where only its cost is asked for, or no rows are there.
         quantizer: name of the strategy that quantizes the base; empty over a dense base. Adapters are told it.
+        weight_format: how a later compressor of the chain quantizes; None where none does. Compressors are told it.
     """
 
     task: Task
@@ -115,6 +158,7 @@ class Target:
     cache: Path | None = None
     recover: Recovery | None = None
     quantizer: str = ""
+    weight_format: WeightFormat | None = None
 
 
 class Strategy(ABC):
@@ -342,12 +386,14 @@ class Compressor(Strategy):
         workload: which of the workloads of a device's profile its files are timed by: ``torch``, ``torch-int8``,
             ``onnxruntime`` or ``onnxruntime-int8``; empty for a runtime of its own, whose latency on another device
             cannot be told.
+        reads_weight_format: what it does depends on ``target.weight_format``, so that it is done anew before each format.
     """
 
     stage: ClassVar[Stage] = "compress"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse"})
     calibration_rows: ClassVar[int | None] = 256
     workload: ClassVar[str] = "torch"
+    reads_weight_format: ClassVar[bool] = False
 
     def trains(self, params: Mapping[str, Any]) -> bool:
         """Say whether it calls ``target.recover`` with these parameters.
@@ -355,6 +401,13 @@ class Compressor(Strategy):
         That takes time: chains that train are made of the best trial alone, where one that does not can fit the budget.
         """
         return False
+
+    def weight_format(self, params: Mapping[str, Any]) -> WeightFormat | None:
+        """Return how it quantizes with these parameters, for steps before it to train for; None where it does not.
+
+        One whose format follows from the trained weights returns None too: nothing can be trained for it.
+        """
+        return None
 
     @abstractmethod
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:

@@ -46,6 +46,7 @@ from autoft.strategies.peft_tuners import (
     Vera,
 )
 from autoft.strategies.pictures import ColourJitter, HorizontalFlip, RandomErasing, RandomResizedCrop
+from autoft.strategies.quantization_aware import QuantizationAware
 from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
 from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
@@ -121,6 +122,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         LayerPruning(),
         FfnPruning(),
         LowRank(),
+        QuantizationAware(),
         DynamicInt8(),
         Onnx(),
         OnnxInt8(),

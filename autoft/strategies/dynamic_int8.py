@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import PostTrainingQuantizer, Refusal, Row, State, Target
+from autoft.contracts import PostTrainingQuantizer, Refusal, Rounding, Row, State, Target, WeightFormat
 from autoft.errors import ModelError
+from autoft.hardware import has_int8_products
 from autoft.strategies.head_only import find_bodies
 from autoft.strategies.reshaped import SHAPES, Shapes, check_class, reshape, shapes_of
 
@@ -40,6 +41,11 @@ class DynamicInt8(PostTrainingQuantizer):
         if target.context.device != "cpu":
             return Refusal(f"{self.name}: runs on the CPU only, and this search is for {target.context.device}")
         return None
+
+    def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
+        """Return how weights are rounded, and activations on this CPU."""
+        rows, most = Rounding(-127, 127, "row"), 255 if has_int8_products() else 127
+        return WeightFormat(rows, embeddings=rows, activations=Rounding(0, most), heads=False)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return a copy of the model with int8 layers in its body.

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Exporter, ExportSpec, Refusal, Row, State, Target
+from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State, Target, WeightFormat
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["GRAPH", "Graph", "Onnx", "OnnxInt8", "OnnxModel", "bare", "graph_of", "quiet"]
+__all__ = ["BYTES", "GRAPH", "Graph", "Onnx", "OnnxInt8", "OnnxModel", "bare", "graph_of", "quiet"]
 
 GRAPH = "model.onnx"
 WEIGHT_BITS = "autoft.weight_bits"
 """Key of the graph's metadata: 8, or 7 where the CPU that it was made on needs one bit to spare."""
+
+BYTES = Rounding(0, 255)
+"""What ONNX Runtime makes of embedding tables, and of activations: a scale and a zero for the whole tensor."""
 
 TOLERANCE = 1e-3
 """Largest difference between torch and the graph, relative to the largest output."""
@@ -142,6 +145,11 @@ class OnnxInt8(Onnx):
     summary = "graph for ONNX Runtime, int8 weights, activations quantized on the fly"
     workload = "onnxruntime-int8"
     operators = ("MatMul", "Gather", "Gemm")
+
+    def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
+        """Return how weights are rounded on this CPU: what ONNX Runtime calls a reduced range is ±64."""
+        most = 127 if has_int8_products() else 64
+        return WeightFormat(Rounding(-most, most, "row"), embeddings=BYTES, activations=BYTES)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Row, Target
+from autoft.contracts import Rounding, Row, Target, WeightFormat
 from autoft.space import Categorical, Float, SearchSpace
-from autoft.strategies.onnx import GRAPH, Graph, Onnx, OnnxModel, bare, graph_of, quiet
+from autoft.strategies.onnx import BYTES, GRAPH, Graph, Onnx, OnnxModel, bare, graph_of, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -33,6 +33,10 @@ class OnnxInt4(Onnx):
     name: ClassVar[str] = "onnx-int4"
     summary: ClassVar[str] = "graph for ONNX Runtime, 4-bit matrices and int8 embeddings"
     workload = "onnxruntime-int8"
+
+    def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
+        """Return how weights are rounded. Products with one vector an example are no ``MatMul`` of the graph, but ``Gemm``."""
+        return WeightFormat(Rounding(0, 15, BLOCK), embeddings=BYTES, pooled=False)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.
@@ -88,6 +92,10 @@ class OnnxStaticInt8(Onnx):
     workload = "onnxruntime-int8"
     space: ClassVar[SearchSpace] = {"ranges": Categorical(("minmax", "percentile", "entropy"))}
     calibration_rows: ClassVar[int | None] = 64
+
+    def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
+        """Return how weights and the inputs of linear layers are rounded."""
+        return WeightFormat(Rounding(-127, 127, "row"), embeddings=BYTES, activations=BYTES, fixed_ranges=True)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.
