@@ -23,6 +23,7 @@ from autoft.strategies.distillation import Distillation
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
+from autoft.strategies.head_pruning import HeadPruning
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Dora, Lora
 from autoft.strategies.low_rank import LowRank
@@ -120,6 +121,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         VocabularyPruning(),
         LayerPruning(),
         FfnPruning(),
+        HeadPruning(),
         LowRank(),
         DynamicInt8(),
         Onnx(),
