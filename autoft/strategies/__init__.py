@@ -28,6 +28,7 @@ from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Dora, Lora
 from autoft.strategies.low_rank import LowRank
 from autoft.strategies.magnitude_pruning import MagnitudePruning
+from autoft.strategies.movement_pruning import MovementPruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
 from autoft.strategies.partial import BitFit, LayerNorm, TopLayers
@@ -117,6 +118,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         VbLora(),
         Vera(),
         MagnitudePruning(),
+        MovementPruning(),
         Distillation(),
         VocabularyPruning(),
         LayerPruning(),
