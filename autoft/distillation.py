@@ -48,6 +48,7 @@ def distill(
     validate: Callable[[Any], dict[str, float]],
     on_progress: Callable[[Progress], None],
     deadline: float | None,
+    after_step: Callable[[float], None] | None = None,
 ) -> TrainOutcome:
     """Train a student towards a teacher, in its place; see :class:`autoft.contracts.Recovery` for the loss.
 
@@ -69,6 +70,7 @@ def distill(
         validate: returns the validation metrics of the student as it is.
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
+        after_step: told the share of all steps that is taken.
     """
     changes = {
         "train.epochs": epochs,
@@ -100,6 +102,7 @@ def distill(
             on_validation=lambda point: False,
             on_progress=on_progress,
             deadline=deadline,
+            after_step=(lambda model, step, total: after_step((step + 1) / total)) if after_step else None,
         )
 
 

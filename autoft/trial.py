@@ -623,6 +623,7 @@ class _Recovery:
         learning_rate: float,
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
+        after_step: Callable[[float], None] | None = None,
     ) -> None:
         trial, place, config = self.trial, self.trial.place, self.trial.config
         teacher_features = place.features(config.model, self.taught.context, config.fold)
@@ -651,6 +652,7 @@ class _Recovery:
             validate=place.validator(target.context, fold=config.fold),
             on_progress=trial.callbacks.progress,
             deadline=trial.deadline,
+            after_step=after_step,
         )
         seconds = trial.result.seconds
         seconds["recover"] = seconds.get("recover", 0.0) + outcome.seconds

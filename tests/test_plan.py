@@ -181,9 +181,14 @@ def test_a_chain_that_cannot_follow_is_refused_with_its_reason(catalog, tiny_mod
         ("low-rank+vocabulary-pruning+magnitude-pruning", "it takes dense, not factorized"),
         ("low-rank+bf16-weights", "it takes dense or sparse, not factorized"),
         ("onnx+low-rank", "it takes dense or reshaped, not exported"),
+        ("head-pruning+ffn-pruning+vocabulary-pruning+low-rank+onnx-int8", None),
+        ("layer-pruning+head-pruning+dynamic-int8", None),
+        ("head-pruning+ffn-pruning+head-pruning", "head-pruning cannot follow: it takes dense, not reshaped"),
+        ("low-rank+head-pruning", "it takes dense, not factorized"),
+        ("head-pruning+magnitude-pruning", "it takes dense, not reshaped"),
     ],
 )
-def test_factors_stay_factors_until_they_are_exported(catalog, tiny_model, chain, told):
+def test_layers_of_other_shapes_stay_so_until_they_are_exported(catalog, tiny_model, chain, told):
     plan = planned(catalog, tiny_model, compress=["none", chain])
     assert [variant.name for variant in plan.variants] == ["none", *([] if told else [chain])]
     assert any(note.what == chain and str(told) in note.reason for note in plan.refusals) == bool(told)

@@ -114,6 +114,7 @@ class Recovery(Protocol):
         learning_rate: float,
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
+        after_step: Callable[[float], None] | None = None,
     ) -> None:
         """Train the student in its place, and leave it with the weights of its best validation.
 
@@ -130,6 +131,7 @@ class Recovery(Protocol):
             learning_rate: at its peak.
             teaching: weight of the teacher's logits, from 0 to 1.
             matching: names of modules of the student and of the teacher whose outputs, of one shape, are to be alike.
+            after_step: told, after each step of the optimiser, the share of all steps that is taken, up to 1.
         """
         ...
 

@@ -23,10 +23,12 @@ from autoft.strategies.distillation import Distillation
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
 from autoft.strategies.head_only import HeadOnly
+from autoft.strategies.head_pruning import HeadPruning
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
 from autoft.strategies.lora import Dora, Lora
 from autoft.strategies.low_rank import LowRank
 from autoft.strategies.magnitude_pruning import MagnitudePruning
+from autoft.strategies.movement_pruning import MovementPruning
 from autoft.strategies.onnx import Onnx, OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8
 from autoft.strategies.partial import BitFit, LayerNorm, TopLayers
@@ -117,10 +119,12 @@ def autoft_strategies() -> Sequence[Strategy]:
         VbLora(),
         Vera(),
         MagnitudePruning(),
+        MovementPruning(),
         Distillation(),
         VocabularyPruning(),
         LayerPruning(),
         FfnPruning(),
+        HeadPruning(),
         LowRank(),
         QuantizationAware(),
         DynamicInt8(),

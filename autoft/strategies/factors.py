@@ -20,6 +20,7 @@ class Factors(nn.Sequential):
 
     def __init__(self, inputs: int, rank: int, outputs: int, bias: bool) -> None:
         super().__init__(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
+        self.widths = (inputs, rank, outputs)
 
     @property
     def weight(self) -> torch.Tensor:

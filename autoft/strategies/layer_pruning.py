@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, SearchSpace
+from autoft.strategies.attention import find_attention
+from autoft.strategies.linear_layers import keep_inputs, keep_outputs, widths
 from autoft.strategies.recovery import RECOVERY, recover
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["FfnPruning", "LayerPruning", "Recovered", "find_layers", "layer_pairs", "widths"]
+__all__ = [
+    "FfnPruning",
+    "LayerPruning",
+    "Recovered",
+    "find_layers",
+    "layer_pairs",
+    "taylor_terms",
+]
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """How configurations of transformers name the number of layers."""
@@ -122,11 +131,14 @@ class FfnPruning(Recovered):
         width = widths(found[0].down)[0]
         # Multiples of 8 are what matrix kernels are made for.
         count = max(8, round(float(params["keep"]) * width / 8) * 8)
-        for block, importance in zip(found, _importance(model, found, target, rows), strict=True):
-            kept = importance.topk(min(count, width)).indices.sort().values
+        terms = taylor_terms(
+            model, [block.down for block in found], target, rows, lambda term: term.abs().flatten(0, -2).sum(0)
+        )
+        for block, importance in zip(found, terms, strict=True):
+            kept = importance.expand(width).topk(min(count, width)).indices.sort().values
             for layer in block.ups:
-                _keep_outputs(layer, kept)
-            _keep_inputs(block.down, kept)
+                keep_outputs(layer, kept)
+            keep_inputs(block.down, kept)
         for key in WIDTHS:
             if hasattr(model.config, key):
                 setattr(model.config, key, min(count, width))
@@ -199,14 +211,14 @@ class _FeedForward:
     down: Any
 
 
-def widths(layer: Any) -> tuple[int, int]:
-    """Return inputs and outputs of a linear layer, or of GPT-2's ``Conv1D``."""
-    rows, columns = layer.weight.shape
-    return (rows, columns) if type(layer).__name__ == "Conv1D" else (columns, rows)
-
-
 def _feed_forward(layer: torch.nn.Module) -> _FeedForward | None:
-    linear = [module for module in layer.modules() if type(module).__name__ in {"Linear", "Conv1D"}]
+    # Where heads were taken out, the layers into them and out of them look like such a block.
+    heads = {id(part) for one in find_attention(layer) for part in (*one.into, one.out)}
+    linear = [
+        module
+        for module in layer.modules()
+        if type(module).__name__ in {"Linear", "Conv1D"} and id(module) not in heads
+    ]
     downs = [module for module in linear if widths(module)[0] > widths(module)[1]]
     if len(downs) != 1:
         return None
@@ -215,18 +227,35 @@ def _feed_forward(layer: torch.nn.Module) -> _FeedForward | None:
     return _FeedForward(ups, downs[0]) if ups else None
 
 
-def _importance(model: Any, blocks: Sequence[_FeedForward], target: Target, rows: Sequence[Row]) -> list[torch.Tensor]:
-    """Return how much each column of each block moves the loss, ``(width,)``."""
+def taylor_terms(
+    model: Any,
+    layers: Sequence[Any],
+    target: Target,
+    rows: Sequence[Row],
+    reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> list[torch.Tensor]:
+    """Return the first-order Taylor terms of what comes into layers, summed over rows, on the CPU.
+
+    Args:
+        model: all of its weights require gradients afterwards.
+        layers: of the model; one that is used more than once in a pass counts each time.
+        target: gives batches and the loss.
+        rows: to estimate with.
+        reduce: from ``activation x gradient`` of a batch, ``(rows, ..., width)``, to one number for each part.
+    """
     import torch
 
-    seen: list[torch.Tensor] = []
-    totals = [torch.zeros(widths(block.down)[0]) for block in blocks]
+    seen: list[tuple[int, torch.Tensor]] = []
+    totals = [torch.zeros(()) for _ in layers]
 
-    def keep(module: Any, given: Any) -> None:
-        seen.append(given[0])
-        given[0].retain_grad()
+    def keep(place: int) -> Any:
+        def hook(module: Any, given: Any) -> None:
+            seen.append((place, given[0]))
+            given[0].retain_grad()
 
-    handles = [block.down.register_forward_pre_hook(keep) for block in blocks]
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]
     task, context = target.task, target.context
     device = next(model.parameters()).device
     model.eval()
@@ -234,40 +263,20 @@ def _importance(model: Any, blocks: Sequence[_FeedForward], target: Target, rows
         # So that the gradients reach every block, whatever was frozen in training.
         parameter.requires_grad_(parameter.is_floating_point())
     try:
-        features = task.encode(rows, context)
+        features = task.encode(rows, context) if rows else []
         for start in range(0, len(features), BATCH):
             seen.clear()
             batch = task.collate(features[start : start + BATCH], context)
             loss = task.loss(model, {name: value.to(device) for name, value in batch.items()}, context)
             torch.autograd.backward(loss)
-            for i, inside in enumerate(seen):
+            for place, inside in seen:
                 assert inside.grad is not None
-                totals[i] += (inside * inside.grad).detach().abs().flatten(0, -2).sum(0).cpu()
+                totals[place] = totals[place] + reduce((inside * inside.grad).detach()).cpu()
             model.zero_grad(set_to_none=True)
     finally:
         for handle in handles:
             handle.remove()
     return totals
-
-
-def _keep_outputs(layer: Any, kept: torch.Tensor) -> None:
-    from torch import nn
-
-    kept = kept.to(layer.weight.device)
-    conv = type(layer).__name__ == "Conv1D"
-    layer.weight = nn.Parameter(layer.weight.detach()[:, kept] if conv else layer.weight.detach()[kept])
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach()[kept])
-    setattr(layer, "nf" if conv else "out_features", len(kept))
-
-
-def _keep_inputs(layer: Any, kept: torch.Tensor) -> None:
-    from torch import nn
-
-    kept = kept.to(layer.weight.device)
-    conv = type(layer).__name__ == "Conv1D"
-    layer.weight = nn.Parameter(layer.weight.detach()[kept] if conv else layer.weight.detach()[:, kept])
-    setattr(layer, "nx" if conv else "in_features", len(kept))
 
 
 BATCH = 16

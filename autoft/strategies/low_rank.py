@@ -10,7 +10,8 @@ from autoft.contracts import Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, SearchSpace
 from autoft.strategies.head_only import CONVOLUTIONAL, find_bodies
-from autoft.strategies.layer_pruning import Recovered, layer_pairs, widths
+from autoft.strategies.layer_pruning import Recovered, layer_pairs
+from autoft.strategies.linear_layers import widths
 from autoft.strategies.recovery import RECOVERY
 from autoft.strategies.reshaped import ReshapedFiles, check_class
 

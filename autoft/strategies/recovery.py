@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import Target
@@ -22,7 +22,11 @@ RECOVERY: SearchSpace = {
 
 
 def recover(
-    model: torch.nn.Module, target: Target, params: Mapping[str, Any], matching: Sequence[tuple[str, str]] = ()
+    model: torch.nn.Module,
+    target: Target,
+    params: Mapping[str, Any],
+    matching: Sequence[tuple[str, str]] = (),
+    after_step: Callable[[float], None] | None = None,
 ) -> None:
     """Train a model in its place, where there are epochs for it and rows to train on.
 
@@ -31,6 +35,7 @@ def recover(
         target: of the model.
         params: with those of :data:`RECOVERY`.
         matching: modules of it and of the trained model whose outputs are to be alike.
+        after_step: told the share of the training that is done.
     """
     if target.recover is not None and int(params["epochs"]):
         target.recover(
@@ -40,4 +45,5 @@ def recover(
             learning_rate=float(params["learning_rate"]),
             teaching=float(params["teaching"]),
             matching=matching,
+            **({"after_step": after_step} if after_step else {}),
         )

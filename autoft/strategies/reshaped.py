@@ -28,8 +28,8 @@ class Shapes(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    ranks: dict[str, int] = {}
-    """Layers that are two factors, and the width between them."""
+    factors: dict[str, tuple[int, int, int]] = {}
+    """Layers that are two factors: what comes in, the width between them, what goes out."""
     numbers: dict[str, dict[str, int]] = {}
     """Attributes of modules: numbers of heads, widths."""
     sizes: dict[str, list[int]] = {}
@@ -79,18 +79,18 @@ def shapes_of(model: torch.nn.Module, config: Any = None) -> Shapes:
     given: Any = model
     with init_empty_weights(include_buffers=False):
         fresh = type(given)(copy.deepcopy(config or given.config))
-    ranks: dict[str, int] = {}
+    factors: dict[str, tuple[int, int, int]] = {}
     numbers: dict[str, dict[str, int]] = {}
     plain = dict(fresh.named_modules())
     for name, module in given.named_modules():
         if isinstance(module, Factors):
-            ranks[name] = int(module[0].out_features)  # type: ignore[arg-type]
+            factors[name] = module.widths
         elif name in plain and type(module) is type(plain[name]):
             other = _numbers(plain[name])
             changed = {key: value for key, value in _numbers(module).items() if other.get(key, value) != value}
             if changed:
                 numbers[name] = changed
-    inside = tuple(f"{name}." for name in ranks)
+    inside = tuple(f"{name}." for name in factors)
     wanted = {name: list(value.shape) for name, value in fresh.named_parameters(remove_duplicate=False)}
     # Weights that are shared by their name each: without memory, they are shared no longer.
     found = {
@@ -98,13 +98,13 @@ def shapes_of(model: torch.nn.Module, config: Any = None) -> Shapes:
         for name, value in given.named_parameters(remove_duplicate=False)
         if not name.startswith(inside)
     }
-    strange = {name for name in found.keys() ^ wanted.keys() if name.rpartition(".")[0] not in ranks}
+    strange = {name for name in found.keys() ^ wanted.keys() if name.rpartition(".")[0] not in factors}
     if strange:
         raise ModelError(
             f"{type(model).__name__}: {sorted(strange)[0]} is not in both the model and what its configuration describes"
         )
     sizes = {name: size for name, size in found.items() if size != wanted[name]}
-    return Shapes(ranks=ranks, numbers=numbers, sizes=sizes)
+    return Shapes(factors=factors, numbers=numbers, sizes=sizes)
 
 
 def reshape(model: torch.nn.Module, shapes: Shapes) -> None:
@@ -118,12 +118,11 @@ def reshape(model: torch.nn.Module, shapes: Shapes) -> None:
     from autoft.strategies.factors import Factors
 
     try:
-        for name, rank in shapes.ranks.items():
+        for name, (inputs, rank, outputs) in shapes.factors.items():
             layer = model.get_submodule(name)
             if type(layer).__name__ not in {"Linear", "Conv1D"}:
                 raise AttributeError(f"{name} is no linear layer")
-            factors = Factors(*_widths(layer)[:1], rank, *_widths(layer)[1:], bias=layer.bias is not None)
-            model.set_submodule(name, factors)
+            model.set_submodule(name, Factors(inputs, rank, outputs, bias=layer.bias is not None))
         for name, numbers in shapes.numbers.items():
             module = model.get_submodule(name)
             for key, value in numbers.items():
@@ -176,8 +175,3 @@ def read_reshaped(folder: Path) -> Any:
 
 def _numbers(module: torch.nn.Module) -> dict[str, int]:
     return {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
-
-
-def _widths(layer: Any) -> tuple[int, int]:
-    """Return inputs and outputs of a linear layer, or of GPT-2's ``Conv1D``."""
-    return (layer.nx, layer.nf) if type(layer).__name__ == "Conv1D" else (layer.in_features, layer.out_features)

@@ -145,6 +145,7 @@ class BenchRecovery:
         learning_rate: float,
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
+        after_step: Callable[[float], None] | None = None,
     ) -> None:
         """Train the student in its place, and fail where modules that are to be alike are not there.
 
@@ -154,7 +155,8 @@ class BenchRecovery:
         for mine, theirs in matching:
             student.get_submodule(mine)
             self.teacher.get_submodule(theirs)
-        self.bench.train(student, STEPS, context=target.context)
+        told = (lambda model, step, total: after_step((step + 1) / total)) if after_step else None
+        self.bench.train(student, STEPS, context=target.context, after_step=told)
 
 
 class Workbench:

@@ -1,0 +1,72 @@
+"""A mask over a weight that is learned with it; imported only when a model is pruned by movement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["ScoredMask"]
+
+
+class ScoredMask(nn.Module):
+    """Zeroes the weights with the lowest scores, as a parametrization of torch; gradients pass the mask straight on.
+
+    With the masked weight ``W' = W * mask(S)`` the weight gets ``dL/dW' * mask`` and the scores get ``dL/dW' * W``: those of
+    weights that move away from zero rise, masked ones too (Sanh et al. 2020, arXiv:2005.07683, section 4).
+
+    In evaluation the share of zeros is always the final one, so that a validation judges what would be left.
+
+    Args:
+        weight: of a linear layer, ``(outputs, inputs)``; of a ``Conv1D``, ``(inputs, outputs)``.
+        sparsity: share of zeros at the end.
+        pattern: ``none``, or ``n:m`` for n zeros in each m inputs of an output.
+        transposed: of a ``Conv1D``.
+    """
+
+    def __init__(self, weight: torch.Tensor, sparsity: float, pattern: str, transposed: bool) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros_like(weight))
+        self.sparsity, self.transposed = sparsity, transposed
+        self.pattern = (0, 0) if pattern == "none" else tuple(map(int, pattern.split(":")))
+        self.share = 0.0
+        """Of zeros in training, now."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight with zeros."""
+        mask = self.mask(self.share if self.training else self.sparsity)
+        passed: torch.Tensor = _StraightThrough.apply(self.scores, mask)  # type: ignore[no-untyped-call]
+        return weight * passed
+
+    @torch.no_grad()
+    def mask(self, share: float) -> torch.Tensor:
+        """Return 0 for the share of weights that goes, and 1 for the others.
+
+        With a pattern only weights that it would zero go, the lowest first, until all of them have gone.
+        """
+        scores = self.scores.detach()
+        count = round(share * scores.numel())
+        if self.pattern[1]:
+            zeros, group = self.pattern
+            rows = (scores.T if self.transposed else scores).contiguous()
+            parts = rows.view(len(rows), -1, group)
+            places = parts.topk(zeros, dim=-1, largest=False).indices
+            going = torch.full_like(parts, torch.inf).scatter(-1, places, parts.gather(-1, places)).view_as(rows)
+            scores = going.T if self.transposed else going
+            count = min(count, int(scores.isfinite().sum()))
+        mask = torch.ones(scores.numel(), dtype=scores.dtype, device=scores.device)
+        mask[scores.flatten().topk(count, largest=False).indices] = 0
+        return mask.view_as(self.scores)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The mask on the way there; on the way back, as if the scores themselves had been multiplied with."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], None
