@@ -37,6 +37,7 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
+from autoft.strategies.quantization_aware import QuantizationAware
 
 if TYPE_CHECKING:
     import optuna
@@ -69,6 +70,9 @@ TAUGHT = 1.3
 
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
+
+ROUNDED = 2.5
+"""What an epoch takes at most with rounded numbers, as a share of one without: matrices are rounded in each pass."""
 
 UNKNOWN_CHAIN = 2.0
 """How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
@@ -764,7 +768,14 @@ class Search:
         if config is None:
             return []
         seconds, room = self._compressing(config), self.seconds_left() - self.reserve()
+        lost = self.plan.lost(self.results[config.members[0]])
         if seconds <= room:
+            if lost:
+                self.listener.note(
+                    f"Of trial {config.members[0]}, what follows is worse than its uncompressed model by more than "
+                    "search.tolerance allows, and is made once more of weights that are trained for it: "
+                    + ", ".join(f"{name} (by {by:.3g})" for name, by in lost.items())
+                )
             return [config.model_copy(update={"number": self._number()})]
         self.listener.note(
             "Variants of the best trial that are trained again were not made: that takes about "
@@ -773,12 +784,12 @@ class Search:
         return []
 
     def _to_compress(self) -> TrialConfig | None:
-        waiting = {variant.name for variant in self.plan.variants if variant.trains}
         best = best_trials(self.plan, self._told())[:1]
-        if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
+        if not best or not any(v.name == "none" and v.folder for v in best[0].variants):
             return None
+        waiting = {variant.name for variant in self.plan.trained_again(best[0])}
         config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
-        done = {variant.name for variant in best[0].variants} | {
+        done = {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
         return config if waiting - done else None
@@ -788,9 +799,13 @@ class Search:
         member = self.results[config.members[0]]
         epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
         overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
-        steps = [step for variant in self.plan.variants if variant.trains for step in variant.chain]
-        epochs = sum(int(step.params.get("epochs") or 0) for step in steps)
-        return TAUGHT * epoch * epochs + overhead * sum(variant.trains for variant in self.plan.variants)
+        variants = self.plan.trained_again(member)
+        epochs = sum(
+            int(step.params.get("epochs") or 0) * (ROUNDED if step.strategy == QuantizationAware.name else 1.0)
+            for variant in variants
+            for step in variant.chain
+        )
+        return TAUGHT * epoch * epochs + overhead * len(variants)
 
     def _averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
