@@ -310,6 +310,7 @@ def plan_tables(plan: Plan) -> Group:
         "limits": ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget) or "none",
         "pipelines": ", ".join(pipeline.name for pipeline in plan.pipelines),
         "compression": ", ".join(variant.name for variant in plan.variants),
+        "where it costs too much": ", ".join(variant.name for variant in plan.rescues) or "nothing else",
         "tolerance": plan.tolerance,
         "finalist seeds": plan.finalist_seeds,
         "folds": plan.folds,

@@ -41,7 +41,7 @@ from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, format_seconds, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import BudgetSection, LatencyLimit, Recipe
-from autoft.rundir import RunDir, RunRecord, TrialConfig, read_json
+from autoft.rundir import RunDir, RunRecord, TrialConfig, TrialResult, read_json
 from autoft.space import (
     Categorical,
     Domain,
@@ -236,6 +236,8 @@ class VariantPlan(_Plan):
     chain: list[StepPlan]
     trains: bool = False
     """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
+    rescues: str = ""
+    """Name of the variant that quantizes alike without training for it; empty for variants that are made in any case."""
 
     @property
     def beginnings(self) -> list[str]:
@@ -309,6 +311,8 @@ class Plan(_Plan):
     """Name of the model that an earlier run left, among the models."""
     pipelines: list[PipelinePlan]
     variants: list[VariantPlan]
+    rescues: list[VariantPlan] = []
+    """Variants that are made only where the one that each rescues is too much worse than the uncompressed model."""
     space: dict[str, dict[str, Any]]
     """Domains by parameter, as JSON; ``model`` and ``pipeline`` among them."""
     origins: dict[str, str]
@@ -421,6 +425,35 @@ class Plan(_Plan):
         return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
 
     @property
+    def every_variant(self) -> list[VariantPlan]:
+        """The variants, and those that may be made in addition."""
+        return [*self.variants, *self.rescues]
+
+    def trained_again(self, result: TrialResult) -> list[VariantPlan]:
+        """Return the variants with a training that are due for a trial, those that it has already left out."""
+        lost, there = self.lost(result), {variant.name for variant in result.variants}
+        wanted = [variant for variant in self.variants if variant.trains]
+        wanted += [variant for variant in self.rescues if variant.rescues in lost]
+        return [variant for variant in wanted if variant.name not in there]
+
+    def lost(self, result: TrialResult) -> dict[str, float]:
+        """Return by how much quantization makes a trial's model worse, by variant that could be rescued.
+
+        Those within ``tolerance`` of the uncompressed model (its share, above 1) and those over the budget are left out.
+        """
+        sign = 1 if self.higher_is_better else -1
+        plain = (variant.validation for variant in result.variants if variant.name == "none" and variant.validation)
+        whole = next(plain, result.validation).get(self.objective, math.nan)
+        lost = {
+            variant.name: sign * (whole - variant.validation.get(self.objective, math.nan))
+            for variant in result.variants
+            if variant.state == "complete" and any(variant.name == other.rescues for other in self.rescues)
+        }
+        # Comparisons with what is no number are false.
+        slack = self.tolerance * max(1.0, abs(whole)) + 1e-9
+        return {name: by for name, by in lost.items() if by > slack}
+
+    @property
     def higher_is_better(self) -> bool:
         """The direction of the objective."""
         return self.metrics[self.objective]["higher_is_better"]
@@ -468,10 +501,17 @@ def _checked_plan(value: object, path: Path) -> Plan:
         ) from error
 
 
-def epochs_again(variants: Iterable[VariantPlan], done: Iterable[str] = ()) -> int:
-    """Return how many epochs variants train again together; what they begin alike counts once, and ``done`` not at all."""
+ROUNDED = 2.5
+"""What an epoch takes at most with rounded numbers, as a share of one without: matrices are rounded in each pass."""
+
+
+def epochs_again(variants: Iterable[VariantPlan], done: Iterable[str] = ()) -> float:
+    """Return how many epochs variants train again together; what they begin alike counts once, and ``done`` not at all.
+
+    One with rounded numbers counts for as many as it takes the time of.
+    """
     steps = {
-        beginning: int(step.params.get("epochs") or 0)
+        beginning: int(step.params.get("epochs") or 0) * (ROUNDED if step.weight_format else 1.0)
         for variant in variants
         for beginning, step in zip(variant.beginnings, variant.chain, strict=True)
     }
@@ -581,6 +621,7 @@ class _Planner:
         targets = [self.target(model, options) for model in models]
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
+        rescues = self.rescues(variants, targets) if search.quantization_aware == "auto" else []
         augmenters = self.augmenters(targets)
         regularizers = self.regularizers(targets)
         unsuited = self.unsuited(pipelines, regularizers)
@@ -624,6 +665,7 @@ class _Planner:
             init_from=recipe.init_from,
             pipelines=pipelines,
             variants=variants,
+            rescues=rescues,
             space={name: domain_to_json(domain) for name, domain in space.items()},
             origins=origins,
             illegal=illegal,
@@ -871,6 +913,27 @@ class _Planner:
         if not workload:
             return f"{name}: runs in a runtime of its own, whose speed on {device.name} nobody knows"
         return f"{name}: {device.name} has no {workload}: its profile has times of {', '.join(device.milliseconds)}"
+
+    def rescues(self, variants: Sequence[VariantPlan], targets: Sequence[Target]) -> list[VariantPlan]:
+        """Return the variants that quantize without training, with a training for it right before they do."""
+        known = self.catalog.compressors
+        aware = next((compressor for compressor in known.values() if compressor.reads_weight_format), None)
+        found: list[VariantPlan] = []
+        for variant in variants:
+            formats = [known[step.strategy].weight_format(step.params) is not None for step in variant.chain]
+            if aware is None or variant.trains or True not in formats:
+                continue
+            place = formats.index(True)
+            before, behind = variant.chain[:place], variant.chain[place:]
+            chain = [known[step.strategy] for step in before] + [aware] + [known[step.strategy] for step in behind]
+            if self.chain_refusal(chain, targets):
+                continue
+            for training in self.expand(aware.name, [aware]):
+                steps = [*before, *training.chain, *behind]
+                name = "+".join(step.label for step in steps)
+                if training.trains and all(name != other.name for other in variants):
+                    found.append(VariantPlan(name=name, chain=steps, trains=True, rescues=variant.name))
+        return found
 
     def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
         state: State = "dense"

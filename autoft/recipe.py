@@ -149,6 +149,8 @@ class SearchSection(_Section):
     """Among the variants whose objective is within this of the best, the cheapest is chosen; a share of a best above 1."""
     finalist_seeds: int = Field(default=2, ge=0)
     """Further seeds that the finalists are trained with, where the time allows; none with `folds`."""
+    quantization_aware: Literal["auto", "never"] = "auto"
+    """Train the best trial's model again for a quantization that costs it more than `tolerance`, where the time allows."""
     ensemble: int | None = Field(default=None, ge=0)
     """Average the weights, and the predictions, of up to so many of the best trials as further candidates; default: by effort."""
     folds: int = Field(default=1, ge=1)

@@ -801,16 +801,23 @@ class Search:
                 f"Of the best trial {', '.join(left_out)} {'was' if len(left_out) == 1 else 'were'} not made: training it "
                 f"again takes about {format_seconds(self._compressing(config))} in all, more than is left"
             )
+        lost = self.plan.lost(self.results[config.members[0]])
+        made = {v.rescues for v in self.plan.rescues if fitting is not None and v.name in fitting.variants}
+        if told := ", ".join(f"{name} (by {by:.3g})" for name, by in lost.items() if name in made):
+            self.listener.note(
+                f"Of trial {config.members[0]}, what follows is worse than its uncompressed model by more than "
+                f"search.tolerance allows, and is made once more of weights that are trained for it: {told}"
+            )
         return [fitting.model_copy(update={"number": self._number()})] if fitting else []
 
     def _to_compress(self, room: float) -> TrialConfig | None:
         """Return the best trial with the first variants that train again and take at most so many seconds together."""
-        waiting = [variant.name for variant in self.plan.variants if variant.trains]
         best = best_trials(self.plan, self._told())[:1]
-        if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
+        if not best or not any(v.name == "none" and v.folder for v in best[0].variants):
             return None
+        waiting = [variant.name for variant in self.plan.trained_again(best[0])]
         config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
-        done = {variant.name for variant in best[0].variants} | {
+        done = {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
         waiting = [name for name in waiting if name not in done]
@@ -825,7 +832,7 @@ class Search:
         member = self.results[config.members[0]]
         epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
         took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
-        variants = [variant for variant in self.plan.variants if variant.name in config.variants]
+        variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
         measured = {beginning for variant in variants for beginning in variant.beginnings}
         # Each new shape is exported anew, as that of the slowest variant was; steps before are only measured.
         compressing = max(took) * len(variants) + statistics.fmean(took) * len(measured)

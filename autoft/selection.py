@@ -21,7 +21,7 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
 
     Figures of further seeds and of further folds are those of the trial that they repeat.
     """
-    offered = {variant.name for variant in plan.variants}
+    offered = {variant.name for variant in plan.every_variant}
     found: dict[tuple[int, str], Candidate] = {}
     for result in results:
         # Of the pruned only those have variants that fell behind at a further fold.
@@ -219,9 +219,8 @@ def _to_compress(
     plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
 ) -> list[tuple[int, str]]:
     """Return which files a variant that trains again starts from."""
-    if not any(variant.trains for variant in plan.variants):
-        return []
-    return [(r.number, "none") for r in best_trials(plan, results)[:1] if (r.number, "none") in sizes]
+    best = [result for result in best_trials(plan, results)[:1] if plan.trained_again(result)]
+    return [(result.number, "none") for result in best if (result.number, "none") in sizes]
 
 
 def _to_average(

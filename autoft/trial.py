@@ -185,9 +185,12 @@ def compress_further(
         result.validation, result.train_memory_bytes = member.validation, member.train_memory_bytes
         memory = {"train_memory_bytes": float(member.train_memory_bytes)} if member.train_memory_bytes else {}
         trial = Trial(place, config, callbacks, deadline, result)
-        offered = [variant for variant in place.plan.variants if variant.trains]
+        offered = place.plan.trained_again(member)
         waiting = [variant for variant in offered if variant.name in (config.variants or {v.name for v in offered})]
         trial.begun.expect(waiting)
+        lost = {name: by for name, by in place.plan.lost(member).items() if any(v.rescues == name for v in waiting)}
+        if lost:
+            result.reason = "; ".join(f"{name} alone is {by:.3g} worse than uncompressed" for name, by in lost.items())
         while waiting:
             if deadline is not None:
                 # By what each has still to train; one for what compressing and measuring take.
@@ -367,7 +370,8 @@ class Trial:
             dense = self._merge(model, target, validate)
         variants = self._variants()
         again = len(variants) < len(plan.variants)
-        if (config.number == 0 or plan.ensemble > 1 or again) and all(v.name != "none" for v in variants):
+        wanted = config.number == 0 or plan.ensemble > 1 or again or bool(plan.rescues)
+        if wanted and all(v.name != "none" for v in variants):
             # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average, or
             # to start from where a variant of the best trial is trained again.
             variants.insert(0, VariantPlan(name="none", chain=[]))
@@ -386,7 +390,7 @@ class Trial:
         """Say how the trial ended, from how its variants did."""
         result = self.result
         states = {variant.state for variant in result.variants}
-        offered = {variant.name for variant in self.plan.variants}
+        offered = {variant.name for variant in self.plan.every_variant}
         if any(variant.state == "complete" and variant.name in offered for variant in result.variants):
             result.state = "complete"
         elif "infeasible" in states:
@@ -527,7 +531,7 @@ class Trial:
         plain = variant.name == "none"
         yardstick = plain and self.config.number == 0
         # What variants of the best trial start from that are trained again, whether it fits the budget itself or not.
-        kept = yardstick or (plain and any(other.trains for other in self.plan.variants))
+        kept = yardstick or (plain and any(other.trains for other in self.plan.every_variant))
         if variant.name in self.place.screened and not kept:
             outcome.costs = {**self.place.screened[variant.name], **memory}
             outcome.violations = violations(outcome.costs, self.plan.budget)

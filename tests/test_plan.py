@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
 from autoft.plan import EFFORTS, TRAIN_SPACE, WIDE, Plan, make_plan, usable_positions
 from autoft.recipe import recipe_from_mapping
+from autoft.rundir import TrialResult, VariantResult
 from autoft.space import Categorical
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
@@ -214,6 +217,68 @@ def test_training_for_a_format_needs_a_step_that_has_one(catalog, tiny_model):
     for name in refused[:2]:
         assert reasons[name].startswith("quantization-aware: no step behind it says how it quantizes")
     assert reasons[refused[2]] == "quantization-aware cannot follow: it takes dense, not exported"
+
+
+def test_what_quantizes_without_training_for_it_can_be_rescued(catalog, tiny_model):
+    compress = [
+        "none",
+        "onnx",
+        "onnx-int8",
+        "dynamic-int8",
+        "onnx-mixed",
+        "vocabulary-pruning+onnx-int4",
+        "magnitude-pruning+onnx-int8",
+        "layer-pruning+onnx-int8",
+        "quantization-aware+dynamic-int8",
+    ]
+    plan = planned(catalog, tiny_model, compress=compress)
+    # None for what quantizes nothing, in a way that follows from the weights, zeros, or weights that are trained anyway.
+    assert {variant.name: variant.rescues for variant in plan.rescues} == {
+        "quantization-aware+onnx-int8": "onnx-int8",
+        "vocabulary-pruning+quantization-aware+onnx-int4": "vocabulary-pruning+onnx-int4",
+    }
+    assert all(variant.trains for variant in plan.rescues)
+    assert plan.rescues[0].chain[0].params == {"epochs": 3, "learning_rate": 2e-5, "teaching": 0.9}
+    assert planned(catalog, tiny_model, compress=compress, search={"quantization_aware": "never"}).rescues == []
+    pinned = {"quantization-aware": {"epochs": 1, "teaching": [0.0, 0.5]}}
+    plan = planned(catalog, tiny_model, compress=["onnx-int8"], space=pinned)
+    assert [variant.name for variant in plan.rescues] == [
+        f"quantization-aware(epochs=1, teaching={share})+onnx-int8" for share in (0.0, 0.5)
+    ]
+    assert planned(catalog, tiny_model, compress=["onnx-int8"], space={"quantization-aware.epochs": 0}).rescues == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    whole=st.floats(0.0, 3.0),
+    others=st.dictionaries(st.sampled_from(["onnx-int8", "onnx", "onnx-int4"]), st.floats(0.0, 3.0)),
+    tolerance=st.sampled_from([0.0, 0.01, 0.2]),
+    higher=st.booleans(),
+)
+def test_a_variant_is_rescued_that_is_worse_than_the_uncompressed_one_by_more_than_the_tolerance(
+    catalog, tiny_model, whole, others, tolerance, higher
+):
+    plan = planned(catalog, tiny_model, compress=["onnx-int8", "onnx", "onnx-int4"])
+    plan = plan.model_copy(update={"tolerance": tolerance, "metrics": {plan.objective: {"higher_is_better": higher}}})
+    variants = [
+        VariantResult(name=name, state="complete", validation={plan.objective: value}) for name, value in others.items()
+    ]
+    result = TrialResult(number=0, state="complete", config=plan.default_config(), variants=variants)
+    result.validation = {plan.objective: whole}
+    worse = {name: whole - value if higher else value - whole for name, value in others.items() if name != "onnx"}
+    expected = {name: by for name, by in worse.items() if by > tolerance * max(1, whole) + 1e-9}
+    assert plan.lost(result) == pytest.approx(expected)
+    assert [variant.rescues for variant in plan.trained_again(result)] == [
+        v.name for v in plan.variants if v.name in expected
+    ]
+    # Its own files say more than the training does; a model over the budget is no loss.
+    result.variants.insert(0, VariantResult(name="none", state="complete", validation={plan.objective: 1.0}))
+    for variant in result.variants[1:]:
+        variant.state = "infeasible"
+    assert plan.lost(result) == {}
+    for variant in result.variants[1:]:
+        variant.state, variant.validation = "complete", {plan.objective: 0.0 if higher else 2.0}
+    assert set(plan.lost(result)) == set(others) - {"onnx"}
 
 
 def test_values_of_a_compressor_make_a_variant_each(catalog, tiny_model):

@@ -413,6 +413,46 @@ def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tm
     assert search._to_compress(math.inf).variants == ["b", "c"]
 
 
+def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made(tmp_path, catalog, monkeypatch):
+    notes = []
+    steps = [
+        StepPlan(strategy="quantization-aware", params={"epochs": 3}, label="quantization-aware", weight_format="int8"),
+        StepPlan(strategy="onnx-int8", label="onnx-int8"),
+    ]
+    rescue = VariantPlan(name="quantization-aware+onnx-int8", chain=steps, trains=True, rescues="onnx-int8")
+    plain = [VariantPlan(name="none", chain=[]), VariantPlan(name="onnx-int8", chain=steps[1:])]
+    search = engine(tmp_path, catalog, variants=plain, rescues=[rescue], tolerance=0.01)
+    search.plan = search.plan.model_copy(update={"time_limit": 5000.0})
+    monkeypatch.setattr(search.listener, "note", notes.append)
+    trial = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
+    trial.seconds = {"train": 50.0, "total": 60.0}
+    trial.variants[0].folder = "somewhere"
+    quantized = VariantResult(
+        name="onnx-int8", state="complete", validation={"accuracy": 0.895}, costs={}, seconds=10.0
+    )
+    trial.variants.append(quantized)
+    search.results[0] = trial
+    assert search._further_compression() == []
+    left = search.seconds_left() - search.reserve()
+    assert left - search._room() == pytest.approx(0.0, abs=1.0)
+    quantized.validation["accuracy"] = 0.85
+    # Three epochs of 50 s, 1.3 times as long with a teacher and 2.5 times with rounded numbers; and 10 s for
+    # its files, as for those of each of its two steps to be measured.
+    assert left - search._room() == pytest.approx(3 * 50 * 1.3 * 2.5 + 30, abs=1.0)
+    (config,) = search._further_compression()
+    assert (config.kind, config.members, config.number) == ("compress", [0], 1)
+    assert "onnx-int8 (by 0.05)" in notes[0]
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 490.0)
+    assert search._further_compression() == []
+    assert "quantization-aware+onnx-int8 was not made" in notes[1]
+    further = done(config, 0.9)
+    further.variants[0].name = rescue.name
+    search.results[1] = further
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 1000.0)
+    assert search._further_compression() == []
+    assert len(notes) == 2
+
+
 def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_fits(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog)
     for number in range(8):

@@ -413,7 +413,7 @@ def _steps(record: RunRecord, plan: Plan) -> TableView | None:
     chosen = next(variant for variant in trial.variants if variant.name == selection.variant)
     start = record.trial(trial.config.members[0]) if trial.config.kind == "compress" else trial
     plain = next((variant for variant in start.variants if variant.name == "none" and variant.validation), None)
-    chain = next((variant.chain for variant in plan.variants if variant.name == chosen.name), [])
+    chain = next((variant.chain for variant in plan.every_variant if variant.name == chosen.name), [])
     names = [step.label for step in chain]
     known = [(step.name, step.validation, step.costs) for step in chosen.steps]
     if not known:
@@ -649,6 +649,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
         ("effort", plan.effort),
         ("pipelines", ", ".join(pipeline.name for pipeline in plan.pipelines)),
         ("compression", ", ".join(variant.name for variant in plan.variants)),
+        ("where it costs too much", ", ".join(variant.name for variant in plan.rescues) or "nothing else"),
         ("sampler", plan.sampler),
         ("early stopping", plan.early_stopping),
         ("seed", str(plan.seed)),

@@ -65,7 +65,7 @@ def _trade_off(record: RunRecord, plan: Plan, offered: Sequence[Candidate], colu
     points = [c for c in offered if column in c.costs]
     if not points:
         return None
-    variants = [v.name for v in plan.variants if any(c.variant == v.name for c in points)]
+    variants = [v.name for v in plan.every_variant if any(c.variant == v.name for c in points)]
     models = [m.name for m in plan.models if any(record.trial(c.trial).config.model == m.name for c in points)]
     limits = [limit for limit in plan.budget if limit.column == column]
 
