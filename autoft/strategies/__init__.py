@@ -15,8 +15,9 @@ from autoft.strategies.augmentation import (
     RandomSwap,
 )
 from autoft.strategies.averaging import Ema, Swa
-from autoft.strategies.bf16_weights import Bf16Weights
+from autoft.strategies.bf16_weights import Bf16Weights, Fp16Weights
 from autoft.strategies.bitsandbytes import Fp4Base, Int8Base, Nf4Base
+from autoft.strategies.bnb_weights import BnbFp4, BnbInt8, BnbNf4
 from autoft.strategies.consistency import RDrop, TokenCutoff
 from autoft.strategies.contrastive import SupervisedContrastive
 from autoft.strategies.distillation import Distillation
@@ -53,6 +54,7 @@ from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
 from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
 from autoft.strategies.tagged_words import LabelWiseReplacement, MentionReplacement, SegmentShuffle
+from autoft.strategies.torchao import TorchaoFp8, TorchaoInt4, TorchaoInt8, TorchaoInt8Dynamic
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
@@ -134,4 +136,12 @@ def autoft_strategies() -> Sequence[Strategy]:
         OnnxInt4(),
         OnnxMixed(),
         Bf16Weights(),
+        Fp16Weights(),
+        BnbInt8(),
+        BnbNf4(),
+        BnbFp4(),
+        TorchaoInt8(),
+        TorchaoInt8Dynamic(),
+        TorchaoInt4(),
+        TorchaoFp8(),
     )

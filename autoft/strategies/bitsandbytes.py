@@ -16,7 +16,7 @@ from autoft.strategies.head_only import CONVOLUTIONAL, find_bodies
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BitsAndBytesBase", "Fp4Base", "Int8Base", "Nf4Base"]
+__all__ = ["BitsAndBytesBase", "Fp4Base", "Int8Base", "Nf4Base", "quiet"]
 
 _HEAD_NAMES = ("classifier", "pre_classifier", "score", "qa_outputs", "lm_head", "pooler", "classification_head")
 
@@ -49,7 +49,7 @@ class BitsAndBytesBase(Quantizer):
         from bitsandbytes.nn import Linear4bit, Linear8bitLt
         from peft import prepare_model_for_kbit_training
 
-        _quiet()
+        quiet()
         for name, module in list(model.named_modules()):
             if not isinstance(module, Linear4bit | Linear8bitLt):
                 continue
@@ -113,7 +113,7 @@ class Int8Base(BitsAndBytesBase):
         """Return ``quantization_config`` and the device to load onto."""
         from transformers import BitsAndBytesConfig
 
-        _quiet()
+        quiet()
         config = BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=6.0, llm_int8_skip_modules=_dense_modules(target)
         )
@@ -137,7 +137,7 @@ class Nf4Base(BitsAndBytesBase):
         import torch
         from transformers import BitsAndBytesConfig
 
-        _quiet()
+        quiet()
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.name,
@@ -158,7 +158,8 @@ class Fp4Base(Nf4Base):
     summary: ClassVar[str] = "4-bit floating point base weights to train an adapter over (bitsandbytes)"
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Silence the library."""
     # It tells every layer of every step that inputs are cast, and that an optional kernel package is absent.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

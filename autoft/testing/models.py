@@ -167,7 +167,7 @@ def _seq2seq(texts: list[str]) -> tuple[Any, ...]:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=WIDTH,
-        d_kv=WIDTH // 2,
+        d_kv=WIDTH,
         d_ff=2 * WIDTH,
         num_layers=2,
         num_heads=2,
