@@ -23,6 +23,7 @@ from autoft.contracts import (
     Quantizer,
     Reach,
     Regularizer,
+    State,
     Strategy,
     Target,
     Task,
@@ -90,6 +91,9 @@ TRAIN_SPACE: dict[str, Domain] = {
 """Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
 
 REACHES: tuple[Reach, ...] = ("head", "layers", "all")
+
+STARTS: tuple[State, ...] = ("dense", "adapted")
+"""What a trained model can be: merged into plain weights, or with an adapter that stays beside them."""
 
 AUXILIARY_SPACE: dict[str, Domain] = {
     "auxiliary.weight": Float(0.0, 100.0, 0.0),
@@ -201,6 +205,8 @@ class PipelinePlan(_Plan):
     name: str
     quantizer: str | None
     adapter: str
+    leaves: State = "dense"
+    """What the trained model is, and compressions start from."""
 
 
 class StepPlan(_Plan):
@@ -219,6 +225,8 @@ class VariantPlan(_Plan):
     chain: list[StepPlan]
     trains: bool = False
     """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
+    starts: list[State] = ["dense"]
+    """From which states of a trained model the chain can start."""
 
 
 class AuxiliaryPlan(_Plan):
@@ -311,6 +319,10 @@ class Plan(_Plan):
     def pipeline(self, name: str) -> PipelinePlan:
         """Return the pipeline of this name."""
         return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
+
+    def variants_of(self, pipeline: str) -> list[VariantPlan]:
+        """Return the compressions of models that a pipeline trains."""
+        return [variant for variant in self.variants if self.pipeline(pipeline).leaves in variant.starts]
 
     def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
@@ -432,18 +444,20 @@ def plan_target(
     seed: int = 0,
     processor: Any = None,
     cache: Path | None = None,
+    reserved: int = 0,
 ) -> Target:
-    """Return what strategies work upon for one configuration of the plan."""
+    """Return what strategies work upon for one configuration of the plan; ``reserved`` as in the context."""
     longest = model.config.get("max_position_embeddings")
     wanted = int(params.get("train.max_length") or 512)
     context = TaskContext(
         facts=plan.facts,
         options=plan.options,
         params=params,
-        max_length=min(wanted, usable_positions(model.config)) if isinstance(longest, int) else wanted,
+        max_length=min(wanted, usable_positions(model.config) - reserved) if isinstance(longest, int) else wanted,
         device=plan.device,
         seed=seed,
         processor=processor,
+        reserved=reserved,
     )
     source = ModelSource(
         name=model.name, path=model.path, revision=model.revision, trust_remote_code=plan.trust_remote_code
@@ -505,6 +519,7 @@ class _Planner:
         targets = [self.target(model, options) for model in models]
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
+        pipelines = self.compressible(pipelines, variants)
         augmenters = self.augmenters(targets)
         regularizers = self.regularizers(targets)
         unsuited = self.unsuited(pipelines, regularizers)
@@ -689,7 +704,10 @@ class _Planner:
                 refused[name] = str(reasons[0])
             else:
                 legal[name] = PipelinePlan(
-                    name=name, quantizer=quantizer.name if quantizer else None, adapter=adapter.name
+                    name=name,
+                    quantizer=quantizer.name if quantizer else None,
+                    adapter=adapter.name,
+                    leaves=adapter.leaves,
                 )
         wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
@@ -716,6 +734,25 @@ class _Planner:
             entry for entry in illegal if entry[1] in {pipeline.name for pipeline in chosen}
         ]
 
+    def compressible(self, pipelines: list[PipelinePlan], variants: Sequence[VariantPlan]) -> list[PipelinePlan]:
+        """Return the pipelines whose models some of the compressions take."""
+        left = []
+        for pipeline in pipelines:
+            without = [variant.name for variant in variants if pipeline.leaves not in variant.starts]
+            beside = f"{pipeline.adapter} keeps what it learned beside the base, and"
+            if len(without) < len(variants) or not variants:
+                left.append(pipeline)
+                if without:
+                    self.refuse(pipeline.name, f"{beside} such a model is not taken by {', '.join(without)}")
+                continue
+            reason = f"{beside} none of the compressions takes such a model; add none to compress"
+            self.refuse(pipeline.name, reason)
+            if self.recipe.pipelines:
+                self.warnings.append(f"pipeline {pipeline.name} is left out: {reason}")
+        if pipelines and not left and not self.faults:
+            self.fault("pipelines", f"none is left: {reason}")
+        return left
+
     def first_refusal(self, chain: Sequence[Strategy | None], target: Target) -> str | None:
         for strategy in chain:
             refusal = strategy.check(target) if strategy else None
@@ -729,7 +766,7 @@ class _Planner:
         variants: list[VariantPlan] = []
         for name in given or self.effort["compress"]:
             if name == "none":
-                variants.append(VariantPlan(name="none", chain=[]))
+                variants.append(VariantPlan(name="none", chain=[], starts=["dense", "adapted"]))
                 continue
             steps = name.split("+")
             unknown = [step for step in steps if step not in known]
@@ -800,7 +837,8 @@ class _Planner:
                 for step, label in zip(chain, labels, strict=True)
             ]
             trains = any(step.trains(params[step.name]) for step in chain)
-            variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains))
+            starts = [state for state in STARTS if state in chain[0].accepts]
+            variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains, starts=starts))
         return variants
 
     def augmenters(self, targets: Sequence[Target]) -> list[str]:

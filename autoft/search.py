@@ -37,6 +37,7 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
+from autoft.trial import strategy_params
 
 if TYPE_CHECKING:
     import optuna
@@ -746,8 +747,9 @@ class Search:
         top, found = best[0].config, []
 
         def shares_the_start(other: TrialConfig) -> bool:
-            bases = {self.plan.pipeline(c.pipeline).quantizer for c in (top, other)}
-            return other.model == top.model and other.seed == top.seed and bases == {None}
+            chains = [self.plan.pipeline(c.pipeline) for c in (top, other)]
+            dense = all(chain.quantizer is None and chain.leaves == "dense" for chain in chains)
+            return other.model == top.model and other.seed == top.seed and dense
 
         dense = [r.number for r in best if shares_the_start(r.config) and _has_files(r, "none")][: self.plan.ensemble]
         if len(dense) > 1 and dense[0] == top.number:
@@ -773,8 +775,9 @@ class Search:
         return []
 
     def _to_compress(self) -> TrialConfig | None:
-        waiting = {variant.name for variant in self.plan.variants if variant.trains}
         best = best_trials(self.plan, self._told())[:1]
+        possible = self.plan.variants_of(best[0].config.pipeline) if best else []
+        waiting = {variant.name for variant in possible if variant.trains}
         if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
             return None
         config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
@@ -830,8 +833,10 @@ class Search:
             return reason
         pipeline = self.plan.pipeline(config.pipeline)
         task, model = self.catalog.task(self.plan.task), self.plan.model(config.model)
-        target = replace(plan_target(self.plan, task, model, params=config.params), quantizer=pipeline.quantizer or "")
-        refusal = self.catalog.adapters[pipeline.adapter].check(target)
+        adapter = self.catalog.adapters[pipeline.adapter]
+        reserved = adapter.positions(strategy_params(config.params, adapter.name))
+        target = plan_target(self.plan, task, model, params=config.params, reserved=reserved)
+        refusal = adapter.check(replace(target, quantizer=pipeline.quantizer or ""))
         return refusal.reason if refusal else None
 
     def _known(self, config: TrialConfig) -> TrialResult | None:

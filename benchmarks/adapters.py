@@ -9,6 +9,7 @@ and their ratio to ``full``; the least of three measurements of eight steps each
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,9 @@ def main() -> None:
     trained = {}
     for name, adapter in catalog.adapters.items():
         if adapter.check(bench.planning) is None:
-            model = adapter.attach(bench.load_model(), bench.target, defaults(adapter.space)).train()
+            params = defaults(adapter.space)
+            target = replace(bench.target, learned=adapter.learn_from(bench.target, bench.rows, params))
+            model = adapter.attach(bench.load_model(), target, params).train()
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             trained[name] = adapter, model, torch.optim.AdamW(weights, lr=1e-5, fused=True)
     best = dict.fromkeys(trained, float("inf"))

@@ -49,6 +49,8 @@ from autoft.strategies.reordering import Crop, SentenceOrder, WordOrder
 from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, FillerWords, MaskedReplacement, Synonyms
 from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
 from autoft.strategies.tagged_words import LabelWiseReplacement, MentionReplacement, SegmentShuffle
+from autoft.strategies.trainable_tokens import TrainableTokens
+from autoft.strategies.virtual_tokens import PrefixTuning, PromptTuning, PTuning
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
@@ -114,6 +116,10 @@ def autoft_strategies() -> Sequence[Strategy]:
         Shira(),
         VbLora(),
         Vera(),
+        TrainableTokens(),
+        PrefixTuning(),
+        PromptTuning(),
+        PTuning(),
         MagnitudePruning(),
         Distillation(),
         VocabularyPruning(),
