@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from autoft.contracts import Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
+from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
 from autoft.errors import ModelError, PluginError, unknown_name
 from autoft.hardware import Hardware
 from autoft.plugins import Catalog, load_plugins
@@ -34,7 +34,7 @@ class Manifest(BaseModel):
     """Version that wrote it."""
     task: str
     format: str
-    """``transformers``, ``ensemble``, or the compressor that wrote the files and loads them."""
+    """``transformers``, ``ensemble``, or the compressor or adapter that wrote the files and loads them."""
     model: str
     """The base model, as the recipe named it."""
     config: dict[str, Any]
@@ -43,6 +43,8 @@ class Manifest(BaseModel):
     options: dict[str, Any]
     params: dict[str, Any]
     max_length: int
+    reserved: int = 0
+    """Positions that virtual tokens of an adapter take."""
     variant: str
     members: list[str] = []
     """Folders of the models whose predictions are averaged, where the format is ``ensemble``."""
@@ -114,15 +116,16 @@ def predicted(
 
 
 def save_artifact(
-    folder: Path, model: Any, target: Target, *, writer: Compressor | None, variant: str, objective: str
+    folder: Path, model: Any, target: Target, *, writer: Compressor | Adapter | None, variant: str, objective: str
 ) -> None:
     """Write a model, its processor and its manifest into a folder.
 
     Args:
         folder: made if it is not there.
-        model: what :meth:`Compressor.apply` returned, or a transformers model.
+        model: what :meth:`Compressor.apply` or :meth:`Adapter.merge` returned, or a transformers model.
         target: of the trial; its context holds the processor.
-        writer: the compressor that knows how to write the model; None for plain transformers.
+        writer: the compressor, or the adapter that does not merge, that knows how to write the model; None for plain
+            transformers.
         variant: name of the compression chain.
         objective: name of the metric that chose it.
     """
@@ -142,6 +145,7 @@ def save_artifact(
         options=dict(target.context.options),
         params=dict(target.context.params),
         max_length=target.context.max_length,
+        reserved=target.context.reserved,
         variant=variant,
         objective=objective,
     )
@@ -203,6 +207,7 @@ def load(
         params=manifest.params,
         max_length=manifest.max_length,
         device=device or hardware.device,
+        reserved=manifest.reserved,
     )
     if manifest.format == ENSEMBLE:
         members = [load(_member(folder, name), catalog=catalog, device=context.device) for name in manifest.members]
@@ -213,12 +218,12 @@ def load(
     if manifest.format == "transformers":
         model = task.load_model(source, context).to(context.device).eval()
     else:
-        compressor = catalog.compressors.get(manifest.format)
-        if compressor is None:
-            known = catalog.compressors
+        known = {name: one for name, one in catalog.strategies.items() if isinstance(one, Compressor | Adapter)}
+        writer = known.get(manifest.format)
+        if writer is None:
             raise PluginError(f"{folder}: " + unknown_name("format", manifest.format, known) + catalog.broken_hint())
         try:
-            model = compressor.load(folder, target)
+            model = writer.load(folder, target)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: the files of the model are damaged: {str(error).splitlines()[0]}") from error
         if hasattr(model, "eval"):

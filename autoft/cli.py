@@ -193,6 +193,8 @@ def plugins(
 def _list_strategies(catalog: Any, as_json: bool) -> None:
     from rich.table import Table
 
+    from autoft.contracts import Adapter
+
     order = ("data", "load", "adapt", "train", "compress")
     found = sorted(catalog.strategies.values(), key=lambda strategy: order.index(strategy.stage))
     if as_json:
@@ -201,7 +203,7 @@ def _list_strategies(catalog: Any, as_json: bool) -> None:
                 "name": strategy.name,
                 "stage": strategy.stage,
                 "accepts": sorted(strategy.accepts),
-                "yields": strategy.yields,
+                "yields": strategy.leaves if isinstance(strategy, Adapter) else strategy.yields,
                 "summary": strategy.summary,
                 "parameters": {name: str(domain) for name, domain in strategy.space.items()},
             }
@@ -213,7 +215,8 @@ def _list_strategies(catalog: Any, as_json: bool) -> None:
     for strategy in found:
         # An augmenter is there before any model, and a regularizer leaves a model's state to the adapter.
         accepts = "" if strategy.stage == "data" else ", ".join(sorted(strategy.accepts))
-        states = (accepts, "" if strategy.stage in {"data", "train"} else strategy.yields)
+        yields = strategy.leaves if isinstance(strategy, Adapter) else strategy.yields
+        states = (accepts, "" if strategy.stage in {"data", "train"} else yields)
         table.add_row(strategy.name, strategy.stage, *states, strategy.summary)
     _console().print(table)
 

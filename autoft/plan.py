@@ -99,6 +99,9 @@ TRAIN_SPACE: dict[str, Domain] = {
 
 REACHES: tuple[Reach, ...] = ("head", "layers", "all")
 
+STARTS: tuple[State, ...] = ("dense", "adapted")
+"""What a trained model can be: merged into plain weights, or with an adapter that stays beside them."""
+
 AUXILIARY_SPACE: dict[str, Domain] = {
     "auxiliary.weight": Float(0.0, 100.0, 0.0),
     "auxiliary.temperature": Float(1.0, 1000.0, 2.0),
@@ -216,6 +219,8 @@ class PipelinePlan(_Plan):
     name: str
     quantizer: str | None
     adapter: str
+    leaves: State = "dense"
+    """What the trained model is, and compressions start from."""
 
 
 class StepPlan(_Plan):
@@ -238,6 +243,8 @@ class VariantPlan(_Plan):
     """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
     rescues: str = ""
     """Name of the variant that quantizes alike without training for it; empty for variants that are made in any case."""
+    starts: list[State] = ["dense"]
+    """From which states of a trained model the chain can start."""
 
     @property
     def beginnings(self) -> list[str]:
@@ -373,6 +380,11 @@ class Plan(_Plan):
         """Return the pipeline of this name."""
         return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
 
+    def variants_of(self, pipeline: str, *, rescues: bool = False) -> list[VariantPlan]:
+        """Return the compressions of models that a pipeline trains, and on demand those that rescue others of them."""
+        offered = self.every_variant if rescues else self.variants
+        return [variant for variant in offered if self.pipeline(pipeline).leaves in variant.starts]
+
     def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
         chain = self.pipeline(pipeline)
@@ -432,8 +444,8 @@ class Plan(_Plan):
     def trained_again(self, result: TrialResult) -> list[VariantPlan]:
         """Return the variants with a training that are due for a trial, those that it has already left out."""
         lost, there = self.lost(result), {variant.name for variant in result.variants}
-        wanted = [variant for variant in self.variants if variant.trains]
-        wanted += [variant for variant in self.rescues if variant.rescues in lost]
+        offered = self.variants_of(result.config.pipeline, rescues=True)
+        wanted = [variant for variant in offered if variant.trains and (not variant.rescues or variant.rescues in lost)]
         return [variant for variant in wanted if variant.name not in there]
 
     def lost(self, result: TrialResult) -> dict[str, float]:
@@ -547,18 +559,20 @@ def plan_target(
     seed: int = 0,
     processor: Any = None,
     cache: Path | None = None,
+    reserved: int = 0,
 ) -> Target:
-    """Return what strategies work upon for one configuration of the plan."""
+    """Return what strategies work upon for one configuration of the plan; ``reserved`` as in the context."""
     longest = model.config.get("max_position_embeddings")
     wanted = int(params.get("train.max_length") or 512)
     context = TaskContext(
         facts=plan.facts,
         options=plan.options,
         params=params,
-        max_length=min(wanted, usable_positions(model.config)) if isinstance(longest, int) else wanted,
+        max_length=min(wanted, usable_positions(model.config) - reserved) if isinstance(longest, int) else wanted,
         device=plan.device,
         seed=seed,
         processor=processor,
+        reserved=reserved,
     )
     source = ModelSource(
         name=model.name, path=model.path, revision=model.revision, trust_remote_code=plan.trust_remote_code
@@ -621,6 +635,7 @@ class _Planner:
         targets = [self.target(model, options) for model in models]
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
+        pipelines = self.compressible(pipelines, variants)
         rescues = self.rescues(variants, targets) if search.quantization_aware == "auto" else []
         augmenters = self.augmenters(targets)
         regularizers = self.regularizers(targets)
@@ -824,7 +839,10 @@ class _Planner:
                 refused[name] = str(reasons[0])
             else:
                 legal[name] = PipelinePlan(
-                    name=name, quantizer=quantizer.name if quantizer else None, adapter=adapter.name
+                    name=name,
+                    quantizer=quantizer.name if quantizer else None,
+                    adapter=adapter.name,
+                    leaves=adapter.leaves,
                 )
         wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
@@ -856,6 +874,25 @@ class _Planner:
             entry for entry in illegal if entry[1] in {pipeline.name for pipeline in chosen}
         ]
 
+    def compressible(self, pipelines: list[PipelinePlan], variants: Sequence[VariantPlan]) -> list[PipelinePlan]:
+        """Return the pipelines whose models some of the compressions take."""
+        left = []
+        for pipeline in pipelines:
+            without = [variant.name for variant in variants if pipeline.leaves not in variant.starts]
+            beside = f"{pipeline.adapter} keeps what it learned beside the base, and"
+            if len(without) < len(variants) or not variants:
+                left.append(pipeline)
+                if without:
+                    self.refuse(pipeline.name, f"{beside} such a model is not taken by {', '.join(without)}")
+                continue
+            reason = f"{beside} none of the compressions takes such a model; add none to compress"
+            self.refuse(pipeline.name, reason)
+            if self.recipe.pipelines:
+                self.warnings.append(f"pipeline {pipeline.name} is left out: {reason}")
+        if pipelines and not left and not self.faults:
+            self.fault("pipelines", f"none is left: {reason}")
+        return left
+
     def first_refusal(self, chain: Sequence[Strategy | None], target: Target) -> str | None:
         for strategy in chain:
             refusal = strategy.check(target) if strategy else None
@@ -878,7 +915,7 @@ class _Planner:
                     self.warnings.append(f"compression none is left out: {reason}")
                 continue
             if name == "none":
-                variants.append(VariantPlan(name="none", chain=[]))
+                variants.append(VariantPlan(name="none", chain=[], starts=["dense", "adapted"]))
                 continue
             steps = name.split("+")
             unknown = [step for step in steps if step not in known]
@@ -998,7 +1035,8 @@ class _Planner:
                 for place, (step, label) in enumerate(zip(chain, labels, strict=True), start=1)
             ]
             trains = any(step.trains(params[step.name]) for step in chain)
-            variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains))
+            starts = [state for state in STARTS if state in chain[0].accepts]
+            variants.append(VariantPlan(name="+".join(labels), chain=steps, trains=trains, starts=starts))
         return variants
 
     def augmenters(self, targets: Sequence[Target]) -> list[str]:

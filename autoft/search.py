@@ -37,6 +37,7 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
+from autoft.trial import strategy_params
 
 if TYPE_CHECKING:
     import optuna
@@ -777,8 +778,9 @@ class Search:
         top, found = best[0].config, []
 
         def shares_the_start(other: TrialConfig) -> bool:
-            bases = {self.plan.pipeline(c.pipeline).quantizer for c in (top, other)}
-            return other.model == top.model and other.seed == top.seed and bases == {None}
+            chains = [self.plan.pipeline(c.pipeline) for c in (top, other)]
+            dense = all(chain.quantizer is None and chain.leaves == "dense" for chain in chains)
+            return other.model == top.model and other.seed == top.seed and dense
 
         dense = [r.number for r in best if shares_the_start(r.config) and _has_files(r, "none")][: self.plan.ensemble]
         if len(dense) > 1 and dense[0] == top.number:
@@ -877,8 +879,10 @@ class Search:
             return reason
         pipeline = self.plan.pipeline(config.pipeline)
         task, model = self.catalog.task(self.plan.task), self.plan.model(config.model)
-        target = replace(plan_target(self.plan, task, model, params=config.params), quantizer=pipeline.quantizer or "")
-        refusal = self.catalog.adapters[pipeline.adapter].check(target)
+        adapter = self.catalog.adapters[pipeline.adapter]
+        reserved = adapter.positions(strategy_params(config.params, adapter.name))
+        target = plan_target(self.plan, task, model, params=config.params, reserved=reserved)
+        refusal = adapter.check(replace(target, quantizer=pipeline.quantizer or ""))
         return refusal.reason if refusal else None
 
     def _known(self, config: TrialConfig) -> TrialResult | None:

@@ -82,17 +82,24 @@ class Workplace:
         catalog = load_plugins()
         return cls(run, plan, catalog, catalog.task(plan.task), open_data(run.data))
 
-    def target(self, model: str, params: Mapping[str, Any], seed: int) -> Target:
-        """Return what strategies work upon, the processor loaded."""
+    def target(self, model: str, params: Mapping[str, Any], seed: int, reserved: int = 0) -> Target:
+        """Return what strategies work upon, the processor loaded; ``reserved`` positions are an adapter's."""
         target = plan_target(
-            self.plan, self.task, self.plan.model(model), params=params, seed=seed, cache=self.run.cache
+            self.plan,
+            self.task,
+            self.plan.model(model),
+            params=params,
+            seed=seed,
+            cache=self.run.cache,
+            reserved=reserved,
         )
-        if model not in self.processors:
-            self.processors[model] = self.task.load_processor(target.source, target.context)
-        return replace(target, context=replace(target.context, processor=self.processors[model]))
+        known_as = _known_as(model, target.context)
+        if known_as not in self.processors:
+            self.processors[known_as] = self.task.load_processor(target.source, target.context)
+        return replace(target, context=replace(target.context, processor=self.processors[known_as]))
 
     def trained(self, result: TrialResult, context: TaskContext) -> torch.nn.Module:
-        """Return the model of a trial as it was trained, from its files."""
+        """Return the model of a trial as it was trained and merged, from its files."""
         folder = next(variant.folder for variant in result.variants if variant.name == "none")
         assert folder is not None
         source = ModelSource(
@@ -110,7 +117,9 @@ class Workplace:
 
     def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
         """Return the encoded training rows, from the cache where they are there already."""
-        return encoded(self.splits(fold).train, self.task, context, self.run.data / "encoded", model)
+        return encoded(
+            self.splits(fold).train, self.task, context, self.run.data / "encoded", _known_as(model, context)
+        )
 
     def validator(
         self, context: TaskContext, rows: int | None = None, fold: int = 0
@@ -128,6 +137,11 @@ class Workplace:
         return lambda model: score(
             metrics, judged(self.task, model, shown, context, only_targets=only_targets), refs, context
         )
+
+
+def _known_as(model: str, context: TaskContext) -> str:
+    """Return what tells a model's processor from others: one leaves more positions free where an adapter takes some."""
+    return f"{model}, {context.reserved} positions reserved" if context.reserved else model
 
 
 def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -268,6 +282,7 @@ def write_variant(
     folder: Path,
     after_step: Callable[[str, Callable[[Path], None]], None] | None = None,
     begun: Begun | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Compress a trained model as a variant says, and write its files into the folder.
 
@@ -280,9 +295,10 @@ def write_variant(
         after_step: told of each step but the last, with its beginning (:attr:`VariantPlan.beginnings`) and how to write
             what the model is then.
         begun: where chains begin alike, what they have in common is taken from there, and put there.
+        adapter: what trained the model; it writes the files of what it does not merge.
     """
     model: Any = dense
-    writer: Compressor | None = None
+    writer: Compressor | Adapter | None = None if adapter is None or adapter.merges else adapter
 
     def write(into: Path) -> None:
         save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
@@ -344,7 +360,8 @@ class Trial:
         config, plan = self.config, self.plan
         torch.manual_seed(config.seed)
         with self._stage("load"):
-            target = self.place.target(config.model, config.params, config.seed)
+            own = strategy_params(config.params, self.adapter.name)
+            target = self.place.target(config.model, config.params, config.seed, self.adapter.positions(own))
             model, auxiliary = self._load(target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -369,7 +386,7 @@ class Trial:
         with self._stage("merge"):
             dense = self._merge(model, target, validate)
         variants = self._variants()
-        again = len(variants) < len(plan.variants)
+        again = len(variants) < len(plan.variants_of(config.pipeline))
         wanted = config.number == 0 or plan.ensemble > 1 or again or bool(plan.rescues)
         if wanted and all(v.name != "none" for v in variants):
             # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average, or
@@ -382,7 +399,7 @@ class Trial:
 
     def _variants(self) -> list[VariantPlan]:
         """Return which variants are made of every trial: those that need no training, if any of them can fit."""
-        every = list(self.plan.variants)
+        every = self.plan.variants_of(self.config.pipeline)
         quick = [variant for variant in every if not variant.trains]
         return quick if any(variant.name not in self.place.screened for variant in quick) else every
 
@@ -413,8 +430,12 @@ class Trial:
         if self.quantizer:
             model = self.quantizer.prepare(model, target)
         auxiliary = self._auxiliary(model, target)
+        own = strategy_params(self.config.params, self.adapter.name)
+        if type(self.adapter).learn_from is not Adapter.learn_from:
+            learned = self.adapter.learn_from(target, self.place.splits(self.config.fold).train[:], own)
+            target = replace(target, learned=learned)
         target = replace(target, quantizer=self.quantizer.name if self.quantizer else "")
-        model = self.adapter.attach(model, target, strategy_params(self.config.params, self.adapter.name))
+        model = self.adapter.attach(model, target, own)
         return model if self.quantizer else model.to(target.context.device), auxiliary
 
     def _auxiliary(self, model: torch.nn.Module, target: Target) -> list[Auxiliary]:
@@ -504,7 +525,7 @@ class Trial:
     def _merge(
         self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
     ) -> torch.nn.Module:
-        """Return a dense model; over a quantized base, the better of merging into the full and the dequantized base."""
+        """Return the model over a dense base; over a quantized one, the better of merging into the full and the dequantized base."""
         if self.quantizer is None:
             return self.adapter.merge(model, None, target).eval()
         quantizer, task = self.quantizer, self.place.task
@@ -531,7 +552,8 @@ class Trial:
         plain = variant.name == "none"
         yardstick = plain and self.config.number == 0
         # What variants of the best trial start from that are trained again, whether it fits the budget itself or not.
-        kept = yardstick or (plain and any(other.trains for other in self.plan.every_variant))
+        again = any(other.trains for other in self.plan.variants_of(self.config.pipeline, rescues=True))
+        kept = yardstick or (plain and again)
         if variant.name in self.place.screened and not kept:
             outcome.costs = {**self.place.screened[variant.name], **memory}
             outcome.violations = violations(outcome.costs, self.plan.budget)
@@ -557,6 +579,7 @@ class Trial:
                 folder,
                 measure_step if variant.trains else None,
                 self.begun,
+                self.adapter,
             )
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()

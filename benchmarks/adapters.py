@@ -16,6 +16,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,9 @@ def steps() -> str:
     trained = {}
     for name, adapter in catalog.adapters.items():
         if adapter.check(bench.planning) is None:
-            model = adapter.attach(bench.load_model(), bench.target, defaults(adapter.space)).train()
+            params = defaults(adapter.space)
+            target = replace(bench.target, learned=adapter.learn_from(bench.target, bench.rows, params))
+            model = adapter.attach(bench.load_model(), target, params).train()
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             trained[name] = adapter, model, torch.optim.AdamW(weights, lr=1e-5, fused=True)
     best = dict.fromkeys(trained, float("inf"))

@@ -150,6 +150,7 @@ class Target:
         recover: trains a model that was made smaller; None where only its cost is asked for, or no rows are there.
         quantizer: name of the strategy that quantizes the base; empty over a dense base. Adapters are told it.
         weight_format: how a later compressor of the chain quantizes; None where none does. Compressors are told it.
+        learned: what :meth:`Adapter.learn_from` found in the training rows; None for all but the adapter.
     """
 
     task: Task
@@ -161,6 +162,7 @@ class Target:
     recover: Recovery | None = None
     quantizer: str = ""
     weight_format: WeightFormat | None = None
+    learned: Any = None
 
 
 class Strategy(ABC):
@@ -269,11 +271,39 @@ class Adapter(Strategy):
 
     Attributes:
         reach: how far training reaches; a regularizer may need more than the head.
+        merges: what it learned goes into plain weights. Where it does not, the model stays in the state ``adapted``:
+            only compressors that accept that state can follow, and :meth:`save` and :meth:`load` are the adapter's own.
     """
 
     stage: ClassVar[Stage] = "adapt"
     yields: ClassVar[State] = "adapted"
     reach: ClassVar[Reach] = "layers"
+    merges: ClassVar[bool] = True
+
+    @property
+    def leaves(self) -> State:
+        """The state of the trained model, once :meth:`merge` was called."""
+        return "dense" if self.merges else self.yields
+
+    def positions(self, params: Mapping[str, Any]) -> int:
+        """Return how many of the model's positions it takes for itself, which inputs have to leave free.
+
+        Args:
+            params: of this strategy, without its name in front.
+        """
+        return 0
+
+    def learn_from(self, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return what :meth:`attach` needs to know of the training rows, as ``target.learned``; None by default.
+
+        Called once a trial, before :meth:`attach`.
+
+        Args:
+            target: what the trial works upon, with processor and cache.
+            rows: all training rows.
+            params: of this strategy, without its name in front.
+        """
+        return None
 
     @abstractmethod
     def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
@@ -283,13 +313,21 @@ class Adapter(Strategy):
     def merge(
         self, model: torch.nn.Module, base: Callable[[], torch.nn.Module] | None, target: Target
     ) -> torch.nn.Module:
-        """Return a plain dense model with what was learned.
+        """Return a plain dense model with what was learned, or where it :attr:`merges` not, both over a dense base.
 
         Args:
             model: the trained model, as :meth:`attach` returned it.
             base: builds a dense base to merge into (16 bits or more); None where the model's own base is dense.
             target: as for :meth:`attach`.
         """
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the files of a model that :meth:`merge` returned (not the processor's); by ``save_pretrained``."""
+        model.save_pretrained(folder)
+
+    def load(self, folder: Path, target: Target) -> Any:
+        """Return the model that :meth:`save` wrote, on the context's device, in evaluation mode."""
+        return _from_files(folder, target)
 
     def parameter_groups(
         self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
@@ -443,10 +481,12 @@ class Compressor(Strategy):
 
     def load(self, folder: Path, target: Target) -> Any:
         """Return the model that :meth:`save` wrote, on the context's device, callable with tensors by name."""
-        source = ModelSource(
-            name=target.source.name, path=str(folder), trust_remote_code=target.source.trust_remote_code
-        )
-        return target.task.load_model(source, target.context).to(target.context.device).eval()
+        return _from_files(folder, target)
+
+
+def _from_files(folder: Path, target: Target) -> torch.nn.Module:
+    source = ModelSource(name=target.source.name, path=str(folder), trust_remote_code=target.source.trust_remote_code)
+    return target.task.load_model(source, target.context).to(target.context.device).eval()
 
 
 class WeightPruner(Compressor):

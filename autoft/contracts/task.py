@@ -165,6 +165,8 @@ class TaskContext:
         device: ``cpu``, ``cuda`` or ``mps``.
         seed: of the trial.
         processor: tokenizer or image processor; None until :meth:`Task.load_processor` has run.
+        reserved: positions of the model that an adapter takes for itself. ``max_length`` leaves them free; a task that
+            asks the model for its positions has to take them off.
     """
 
     facts: Mapping[str, Any]
@@ -174,6 +176,7 @@ class TaskContext:
     device: str = "cpu"
     seed: int = 0
     processor: Any = None
+    reserved: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ from autoft.strategies.rewording import BackTranslation, EmbeddingNeighbours, Fi
 from autoft.strategies.start_weights import L1, L2Sp, LayerDecay, Mixout, ReinitTop
 from autoft.strategies.tagged_words import LabelWiseReplacement, MentionReplacement, SegmentShuffle
 from autoft.strategies.torchao import TorchaoFp8, TorchaoInt4, TorchaoInt8, TorchaoInt8Dynamic
+from autoft.strategies.trainable_tokens import TrainableTokens
+from autoft.strategies.virtual_tokens import PrefixTuning, PromptTuning, PTuning
 from autoft.strategies.vocabulary_pruning import VocabularyPruning
 
 __all__ = ["autoft_strategies"]
@@ -120,6 +122,10 @@ def autoft_strategies() -> Sequence[Strategy]:
         Shira(),
         VbLora(),
         Vera(),
+        TrainableTokens(),
+        PrefixTuning(),
+        PromptTuning(),
+        PTuning(),
         MagnitudePruning(),
         MovementPruning(),
         Distillation(),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Refusal, Target
+from autoft.contracts import Refusal, Row, Target
 from autoft.errors import ModelError
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.compatibility import has_conv1d
-from autoft.strategies.peft_adapter import PeftAdapter, is_quantized
+from autoft.strategies.lora_starts import start_from_inputs, start_from_residuals, training_batches
+from autoft.strategies.peft_adapter import ADAPTER, PeftAdapter, is_quantized
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Dora", "Lora"]
 
 # With 16 iterations the randomised decomposition comes close to the exact one in seconds (PiSSA, section 4).
-_STARTS: Mapping[str, Any] = {"default": True, "pissa": "pissa_niter_16"}
+_STARTS: Mapping[str, Any] = {"default": True, "pissa": "pissa_niter_16", "eva": True, "loftq": True}
+_FOUR_BITS = frozenset({"nf4", "fp4"})
 _CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 
 
@@ -37,8 +39,10 @@ class Lora(PeftAdapter):
       normal ``A`` (Hu et al.); ``orthogonal``: both from one random orthogonal matrix, in spaces that do not meet, so
       that ``B A = 0``. ``pissa``: the principal components of the weight, the frozen rest being what remains (Meng et
       al. 2024, arXiv:2404.02948); ``olora``: the first columns of its QR decomposition (Büyükakyüz 2024,
-      arXiv:2406.01775). The last two take away from the base weights what they put into the matrices, so a quantized
-      base is refused, and merging gives it back.
+      arXiv:2406.01775). These two take away from the base weights what they put into the matrices, so a quantized
+      base is refused, and merging gives it back. ``eva``: the directions in which the layer's inputs vary most over
+      training rows (Paischer et al. 2024, arXiv:2410.07170). ``loftq``: what 4-bit quantization took from the weights
+      (Li et al. 2023, arXiv:2310.08659), over ``nf4`` and ``fp4``.
     - ``plus`` multiplies the learning rate of ``B``: LoRA+ (Hayou et al. 2024, arXiv:2402.12354), whose advice is 16;
       1 is plain LoRA.
 
@@ -54,7 +58,7 @@ class Lora(PeftAdapter):
         "dropout": Float(0.0, 0.2, default=0.05),
         "targets": Categorical(("all-linear", "attention")),
         "rslora": Categorical((False, True)),
-        "start": Categorical(("default", "gaussian", "orthogonal", "pissa", "olora")),
+        "start": Categorical(("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")),
         "plus": Float(1.0, 32.0, default=1.0, log=True),
     }
     published: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
@@ -87,9 +91,32 @@ class Lora(PeftAdapter):
                 f"lora: start={start} changes the base's weights, which {target.quantizer} quantizes; take default, "
                 "gaussian or orthogonal over a quantized base"
             )
+        if start == "loftq" and target.quantizer not in _FOUR_BITS:
+            return Refusal(
+                f"lora: start=loftq gives back what 4-bit quantization took away; take it over nf4 or fp4, and another "
+                f"start over {target.quantizer or 'a dense base'}"
+            )
         if start == "olora" and has_conv1d(target.config):
             return Refusal("lora: PEFT's start=olora takes no Conv1D layers, as GPT-2's; take pissa or default")
         return super().check(target)
+
+    def learn_from(self, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
+        """Return batches of training rows for ``eva``; other starts need none."""
+        return training_batches(target, rows) if params.get("start") == "eva" else None
+
+    def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
+        """Return a ``PeftModel`` over the model, as every adapter by PEFT, its matrices at their start."""
+        start = params.get("start", "default")
+        if start == "eva" and not is_quantized(model):
+            model = model.to(target.context.device)
+        adapted: Any = super().attach(model, target, params)
+        if start == "eva":
+            start_from_inputs(adapted, target, target.learned, ADAPTER)
+        elif start == "loftq":
+            dense = target.task.load_model(target.source, target.context)
+            start_from_residuals(adapted, dense, ADAPTER, self.name)
+        attached: torch.nn.Module = adapted
+        return attached
 
     def options(self, layers: Mapping[str, Any], target: Target, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return rank, scale, dropout and start.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftModel
 
-__all__ = ["PeftAdapter", "find_targets", "widths"]
+__all__ = [
+    "ADAPTER",
+    "PeftAdapter",
+    "copy_learned",
+    "find_targets",
+    "is_quantized",
+    "pattern_of",
+    "savable",
+    "take_out_saved",
+    "verify_saved",
+    "widths",
+]
 
 # Without "question-answering": PEFT's wrapper for it drops token_type_ids, so that the merged model answers otherwise.
 _TASK_TYPES = {
@@ -28,7 +40,8 @@ _TASK_TYPES = {
     "sequence-classification": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
 }
-_ADAPTER = "default"
+ADAPTER = "default"
+"""Name of the one adapter that a model has, PEFT's own default."""
 
 
 class PeftAdapter(Adapter):
@@ -56,11 +69,27 @@ class PeftAdapter(Adapter):
         reason = incompatible(self.name, target)
         return Refusal(f"{self.name}: {reason}") if reason else None
 
+    def targets(self, model: torch.nn.Module, head: Head, target: Target, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the layers to adapt, by default of the linear ones.
+
+        Raises:
+            ModelError: there are none.
+        """
+        kind = str(params.get("targets", "all-linear"))
+        found = find_targets(model, kind, head)
+        if not found:
+            cure = f"pin {self.name}.targets to all-linear" if kind == "attention" else "use full or head-only"
+            raise ModelError(
+                f"{self.name}: {type(model).__name__} of {target.source.name} has no linear layers for "
+                f"{self.name}.targets={kind}; {cure}"
+            )
+        return found
+
     def options(self, layers: Mapping[str, Any], target: Target, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of PEFT's configuration that are this method's own.
 
         Args:
-            layers: the linear layers to adapt, by name.
+            layers: the layers to adapt, by name.
             target: as for :meth:`attach`.
             params: as for :meth:`attach`.
         """
@@ -76,24 +105,20 @@ class PeftAdapter(Adapter):
         import peft
 
         head = find_head(model)
-        kind = str(params.get("targets", "all-linear"))
-        targets = find_targets(model, kind, head)
-        if not targets:
-            cure = f"pin {self.name}.targets to all-linear" if kind == "attention" else "use full or head-only"
-            raise ModelError(
-                f"{self.name}: {type(model).__name__} of {target.source.name} has no linear layers for "
-                f"{self.name}.targets={kind}; {cure}"
-            )
-        saved = _savable(model, head)
-        config = getattr(peft, self.tuner)(
+        targets = self.targets(model, head, target, params)
+        kind = getattr(peft, self.tuner)
+        # Where a method has no place for the head, it is trained in its own.
+        holds = "modules_to_save" in {field.name for field in dataclasses.fields(kind)}
+        saved = savable(model, head) if holds else ()
+        config = kind(
             **self.options({name: model.get_submodule(name) for name in targets}, target, params),
             task_type=_task_type(model, target),
             # A pattern over full names: PEFT compares the names of a list as suffixes, and would hit others too.
             target_modules=pattern_of(targets),
-            modules_to_save=list(saved) or None,
+            **({"modules_to_save": list(saved) or None} if holds else {}),
         )
         adapted = _with_adapter(model, config, self.name)
-        _verify_saved(adapted, saved, target, self.name)
+        verify_saved(adapted, saved, target, self.name)
         for name, parameter in adapted.get_base_model().named_parameters():
             if name in head.parameters:
                 parameter.requires_grad_(True)
@@ -121,7 +146,7 @@ class PeftAdapter(Adapter):
                 )
         else:
             adapted = self._onto(base(), model, target)
-        _take_out_saved(adapted)
+        take_out_saved(adapted)
         merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
         return merged.eval()
 
@@ -134,12 +159,12 @@ class PeftAdapter(Adapter):
                 f"{self.name}: the dense base of {target.source.name} has no place for what was trained: "
                 f"no {', '.join(missing[:5])}"
             )
-        config = copy.deepcopy(trained.peft_config[_ADAPTER])
+        config = copy.deepcopy(trained.peft_config[ADAPTER])
         if getattr(config, "rank_pattern", None):
             # AdaLoRA notes here which ranks it has masked; what is masked is zero in the weights too.
             config.rank_pattern = {}
         fresh = _with_adapter(base, config, self.name)
-        _copy_learned(trained, fresh, target, self.name)
+        copy_learned(trained, fresh, target, self.name)
         return fresh
 
 
@@ -222,7 +247,7 @@ def _with_adapter(model: torch.nn.Module, config: PeftConfig, who: str) -> PeftM
             # In a model with both kinds PEFT sets the layout layer by layer, and warns each time.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         try:
-            return get_peft_model(model, config, adapter_name=_ADAPTER)
+            return get_peft_model(model, config, adapter_name=ADAPTER)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # PEFT tells of layers that it cannot adapt by any of these; its words, a want of memory too, are kept.
             kinds = sorted({type(layer).__name__ for layer in layers})
@@ -232,7 +257,7 @@ def _with_adapter(model: torch.nn.Module, config: PeftConfig, who: str) -> PeftM
             ) from error
 
 
-def _savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
+def savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
     """Return the modules of the head that PEFT can hold in the adapter.
 
     PEFT compares these names with the ends of module names, so that a head called ``query`` would take the body's
@@ -242,17 +267,17 @@ def _savable(model: torch.nn.Module, head: Head) -> tuple[str, ...]:
     return tuple(name for name in head.modules if not any(other.endswith(name) for other in others))
 
 
-def _take_out_saved(adapted: PeftModel) -> None:
+def take_out_saved(adapted: PeftModel) -> None:
     """Put the trained head in its place; most methods of PEFT only unload heads that are one layer."""
     from peft.utils import ModulesToSaveWrapper
 
     model = adapted.get_base_model()
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[_ADAPTER])
+            model.set_submodule(name, module.modules_to_save[ADAPTER])
 
 
-def _verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target, who: str) -> None:
+def verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target, who: str) -> None:
     from peft.utils import ModulesToSaveWrapper
 
     wrapped = {
@@ -266,7 +291,7 @@ def _verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target, wh
         )
 
 
-def _copy_learned(trained: PeftModel, fresh: PeftModel, target: Target, who: str) -> None:
+def copy_learned(trained: PeftModel, fresh: PeftModel, target: Target, who: str) -> None:
     """Copy the adapter, the head and whatever else of the trained model is not the checkpoint's quantized weights.
 
     Frozen parts go along because some are made newly in each load (a pooler that the checkpoint lacks), and buffers

@@ -18,6 +18,7 @@ from unittest import SkipTest
 
 from autoft.artifact import LoadedModel, load, save_artifact
 from autoft.contracts import (
+    Adapter,
     Compressor,
     CostMetric,
     ModelSource,
@@ -453,7 +454,7 @@ class Workbench:
     # ------------------------------------------------------------------------------------------------- files
 
     def write_and_read(
-        self, model: Any, writer: Compressor | None, variant: str, target: Target | None = None
+        self, model: Any, writer: Compressor | Adapter | None, variant: str, target: Target | None = None
     ) -> LoadedModel:
         """Write a model as a trial does, and return it as it is loaded back.
 

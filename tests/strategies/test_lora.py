@@ -320,9 +320,9 @@ def test_published_settings_lie_in_the_space():
         assert all(Lora.space[name].contains(value) for name, value in setting.items())
 
 
-@pytest.mark.parametrize("start", ["default", "gaussian", "orthogonal", "pissa", "olora"])
+@pytest.mark.parametrize("start", ["default", "gaussian", "orthogonal", "pissa", "olora", "eva"])
 def test_no_start_changes_what_the_model_says(start, make_checkpoint, make_target, load, logits):
-    target = make_target(make_checkpoint("bert"))
+    target = with_batches(make_target(make_checkpoint("bert")))
     expected = logits(load(target), target)
     model = Lora().attach(load(target), target, {**PARAMS, "start": start})
     torch.testing.assert_close(logits(model, target), expected, rtol=1e-4, atol=1e-4)
@@ -399,3 +399,121 @@ def test_plus_is_the_rate_of_b(make_checkpoint, make_target, load):
     expected = {id(value) for name, value in model.named_parameters() if "lora_B" in name}
     assert {id(value) for value in group["params"]} == expected
     assert group["lr"] == pytest.approx(1.6e-2)
+
+
+# ------------------------------------------------------------------------------------- starts that are computed
+
+
+def with_batches(target, rows=None):
+    from dataclasses import replace
+
+    given = target.task.demo_rows() if rows is None else rows
+    return replace(target, learned=Lora().learn_from(target, given, {**PARAMS, "start": "eva"}))
+
+
+def inputs_of(model, name, target):
+    """Return what goes into a layer for the tokens of the demo rows, row by row, none of it padding."""
+    task, context = target.task, target.context
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    model.eval()
+    with torch.no_grad():
+        for feature in task.encode(task.demo_rows(), context):
+            feature = {key: value for key, value in feature.items() if key != "labels"}
+            model(**{key: torch.tensor([value]) for key, value in feature.items()})
+    handle.remove()
+    return torch.cat([one.reshape(-1, one.shape[-1]) for one in seen])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_eva_starts_from_the_singular_vectors_of_the_inputs(model_type, make_checkpoint, make_target, load, logits):
+    target = with_batches(make_target(make_checkpoint(model_type)))
+    base = load(target)
+    expected = logits(base, target)
+    model = Lora().attach(load(target), target, {**PARAMS, "rank": 4, "start": "eva"})
+    torch.testing.assert_close(logits(model, target), expected, rtol=1e-4, atol=1e-4)
+    layers = [name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")]
+    assert len(layers) > 10
+    for name in layers:
+        found = model.get_base_model().get_submodule(name).lora_A["default"].weight.detach()
+        _, values, vectors = torch.linalg.svd(inputs_of(base, name, target), full_matrices=False)
+        # Up to sign; where two singular values are nearly the same, only the space of both is given.
+        if (values[:4] / values[1:5]).min() > 1.02:
+            torch.testing.assert_close((found @ vectors[:4].T).abs(), torch.eye(4), rtol=0, atol=2e-2)
+        torch.testing.assert_close(found @ found.T, torch.eye(4), rtol=0, atol=1e-4)
+        kept = float((inputs_of(base, name, target) @ found.T).norm())
+        assert kept == pytest.approx(float(values[:4].norm()), rel=1e-4)
+
+
+def test_eva_leaves_what_the_inputs_do_not_fill(make_checkpoint, make_target, load):
+    from autoft.strategies.lora_starts import input_components
+
+    target = with_batches(
+        make_target(make_checkpoint("bert")), make_target(make_checkpoint("bert")).task.demo_rows()[:1]
+    )
+    model = load(target)
+    name = "bert.pooler.dense"  # it sees one vector a row
+    found = input_components(model, {name: 4}, target, target.learned)[name]
+    assert found.shape == (1, model.config.hidden_size)
+
+
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_eva_finds_the_same_in_as_many_passes_as_memory_asks_for(memory, make_checkpoint, make_target, load):
+    from autoft.strategies.lora_starts import input_components
+
+    target = with_batches(make_target(make_checkpoint("bert")))
+    model = load(target)
+    ranks = {f"bert.encoder.layer.{i}.attention.self.query": 3 for i in range(2)}
+    found = input_components(model, ranks, target, target.learned, memory)
+    for name, vectors in found.items():
+        values = torch.linalg.svdvals(inputs_of(model, name, target))
+        kept = float((inputs_of(model, name, target) @ vectors.T).norm())
+        assert kept == pytest.approx(float(values[:3].norm()), rel=1e-4)
+    assert set(found) == set(ranks)
+
+
+def test_eva_trains_and_merges(make_checkpoint, make_target, load, train, logits):
+    target = with_batches(make_target(make_checkpoint("bert")))
+    model = Lora().attach(load(target), target, {**PARAMS, "start": "eva"})
+    losses = train(model, target)
+    assert losses[-1] < losses[0]
+    expected = logits(model, target)
+    merged = Lora().merge(model, lambda: load(target, seed=99), target)
+    torch.testing.assert_close(logits(merged, target), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [4, 16])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("base", ["nf4", "fp4"])
+def test_loftq_starts_from_what_quantization_took(base, model_type, alpha, make_checkpoint, make_target, load):
+    from autoft.plugins import load_plugins
+
+    pytest.importorskip("bitsandbytes")
+    quantizer = load_plugins().quantizers[base]
+    target = make_target(make_checkpoint(model_type))
+    dense = quantizer.dequantize(load(target, **quantizer.load_kwargs(target, {})), target)
+    model = quantizer.prepare(load(target, **quantizer.load_kwargs(target, {})), target)
+    model = Lora().attach(model, target, {**PARAMS, "rank": 4, "alpha": alpha, "start": "loftq"})
+    whole, checked = load(target), 0
+    for name, module in model.get_base_model().named_modules():
+        if not hasattr(module, "lora_A") or module.base_layer.weight.is_floating_point():
+            continue
+        original, rounded = (one.get_submodule(name).weight.detach() for one in (whole, dense))
+        residual = (original - rounded) if model_type == "bert" else (original - rounded).T
+        update = (alpha / 4 * module.lora_B["default"].weight @ module.lora_A["default"].weight).detach()
+        values = torch.linalg.svdvals(residual)
+        # What is left of the difference is what no update of this rank can give (Eckart and Young 1936).
+        assert float((residual - update).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-3)
+        assert update.norm() > 0
+        checked += 1
+    assert checked >= 8
+
+
+def test_loftq_is_refused_where_nothing_was_quantized_to_4_bits(make_checkpoint, make_target):
+    from dataclasses import replace
+
+    target = make_target(make_checkpoint("bert"))
+    asked = replace(target, context=replace(target.context, params={"lora.start": "loftq"}))
+    assert "take it over nf4 or fp4, and another start over a dense base" in Lora().check(asked).reason
+    assert "another start over int8" in Lora().check(replace(asked, quantizer="int8")).reason
+    assert Lora().check(replace(asked, quantizer="nf4")) is None

@@ -262,8 +262,8 @@ class ConditionalGeneration(Task):
             model_type=config.model_type,
             source=tokenizer,
             target=target,
-            positions=_positions(encoder, "max_encoder_position_embeddings"),
-            target_positions=_positions(decoder, "max_decoder_position_embeddings")
+            positions=_positions(encoder, "max_encoder_position_embeddings", context.reserved),
+            target_positions=_positions(decoder, "max_decoder_position_embeddings", context.reserved)
             if target is tokenizer
             else NEW_DECODER_POSITIONS,
         )
@@ -708,11 +708,11 @@ def _decoder(
     return decoder
 
 
-def _positions(config: Any, name: str) -> int | None:
+def _positions(config: Any, name: str, reserved: int) -> int | None:
     value = getattr(config, name, None) or getattr(config, "max_position_embeddings", None)
     if not isinstance(value, int) or value <= 0:
         return None
-    return value - 2 if config.model_type in OWN_POSITIONS else value
+    return (value - 2 if config.model_type in OWN_POSITIONS else value) - reserved
 
 
 def _set_languages(tokenizer: Any, context: TaskContext, source: ModelSource) -> None:
