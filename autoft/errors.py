@@ -115,6 +115,12 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, of the machine or of a GPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 MANY = 40
 """Names that a message still lists in full."""
 

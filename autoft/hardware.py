@@ -19,6 +19,7 @@ __all__ = [
     "Hardware",
     "available_cores",
     "has_int8_products",
+    "memory_left",
     "peak_resident_bytes",
     "reset_peak_resident",
 ]
@@ -142,6 +143,21 @@ def peak_resident_bytes() -> int:
 
     peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def memory_left() -> tuple[int, int]:
+    """Return the bytes that processes can still take before the machine or its container runs out, and the least to keep.
+
+    A hundredth of all memory should be left, and 200 MB at least where there is that much.
+    """
+    total, left = _memory_limit(), int(psutil.virtual_memory().available)
+    current = Path("/sys/fs/cgroup/memory.current")
+    if current.is_file() and total < psutil.virtual_memory().total:
+        # What the kernel keeps of files counts to the container's memory, and is given up when it is needed.
+        statistics = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        cached = next((int(line.split()[1]) for line in statistics if line.startswith("inactive_file ")), 0)
+        left = min(left, total - int(current.read_text()) + cached)
+    return left, min(max(total // 100, 200_000_000), total // 10)
 
 
 def _memory_limit() -> int:

@@ -92,6 +92,8 @@ class TrialConfig(_Record):
     """The trials that may be averaged in a soup or an ensemble, the best first; the one that is compressed further."""
     variants: list[str] = []
     """Which are made of a trial that is compressed further."""
+    parts: int = 1
+    """Into how many each batch is cut from the start: an attempt before needed more memory than there is."""
 
     @property
     def repeats(self) -> bool:
@@ -172,6 +174,8 @@ class TrialResult(_Record):
     """Training samples seen at the checkpoint that was kept."""
     validation: dict[str, float] = {}
     """Of the kept checkpoint as it was trained."""
+    parts: int = 1
+    """Into how many each batch was cut, its gradients added up, so that the training fits into memory."""
     parameters: int | None = None
     trainable_parameters: int | None = None
     train_memory_bytes: int | None = None

@@ -80,6 +80,9 @@ FOUNDED = 2
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
 
+MOST_PARTS = 8
+"""Into which a batch is cut at most, after a training was ended for want of memory."""
+
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
 
@@ -239,6 +242,8 @@ class Search:
             self.pace.learn(result, self.validation_rows, sum(plan.auxiliary_steps(result.config.params)))
         self.study = _Study(plan)
         self.running: dict[int, TrialConfig] = {}
+        self.stages: dict[int, str] = {}
+        """At which stage each worker was last."""
         for result in self._told():
             if result.state == "complete" and self._missing_folds(result):
                 self.study.reopen(result)
@@ -453,6 +458,7 @@ class Search:
         body = event.body
         match event.kind:
             case "stage":
+                self._limit_memory(executor, event.worker, body["stage"])
                 self.listener.stage(body["trial"], body["stage"])
             case "progress":
                 self.listener.progress(body["trial"], body["samples"], body["total"], body["rate"])
@@ -475,6 +481,16 @@ class Search:
                 idle.add(event.worker)
                 if config_lost is not None:
                     killed = body["code"] == -9
+                    smaller = self._in_more_parts(config_lost, self.stages.get(event.worker)) if killed else None
+                    if smaller is not None:
+                        self.listener.note(
+                            f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: "
+                            f"{body['reason']}."
+                        )
+                        self._discard(smaller.number)
+                        idle.discard(event.worker)
+                        self._send(executor, event.worker, smaller)
+                        return
                     result = TrialResult(
                         number=config_lost.number,
                         state="infeasible" if killed else "failed",
@@ -487,6 +503,22 @@ class Search:
                     self._finish(result)
             case "fatal":
                 raise _fatal(event)
+
+    def _limit_memory(self, executor: LocalExecutor, worker: int, stage: str) -> None:
+        """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""
+        self.stages[worker] = stage
+        limit = next((limit.limit for limit in self.plan.budget if limit.column == "train_memory_bytes"), None)
+        executor.memory_limits.pop(worker, None)
+        # On a GPU the limit is on its memory.
+        if stage == "train" and limit is not None and self.plan.device == "cpu":
+            executor.memory_limits[worker] = limit
+
+    def _in_more_parts(self, config: TrialConfig, stage: str | None) -> TrialConfig | None:
+        """Return what computes the same with less memory in each step, for a trial that was ended at a stage, or None."""
+        parts = 2 * config.parts
+        if stage != "train" or parts > min(MOST_PARTS, int(config.params["train.batch_size"])):  # type: ignore[arg-type]
+            return None
+        return config.model_copy(update={"parts": parts})
 
     def _send(self, executor: LocalExecutor, worker: int, config: TrialConfig) -> None:
         self._check_disk()

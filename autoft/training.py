@@ -17,7 +17,7 @@ import numpy as np
 from autoft.contracts import Row, Task, TaskCard, TaskContext
 from autoft.contracts.strategy import Augmenter, Regularizer, Target
 from autoft.data import Features, grouped_batches
-from autoft.errors import ModelError
+from autoft.errors import ModelError, out_of_memory
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.optimizers import Group, make_optimizer
 from autoft.rundir import CurvePoint
@@ -195,6 +195,8 @@ class TrainOutcome:
     seconds: float = 0.0
     validate_seconds: float = 0.0
     memory_bytes: int = 0
+    parts: int = 1
+    """Into how many each batch was cut, its gradients added up, because memory ran out."""
 
 
 def learning_rate_factor(schedule: str, step: int, total: int, warmup: int) -> float:
@@ -242,6 +244,7 @@ def train(
     regularization: Regularization | None = None,
     groups: Sequence[Mapping[str, Any]] | None = None,
     after_step: Callable[[torch.nn.Module, int, int], None] | None = None,
+    parts: int = 1,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -264,6 +267,8 @@ def train(
         regularization: entered, of this model; it acts on the task's own loss, and not on the auxiliary tasks'.
         groups: parameters with a learning rate of their own, as :meth:`Adapter.parameter_groups` returns them.
         after_step: told the model, the step and how many there are, as :meth:`Adapter.after_step` is.
+        parts: cut each batch into so many, one forward pass each, and add up their gradients; twice as many are taken
+            whenever memory runs out. The batch of a step of the optimiser stays what it is.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -324,26 +329,29 @@ def train(
     def compute(given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return task.loss(model, given, context)
 
+    def loss_of(part: Sequence[Any]) -> torch.Tensor:
+        with accelerator.autocast():
+            here = {k: v.to(accelerator.device) for k, v in task.collate(part, context).items()}
+            return regularization.loss(compute, here) if regularization else compute(here)
+
+    gradients = _Gradients(loss_of, accelerator.backward, trainable, parts)
     seen, losses, shown = 0, [], 0.0
     begin = time.monotonic()
     end = False
     for epoch in range(epochs):
         model.train()
         batches = _epoch_batches(task, context, features, rows, augmentation, batch_size, rng, epoch)
-        for index, (batch, size) in enumerate(batches):
+        for index, batch in enumerate(batches):
             last = index + 1 == batches_per_epoch
             group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
-            with accelerator.autocast():
-                here = {k: v.to(accelerator.device) for k, v in batch.items()}
-                loss = regularization.loss(compute, here) if regularization else compute(here)
-            losses.append(loss.detach())
-            accelerator.backward(loss * (accumulation / group) if group != accumulation else loss)
+            losses.append(gradients.add(batch, accumulation / group))
             if (index + 1) % accumulation == 0 or last:
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
                 if after_step is not None:
                     after_step(original, epoch * steps_per_epoch + index // accumulation, total_steps)
                 optimizer.zero_grad(set_to_none=True)
+                gradients.begin()
                 for i, one in enumerate(auxiliary):
                     due[i] += one.steps
                     while due[i] >= 1:
@@ -360,7 +368,7 @@ def train(
                 steps_taken += 1
                 if regularization:
                     regularization.after_step(steps_taken / total_steps)
-            seen += size
+            seen += len(batch)
             now = time.monotonic()
             if now - shown >= 1.0:
                 shown = now
@@ -400,7 +408,7 @@ def train(
                 break
         if end:
             break
-    outcome.seconds = time.monotonic() - begin
+    outcome.seconds, outcome.parts = time.monotonic() - begin, gradients.parts
     outcome.memory_bytes = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if outcome.best is not outcome.curve[-1] or trained_weights:
@@ -464,7 +472,7 @@ def _epoch_batches(
     batch_size: int,
     rng: np.random.Generator,
     epoch: int,
-) -> Iterator[tuple[dict[str, Any], int]]:
+) -> Iterator[list[Any]]:
     if augmentation is not None:
         chance = random.Random(f"{context.seed}-{epoch}")
         encoded: Any = task.encode(augmentation.rows(rows, task.card, chance), context)
@@ -473,7 +481,87 @@ def _epoch_batches(
         assert features is not None
         encoded, lengths = features, features.lengths
     for indices in grouped_batches(lengths, batch_size, rng):
-        yield task.collate([encoded[int(i)] for i in indices], context), len(indices)
+        yield [encoded[int(i)] for i in indices]
+
+
+class _Gradients:
+    """Adds up the gradients of the batches of one step; where memory runs out, each batch is computed in more parts.
+
+    Args:
+        loss_of: returns the mean loss of some rows' features.
+        backward: adds the gradients of a loss.
+        trained: the parameters.
+        parts: into how many a batch is cut at first.
+    """
+
+    def __init__(
+        self,
+        loss_of: Callable[[Sequence[Any]], torch.Tensor],
+        backward: Callable[[torch.Tensor], None],
+        trained: Sequence[torch.nn.Parameter],
+        parts: int,
+    ) -> None:
+        self.loss_of, self.backward, self.trained, self.parts = loss_of, backward, trained, parts
+        self.batches: list[tuple[Sequence[Any], float]] = []
+        """Of this step so far: all are computed anew when one does not fit, for their gradients are already mixed."""
+        self.error: Exception | None = None
+
+    def begin(self) -> None:
+        """Begin a new step; its gradients are zero."""
+        self.batches.clear()
+
+    def add(self, batch: Sequence[Any], weight: float) -> torch.Tensor:
+        """Add the gradients of a batch's mean loss times the weight, and return the mean loss.
+
+        A loss that is a mean over tokens is weighed by rows where a batch is cut, as it is where batches are accumulated.
+
+        Raises:
+            RuntimeError: memory ran out for a single row.
+        """
+        self.batches.append((batch, weight))
+        losses = self._computed(self.batches[-1:])
+        while losses is None:
+            if self.parts >= max(len(rows) for rows, _ in self.batches):
+                assert self.error is not None
+                raise self.error
+            self.parts *= 2
+            for parameter in self.trained:
+                parameter.grad = None
+            _free_memory()
+            losses = self._computed(self.batches)
+        return losses[-1]
+
+    def _computed(self, batches: Sequence[tuple[Sequence[Any], float]]) -> list[torch.Tensor] | None:
+        """Return the losses of batches, gradients added; None where memory ran out."""
+        try:
+            return [self._one(batch, weight) for batch, weight in batches]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            # Its frames hold what takes the memory.
+            self.error = error.with_traceback(None)
+            return None
+
+    def _one(self, batch: Sequence[Any], weight: float) -> torch.Tensor:
+        size = math.ceil(len(batch) / self.parts)
+        losses = []
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            loss = self.loss_of(part)
+            share = weight * len(part) / len(batch)
+            self.backward(loss if share == 1 else loss * share)
+            losses.append(loss.detach() * (len(part) / len(batch)))
+        return losses[0] if len(losses) == 1 else sum(losses[1:], losses[0])
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _validation_marks(batches: int) -> set[int]:

@@ -17,7 +17,7 @@ from autoft.artifact import save_artifact
 from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskContext
 from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import distill
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import (
     Plan,
@@ -42,7 +42,6 @@ __all__ = [
     "Workplace",
     "compress_further",
     "ended_by",
-    "out_of_memory",
     "run_trial",
     "screen",
     "strategy_params",
@@ -147,12 +146,6 @@ def _known_as(model: str, context: TaskContext) -> str:
 def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a strategy's parameters without its name in front."""
     return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def run_trial(
@@ -381,8 +374,11 @@ class Trial:
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
+        result.parts = outcome.parts
+        notes = [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []
         if outcome.out_of_time:
-            result.reason = f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}"
+            notes.append(f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}")
+        result.reason = "; ".join(notes) or None
         with self._stage("merge"):
             dense = self._merge(model, target, validate)
         variants = self._variants()
@@ -502,6 +498,7 @@ class Trial:
             regularization=regularization,
             groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
             after_step=self.adapter.after_step,
+            parts=self.config.parts,
         )
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:

@@ -194,6 +194,37 @@ def test_the_loop_takes_the_steps_that_a_plain_loop_takes():
     assert not np.allclose(weights(ours), weights(line()), rtol=1e-2)
 
 
+class Hungry(Points):
+    """Asks for more memory than any machine has, for batches of more rows than it was told."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def loss(self, model, batch, context):
+        import torch
+
+        loss = super().loss(model, batch, context)
+        if len(batch["labels"]) > self.most:
+            torch.empty(2**48, dtype=torch.uint8)
+        return loss
+
+
+@pytest.mark.parametrize(("most", "parts"), [(4, 1), (3, 2), (2, 2), (1, 4)])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_where_memory_runs_out_a_batch_is_computed_in_parts_and_the_steps_are_the_same(most, parts, accumulation):
+    rows, plain, cut = points(23), line(), line()
+    settings = {"train.gradient_accumulation": accumulation}
+    fit(plain, rows, **settings)
+    outcome = fit(cut, rows, task=Hungry(most), **settings)
+    assert outcome.parts == parts
+    np.testing.assert_allclose(weights(cut), weights(plain), rtol=1e-4)
+
+
+def test_memory_that_is_too_small_for_a_single_row_is_told():
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        fit(line(), points(8), task=Hungry(0))
+
+
 @pytest.mark.parametrize("count", [24, 22, 23])
 def test_accumulated_gradients_are_those_of_the_whole(count):
     # One epoch in one group: the same rows in one batch, or in parts that are averaged before the step.

@@ -16,7 +16,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from autoft.errors import SearchFailed
+from autoft.hardware import memory_left
+from autoft.quantities import format_bytes
 from autoft.rundir import RunDir
 
 __all__ = ["Event", "LocalExecutor", "thread_environment"]
@@ -57,6 +61,9 @@ class LocalExecutor:
         self.run, self.workers, self.threads = run, workers, threads
         self._queue: queue.Queue[Event] = queue.Queue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
+        self.memory_limits: dict[int, float] = {}
+        """Resident bytes by worker, from which on it is ended; workers that are not named have none of their own."""
+        self._ended: dict[int, str] = {}
 
     def __enter__(self) -> LocalExecutor:
         for worker in range(self.workers):
@@ -90,6 +97,7 @@ class LocalExecutor:
         except OSError as error:
             raise SearchFailed(f"a worker process cannot be started: {error}") from error
         self._processes[worker] = process
+        self._ended.pop(worker, None)
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
 
     def send(self, worker: int, op: str, **body: Any) -> None:
@@ -103,15 +111,34 @@ class LocalExecutor:
             return
 
     def poll(self, timeout: float) -> Event | None:
-        """Return the next event, or None when none comes within ``timeout`` seconds."""
+        """Return the next event, or None when none comes within ``timeout`` seconds; ends workers that need too much memory."""
+        self._guard_memory()
         try:
             return self._queue.get(timeout=timeout)
         except queue.Empty:
             return None
 
+    def _guard_memory(self) -> None:
+        """End workers above their limit, and the largest one before the machine begins to swap."""
+        used = {worker: _resident(process.pid) for worker, process in self._processes.items()}
+        for worker, limit in list(self.memory_limits.items()):
+            if used.get(worker, 0) > limit:
+                self._end(worker, f"it needs more than {format_bytes(limit)} of memory")
+        left, enough = memory_left()
+        if left < enough and used:
+            largest = max(used, key=lambda worker: used[worker])
+            self._end(largest, f"{format_bytes(left)} of this machine's memory are left")
+
+    def _end(self, worker: int, reason: str) -> None:
+        """Kill a worker, whose loss is then told as that of any other."""
+        self.memory_limits.pop(worker, None)
+        self._ended.setdefault(worker, reason)
+        self._processes[worker].kill()
+
     def stop(self, worker: int) -> None:
         """End a worker now; its trial leaves no result."""
         process = self._processes.pop(worker, None)
+        self.memory_limits.pop(worker, None)
         if process is None:
             return
         process.kill()
@@ -137,6 +164,8 @@ class LocalExecutor:
             self._queue.put(Event(worker, "lost", {"reason": self._cause(worker, code), "code": code}))
 
     def _cause(self, worker: int, code: int) -> str:
+        if worker in self._ended:
+            return f"the worker process was ended: {self._ended[worker]}"
         if code < 0:
             hint = "; the memory may not be enough" if code == -9 else ""
             return f"the worker process was killed by signal {-code}{hint}"
@@ -144,3 +173,11 @@ class LocalExecutor:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         last = f": {lines[-1].strip()}" if lines else ""
         return f"the worker process ended with {code}{last} (see {log})"
+
+
+def _resident(pid: int) -> int:
+    """Return the resident bytes of a process, 0 where it has ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,85 @@
+"""Workers that need more memory than they may are ended, and what they did is tried again with less."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoft.executors import LocalExecutor
+from autoft.hardware import memory_left
+from autoft.rundir import RunDir, TrialConfig
+from autoft.search import MOST_PARTS, Search
+
+
+def test_something_of_the_memory_is_to_be_left():
+    left, enough = memory_left()
+    assert 0 < enough < left
+
+
+def test_a_worker_above_its_limit_is_ended_and_the_reason_is_told(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    with LocalExecutor(run, 1, 1) as executor:
+        # A run folder without a plan: the worker would end by itself, but only after its imports.
+        executor.memory_limits[0] = 1_000_000
+        event, end = None, time.monotonic() + 60
+        while event is None and time.monotonic() < end:
+            event = executor.poll(0.1)
+    assert event is not None
+    assert (event.kind, event.body["code"]) == ("lost", -9)
+    assert event.body["reason"] == "the worker process was ended: it needs more than 1 MB of memory"
+
+
+def test_a_training_that_was_ended_is_begun_again_in_parts_and_nothing_else_is():
+    config = TrialConfig(
+        number=1, kind="search", model="m", pipeline="full", params={"train.batch_size": 16}, seed=0, parts=1
+    )
+    again = Search._in_more_parts(None, config, "train")
+    assert again == config.model_copy(update={"parts": 2})
+    assert Search._in_more_parts(None, config, "compress: onnx") is None
+    assert Search._in_more_parts(None, config.model_copy(update={"parts": MOST_PARTS}), "train") is None
+    single = config.model_copy(update={"params": {"train.batch_size": 1}})
+    assert Search._in_more_parts(None, single, "train") is None
+
+
+@pytest.mark.slow
+def test_a_search_keeps_a_limit_that_whole_batches_would_break(tmp_path, tiny_model):
+    rng = random.Random(0)
+    with (tmp_path / "long.jsonl").open("w") as file:
+        for _ in range(800):
+            good = rng.random() < 0.5
+            words = rng.choices(["the", "film", "plot"], k=57) + ["great" if good else "awful"] * 3
+            file.write(json.dumps({"text": " ".join(words), "label": "good" if good else "bad"}) + "\n")
+
+    def search(name: str, batch_size: int, **budget: str) -> dict:
+        recipe = {
+            "task": "text-classification",
+            "name": name,
+            "model": str(tiny_model),
+            "data": {"train": "long.jsonl", "validation_size": 60, "test_size": 60},
+            "budget": {"time": "10m", "trials": 1, **budget},
+            "effort": "quick",
+            "compress": "none",
+            "space": {"train.epochs": 12, "train.batch_size": batch_size, "full.learning_rate": 1e-3},
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        command = [sys.executable, "-m", "autoft", "search", f"{name}.yaml"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(Path(tmp_path, "runs", name, "trials/0000/result.json").read_text())
+
+    small, whole = search("small", 4), search("whole", 680)
+    assert whole["train_memory_bytes"] > small["train_memory_bytes"] + 60_000_000
+    limit = (small["train_memory_bytes"] + whole["train_memory_bytes"]) // 2
+    kept = search("kept", 680, train_memory=f"{limit}B")
+    assert kept["state"] == "complete"
+    assert kept["parts"] > 1
+    assert f"each batch in {kept['parts']} parts" in kept["reason"]
+    assert kept["train_memory_bytes"] <= limit
