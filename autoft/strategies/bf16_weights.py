@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autoft.contracts import ModelSource, PostTrainingQuantizer, Refusal, Row, State, Target
+from autoft.strategies.reshaped import SHAPES, read_reshaped, write_shapes
 
 __all__ = ["Bf16Weights"]
 
@@ -21,7 +22,7 @@ class Bf16Weights(PostTrainingQuantizer):
 
     name: ClassVar[str] = "bf16-weights"
     summary: ClassVar[str] = "weights and products in bfloat16: half of the size"
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse"})
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized"})
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse processors that compute with bfloat16 in software only, many times slower."""
@@ -35,10 +36,17 @@ class Bf16Weights(PostTrainingQuantizer):
 
         return copy.deepcopy(model).to(torch.bfloat16).eval()
 
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the model's files as transformers does, and ``shapes.json`` where its layers have other shapes."""
+        model.save_pretrained(folder)
+        write_shapes(model, folder)
+
     def load(self, folder: Path, target: Target) -> Any:
         """Return the model as it was stored."""
         import torch
 
+        if (folder / SHAPES).is_file():
+            return read_reshaped(folder).to(target.context.device).eval()
         source = ModelSource(
             name=target.source.name,
             path=str(folder),
