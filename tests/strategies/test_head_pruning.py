@@ -197,6 +197,18 @@ def test_graphs_are_those_of_the_pruned_model_at_other_sizes_than_they_were_trac
     assert OnnxInt8().apply(model, bench.target, bench.rows, {}).proto.ByteSize() < graph.proto.ByteSize()
 
 
+@pytest.mark.parametrize("task", ["token-classification", "question-answering", "generation"])
+def test_models_of_other_tasks_keep_what_they_learned_and_load_back(task):
+    """As the checks of every compressor, whose plan knows too little of its models to have them pruned."""
+    from autoft.plugins import load_plugins
+    from autoft.testing.strategies import compress, keeps_quality
+    from autoft.testing.workbench import Workbench
+
+    bench = Workbench(load_plugins().task(task), load_plugins())
+    assert HeadPruning().check(replace(bench.planning, config=bench.config)) is None
+    keeps_quality(bench, HeadPruning(), compress(bench, HeadPruning()))
+
+
 def test_further_steps_leave_the_files_to_it(make, logits, tmp_path):
     target, model = make("bert")
     rows = target.task.demo_rows()
