@@ -182,7 +182,7 @@ def test_a_chain_that_cannot_follow_is_refused_with_its_reason(catalog, tiny_mod
         ("low-rank+ffn-pruning", "ffn-pruning cannot follow: it takes dense or reshaped, not factorized"),
         ("low-rank+layer-pruning+ffn-pruning", "it takes dense or reshaped, not factorized"),
         ("low-rank+vocabulary-pruning+magnitude-pruning", "it takes dense, not factorized"),
-        ("low-rank+bf16-weights", "it takes dense or sparse, not factorized"),
+        ("low-rank+dynamic-int8+onnx", "not quantized"),
         ("onnx+low-rank", "it takes dense or reshaped, not exported"),
         ("head-pruning+ffn-pruning+vocabulary-pruning+low-rank+onnx-int8", None),
         ("layer-pruning+head-pruning+dynamic-int8", None),

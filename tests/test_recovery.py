@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -177,3 +178,38 @@ def test_a_smaller_model_learns_from_the_best_trial(tmp_path, tiny_model, small_
     assert variant.validation["accuracy"] > 0.8
     loaded = load(run / variant.folder)
     assert loaded.model.config.hidden_size == 16
+
+
+def test_layers_of_other_shapes_are_written_measured_and_loaded_along_a_chain(tmp_path, tiny_model, reviews):
+    chains = ["low-rank+onnx-int8", "head-pruning+ffn-pruning", "movement-pruning"]
+    names = ("low-rank", "head-pruning", "ffn-pruning", "movement-pruning")
+    space = {
+        "full.learning_rate": 4e-3,
+        "train.epochs": 5,
+        "train.batch_size": 8,
+        **{f"{name}.epochs": 3 for name in names},
+        **{f"{name}.learning_rate": 2e-3 for name in names},
+    }
+    budget = {"time": "10m", "trials": 1}
+    run, _ = search(tmp_path, tiny_model, reviews, compress=["none", *chains], space=space, budget=budget)
+    variants = {"+".join(re.findall(r"[\w-]+(?=\()|onnx-int8", one.name)): one for one in further(run).variants}
+    assert list(variants) == chains
+    for chain, variant in variants.items():
+        assert variant.state == "complete", variant.reason
+        assert variant.validation["accuracy"] > 0.8, chain
+        # Of each step but the last, its files were loaded and scored too.
+        assert [step.name.split("(")[0] for step in variant.steps] == chain.split("+")[:-1]
+        assert all(step.validation["accuracy"] > 0.7 for step in variant.steps), chain
+    # Again, for what is not chosen is not kept.
+    place = Workplace.open(RunDir(run))
+    place.plan.variants = [one for one in place.plan.variants if one.trains and "low-rank" not in one.name]
+    again = compress_further(place, further(run).config.model_copy(update={"number": 90}), Callbacks())
+    narrow, sparse = (load(run / variant.folder) for variant in again.variants)
+    assert narrow.manifest.format == "head-pruning"
+    layer = narrow.model.bert.encoder.layer[0]
+    whole = sparse.model.bert.encoder.layer[0]
+    assert layer.attention.self.query.out_features * 2 == whole.attention.self.query.out_features
+    assert layer.intermediate.dense.out_features * 2 == whole.intermediate.dense.out_features
+    assert sparse.manifest.format == "transformers"
+    weight = whole.intermediate.dense.weight
+    assert int((weight == 0).sum()) == weight.numel() // 2

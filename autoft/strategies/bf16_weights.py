@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from autoft.contracts import ModelSource, PostTrainingQuantizer, Refusal, Row, State, Target
 from autoft.errors import ModelError
+from autoft.strategies.reshaped import SHAPES, read_reshaped, write_shapes
 
 __all__ = ["Bf16Weights", "Fp16Weights"]
 
@@ -22,8 +23,8 @@ class Bf16Weights(PostTrainingQuantizer):
 
     name: ClassVar[str] = "bf16-weights"
     summary: ClassVar[str] = "weights and products in bfloat16: half of the size"
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse"})
     format: ClassVar[str] = "bfloat16"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized"})
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse processors that compute with bfloat16 in software only, many times slower."""
@@ -45,10 +46,17 @@ class Bf16Weights(PostTrainingQuantizer):
             raise ModelError(f"{self.name}: {large[0]} holds weights too large for {self.format}; use bf16-weights")
         return half
 
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the model's files as transformers does, and ``shapes.json`` where its layers have other shapes."""
+        model.save_pretrained(folder)
+        write_shapes(model, folder)
+
     def load(self, folder: Path, target: Target) -> Any:
         """Return the model as it was stored."""
         import torch
 
+        if (folder / SHAPES).is_file():
+            return read_reshaped(folder).to(target.context.device).eval()
         source = ModelSource(
             name=target.source.name,
             path=str(folder),

@@ -129,8 +129,8 @@ class DynamicInt8(PostTrainingQuantizer):
         # Parameters without memory; buffers are real, for those that no file holds are computed here.
         with init_empty_weights(include_buffers=False):
             model = kind(config)
-        if (folder / SHAPES).is_file():
-            reshape(model, Shapes.model_validate_json((folder / SHAPES).read_text(encoding="utf-8")))
+            if (folder / SHAPES).is_file():
+                reshape(model, Shapes.model_validate_json((folder / SHAPES).read_text(encoding="utf-8")))
         for path, module in list(model.named_modules()):
             if f"{path}.weight_int8" not in tensors:
                 continue

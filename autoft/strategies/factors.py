@@ -59,7 +59,8 @@ def factorize(
         ``first (rank, inputs)`` and ``second (outputs, rank)``, of weights alike in size, and the singular values that
         were left out, from the largest on.
     """
-    matrix = weight.detach().double()
+    # Apple's GPUs have no numbers of 64 bits.
+    matrix = weight.detach().to("cpu" if weight.device.type == "mps" else weight.device, torch.float64)
     root = torch.eye(matrix.shape[1], dtype=torch.float64, device=matrix.device)
     if gram is not None and float(gram.diagonal().mean()) > 0:
         gram = gram.to(matrix)
@@ -69,7 +70,7 @@ def factorize(
     # right @ root^-1, by solving: the inverse itself is never needed.
     first = torch.linalg.solve_triangular(root, size[:, None] * right[:rank], upper=False, left=False)
     second = left[:, :rank] * size
-    return first.to(weight.dtype), second.to(weight.dtype), values[rank:]
+    return first.to(weight), second.to(weight), values[rank:]
 
 
 DAMPING = 0.01

@@ -7,6 +7,7 @@ fresh model before transformers loads the weights into it. A model without a dif
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from autoft.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHAPES", "ReshapedFiles", "Shapes", "check_class", "read_reshaped", "reshape", "shapes_of"]
+__all__ = ["SHAPES", "ReshapedFiles", "Shapes", "check_class", "read_reshaped", "reshape", "shapes_of", "write_shapes"]
 
 SHAPES = "shapes.json"
 
@@ -105,6 +106,15 @@ def shapes_of(model: torch.nn.Module, config: Any = None) -> Shapes:
         )
     sizes = {name: size for name, size in found.items() if size != wanted[name]}
     return Shapes(factors=factors, numbers=numbers, sizes=sizes)
+
+
+def write_shapes(model: torch.nn.Module, folder: Path) -> None:
+    """Write how a model differs from what its configuration describes, if it does and could be loaded by that."""
+    with suppress(ModelError):
+        check_class(model, "")
+        shapes = shapes_of(model)
+        if shapes != Shapes():
+            (folder / SHAPES).write_text(shapes.model_dump_json(), encoding="utf-8")
 
 
 def reshape(model: torch.nn.Module, shapes: Shapes) -> None:

@@ -197,6 +197,89 @@ def test_graphs_are_those_of_the_pruned_model_at_other_sizes_than_they_were_trac
     assert OnnxInt8().apply(model, bench.target, bench.rows, {}).proto.ByteSize() < graph.proto.ByteSize()
 
 
+@pytest.mark.parametrize("task", ["token-classification", "question-answering", "generation"])
+def test_models_of_other_tasks_keep_what_they_learned_and_load_back(task):
+    """As the checks of every compressor, whose plan knows too little of its models to have them pruned."""
+    from autoft.plugins import load_plugins
+    from autoft.testing.strategies import compress, keeps_quality
+    from autoft.testing.workbench import Workbench
+
+    bench = Workbench(load_plugins().task(task), load_plugins())
+    assert HeadPruning().check(replace(bench.planning, config=bench.config)) is None
+    keeps_quality(bench, HeadPruning(), compress(bench, HeadPruning()))
+
+
+NAMES = {"vocab_size": 22, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+COMMON = {**NAMES, "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}
+PICTURES = {**COMMON, "image_size": 16, "patch_size": 8}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+ARCHITECTURES = {
+    "configuration": {
+        **{
+            name: {"num_key_value_heads": 2} for name in ["llama", "mistral", "qwen2", "qwen3", "starcoder2", "smollm3"]
+        },
+        **{name: {"head_dim": 8, "num_key_value_heads": 2} for name in ["gemma", "gemma2", "gemma3_text"]},
+        **{name: {} for name in ["phi", "nomic_bert", "vit", "beit", "dinov2", "ijepa"]},
+    },
+    "shapes.json": {
+        **{name: {} for name in ["bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "esm", "roformer"]},
+        **{name: {} for name in ["distilbert", "gpt2", "gpt_neo", "opt", "albert", "modernbert"]},
+        "deberta-v2": {**DISENTANGLED, "position_biased_input": False, "share_att_key": True},
+        "stablelm": {"num_key_value_heads": 2},
+        "gpt_neo": {"attention_types": [[["global"], 2]], "num_layers": 2},
+        "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+        "modernbert": {f"{name}_token_id": 1 for name in ("cls", "sep", "bos", "eos")},
+    },
+    "refused": {
+        **{name: {} for name in ["mpnet", "bloom", "falcon", "gpt_neox", "phi3", "olmo2"]},
+        "deberta": DISENTANGLED,
+    },
+}
+"""Where docs/compression.md says that it is written how many heads there are, and what tiny configurations need besides."""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "where"), [(model_type, where) for where, types in ARCHITECTURES.items() for model_type in types]
+)
+def test_architectures_are_pruned_as_the_page_says(model_type, where, make_target, tmp_path):
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    target = make_target(tmp_path)
+    seeing = model_type in {"vit", "beit", "dinov2", "ijepa"}
+    config = AutoConfig.for_model(model_type, **(PICTURES if seeing else COMMON), **ARCHITECTURES[where][model_type])
+    if seeing:
+
+        class Seeing(type(target.task)):
+            def encode(self, rows, context):
+                return [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i, _ in enumerate(rows)]
+
+            def collate(self, features, context):
+                return {name: torch.stack([torch.as_tensor(f[name]) for f in features]) for name in features[0]}
+
+        target = replace(target, task=Seeing())
+    torch.manual_seed(0)
+    kind = AutoModelForImageClassification if seeing else AutoModelForSequenceClassification
+    model = kind.from_config(config).eval()
+    for value in model.parameters():
+        if value.dim() > 1:
+            torch.nn.init.normal_(value, std=0.2)
+    refusal = HeadPruning().check(replace(target, config=config.to_dict()))
+    assert bool(refusal) == (where == "refused")
+    rows = target.task.demo_rows()
+    if where == "refused":
+        with pytest.raises(ModelError, match=r"no attention of a form that is known|does not work with fewer heads"):
+            HeadPruning().apply(model, target, rows, PARAMS)
+        return
+    smaller = HeadPruning().apply(model, target, rows, PARAMS)
+    before, after = find_attention(model), find_attention(smaller)
+    assert [one.groups * 2 for one in after] == [one.groups for one in before]
+    assert (shapes_of(smaller) == Shapes()) == (where == "configuration")
+    HeadPruning().save(smaller, tmp_path)
+    loaded = kind.from_pretrained(tmp_path) if where == "configuration" else read_reshaped(tmp_path)
+    stored = smaller.state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
+
+
 def test_further_steps_leave_the_files_to_it(make, logits, tmp_path):
     target, model = make("bert")
     rows = target.task.demo_rows()
