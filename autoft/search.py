@@ -71,6 +71,9 @@ TAUGHT = 1.3
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
 
+ASKED = 0.5
+"""What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
+
 ROUNDED = 2.5
 """What an epoch takes at most with rounded numbers, as a share of one without: matrices are rounded in each pass."""
 
@@ -784,11 +787,13 @@ class Search:
         return []
 
     def _to_compress(self) -> TrialConfig | None:
-        best = best_trials(self.plan, self._told())[:1]
-        if not best or not any(v.name == "none" and v.folder for v in best[0].variants):
+        best = best_trials(self.plan, self._told())
+        there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
+        if not best or best[0].number not in there:
             return None
         waiting = {variant.name for variant in self.plan.trained_again(best[0])}
-        config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
+        members = there[: self.plan.teachers]
+        config = best[0].config.model_copy(update={"kind": "compress", "members": members})
         done = {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
@@ -805,7 +810,8 @@ class Search:
             for variant in variants
             for step in variant.chain
         )
-        return TAUGHT * epoch * epochs + overhead * len(variants)
+        further = sum(min(variant.teachers, len(config.members)) - 1 for variant in variants)
+        return epoch * (TAUGHT * epochs + ASKED * further) + overhead * len(variants)
 
     def _averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
