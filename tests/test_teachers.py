@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from autoft.artifact import save_artifact
-from autoft.distillation import named_teacher
+from autoft.distillation import ROW, _Asked, _Lesson, _watched, alike, named_teacher
 from autoft.errors import ModelError
 from autoft.pretrained import dense_folder, trained_model
 from autoft.rundir import RunDir, TrialResult, read_run
@@ -227,3 +227,45 @@ def test_of_a_run_that_shipped_a_compressed_model_the_uncompressed_one_teaches(r
         shutil.rmtree(copied / "trials" / trial / "variants")
     with pytest.raises(ModelError, match="kept no uncompressed model"):
         trained_model(str(copied))
+
+
+class Encoded(list):
+    """Features with their lengths, as the run's cache gives them."""
+
+    @property
+    def lengths(self):
+        return [len(feature["input_ids"]) for feature in self]
+
+
+def test_models_read_alike_where_all_but_the_labels_is_the_same():
+    def features(ids, **more):
+        return Encoded([{"input_ids": row, "labels": 0, **more} for row in ids])
+
+    one = features([[1, 2], [3]], pixel_values=np.ones(3))
+    assert alike(one, features([[1, 2], [3]], pixel_values=np.ones(3), labels=1))
+    assert not alike(one, features([[1, 2], [4]], pixel_values=np.ones(3)))
+    assert not alike(one, features([[1, 2], [3]], pixel_values=np.zeros(3)))
+    assert not alike(one, features([[1, 2], [3]]))
+    # Beyond the rows that are looked at, lengths still tell.
+    many = [[1]] * 100
+    assert not alike(features(many), features([*many[:99], [1, 2]]))
+
+
+def test_words_of_tokens_that_the_student_does_not_read_are_no_lesson(catalog):
+    """Without a teacher that has to be there, the task's own loss is what is left."""
+    bench = Workbench(catalog.task("token-classification"), catalog, kind="encoder")
+    student, teacher = bench.load_model(), bench.trained.model.eval()
+    features = bench.task.encode(bench.rows, bench.context)
+    batch = {**bench.task.collate(features, bench.context), ROW: torch.arange(len(features))}
+    plain = bench.loss(student.eval())
+
+    def loss(required, other):
+        lesson = _Lesson(bench.task, 1.0, {}, required)
+        with _watched(student, []) as lesson.said, _watched(teacher, []) as taught:
+            lesson.teachers.append(_Asked(teacher, taught, other))
+            return float(lesson.loss(student, batch, bench.context).detach())
+
+    assert loss(False, (Encoded(features), bench.context)) == pytest.approx(plain)
+    with pytest.raises(ModelError, match="reads other tokens than the student"):
+        loss(True, (Encoded(features), bench.context))
+    assert loss(True, None) != pytest.approx(plain)
