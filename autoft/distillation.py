@@ -6,18 +6,26 @@ A compressor that takes parts of a model away asks for it through ``target.recov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from autoft.contracts import Target, Task, TaskContext
+import numpy as np
+
+from autoft.artifact import Manifest
+from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
 from autoft.data import Features, Split
+from autoft.errors import ModelError
+from autoft.plan import usable_positions
+from autoft.pretrained import loading, trained_by, trained_model
+from autoft.strategies.head_only import find_head
 from autoft.training import Progress, TrainOutcome, train
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["distill", "distillation_loss", "matching_loss"]
+__all__ = ["alike", "distill", "distillation_loss", "matching_loss", "named_teacher"]
 
 VOCABULARY = 1000
 """From so many classes on logits are those of words: most are of no account, and a squared difference counts them all."""
@@ -25,18 +33,21 @@ VOCABULARY = 1000
 ROW = "autoft.row"
 """Key of a feature and of a batch: which training rows they are of."""
 
+COMPARED = 32
+"""Rows that are looked at, about so many, to find out whether two models read the same tokens."""
+
 IGNORED = -100
 """Label of positions that have no loss, as in torch."""
 
 
 def distill(
     student: torch.nn.Module,
-    teacher: torch.nn.Module,
+    teachers: Sequence[tuple[torch.nn.Module, tuple[Features, TaskContext] | None]],
     target: Target,
     *,
     features: Features,
     rows: Split,
-    other: tuple[Features, TaskContext] | None,
+    required: bool,
     remembered: dict[int, torch.Tensor],
     epochs: int,
     learning_rate: float,
@@ -50,20 +61,21 @@ def distill(
     deadline: float | None,
     after_step: Callable[[float], None] | None = None,
 ) -> TrainOutcome:
-    """Train a student towards a teacher, in its place; see :class:`autoft.contracts.Recovery` for the loss.
+    """Train a student towards its teachers, in its place; see :class:`autoft.contracts.Recovery` for the loss.
 
     Args:
         student: left with the weights of its best validation.
-        teacher: left as it is.
+        teachers: left as they are; each with what it reads of the rows and its context, or None where it reads what the
+            student reads. The mean of their logits is taught.
         target: its task, and its context with the settings of the trial's training.
         features: encoded training rows.
         rows: the training rows.
-        other: what the teacher reads of the rows, and its context, where that is not what the student reads.
-        remembered: what the teacher said of rows before, by their number; added to.
+        required: whether it is an error that no teacher's logits can be compared with the student's.
+        remembered: what the teachers said of rows before, by their number; added to.
         epochs: over the rows.
         learning_rate: at its peak; linear, with the warm-up of the trial.
-        teaching: weight of the teacher.
-        matching: modules of both whose outputs are to be alike.
+        teaching: weight of the teachers.
+        matching: modules of the student and of the first teacher whose outputs are to be alike.
         precision: ``bf16`` or ``fp32``.
         objective: the validation metric that picks the best checkpoint.
         higher_is_better: its direction.
@@ -71,6 +83,9 @@ def distill(
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         after_step: told the share of all steps that is taken.
+
+    Raises:
+        ModelError: ``required``, and every teacher reads other tokens than the student, whose logits are of tokens.
     """
     changes = {
         "train.epochs": epochs,
@@ -81,12 +96,13 @@ def distill(
     context = replace(target.context, params={**target.context.params, **changes})
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-    teacher.eval()
-    lesson = _Lesson(target.task, teacher, teaching, other, None if matching else remembered)
-    with (
-        _watched(student, [mine for mine, _ in matching]) as lesson.said,
-        _watched(teacher, [theirs for _, theirs in matching]) as lesson.taught,
-    ):
+    lesson = _Lesson(target.task, teaching, remembered, required)
+    with ExitStack() as stack:
+        lesson.said = stack.enter_context(_watched(student, [mine for mine, _ in matching]))
+        for place, (model, other) in enumerate(teachers):
+            parts = [] if place else [theirs for _, theirs in matching]
+            taught = stack.enter_context(_watched(model.eval(), parts))
+            lesson.teachers.append(_Asked(model, taught, other))
         return train(
             student,
             task=cast(Task, lesson),
@@ -191,21 +207,31 @@ class _Numbered(Sequence[dict[str, Any]]):
         return {**self.features[index], ROW: int(index)}
 
 
-class _Lesson:
-    """The task, with a loss that has the teacher's share in it."""
+@dataclass(frozen=True)
+class _Asked:
+    """A teacher, what it said last, and what it reads of the rows where that is not what the student reads."""
 
-    def __init__(
-        self,
-        task: Task,
-        teacher: torch.nn.Module,
-        teaching: float,
-        other: tuple[Features, TaskContext] | None,
-        remembered: dict[int, torch.Tensor] | None,
-    ) -> None:
-        self.task, self.teacher, self.teaching, self.other = task, teacher, teaching, other
+    model: torch.nn.Module
+    said: _Said
+    other: tuple[Features, TaskContext] | None
+
+    def ask(self, task: Task, batch: Mapping[str, torch.Tensor], rows: Sequence[int], context: TaskContext) -> None:
+        if self.other is not None:
+            features, context = self.other
+            collated = task.collate([features[row] for row in rows], context)
+            batch = {name: value.to(context.device) for name, value in collated.items()}
+        task.loss(self.model, batch, context)
+
+
+class _Lesson:
+    """The task, with a loss that has the teachers' share in it."""
+
+    def __init__(self, task: Task, teaching: float, remembered: dict[int, torch.Tensor], required: bool) -> None:
+        self.task, self.teaching, self.required = task, teaching, required
         self.remembered = remembered
-        """Logits of the teacher by row, where there is one vector of a row and nothing else is asked of it."""
-        self.said, self.taught = _Said(), _Said()
+        """Mean logits of the teachers by row, where there is one vector of a row."""
+        self.said = _Said()
+        self.teachers: list[_Asked] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -226,35 +252,129 @@ class _Lesson:
         for name, logits in self.said.logits.items():
             loss = loss + self.teaching * distillation_loss(logits, taught[name], _mask(name, logits, given))
         mask = given.get("attention_mask")
-        for mine, theirs in zip(self.said.names, self.taught.names, strict=True):
+        first = self.teachers[0].said
+        for mine, theirs in zip(self.said.names, first.names, strict=True):
             hidden = self.said.parts[mine]
             fits = mask is not None and mask.shape == hidden.shape[:2]
-            loss = loss + matching_loss(hidden, self.taught.parts[theirs], mask if fits else None)
+            loss = loss + matching_loss(hidden, first.parts[theirs], mask if fits else None)
         return loss
 
     def _taught(
         self, batch: Mapping[str, torch.Tensor], rows: Sequence[int], context: TaskContext
     ) -> dict[str, torch.Tensor]:
-        """Return the teacher's logits; none where they are of other tokens than the student's."""
+        """Return the mean of the teachers' logits, of those that speak of the student's tokens; none without any."""
         import torch
 
         said = self.said.logits
         vectors = set(said) == {"logits"} and said["logits"].dim() == 2 and len(said["logits"]) == len(rows)
-        if self.other is not None and not vectors:
-            return {}
-        if vectors and self.remembered is not None and all(row in self.remembered for row in rows):
-            return {"logits": torch.stack([self.remembered[row] for row in rows]).to(said["logits"].device)}
+        able = [one for one in self.teachers if vectors or one.other is None]
+        if not able and self.required:
+            raise ModelError("the teacher reads other tokens than the student, and what it says is of tokens")
+        known = vectors and all(row in self.remembered for row in rows)
         with torch.no_grad():
-            if self.other is None:
-                self.task.loss(self.teacher, batch, context)
-            else:
-                features, context = self.other
-                given = self.task.collate([features[row] for row in rows], context)
-                self.task.loss(self.teacher, {name: value.to(context.device) for name, value in given.items()}, context)
-        found = {name: value.detach() for name, value in self.taught.logits.items()}
-        if vectors and self.remembered is not None:
+            for one in able:
+                # Modules that are matched are needed in any case.
+                if not known or (one is self.teachers[0] and self.said.names):
+                    one.ask(self.task, batch, rows, context)
+        if known:
+            return {"logits": torch.stack([self.remembered[row] for row in rows]).to(said["logits"].device)}
+        if not able:
+            return {}
+        first, *others = [one.said.logits for one in able]
+        found = {name: value.detach() for name, value in first.items()}
+        if others:
+            found = {
+                name: torch.stack([value.float(), *(one[name].detach().float() for one in others)]).mean(0)
+                for name, value in found.items()
+            }
+        if vectors:
             self.remembered.update(zip(rows, found["logits"].float().cpu(), strict=True))
         return found
+
+
+def alike(one: Features, other: Features) -> bool:
+    """Say whether two models read the same tokens of the same rows, labels left out."""
+    if list(one.lengths) != list(other.lengths):
+        return False
+
+    def same(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        names = (set(mine) | set(theirs)) - {"labels"}
+        if not names <= set(mine) & set(theirs):
+            return False
+        # Arrays have no single truth of their own.
+        return all(
+            np.array_equal(mine[name], theirs[name])
+            if isinstance(mine[name], np.ndarray)
+            else mine[name] == theirs[name]
+            for name in names
+        )
+
+    return all(same(one[row], other[row]) for row in range(0, len(one), max(1, len(one) // COMPARED)))
+
+
+def named_teacher(name: str, target: Target) -> Teacher:
+    """Return a fine-tuned model to learn from.
+
+    Args:
+        name: of a run's folder, of its ``best``, or of a model of transformers, as ``package://module/path``.
+        target: whose task, labels and device it has to fit.
+
+    Raises:
+        ModelError: there is none, it is damaged, of another task or of other labels, or it has no head for the task.
+    """
+    from transformers import AutoConfig
+
+    task, context = target.task, target.context
+    source = trained_model(name, target.source.trust_remote_code)
+    known_as = trained_by(source)
+    if known_as not in {None, task.card.name}:
+        raise ModelError(f"the teacher {name} was trained for {known_as}; name one for {task.card.name}")
+    with loading(source, "the configuration"):
+        config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
+    if known_as is None:
+        labels = [config.id2label[place] for place in sorted(config.id2label or {})]
+        longest = getattr(config, "max_position_embeddings", None)
+        most = usable_positions(config.to_dict()) if isinstance(longest, int) else context.max_length
+        own = replace(context, max_length=min(context.max_length, most))
+    else:
+        manifest = Manifest.model_validate_json((Path(source.path) / "autoft.json").read_text(encoding="utf-8"))
+        labels = list(manifest.facts.get("labels") or [])
+        own = replace(
+            context,
+            facts=manifest.facts,
+            options=manifest.options,
+            params=manifest.params,
+            max_length=manifest.max_length,
+        )
+    wanted = list(context.facts.get("labels") or [])
+    if wanted and labels != wanted:
+        raise ModelError(
+            f"the teacher {name} knows the labels {_listed(labels)}, and the data have {_listed(wanted)}; name one that "
+            "was trained on the same labels in the same order"
+        )
+    own = replace(own, processor=task.load_processor(source, own))
+    model = task.load_model(source, own).to(context.device).eval()
+    missing = sorted(set(find_head(model).parameters) - _stored(source)) if Path(source.path).is_dir() else []
+    if missing:
+        raise ModelError(f"the teacher {name} is not fine-tuned: its files hold no {missing[0]}; name one that is")
+    return Teacher(name, model, own)
+
+
+def _stored(source: ModelSource) -> set[str]:
+    """Return the names of the weights in a model's files."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    with loading(source):
+        for path in Path(source.path).glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                names.update(file.keys())
+    return names
+
+
+def _listed(labels: Sequence[object]) -> str:
+    shown = ", ".join(map(str, labels[:4])) + (" ..." if len(labels) > 4 else "")
+    return shown or "of nothing"
 
 
 def _mask(name: str, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

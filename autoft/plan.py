@@ -39,9 +39,10 @@ from autoft.hardware import Hardware
 from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.plugins import Catalog
+from autoft.pretrained import dense_folder
 from autoft.quantities import format_bytes, format_seconds, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import BudgetSection, LatencyLimit, Recipe
-from autoft.rundir import RunDir, RunRecord, TrialConfig, TrialResult, read_json
+from autoft.rundir import RunRecord, TrialConfig, TrialResult, read_json
 from autoft.space import (
     Categorical,
     Domain,
@@ -252,6 +253,11 @@ class VariantPlan(_Plan):
         steps = [step.model_dump_json(exclude={"label"}) for step in self.chain]
         return ["+".join(steps[: count + 1]) for count in range(len(steps))]
 
+    @property
+    def teachers(self) -> int:
+        """Of how many trials the models are wanted to learn from."""
+        return max((int(step.params.get("teachers") or 1) for step in self.chain), default=1)
+
 
 class AuxiliaryPlan(_Plan):
     """A further task that is trained along."""
@@ -440,6 +446,11 @@ class Plan(_Plan):
     def every_variant(self) -> list[VariantPlan]:
         """The variants, and those that may be made in addition."""
         return [*self.variants, *self.rescues]
+
+    @property
+    def teachers(self) -> int:
+        """Of how many trials the models are wanted for one that learns from them."""
+        return max((variant.teachers for variant in self.every_variant), default=1)
 
     def trained_again(self, result: TrialResult) -> list[VariantPlan]:
         """Return the variants with a training that are due for a trial, those that it has already left out."""
@@ -783,15 +794,12 @@ class _Planner:
         run = next((path for path in (self.base / name, Path(name).expanduser()) if path.is_dir()), None)
         if run is None:
             raise ModelError(f"no such folder: {name}; give the folder of a finished run, as runs/reviews")
-        chosen = read_json(run / "selection.json", missing={}).get("trial")
-        numbers = [number for number in (chosen, 0) if number is not None]
-        places = [run / "best", *(RunDir(run).trial(number) / "variants" / "none" for number in numbers), run]
-        for place in places:
-            if (place / "config.json").is_file() and [*place.glob("*.safetensors")] and not _compressed(place):
-                return place
-        raise ModelError(
-            f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
-        )
+        found = dense_folder(run)
+        if found is None:
+            raise ModelError(
+                f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
+            )
+        return found
 
     def resolve_model(self, name: str) -> ModelPlan:
         if name.startswith("package://"):
@@ -1322,11 +1330,6 @@ def _local_model(name: str, folder: Path) -> ModelPlan:
     return ModelPlan(
         name=name, path=str(folder), config=config, size_bytes=sum(file.stat().st_size for file in weights)
     )
-
-
-def _compressed(folder: Path) -> bool:
-    """Say whether the files of a model are those of a compressor, which transformers cannot train on."""
-    return bool(read_json(folder / "autoft.json", missing={}).get("format", "transformers") != "transformers")
 
 
 def _hub_model(name: str) -> ModelPlan:

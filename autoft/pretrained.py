@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
+from autoft.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DROPOUTS", "load_network", "load_tokenizer", "loading", "named_model", "set_dropout"]
+__all__ = [
+    "DROPOUTS",
+    "dense_folder",
+    "load_network",
+    "load_tokenizer",
+    "loading",
+    "named_model",
+    "set_dropout",
+    "trained_by",
+    "trained_model",
+]
 
 DROPOUTS = (
     "attention_dropout",
@@ -79,6 +90,51 @@ def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:
             raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
         path = str(folder)
     return ModelSource(name, path, trust_remote_code=trust_remote_code)
+
+
+def dense_folder(run: Path) -> Path | None:
+    """Return the folder of the uncompressed weights that a run kept: the chosen ones, else the default's; None without."""
+    chosen = read_json(run / "selection.json", missing={}).get("trial")
+    numbers: list[int] = []
+    if chosen is not None:
+        # What was made smaller and trained again began as another trial's model.
+        config = read_json(RunDir(run).trial(chosen) / "config.json", missing={})
+        numbers = [chosen, *config.get("members", [])]
+    places = [run / "best", *(RunDir(run).trial(number) / "variants" / "none" for number in [*numbers, 0]), run]
+    return next((place for place in places if _is_dense(place)), None)
+
+
+def _is_dense(folder: Path) -> bool:
+    """Say whether a folder holds weights that transformers reads; those of a compressor are none."""
+    if not (folder / "config.json").is_file() or not [*folder.glob("*.safetensors")]:
+        return False
+    return bool(read_json(folder / "autoft.json", missing={}).get("format", "transformers") == "transformers")
+
+
+def trained_model(name: str, trust_remote_code: bool = False) -> ModelSource:
+    """Return where a trained model is that a parameter names: of a run, of its ``best`` folder, or as for a plain model.
+
+    Of a run that shipped a compressed model it is the uncompressed one that it kept.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = Path(name).expanduser().absolute()
+    run = folder.parent if folder.name == "best" else folder
+    if folder.is_dir() and (run / "plan.json").is_file():
+        found = dense_folder(run)
+        if found is None:
+            raise ModelError(f"{name} kept no uncompressed model; run its search with none among compress")
+        return ModelSource(name, str(found), trust_remote_code=trust_remote_code)
+    if folder.is_dir() and (folder / "autoft.json").is_file() and not _is_dense(folder):
+        raise ModelError(f"{name} is a compressed model; name one that transformers reads, as a run's trials keep it")
+    return named_model(name, trust_remote_code)
+
+
+def trained_by(source: ModelSource) -> str | None:
+    """Return the task that a model was trained for, where autoft wrote it; None of other models."""
+    task = read_json(Path(source.path) / "autoft.json", missing={}).get("task")
+    return str(task) if task else None
 
 
 def _in_package(name: str) -> Path:

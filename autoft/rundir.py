@@ -89,7 +89,8 @@ class TrialConfig(_Record):
     """Which rows are held out: 0 is the validation split, further folds are parts of the training split."""
 
     members: list[int] = []
-    """The trials that may be averaged in a soup or an ensemble, the best first; the one that is compressed further."""
+    """The trials that may be averaged in a soup or an ensemble, the best first; the one that is compressed further, then those
+    that teach it too."""
     variants: list[str] = []
     """Which are made of a trial that is compressed further."""
     parts: int = 1

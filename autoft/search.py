@@ -71,6 +71,9 @@ TAUGHT = 1.3
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
 
+ASKED = 0.5
+"""What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
+
 UNKNOWN_CHAIN = 2.0
 """How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
 
@@ -846,11 +849,13 @@ class Search:
 
     def _to_compress(self, room: float) -> TrialConfig | None:
         """Return the best trial with the first variants that train again and take at most so many seconds together."""
-        best = best_trials(self.plan, self._told())[:1]
-        if not best or not any(v.name == "none" and v.folder for v in best[0].variants):
+        best = best_trials(self.plan, self._told())
+        there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
+        if not best or best[0].number not in there:
             return None
         waiting = [variant.name for variant in self.plan.trained_again(best[0])]
-        config = best[0].config.model_copy(update={"kind": "compress", "members": [best[0].number]})
+        members = there[: self.plan.teachers]
+        config = best[0].config.model_copy(update={"kind": "compress", "members": members})
         done = {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
@@ -870,7 +875,8 @@ class Search:
         measured = {beginning for variant in variants for beginning in variant.beginnings}
         # Each new shape is exported anew, as that of the slowest variant was; steps before are only measured.
         compressing = max(took) * len(variants) + statistics.fmean(took) * len(measured)
-        return TAUGHT * epoch * epochs_again(variants) + compressing
+        further = sum(min(variant.teachers, len(config.members)) - 1 for variant in variants)
+        return epoch * (TAUGHT * epochs_again(variants) + ASKED * further) + compressing
 
     def _averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""

@@ -218,9 +218,11 @@ def best_trials(plan: Plan, results: Sequence[TrialResult]) -> list[TrialResult]
 def _to_compress(
     plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
 ) -> list[tuple[int, str]]:
-    """Return which files a variant that trains again starts from."""
-    best = [result for result in best_trials(plan, results)[:1] if plan.trained_again(result)]
-    return [(result.number, "none") for result in best if (result.number, "none") in sizes]
+    """Return which files a variant that trains again starts from, and which models teach it."""
+    best = best_trials(plan, results)
+    if not best or not plan.trained_again(best[0]):
+        return []
+    return [(result.number, "none") for result in best[: plan.teachers] if (result.number, "none") in sizes]
 
 
 def _to_average(

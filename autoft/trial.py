@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.artifact import save_artifact
-from autoft.contracts import Adapter, Compressor, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskContext
+from autoft.contracts import (
+    Adapter,
+    Compressor,
+    ModelSource,
+    Quantizer,
+    Regularizer,
+    Row,
+    Target,
+    Task,
+    TaskContext,
+    Teacher,
+)
 from autoft.data import Features, PreparedData, encoded, open_data
-from autoft.distillation import distill
+from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.plan import (
@@ -339,8 +350,8 @@ class Trial:
         """Prepare it; the arguments are those of :func:`run_trial`."""
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
         self.deadline, self.result = deadline, result
-        self.remembered: dict[int, torch.Tensor] = {}
-        """What the trained model says of training rows, once a compressor has asked."""
+        self.remembered: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
+        """What teachers say of training rows together, by their names, once a compressor has asked."""
         self.begun = Begun()
         pipeline = self.plan.pipeline(config.pipeline)
         self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
@@ -638,6 +649,18 @@ class _Recovery:
     def __init__(self, trial: Trial, teacher: torch.nn.Module, taught: Target, variant: str) -> None:
         self.trial, self.teacher, self.taught, self.variant = trial, teacher, taught, variant
 
+    def best(self, count: int) -> Sequence[Teacher]:
+        place, known = self.trial.place, {result.number: result for result in self.trial.place.run.results()}
+        found = [Teacher("", self.teacher, self.taught.context)]
+        for number in self.trial.config.members[1:count]:
+            config = known[number].config
+            context = place.target(config.model, config.params, config.seed).context
+            found.append(Teacher(f"trial {number}", place.trained(known[number], context), context))
+        return found
+
+    def named(self, name: str) -> Teacher:
+        return named_teacher(name, self.taught)
+
     def __call__(
         self,
         student: torch.nn.Module,
@@ -648,28 +671,33 @@ class _Recovery:
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         trial, place, config = self.trial, self.trial.place, self.trial.config
-        teacher_features = place.features(config.model, self.taught.context, config.fold)
-        alike = target.context.processor is self.taught.context.processor
-        features = teacher_features
         rows = place.splits(config.fold).train
-        if not alike:
-            # A processor that an earlier step made follows from the rows, the base model and the steps.
-            known_as = f"{config.model}, {self.variant}"
-            features = encoded(rows, place.task, target.context, place.run.data / "encoded", known_as)
+
+        def read(context: TaskContext, known_as: str) -> Features:
+            models = (model for model, processor in place.processors.items() if processor is context.processor)
+            return encoded(rows, place.task, context, place.run.data / "encoded", next(models, known_as))
+
+        # A processor that an earlier step made follows from the rows, the base model and the steps.
+        features = read(target.context, f"{config.model}, {self.variant}")
+        asked = []
+        for teacher in teachers or self.best(1):
+            own = read(teacher.context, teacher.name)
+            asked.append((teacher.model, None if alike(features, own) else (own, teacher.context)))
         outcome = distill(
             student,
-            self.teacher,
+            asked,
             target,
             features=features,
             rows=rows,
-            other=None if alike else (teacher_features, self.taught.context),
-            remembered=trial.remembered,
+            required=bool(teachers),
+            remembered=trial.remembered.setdefault(tuple(one.name for one in teachers), {}),
             epochs=epochs,
             learning_rate=learning_rate,
             teaching=teaching,
-            matching=matching if alike else (),
+            matching=matching if asked[0][1] is None else (),
             precision=place.precision.get(config.model, "fp32"),
             objective=trial.plan.objective,
             higher_is_better=trial.plan.higher_is_better,

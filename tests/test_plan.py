@@ -238,7 +238,7 @@ def test_what_quantizes_without_training_for_it_can_be_rescued(catalog, tiny_mod
         "vocabulary-pruning+quantization-aware+onnx-int4": "vocabulary-pruning+onnx-int4",
     }
     assert all(variant.trains for variant in plan.rescues)
-    assert plan.rescues[0].chain[0].params == {"epochs": 3, "learning_rate": 2e-5, "teaching": 0.9}
+    assert plan.rescues[0].chain[0].params == {"epochs": 3, "learning_rate": 2e-5, "teaching": 0.9, "teachers": 1}
     assert planned(catalog, tiny_model, compress=compress, search={"quantization_aware": "never"}).rescues == []
     pinned = {"quantization-aware": {"epochs": 1, "teaching": [0.0, 0.5]}}
     plan = planned(catalog, tiny_model, compress=["onnx-int8"], space=pinned)

@@ -16,6 +16,7 @@ from autoft.contracts.strategy import (
     State,
     Strategy,
     Target,
+    Teacher,
     WeightFormat,
     WeightPruner,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "Task",
     "TaskCard",
     "TaskContext",
+    "Teacher",
     "WeightFormat",
     "WeightPruner",
 ]

@@ -34,6 +34,7 @@ __all__ = [
     "State",
     "Strategy",
     "Target",
+    "Teacher",
     "WeightFormat",
     "WeightPruner",
 ]
@@ -96,6 +97,21 @@ class WeightFormat:
     pooled: bool = True
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A trained model to learn from.
+
+    Attributes:
+        name: what tells it from others.
+        model: answers with logits of the task, by the names that the student's have.
+        context: how it reads rows.
+    """
+
+    name: str
+    model: torch.nn.Module
+    context: TaskContext
+
+
 class Recovery(Protocol):
     """Trains a model that a compressor has made smaller, until it says again what the trained model said.
 
@@ -104,6 +120,18 @@ class Recovery(Protocol):
     """
 
     teacher: torch.nn.Module
+
+    def best(self, count: int) -> Sequence[Teacher]:
+        """Return the models of the best trials as they were trained, this one first; fewer where there are no more."""
+        ...
+
+    def named(self, name: str) -> Teacher:
+        """Return a model that a recipe names: of a run, of its ``best`` folder, or of transformers.
+
+        Raises:
+            ModelError: there is none, or it is of another task, of other labels, or not fine-tuned.
+        """
+        ...
 
     def __call__(
         self,
@@ -115,6 +143,7 @@ class Recovery(Protocol):
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         """Train the student in its place, and leave it with the weights of its best validation.
 
@@ -132,6 +161,11 @@ class Recovery(Protocol):
             teaching: weight of the teacher's logits, from 0 to 1.
             matching: names of modules of the student and of the teacher whose outputs, of one shape, are to be alike.
             after_step: told, after each step of the optimiser, the share of all steps that is taken, up to 1.
+            teachers: whose logits to learn from in place of ``teacher``'s: the mean of all (Hinton et al. 2015, section 5;
+                You et al. 2017, doi:10.1145/3097983.3098135). Modules are matched with the first one's.
+
+        Raises:
+            ModelError: none of ``teachers`` reads the tokens of the student, and logits are of tokens.
         """
         ...
 

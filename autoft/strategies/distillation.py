@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
-from autoft.pretrained import loading, named_model
+from autoft.pretrained import loading, named_model, trained_by, trained_model
 from autoft.space import Categorical, SearchSpace
 from autoft.strategies.recovery import RECOVERY, recover
 
@@ -20,26 +20,41 @@ class Distillation(Compressor):
 
     The student reads the rows with its own tokenizer, and learns from the teacher's logits of whole rows and from the
     task's own loss (Hinton et al. 2015, arXiv:1503.02531; Turc et al. 2019, arXiv:1908.08962: a pretrained student).
+    The teacher is the trained model, or another one that the recipe names.
     """
 
     name: ClassVar[str] = "distillation"
     summary: ClassVar[str] = "trains a smaller model, named in the recipe, on what the trained one says"
-    space: ClassVar[SearchSpace] = {"student": Categorical((None,), open=True), **RECOVERY}
+    space: ClassVar[SearchSpace] = {
+        "student": Categorical((None,), open=True),
+        "teacher": Categorical((None,), open=True),
+        **RECOVERY,
+    }
     yields: ClassVar[State] = "dense"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
 
     def check(self, target: Target) -> Refusal | None:
-        """Refuse where the recipe names no student, or one that is not there."""
+        """Refuse where the recipe names no student, or a student or teacher that is not there or of another task."""
         name = target.context.params.get(f"{self.name}.student")
         if not name:
             return Refusal(
                 f"{self.name}: needs a student; name a smaller model in the recipe, as space: "
                 f"{{{self.name}.student: google/bert_uncased_L-2_H-128_A-2}}"
             )
+        teacher = target.context.params.get(f"{self.name}.teacher")
+        if teacher and int(target.context.params.get(f"{self.name}.teachers") or 1) > 1:
+            return Refusal(
+                f"{self.name}: teacher names one model, and teachers asks for those of trials; give one of both"
+            )
         try:
             named_model(str(name))
+            task = trained_by(trained_model(str(teacher))) if teacher else None
         except ModelError as error:
             return Refusal(f"{self.name}: {error}")
+        if task not in {None, target.task.card.name}:
+            return Refusal(
+                f"{self.name}: the teacher {teacher} was trained for {task}; name one for {target.task.card.name}"
+            )
         return None
 
     def trains(self, params: Mapping[str, Any]) -> bool:
@@ -56,7 +71,7 @@ class Distillation(Compressor):
         """Return the trained student, and the target with its processor and configuration.
 
         Raises:
-            ModelError: the student cannot be loaded.
+            ModelError: the student or the teacher cannot be loaded, or the teacher does not fit the task.
         """
         from transformers import AutoConfig
 
@@ -67,5 +82,6 @@ class Distillation(Compressor):
         context = replace(own.context, processor=own.task.load_processor(source, own.context))
         own = replace(own, context=context)
         student = own.task.load_model(source, context).to(context.device)
-        recover(student, own, params)
+        teacher = params.get("teacher")
+        recover(student, own, params, teacher=str(teacher) if teacher else None)
         return student.eval(), own

@@ -29,6 +29,7 @@ from autoft.contracts import (
     Target,
     Task,
     TaskContext,
+    Teacher,
 )
 from autoft.evaluation import judged, references
 from autoft.hardware import Hardware
@@ -137,6 +138,14 @@ class BenchRecovery:
     def __init__(self, bench: Workbench, teacher: torch.nn.Module) -> None:
         self.bench, self.teacher = bench, teacher
 
+    def best(self, count: int) -> Sequence[Teacher]:
+        """Return the teacher, the only trained model here."""
+        return [Teacher("", self.teacher, self.bench.context)]
+
+    def named(self, name: str) -> Teacher:
+        """Return the teacher under the name."""
+        return Teacher(name, self.teacher, self.bench.context)
+
     def __call__(
         self,
         student: torch.nn.Module,
@@ -147,6 +156,7 @@ class BenchRecovery:
         teaching: float = 0.5,
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         """Train the student in its place, and fail where modules that are to be alike are not there.
 
