@@ -15,7 +15,7 @@ from autoft.strategies.augmentation import (
     RandomSwap,
 )
 from autoft.strategies.averaging import Ema, Swa
-from autoft.strategies.bf16_weights import Bf16Weights
+from autoft.strategies.bf16_weights import Bf16Weights, Fp16Weights
 from autoft.strategies.bitsandbytes import Fp4Base, Int8Base, Nf4Base
 from autoft.strategies.bnb_weights import BnbFp4, BnbInt8, BnbNf4
 from autoft.strategies.consistency import RDrop, TokenCutoff
@@ -128,6 +128,7 @@ def autoft_strategies() -> Sequence[Strategy]:
         OnnxInt4(),
         OnnxMixed(),
         Bf16Weights(),
+        Fp16Weights(),
         BnbInt8(),
         BnbNf4(),
         BnbFp4(),

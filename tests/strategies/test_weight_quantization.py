@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from autoft.errors import ModelError
 from autoft.hardware import Gpu, Hardware
+from autoft.strategies.bf16_weights import Fp16Weights
 from autoft.strategies.bnb_weights import BnbFp4, BnbInt8, BnbNf4
 from autoft.strategies.torchao import TorchaoFp8, TorchaoInt4, TorchaoInt8, TorchaoInt8Dynamic
 from autoft.strategies.weight_quantization import block_layers, patterns
@@ -412,6 +413,7 @@ def test_a_model_without_a_layer_that_fits_is_told(make_checkpoint, make_target,
 @pytest.mark.parametrize(
     ("strategy", "params"),
     [
+        (Fp16Weights(), {}),
         (BnbInt8(), {}),
         (BnbNf4(), {}),
         (TorchaoInt8(), {}),
