@@ -21,7 +21,7 @@ from autoft.strategies.head_only import CONVOLUTIONAL, find_bodies
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["REST", "Layers", "TransformersQuantized", "block_layers", "patterns"]
+__all__ = ["REST", "Layers", "TransformersQuantized", "block_layers", "patterns", "room"]
 
 REST = Categorical(("fp32", "bf16"))
 """Precision of all that is not quantized. In bfloat16 everything between the layers is computed in it too."""
@@ -115,7 +115,7 @@ class TransformersQuantized(PostTrainingQuantizer):
             )
         config = self.quantization_config(layers, target, params)
         dtype = torch.bfloat16 if params.get("rest", self.rest) == "bf16" else torch.float32
-        with tempfile.TemporaryDirectory(dir=_folder(target)) as folder:
+        with tempfile.TemporaryDirectory(dir=room(target)) as folder:
             model.save_pretrained(folder)
             with loading(ModelSource(target.source.name, folder), "the model to quantize"):
                 quantized = type(model).from_pretrained(
@@ -195,8 +195,8 @@ def patterns(names: Iterable[str], others: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _folder(target: Target) -> Path | None:
-    # Beside the run, where there is room for a model; the system's place for small files may be in memory.
+def room(target: Target) -> Path | None:
+    """Return the folder to put a model into for a while: the run's, for the system's may be small or in memory."""
     if target.cache is None:
         return None
     target.cache.mkdir(parents=True, exist_ok=True)
