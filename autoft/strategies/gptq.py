@@ -55,10 +55,13 @@ class Gptq(TransformersQuantized):
             return Refusal(f"{self.name}: {self.library} quantizes decoders that write texts, as Llama; use bnb-nf4")
         if "cuda" not in (target.hardware.device, target.context.device):
             return Refusal(f"{self.name}: its files are for the kernels of NVIDIA GPUs; use bnb-nf4")
-        missing = super().check(target)
-        if missing is None and importlib.util.find_spec("optimum") is None:
-            return Refusal(f"{self.name}: needs optimum, which is not installed; pip install autoft[{self.library}]")
-        return missing
+        return super().check(target)
+
+    def missing(self) -> str | None:
+        """Return what has to be installed to quantize and to load, or None."""
+        if importlib.util.find_spec("optimum") is None:
+            return f"{self.name}: needs optimum, which is not installed; pip install autoft[{self.library}]"
+        return super().missing()
 
     def quantization_config(self, layers: Layers, target: Target, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of gptqmodel's ``QuantizeConfig``."""

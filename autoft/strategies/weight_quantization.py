@@ -74,10 +74,8 @@ class TransformersQuantized(PostTrainingQuantizer):
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse where the library is missing or has no kernels, and models with nothing that it quantizes."""
-        if importlib.util.find_spec(self.library) is None:
-            return Refusal(
-                f"{self.name}: needs {self.library}, which is not installed; pip install autoft[{self.library}]"
-            )
+        if missing := self.missing():
+            return Refusal(missing)
         if "mps" in (target.hardware.device, target.context.device):
             return Refusal(f"{self.name}: {self.library} has no kernels for Apple's mps; use a CPU or an NVIDIA GPU")
         model_type = target.config.get("model_type")
@@ -94,6 +92,12 @@ class TransformersQuantized(PostTrainingQuantizer):
             return Refusal(
                 f"{self.name}: this processor has no instructions for bfloat16; use a newer one, or rest: fp32"
             )
+        return None
+
+    def missing(self) -> str | None:
+        """Return what has to be installed to quantize and to load, or None."""
+        if importlib.util.find_spec(self.library) is None:
+            return f"{self.name}: needs {self.library}, which is not installed; pip install autoft[{self.library}]"
         return None
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
@@ -128,7 +132,13 @@ class TransformersQuantized(PostTrainingQuantizer):
         return quantized.eval()
 
     def load(self, folder: Path, target: Target) -> Any:
-        """Return the model as it was stored, on the context's device."""
+        """Return the model as it was stored, on the context's device.
+
+        Raises:
+            ModelError: the library is not installed, or the files are damaged.
+        """
+        if missing := self.missing():
+            raise ModelError(f"{folder}: {missing}")
         source = ModelSource(
             name=target.source.name,
             path=str(folder),
