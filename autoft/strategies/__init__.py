@@ -23,6 +23,7 @@ from autoft.strategies.contrastive import SupervisedContrastive
 from autoft.strategies.distillation import Distillation
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.full import Full
+from autoft.strategies.gptq import Awq, Gptq
 from autoft.strategies.head_only import HeadOnly
 from autoft.strategies.head_pruning import HeadPruning
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
@@ -150,4 +151,6 @@ def autoft_strategies() -> Sequence[Strategy]:
         TorchaoInt8Dynamic(),
         TorchaoInt4(),
         TorchaoFp8(),
+        Gptq(),
+        Awq(),
     )

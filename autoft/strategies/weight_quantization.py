@@ -21,7 +21,7 @@ from autoft.strategies.head_only import CONVOLUTIONAL, find_bodies
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["REST", "Layers", "TransformersQuantized", "block_layers", "patterns"]
+__all__ = ["REST", "Layers", "TransformersQuantized", "block_layers", "patterns", "room"]
 
 REST = Categorical(("fp32", "bf16"))
 """Precision of all that is not quantized. In bfloat16 everything between the layers is computed in it too."""
@@ -74,10 +74,8 @@ class TransformersQuantized(PostTrainingQuantizer):
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse where the library is missing or has no kernels, and models with nothing that it quantizes."""
-        if importlib.util.find_spec(self.library) is None:
-            return Refusal(
-                f"{self.name}: needs {self.library}, which is not installed; pip install autoft[{self.library}]"
-            )
+        if missing := self.missing():
+            return Refusal(missing)
         if "mps" in (target.hardware.device, target.context.device):
             return Refusal(f"{self.name}: {self.library} has no kernels for Apple's mps; use a CPU or an NVIDIA GPU")
         model_type = target.config.get("model_type")
@@ -94,6 +92,12 @@ class TransformersQuantized(PostTrainingQuantizer):
             return Refusal(
                 f"{self.name}: this processor has no instructions for bfloat16; use a newer one, or rest: fp32"
             )
+        return None
+
+    def missing(self) -> str | None:
+        """Return what has to be installed to quantize and to load, or None."""
+        if importlib.util.find_spec(self.library) is None:
+            return f"{self.name}: needs {self.library}, which is not installed; pip install autoft[{self.library}]"
         return None
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
@@ -115,7 +119,7 @@ class TransformersQuantized(PostTrainingQuantizer):
             )
         config = self.quantization_config(layers, target, params)
         dtype = torch.bfloat16 if params.get("rest", self.rest) == "bf16" else torch.float32
-        with tempfile.TemporaryDirectory(dir=_folder(target)) as folder:
+        with tempfile.TemporaryDirectory(dir=room(target)) as folder:
             model.save_pretrained(folder)
             with loading(ModelSource(target.source.name, folder), "the model to quantize"):
                 quantized = type(model).from_pretrained(
@@ -128,7 +132,13 @@ class TransformersQuantized(PostTrainingQuantizer):
         return quantized.eval()
 
     def load(self, folder: Path, target: Target) -> Any:
-        """Return the model as it was stored, on the context's device."""
+        """Return the model as it was stored, on the context's device.
+
+        Raises:
+            ModelError: the library is not installed, or the files are damaged.
+        """
+        if missing := self.missing():
+            raise ModelError(f"{folder}: {missing}")
         source = ModelSource(
             name=target.source.name,
             path=str(folder),
@@ -195,8 +205,8 @@ def patterns(names: Iterable[str], others: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _folder(target: Target) -> Path | None:
-    # Beside the run, where there is room for a model; the system's place for small files may be in memory.
+def room(target: Target) -> Path | None:
+    """Return the folder to put a model into for a while: the run's, for the system's may be small or in memory."""
     if target.cache is None:
         return None
     target.cache.mkdir(parents=True, exist_ok=True)

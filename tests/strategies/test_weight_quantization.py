@@ -394,6 +394,16 @@ def test_what_cannot_be_quantized_is_refused(strategy, make_target, make_checkpo
     assert f"pip install autoft[{strategy.library}]" in strategy.check(target).reason
 
 
+@pytest.mark.parametrize("strategy", ON_CPU, ids=lambda one: one.name)
+def test_loading_without_the_library_says_what_to_install(
+    strategy, make_target, make_checkpoint, monkeypatch, tmp_path
+):
+    target = make_target(make_checkpoint("bert"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=rf"pip install autoft\[{strategy.library}\]"):
+        strategy.load(tmp_path, target)
+
+
 @needs["bitsandbytes"]
 def test_a_model_without_a_layer_that_fits_is_told(make_checkpoint, make_target, load):
     from transformers import BertConfig, BertForSequenceClassification
