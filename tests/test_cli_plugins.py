@@ -30,7 +30,7 @@ def test_strategies_are_listed_with_what_they_take_and_leave():
     stages = [one["stage"] for one in listed]
     assert stages == sorted(stages, key=["data", "load", "adapt", "train", "compress"].index)
     (lora,) = [one for one in listed if one["name"] == "lora"]
-    assert (lora["accepts"], lora["yields"]) == (["dense", "quantized"], "adapted")
+    assert (lora["accepts"], lora["yields"]) == (["dense", "quantized"], "dense")
     assert lora["parameters"]["rank"] == "4 to 64 (log)"
     shown = command("--strategies")
     assert shown.exit_code == 0

@@ -278,6 +278,11 @@ def take_out_saved(adapted: PeftModel) -> None:
 
 
 def verify_saved(adapted: PeftModel, saved: tuple[str, ...], target: Target, who: str) -> None:
+    """Fail where PEFT trains other modules beside the adapter than the task's head.
+
+    Raises:
+        ModelError: it does.
+    """
     from peft.utils import ModulesToSaveWrapper
 
     wrapped = {

@@ -33,7 +33,7 @@ def hide_virtual_tokens(model: PeftModel) -> PeftModel:
 class _OfTokens:
     """A model that answers for each token: answers for virtual ones are left out, labels are put in front or moved."""
 
-    outputs = ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
 
     def forward(self, input_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
         """Return what PEFT's model does, of the given tokens only."""
@@ -83,15 +83,15 @@ class _PromptedCausalLM(_OfTokens, PeftModelForCausalLM):  # type: ignore[misc]
         """
         if attention_mask is None or bool(attention_mask.all()):
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
-        lengths, width = attention_mask.sum(1), input_ids.shape[1]
+        lengths, width = attention_mask.sum(1).tolist(), input_ids.shape[1]
         several = int(getattr(settings.get("generation_config"), "num_return_sequences", None) or 1)
         written: dict[int, torch.Tensor] = {}
-        for length in lengths.unique().tolist():
-            (chosen,) = torch.where(lengths == length)
+        for length in sorted(set(lengths)):
+            chosen = [row for row, own in enumerate(lengths) if own == length]
             rows = input_ids[chosen][attention_mask[chosen].bool()].view(len(chosen), length)
             found = super().generate(input_ids=rows, attention_mask=torch.ones_like(rows), **settings)
             for number, row in enumerate(found[:, length:]):
-                written[int(chosen[number // several]) * several + number % several] = row
+                written[chosen[number // several] * several + number % several] = row
         config = settings.get("generation_config") or self.generation_config
         filler = config.pad_token_id if config.pad_token_id is not None else 0
         longest = max(len(row) for row in written.values())

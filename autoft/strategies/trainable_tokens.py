@@ -56,7 +56,7 @@ class TrainableTokens(PeftAdapter):
         features = target.task.encode(rows[:COUNTED_ROWS], target.context)
         counts = Counter(token for feature in features for token in _flat(feature.get("input_ids", ())))
         if not counts:
-            raise ModelError(f"{self.name}: the rows of {target.task.card.name} have no token ids; use lora")
+            raise ModelError(f"{self.name}: the rows that the model is given have no token ids; use lora")
         # By id where they are as frequent, so that the order of rows decides nothing.
         order = sorted(counts, key=lambda token: (-counts[token], token))
         return sorted(order[: int(params["count"])])
