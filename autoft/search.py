@@ -787,7 +787,7 @@ class Search:
         return found
 
     def _further_compression(self) -> list[TrialConfig]:
-        """Return the best trial, to be made smaller and trained again: in the first so many ways that the time allows."""
+        """Return the best trial, to be made smaller and trained again, in as many ways as the time allows."""
         config, room = self._to_compress(math.inf), self.seconds_left() - self.reserve()
         if config is None:
             return []
@@ -801,7 +801,10 @@ class Search:
         return [fitting.model_copy(update={"number": self._number()})] if fitting else []
 
     def _to_compress(self, room: float) -> TrialConfig | None:
-        """Return the best trial with the first variants that train again and take at most so many seconds together."""
+        """Return the best trial with the variants that train again and take at most so many seconds together.
+
+        They come in the order of the plan, and those that take too long beside the ones before are left out.
+        """
         waiting = [variant.name for variant in self.plan.variants if variant.trains]
         best = best_trials(self.plan, self._told())[:1]
         if not waiting or not best or not any(v.name == "none" and v.folder for v in best[0].variants):
@@ -810,12 +813,11 @@ class Search:
         done = {variant.name for variant in best[0].variants} | {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
-        waiting = [name for name in waiting if name not in done]
-        for count in range(len(waiting), 0, -1):
-            fewer = config.model_copy(update={"variants": waiting[:count]})
-            if self._compressing(fewer) <= room:
-                return fewer
-        return None
+        for name in waiting:
+            further = config.model_copy(update={"variants": [*config.variants, name]})
+            if name not in done and self._compressing(further) <= room:
+                config = further
+        return config if config.variants else None
 
     def _compressing(self, config: TrialConfig) -> float:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""

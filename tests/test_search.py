@@ -392,7 +392,7 @@ def test_published_chains_leave_the_sampler_half_of_the_trials(tmp_path, catalog
     assert len(search.queue) == 2 + queued
 
 
-def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tmp_path, catalog):
+def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_path, catalog):
     steps = {name: StepPlan(strategy=name, params={"epochs": 2}) for name in ("layer-pruning", "ffn-pruning")}
     chains = {"a": ["layer-pruning"], "b": ["layer-pruning", "ffn-pruning"], "c": ["ffn-pruning"]}
     variants = [VariantPlan(name="none", chain=[])]
@@ -409,6 +409,10 @@ def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tm
     for room, names in ((whole, ["a", "b", "c"]), (whole - 1, ["a", "b"]), (TAUGHT * 20 + 2, ["a"])):
         assert search._to_compress(room).variants == names
     assert search._to_compress(TAUGHT * 20) is None
+    # One that takes too long does not keep out those behind it.
+    search.plan = search.plan.model_copy(update={"variants": [variants[2], variants[1], variants[3]]})
+    assert search._to_compress(TAUGHT * 20 + 2).variants == ["a"]
+    search.plan = search.plan.model_copy(update={"variants": variants})
     result.variants.append(VariantResult(name="a", state="complete"))
     assert search._to_compress(math.inf).variants == ["b", "c"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["FfnPruning", "LayerPruning", "find_layers"]
+__all__ = ["FfnPruning", "LayerPruning", "feed_forward_layers", "find_layers"]
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """How configurations of transformers name the number of layers."""
@@ -183,6 +183,15 @@ class _FeedForward:
 
     ups: tuple[Any, ...]
     down: Any
+
+
+def feed_forward_layers(model: torch.nn.Module) -> list[Any]:
+    """Return the linear layers of a model's feed-forward blocks; none where there is no one stack of such."""
+    try:
+        blocks = [_feed_forward(layer) for layer in find_layers(model)[1]]
+    except ModelError:
+        return []
+    return [layer for block in blocks if block is not None for layer in (*block.ups, block.down)]
 
 
 def _shape(layer: Any) -> tuple[int, int]:

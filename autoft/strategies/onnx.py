@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.contracts import Exporter, ExportSpec, Refusal, Row, Target
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +38,9 @@ WEIGHT_BITS = "autoft.weight_bits"
 
 TOLERANCE = 1e-3
 """Largest difference between torch and the graph, relative to the largest output."""
+
+SIZES = ("vocab_size", *WIDTHS)
+"""Entries of a configuration that pruning changes and a graph does not depend on: that of the whole model serves all."""
 
 
 class OnnxModel:
@@ -194,7 +198,7 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
     cache = target.cache / "onnx" / f"{_key(model, spec)}.onnx" if target.cache is not None else None
     if cache is not None and cache.is_file():
         proto = _filled(cache, model)
-        if proto is not None and _difference(proto, model, spec) <= TOLERANCE:
+        if proto is not None and _answers_alike(proto, model, spec):
             return proto
     proto = _trace(model, spec)
     difference = _difference(proto, model, spec)
@@ -208,20 +212,39 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
     return proto
 
 
+def _answers_alike(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportSpec) -> bool:
+    try:
+        return _difference(proto, model, spec) <= TOLERANCE
+    except Exception:  # noqa: BLE001 - a graph of another width may not even load; it is traced anew then
+        return False
+
+
 def _key(model: torch.nn.Module, spec: ExportSpec) -> str:
     known: Any = getattr(model, "config", None)
     config = known.to_dict() if known is not None else {}
-    # Names of labels and files say nothing about the graph.
-    unlike = {"_name_or_path", "id2label", "label2id", "transformers_version"}
+    # Names of labels and files, and what the loss was computed with, say nothing about the graph.
+    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version", *SIZES}
+    pruned = _pruned(model)
     facts = {
         "class": type(model).__qualname__,
         "config": {name: value for name, value in config.items() if name not in unlike},
-        "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
+        "shapes": {name: None if name in pruned else [*value.shape] for name, value in model.state_dict().items()},
         "inputs": sorted(spec.inputs),
         "outputs": spec.outputs,
         "versions": [version("torch"), version("onnx"), version("onnxscript")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _pruned(model: Any) -> set[str]:
+    """Return the names of weights whose sizes :data:`SIZES` say: the table of words, and feed-forward blocks."""
+    try:
+        modules = [model.get_input_embeddings()]
+    except (AttributeError, NotImplementedError):
+        # As models of pictures do.
+        modules = []
+    changed = {id(weight) for part in [*modules, *feed_forward_layers(model)] for weight in part.parameters()}
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in changed}
 
 
 def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
@@ -334,8 +357,10 @@ def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:
         name, transposed = origin[initializer.name]
         array = weights[name].detach().cpu().numpy()
         array = np.ascontiguousarray(array.T if transposed else array)
-        if list(array.shape) != list(initializer.dims) or array.dtype != np.float32:
+        if array.ndim != len(initializer.dims) or array.dtype != np.float32:
             return None
+        # Those of a smaller vocabulary or narrower blocks: what comes of it is compared with the model.
+        initializer.dims[:] = array.shape
         initializer.raw_data = array.tobytes()
     return proto
 
