@@ -195,9 +195,12 @@ def graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
 
 
 def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) -> onnx.ModelProto:
-    cache = target.cache / "onnx" / f"{_key(model, spec)}.onnx" if target.cache is not None else None
-    if cache is not None and cache.is_file():
-        proto = _filled(cache, model)
+    # First the graph that serves all sizes, then that of this size alone, where constants in it depend on the size.
+    caches = (
+        [target.cache / "onnx" / f"{_key(model, spec, exact)}.onnx" for exact in (False, True)] if target.cache else []
+    )
+    for cache in caches:
+        proto = _filled(cache, model) if cache.is_file() else None
         if proto is not None and _answers_alike(proto, model, spec):
             return proto
     proto = _trace(model, spec)
@@ -207,8 +210,8 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
             f"the exported graph does not answer as the model does: relative difference {difference:.2g} at other "
             f"shapes than it was traced at (allowed {TOLERANCE:g})"
         )
-    if cache is not None:
-        _remember(cache, proto, model)
+    if caches:
+        _remember(next((cache for cache in caches if not cache.is_file()), caches[-1]), proto, model)
     return proto
 
 
@@ -219,12 +222,13 @@ def _answers_alike(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportS
         return False
 
 
-def _key(model: torch.nn.Module, spec: ExportSpec) -> str:
+def _key(model: torch.nn.Module, spec: ExportSpec, exact: bool) -> str:
     known: Any = getattr(model, "config", None)
     config = known.to_dict() if known is not None else {}
     # Names of labels and files, and what the loss was computed with, say nothing about the graph.
-    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version", *SIZES}
-    pruned = _pruned(model)
+    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version"}
+    unlike.update(() if exact else SIZES)
+    pruned = set() if exact else _pruned(model)
     facts = {
         "class": type(model).__qualname__,
         "config": {name: value for name, value in config.items() if name not in unlike},
