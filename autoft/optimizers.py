@@ -19,10 +19,14 @@ __all__ = ["OPTIMIZERS", "Group", "Scale", "make_optimizer", "refused_optimizers
 
 @dataclass(frozen=True)
 class Scale:
-    """What AdamW's learning rate and weight decay are multiplied with for another optimiser."""
+    """What AdamW's learning rate and weight decay are multiplied with for another optimiser.
+
+    ``matrices`` is one more factor of the rate for what is Muon's; their decay is as much less.
+    """
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
+    matrices: float = 1.0
 
 
 OPTIMIZERS: dict[str, Scale] = {
@@ -30,7 +34,7 @@ OPTIMIZERS: dict[str, Scale] = {
     "adafactor": Scale(),
     "lion": Scale(1 / 3, 3.0),
     "sgd": Scale(100.0, 0.001),
-    "muon": Scale(),
+    "muon": Scale(matrices=5.0),
     "adamw-8bit": Scale(),
     "paged-adamw-8bit": Scale(),
 }
@@ -45,7 +49,9 @@ OPTIMIZERS: dict[str, Scale] = {
   Adam's 1 for each weight; the factor 100 is measured, see docs/training.md. Momentum makes the sum of a gradient's
   steps 10 times its first, so a thousandth of AdamW's decay is the same pull.
 - ``muon``: Jordan et al. 2024, torch's own for weights with two dimensions inside of the model's layers, AdamW for the
-  rest. Steps are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+  rest. Steps are scaled as by Liu et al. 2025 (arXiv:2502.16982, section 2.2) to a root mean square of 0.2, which is
+  AdamW's in a long pretraining; the factor 5 makes it 1, that of AdamW's first steps, and is measured for a short
+  fine-tuning (docs/training.md). AdamW's part keeps its rate.
 - ``adamw-8bit``, ``paged-adamw-8bit``: AdamW with its state in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), in
   memory that pages to the CPU (Dettmers et al. 2023, arXiv:2305.14314, section 3). For GPUs.
 """
@@ -99,12 +105,12 @@ def make_optimizer(name: str, groups: Iterable[Group], learning_rate: float) -> 
     scale, groups = OPTIMIZERS[name], [group for group in groups if group.parameters]
     rate = learning_rate * scale.learning_rate
 
-    def settings(chosen: Iterable[Group]) -> list[dict[str, Any]]:
+    def settings(chosen: Iterable[Group], times: float = 1.0) -> list[dict[str, Any]]:
         return [
             {
                 "params": list(group.parameters),
-                "weight_decay": group.weight_decay * scale.weight_decay,
-                **({} if group.factor == 1.0 else {"lr": rate * group.factor}),
+                "weight_decay": group.weight_decay * scale.weight_decay / times,
+                **({} if group.factor * times == 1.0 else {"lr": rate * group.factor * times}),
             }
             for group in chosen
         ]
@@ -133,7 +139,8 @@ def make_optimizer(name: str, groups: Iterable[Group], learning_rate: float) -> 
             rest = [group for group in groups if not group.matrices]
             parts: list[torch.optim.Optimizer] = [adamw(rest)] if rest else []
             if hidden:
-                parts.append(torch.optim.Muon(settings(hidden), lr=rate, adjust_lr_fn="match_rms_adamw"))
+                own = settings(hidden, scale.matrices)
+                parts.append(torch.optim.Muon(own, lr=rate * scale.matrices, adjust_lr_fn="match_rms_adamw"))
             return _together()(parts)
         case _:
             import bitsandbytes

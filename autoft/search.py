@@ -63,7 +63,10 @@ FINALISTS_SHARE = 0.2
 """Of the time budget: the search leaves so much at most for further seeds of the finalists."""
 
 COMPRESSION_SHARE = 0.5
-"""Of the time budget: the search leaves so much at most for variants of the best trial that are trained again."""
+"""Of the time budget: the search leaves so much at most for the first variant of the best trial that is trained again."""
+
+FURTHER_SHARE = 0.25
+"""The same for all such variants together: another trial mostly brings more than a second one of them."""
 
 TAUGHT = 1.3
 """What an epoch with a teacher takes at most, as a share of one without, in the size of the whole model."""
@@ -827,7 +830,7 @@ class Search:
         return found
 
     def _further_compression(self) -> list[TrialConfig]:
-        """Return the best trial, to be made smaller and trained again: in the first so many ways that the time allows."""
+        """Return the best trial, to be made smaller and trained again, in as many ways as the time allows."""
         config, room = self._to_compress(math.inf), self.seconds_left() - self.reserve()
         if config is None:
             return []
@@ -847,8 +850,12 @@ class Search:
             )
         return [fitting.model_copy(update={"number": self._number()})] if fitting else []
 
-    def _to_compress(self, room: float) -> TrialConfig | None:
-        """Return the best trial with the first variants that train again and take at most so many seconds together."""
+    def _to_compress(self, room: float, most: int | None = None) -> TrialConfig | None:
+        """Return the best trial with the variants that train again and take at most so many seconds together.
+
+        They come in the order of the plan, ``most`` of them, and those that take too long beside the ones before are
+        left out.
+        """
         best = best_trials(self.plan, self._told())
         there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
         if not best or best[0].number not in there:
@@ -859,12 +866,11 @@ class Search:
         done = {
             variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
         }
-        waiting = [name for name in waiting if name not in done]
-        for count in range(len(waiting), 0, -1):
-            fewer = config.model_copy(update={"variants": waiting[:count]})
-            if self._compressing(fewer) <= room:
-                return fewer
-        return None
+        for name in waiting:
+            further = config.model_copy(update={"variants": [*config.variants, name]})
+            if name not in done and len(config.variants) != most and self._compressing(further) <= room:
+                config = further
+        return config if config.variants else None
 
     def _compressing(self, config: TrialConfig) -> float:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
@@ -873,8 +879,9 @@ class Search:
         took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
         variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
         measured = {beginning for variant in variants for beginning in variant.beginnings}
-        # Each new shape is exported anew, as that of the slowest variant was; steps before are only measured.
-        compressing = max(took) * len(variants) + statistics.fmean(took) * len(measured)
+        # What begins otherwise is traced anew, as the slowest variant was; the rest is compressed and measured.
+        traced = {variant.beginnings[0] for variant in variants}
+        compressing = max(took) * len(traced) + statistics.fmean(took) * len(measured)
         further = sum(min(variant.teachers, len(config.members)) - 1 for variant in variants)
         return epoch * (TAUGHT * epochs_again(variants) + ASKED * further) + compressing
 
@@ -897,8 +904,9 @@ class Search:
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
-        smaller = self._to_compress(COMPRESSION_SHARE * self.plan.time_limit)
-        compressing = self._compressing(smaller) if smaller else 0.0
+        limit = self.plan.time_limit
+        smaller = self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)
+        compressing = max((self._compressing(config) for config in smaller if config), default=0.0)
         return (
             left - compressing - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
         )

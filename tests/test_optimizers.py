@@ -67,10 +67,22 @@ def test_muon_gets_the_matrices_of_layers_and_adamw_the_rest():
     # Adam's first step is the rate, by the gradient's sign.
     np.testing.assert_allclose(vector.detach().numpy(), [0.99, 1.01], rtol=1e-5)
     np.testing.assert_allclose((2 * np.eye(4) - other.detach().numpy()), 1e-2 * np.sign(gradient.numpy()), rtol=1e-4)
-    # Muon's is near an orthogonal matrix, of 0.2 sqrt(4) times the rate.
-    moved = np.linalg.svd(2 * np.eye(4) - matrix.detach().numpy(), compute_uv=False) / (1e-2 * 0.2 * 2)
+    # Muon's is near an orthogonal matrix, of 0.2 sqrt(4) times the rate, which is 5 times AdamW's.
+    moved = np.linalg.svd(2 * np.eye(4) - matrix.detach().numpy(), compute_uv=False) / (5e-2 * 0.2 * 2)
     assert ((moved > 0.6) & (moved < 1.3)).all()
     assert matrix.grad is None
+
+
+def test_decay_is_the_same_pull_on_the_matrices_that_learn_faster():
+    """A step takes rate times decay of a weight; with no gradient that is all it does."""
+    import torch
+
+    matrix, other = one_weight(np.eye(4) * 2), one_weight(np.eye(4) * 2)
+    optimizer = make_optimizer("muon", [Group([matrix], 0.1, matrices=True), Group([other], 0.1)], 1e-2)
+    matrix.grad, other.grad = torch.zeros(4, 4), torch.zeros(4, 4)
+    optimizer.step()
+    for weight in (matrix, other):
+        np.testing.assert_allclose(weight.detach().numpy(), np.eye(4) * 2 * (1 - 1e-2 * 0.1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -82,13 +94,14 @@ def test_each_group_keeps_its_factor_and_a_schedule_reaches_all(name):
     optimizer = make_optimizer(name, groups, 1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
     rate = 1e-3 * OPTIMIZERS[name].learning_rate
-    assert sorted(scheduler.get_last_lr()) == pytest.approx([rate / 2, rate])
+    faster = rate * OPTIMIZERS[name].matrices
+    assert sorted(scheduler.get_last_lr()) == pytest.approx([rate / 2, faster])
     before = fast.detach().clone()
     for parameter in (slow, fast):
         parameter.grad = torch.ones(2, 2)
     optimizer.step()
     scheduler.step()
-    assert sorted(scheduler.get_last_lr()) == pytest.approx([rate / 4, rate / 2])
+    assert sorted(scheduler.get_last_lr()) == pytest.approx([rate / 4, faster / 2])
     assert (fast < before).all()
 
 

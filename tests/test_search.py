@@ -392,7 +392,7 @@ def test_published_chains_leave_the_sampler_half_of_the_trials(tmp_path, catalog
     assert len(search.queue) == 2 + queued
 
 
-def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tmp_path, catalog):
+def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_path, catalog):
     steps = {name: StepPlan(strategy=name, params={"epochs": 2}) for name in ("layer-pruning", "ffn-pruning")}
     chains = {"a": ["layer-pruning"], "b": ["layer-pruning", "ffn-pruning"], "c": ["ffn-pruning"]}
     variants = [VariantPlan(name="none", chain=[])]
@@ -405,10 +405,20 @@ def test_of_variants_that_train_again_the_first_are_made_that_the_time_allows(tm
     # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
     result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
     search.results[0] = result
-    whole = TAUGHT * 10 * 6 + 3 + 3
+    # Two begin otherwise, and are traced; three beginnings are measured.
+    whole = TAUGHT * 10 * 6 + 2 + 3
     for room, names in ((whole, ["a", "b", "c"]), (whole - 1, ["a", "b"]), (TAUGHT * 20 + 2, ["a"])):
         assert search._to_compress(room).variants == names
+    assert search._to_compress(whole, 1).variants == ["a"]
     assert search._to_compress(TAUGHT * 20) is None
+    # One that takes too long does not keep out those behind it.
+    search.plan = search.plan.model_copy(update={"variants": [variants[2], variants[1], variants[3]]})
+    assert search._to_compress(TAUGHT * 20 + 2).variants == ["a"]
+    search.plan = search.plan.model_copy(update={"variants": variants})
+    # The search keeps a half for the first, and no more than a quarter for several: here 83 s are all.
+    for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
+        search.plan = search.plan.model_copy(update={"time_limit": limit})
+        assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
     result.variants.append(VariantResult(name="a", state="complete"))
     assert search._to_compress(math.inf).variants == ["b", "c"]
 

@@ -26,6 +26,7 @@ __all__ = [
     "FfnPruning",
     "LayerPruning",
     "Recovered",
+    "feed_forward_layers",
     "find_layers",
     "layer_pairs",
     "taylor_terms",
@@ -209,6 +210,15 @@ class _FeedForward:
 
     ups: tuple[Any, ...]
     down: Any
+
+
+def feed_forward_layers(model: torch.nn.Module) -> list[Any]:
+    """Return the linear layers of a model's feed-forward blocks; none where there is no one stack of such."""
+    try:
+        blocks = [_feed_forward(layer) for layer in find_layers(model)[1]]
+    except ModelError:
+        return []
+    return [layer for block in blocks if block is not None for layer in (*block.ups, block.down)]
 
 
 def _feed_forward(layer: torch.nn.Module) -> _FeedForward | None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State, Target, WeightFormat
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +41,9 @@ BYTES = Rounding(0, 255)
 
 TOLERANCE = 1e-3
 """Largest difference between torch and the graph, relative to the largest output."""
+
+SIZES = ("vocab_size", *WIDTHS)
+"""Entries of a configuration that pruning changes and a graph does not depend on: that of the whole model serves all."""
 
 
 class OnnxModel:
@@ -201,10 +205,13 @@ def graph_of(model: torch.nn.Module, target: Target) -> onnx.ModelProto:
 
 
 def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) -> onnx.ModelProto:
-    cache = target.cache / "onnx" / f"{_key(model, spec)}.onnx" if target.cache is not None else None
-    if cache is not None and cache.is_file():
-        proto = _filled(cache, model)
-        if proto is not None and _difference(proto, model, spec) <= TOLERANCE:
+    # First the graph that serves all sizes, then that of this size alone, where constants in it depend on the size.
+    caches = (
+        [target.cache / "onnx" / f"{_key(model, spec, exact)}.onnx" for exact in (False, True)] if target.cache else []
+    )
+    for cache in caches:
+        proto = _filled(cache, model) if cache.is_file() else None
+        if proto is not None and _answers_alike(proto, model, spec):
             return proto
     proto = _trace(model, spec)
     difference = _difference(proto, model, spec)
@@ -213,25 +220,45 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
             f"the exported graph does not answer as the model does: relative difference {difference:.2g} at other "
             f"shapes than it was traced at (allowed {TOLERANCE:g})"
         )
-    if cache is not None:
-        _remember(cache, proto, model)
+    if caches:
+        _remember(next((cache for cache in caches if not cache.is_file()), caches[-1]), proto, model)
     return proto
 
 
-def _key(model: torch.nn.Module, spec: ExportSpec) -> str:
+def _answers_alike(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportSpec) -> bool:
+    try:
+        return _difference(proto, model, spec) <= TOLERANCE
+    except Exception:  # noqa: BLE001 - a graph of another width may not even load; it is traced anew then
+        return False
+
+
+def _key(model: torch.nn.Module, spec: ExportSpec, exact: bool) -> str:
     known: Any = getattr(model, "config", None)
     config = known.to_dict() if known is not None else {}
-    # Names of labels and files say nothing about the graph.
-    unlike = {"_name_or_path", "id2label", "label2id", "transformers_version"}
+    # Names of labels and files, and what the loss was computed with, say nothing about the graph.
+    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version"}
+    unlike.update(() if exact else SIZES)
+    pruned = set() if exact else _pruned(model)
     facts = {
         "class": type(model).__qualname__,
         "config": {name: value for name, value in config.items() if name not in unlike},
-        "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
+        "shapes": {name: None if name in pruned else [*value.shape] for name, value in model.state_dict().items()},
         "inputs": sorted(spec.inputs),
         "outputs": spec.outputs,
         "versions": [version("torch"), version("onnx"), version("onnxscript")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _pruned(model: Any) -> set[str]:
+    """Return the names of weights whose sizes :data:`SIZES` say: the table of words, and feed-forward blocks."""
+    try:
+        modules = [model.get_input_embeddings()]
+    except (AttributeError, NotImplementedError):
+        # As models of pictures do.
+        modules = []
+    changed = {id(weight) for part in [*modules, *feed_forward_layers(model)] for weight in part.parameters()}
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in changed}
 
 
 def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
@@ -344,8 +371,10 @@ def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:
         name, transposed = origin[initializer.name]
         array = weights[name].detach().cpu().numpy()
         array = np.ascontiguousarray(array.T if transposed else array)
-        if list(array.shape) != list(initializer.dims) or array.dtype != np.float32:
+        if array.ndim != len(initializer.dims) or array.dtype != np.float32:
             return None
+        # Those of a smaller vocabulary or narrower blocks: what comes of it is compared with the model.
+        initializer.dims[:] = array.shape
         initializer.raw_data = array.tobytes()
     return proto
 

@@ -94,8 +94,10 @@ class Mixout(Regularizer):
     """Mixout: in each pass a share of the weights is the pretrained one (Lee et al. 2020, arXiv:1909.11299, section 3).
 
     Of each linear layer of the body, weights ``w`` become ``(m * w0 + (1 - m) * w - p * w0) / (1 - p)``, where ``m`` is 1
-    with probability ``p`` for each weight: dropout that goes back to ``w0`` and not to zero. The paper takes 0.7, 0.8
-    and 0.9 for large models; on a small one 0.7 was worse than nothing, so that 0.3 is the default (docs/training.md). It acts in training passes only, and leaves the head alone.
+    with probability ``p`` for each weight: dropout that goes back to ``w0`` and not to zero. It takes the place of the
+    body's dropout, as in the authors' ``module.py`` (github.com/bloodwass/mixout), so that one is off meanwhile. The
+    paper takes 0.7, 0.8 and 0.9 for large models; on a small one 0.3, which is the default, was better
+    (docs/training.md). It acts in training passes only, and leaves the head alone.
     """
 
     name: ClassVar[str] = "mixout"
@@ -110,7 +112,7 @@ class Mixout(Regularizer):
         return _convolutional(self.name, target)
 
     def prepare(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> Any:
-        """Have each linear layer of the body compute with mixed weights.
+        """Have each linear layer of the body compute with mixed weights, and without dropout around it.
 
         Raises:
             ModelError: there is none.
@@ -130,12 +132,19 @@ class Mixout(Regularizer):
             raise ModelError(f"{self.name}: {type(model).__name__} has no linear layers to mix; use l2-sp")
         for layer in layers:
             layer.forward = _mixed(layer, float(params["p"]))  # type: ignore[method-assign]
-        return layers
+        body = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
+        dropped = [(module, module.p) for module in body.modules() if isinstance(module, nn.Dropout)]
+        for module, _ in dropped:
+            module.p = 0.0
+        return layers, dropped
 
     def finish(self, model: torch.nn.Module, state: Any) -> None:
-        """Give the layers their own forward pass back."""
-        for layer in state:
+        """Give the layers their own forward pass back, and the body its dropout."""
+        layers, dropped = state
+        for layer in layers:
             del layer.forward
+        for module, p in dropped:
+            module.p = p
 
 
 def _mixed(layer: Any, p: float) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from autoft.contracts import ExportSpec
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.strategies.layer_pruning import FfnPruning
 from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel
 
 MODELS = ["bert", "distilbert", "roberta", "gpt2"]
@@ -77,6 +78,42 @@ def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(make_checkpoint
     inputs = batch(target, "the film was good", "awful")
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(second, inputs), rtol=1e-3, atol=1e-4)
     assert not np.allclose(torch_logits(first, inputs), torch_logits(second, inputs), rtol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_smaller_vocabulary_and_narrower_blocks_take_the_graph_of_the_whole(
+    model_type, make_checkpoint, make_target, load, task, tmp_path
+):
+    target = make_target(make_checkpoint(model_type), task)
+    model = load(target)
+    written(tmp_path / "whole", Onnx(), model, target)
+    traced = {path: path.stat().st_mtime_ns for path in (target.cache / "onnx").glob("*.onnx")}
+    inputs = batch(target, "the film was very good", "awful")
+    model.resize_token_embeddings(int(max(inputs["input_ids"].max(), model.config.pad_token_id or 0)) + 3)
+    smaller = FfnPruning().apply(model, target, list(task.demo_rows()), {"keep": 0.625, "epochs": 0})
+    graph = OnnxModel(written(tmp_path / "smaller", Onnx(), smaller, target))
+    left = {path: path.stat().st_mtime_ns for path in (target.cache / "onnx").glob("*.onnx")}
+    assert traced.items() <= left.items()
+    # GPT-2's layers write down how wide they are: its graph is traced anew, and kept beside the other.
+    assert len(left) == (2 if model_type == "gpt2" else 1)
+    np.testing.assert_allclose(graph(**inputs).logits, torch_logits(smaller, inputs), rtol=1e-3, atol=1e-4)
+    sizes = [(tmp_path / name / GRAPH).stat().st_size for name in ("whole", "smaller")]
+    assert sizes[1] < sizes[0]
+
+
+def test_a_cached_graph_that_does_not_fit_is_traced_anew(make_checkpoint, make_target, load, task, tmp_path):
+    """As one whose constants say how wide the blocks were."""
+    target = make_target(make_checkpoint("bert"), task)
+    model = load(target)
+    written(tmp_path / "first", Onnx(), model, target)
+    (cached,) = (target.cache / "onnx").glob("*.onnx")
+    proto = onnx.load(str(cached))
+    (table,) = [one for one in proto.graph.initializer if "word_embeddings" in one.name]
+    table.name = "another"
+    cached.write_bytes(proto.SerializeToString())
+    graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
+    inputs = batch(target, "the film was good")
+    np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "json"])

@@ -566,6 +566,20 @@ def test_mixout_mixes_each_weight_with_its_start(ready, model_type):
     assert "forward" not in vars(layer)
 
 
+def test_mixout_stands_in_the_place_of_the_dropout_of_the_body(ready):
+    from torch import nn
+
+    model, target, _ = ready("bert", dropout=0.3)
+
+    def shares(part):
+        return {module.p for module in part.modules() if isinstance(module, nn.Dropout)}
+
+    with acting(Mixout(), model, target, p=0.5):
+        assert shares(model.bert) == {0.0}
+        assert model.dropout.p == 0.3
+    assert shares(model) == {0.3}
+
+
 @pytest.mark.parametrize(
     ("model_type", "expected"),
     [
