@@ -18,6 +18,7 @@ __all__ = [
     "Gpu",
     "Hardware",
     "available_cores",
+    "current_resident_bytes",
     "has_int8_products",
     "peak_resident_bytes",
     "reset_peak_resident",
@@ -126,6 +127,11 @@ def reset_peak_resident() -> bool:
     except OSError:
         return False
     return True
+
+
+def current_resident_bytes() -> int:
+    """Return the resident memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int:
