@@ -24,12 +24,18 @@ from autoft.estimates.setting import Setting
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Probed", "main", "probe"]
+__all__ = ["MAPPED", "Probed", "main", "probe"]
 
 EPOCHS = 2
 """Of so many micro-batches as a step takes: the second step has what the first one left, and a copy of the weights."""
 INTERVAL = 0.005
 """Seconds between two looks at how much memory the process has."""
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Environment in which the GNU C library maps each tensor of a megabyte or more by itself, and gives it back at once.
+
+Left alone it keeps them in a heap, where an aligned block does not fit into the hole that one of its own size left: the
+same LoRA step then took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew.
+"""
 OVER = 87
 """Exit code of a process that took more than it may."""
 
@@ -69,7 +75,8 @@ def probe(setting: Setting, limit: int | None = None, *, timeout: float = 600.0)
         ModelError: the steps failed for another reason than memory.
     """
     request = json.dumps({"setting": setting.to_json(), "limit": limit})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **(MAPPED if setting.mapped else {}), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["OMP_NUM_THREADS"] = str(setting.threads)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "autoft.estimates.probe"],

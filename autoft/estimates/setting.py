@@ -31,6 +31,8 @@ class Setting:
         length: tokens of the longest row, as :meth:`Task.length` counts; at most what the model takes.
         device: ``cpu`` or ``cuda``.
         threads: of torch.
+        mapped: tensors are mapped one by one (:data:`autoft.estimates.probe.MAPPED`), so that the process has what its
+            tensors need and no more.
     """
 
     task: str
@@ -45,6 +47,7 @@ class Setting:
     length: int = 512
     device: str = "cpu"
     threads: int = 1
+    mapped: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
