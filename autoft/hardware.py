@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 __all__ = [
+    "MAPPED",
     "Gpu",
     "Hardware",
     "available_cores",
@@ -23,6 +24,14 @@ __all__ = [
     "peak_resident_bytes",
     "reset_peak_resident",
 ]
+
+
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Environment in which the GNU C library maps each tensor of a megabyte or more by itself, and gives it back at once.
+
+Left alone it keeps them in a heap, where an aligned block does not fit into the hole that one of its own size left: the
+same LoRA step then took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew.
+"""
 
 
 @dataclass(frozen=True)

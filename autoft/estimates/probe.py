@@ -11,31 +11,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autoft.data import Features
 from autoft.errors import ModelError
-from autoft.estimates.setting import Setting
+from autoft.estimates.setting import Setting, Work, longest_features, own_params
+from autoft.hardware import MAPPED, current_resident_bytes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAPPED", "Probed", "main", "probe"]
+__all__ = ["Probed", "main", "probe"]
 
 EPOCHS = 2
 """Of so many micro-batches as a step takes: the second step has what the first one left, and a copy of the weights."""
 INTERVAL = 0.005
 """Seconds between two looks at how much memory the process has."""
-MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-"""Environment in which the GNU C library maps each tensor of a megabyte or more by itself, and gives it back at once.
-
-Left alone it keeps them in a heap, where an aligned block does not fit into the hole that one of its own size left: the
-same LoRA step then took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew.
-"""
 OVER = 87
 """Exit code of a process that took more than it may."""
 
@@ -141,8 +136,6 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     # What a worker has loaded by the time it trains: its libraries take memory of the process too.
     from autoft.evaluation import judged, references, score
     from autoft.executors.worker import silence_libraries
-    from autoft.estimates.setting import Work, longest_features, own_params
-    from autoft.hardware import current_resident_bytes
     from autoft.plugins import load_plugins
     from autoft.training import Regularization, train
     from autoft.trial import out_of_memory
@@ -177,7 +170,7 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
             outcome = train(
                 model,
                 task=task,
-                context=_with(context, params),
+                context=replace(context, params=params),
                 features=_Alike(features, context.max_length),
                 rows=[{}] * len(features),
                 augmentation=None,
@@ -200,18 +193,8 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     return {"fits": fits, "memory_bytes": outcome.memory_bytes, "idle_bytes": idle, "seconds": outcome.seconds}
 
 
-def _with(context: Any, params: Mapping[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(context, params=params)
-
-
-def _loaded(work: Any, setting: Setting) -> torch.nn.Module:
+def _loaded(work: Work, setting: Setting) -> torch.nn.Module:
     """Return the model of a setting, as a trial makes it."""
-    from dataclasses import replace
-
-    from autoft.estimates.setting import own_params
-
     target, source = work.target, work.target.source
     if work.quantizer is not None:
         kwargs = work.quantizer.load_kwargs(target, own_params(setting.params, setting.quantizer))

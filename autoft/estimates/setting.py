@@ -11,7 +11,7 @@ from autoft.hardware import Hardware
 from autoft.plan import usable_positions
 from autoft.plugins import Catalog
 
-__all__ = ["Work", "Setting", "longest_features"]
+__all__ = ["Setting", "Work", "longest_features"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Setting:
         length: tokens of the longest row, as :meth:`Task.length` counts; at most what the model takes.
         device: ``cpu`` or ``cuda``.
         threads: of torch.
-        mapped: tensors are mapped one by one (:data:`autoft.estimates.probe.MAPPED`), so that the process has what its
+        mapped: tensors are mapped one by one (:data:`autoft.hardware.MAPPED`), so that the process has what its
             tensors need and no more.
     """
 

@@ -6,15 +6,14 @@ Imports torch: to be imported only where something is traced.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoft.errors import AutoftError
 from autoft.estimates.quantized import quantized_skeleton, trace_quantized
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.estimates.storages import KnownIntegers, StorageTracker, Timeline, empty_model, fake_model
-from autoft.errors import AutoftError
 from autoft.plugins import Catalog
 from autoft.training import Regularization, checkpoint_gradients, optimizer_of, snapshot
 
