@@ -44,7 +44,7 @@ def quantized_skeleton(
     library = AutoHfQuantizer.from_config(config)
     library.preprocess_model(model=model, device_map={"": "cpu"})
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if not isinstance(module, Linear4bit | Linear8bitLt):
             continue
         if name in biases:
@@ -109,7 +109,9 @@ class _Traced(torch.nn.Module):
         given = inputs if self.dtype is None else inputs.to(self.dtype)
         bias = None if self.bias is None else self.bias.to(given.dtype)
         shape = self.out_features, self.in_features
-        result: torch.Tensor = _Product.apply(given, self.weight, shape, bias, self.keeps_inputs)
+        result: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            given, self.weight, shape, bias, self.keeps_inputs
+        )
         return result.to(inputs.dtype)
 
 
@@ -132,7 +134,7 @@ class _Product(torch.autograd.Function):
         return functional.linear(inputs, torch.empty(shape, dtype=inputs.dtype, device=inputs.device), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dense = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device)
         rows = gradient.reshape(prod(ctx.rows), ctx.shape[0])
         for_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None

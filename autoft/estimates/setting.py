@@ -133,23 +133,28 @@ def own_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
 def longest_features(task: Task, context: TaskContext, count: int) -> list[dict[str, Any]]:
     """Return encoded rows of ``context.max_length`` tokens: demo rows of the task, their texts repeated until they are cut.
 
+    Of several rows the last is as short as the demo row is, so that there is something to pad: models take a mask then.
+
     Args:
         task: encodes them.
         context: with the processor.
-        count: how many; all are alike.
+        count: how many.
     """
     best: dict[str, Any] = {}
+    short: list[dict[str, Any]] = []
     length, times = -1, 1
     while True:
         rows = [_repeated(row, task.card, times) for row in task.demo_rows()]
         features = task.encode(rows, context)
         longest = max(features, key=task.length)
+        short = short or [min(features, key=task.length)]
         if task.length(longest) <= length:
-            return [best] * count
+            break
         best, length = longest, task.length(longest)
         if length >= context.max_length:
-            return [best] * count
+            break
         times *= 2
+    return [best] * (count - 1) + short if count > 1 else [best]
 
 
 def _repeated(row: Row, card: TaskCard, times: int) -> Row:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["Event", "KnownIntegers", "StorageTracker", "Timeline", "empty_model", "fake_model"]
@@ -52,7 +52,7 @@ class Timeline:
         self.marks.append((name, len(self.events)))
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that notes each storage which torch makes in it, and when it is freed.
 
     What one operator needs inside of itself is not seen, only what it returns. Storages are counted once, however many
@@ -60,7 +60,7 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.timeline = Timeline()
         self._live: dict[int, tuple[int, int]] = {}
         self._numbers = itertools.count()
@@ -89,7 +89,7 @@ class StorageTracker(TorchDispatchMode):
         return result
 
 
-class KnownIntegers(TorchDispatchMode):
+class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context in which fake integers and truth values keep their values, as long as they follow from known ones.
 
     A loss may ask where the first answer of a batch begins, and cut tensors there: without values such a step cannot be
@@ -103,12 +103,12 @@ class KnownIntegers(TorchDispatchMode):
     """Elements of the largest tensor whose values are kept."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mode = mode
 
     def fake(self, value: torch.Tensor) -> torch.Tensor:
         """Return a fake tensor; its values are known where they are no floating point numbers."""
-        with unset_fake_temporarily():
+        with _disable_current_modes():
             # A view of a larger tensor would keep that one's whole storage.
             value = value.detach().clone()
         made = self.mode.from_tensor(value)
@@ -122,10 +122,10 @@ class KnownIntegers(TorchDispatchMode):
         taken = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         known = all(hasattr(tensor, "known") for tensor in taken)
         if known and func is aten._local_scalar_dense.default:
-            with unset_fake_temporarily():
+            with _disable_current_modes():
                 return args[0].known.item()
         if known and func is aten.nonzero.default:
-            with unset_fake_temporarily():
+            with _disable_current_modes():
                 places = args[0].known.nonzero()
             return self.fake(places)
         if func is aten.index.Tensor:
@@ -134,7 +134,7 @@ class KnownIntegers(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and _is_known_kind(leaf)]
         if made and known and sum(leaf.numel() for leaf in made) <= self.MOST:
             given, named = tree_map_only(torch.Tensor, lambda tensor: tensor.known, (args, kwargs))
-            with unset_fake_temporarily():
+            with _disable_current_modes():
                 values = [leaf for leaf in tree_leaves(func(*given, **named)) if isinstance(leaf, torch.Tensor)]
             for leaf, value in zip(made, values, strict=True):
                 leaf.known = value  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class KnownIntegers(TorchDispatchMode):
             if index is None or index.dtype != torch.bool or not hasattr(index, "known"):
                 found.append(index)
                 continue
-            with unset_fake_temporarily():
+            with _disable_current_modes():
                 places = index.known.nonzero(as_tuple=True)
             found.extend(self.fake(one) for one in places)
         return found
@@ -185,7 +185,7 @@ def fake_model(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
 
 
 def _replaced(model: torch.nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, Any] = {}
     kept = []
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):

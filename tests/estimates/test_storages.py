@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoft.estimates.steps import run_steps, task_batch, trace_training
 from autoft.estimates.setting import Setting, Work, longest_features
+from autoft.estimates.steps import run_steps, task_batch, trace_training
 from autoft.estimates.storages import KnownIntegers, StorageTracker, fake_model
 from autoft.plugins import load_plugins
 from autoft.testing.strategies import defaults
@@ -262,7 +262,9 @@ def test_rows_are_as_long_as_asked(catalog):
     for name in ("text-classification", "token-classification", "question-answering", "generation"):
         bench = Workbench(catalog.tasks[name], catalog)
         for length in (16, 40):
-            work = Work.of(Setting.from_json({**setting_of(bench, "full", catalog).to_json(), "length": length}), catalog)
+            work = Work.of(
+                Setting.from_json({**setting_of(bench, "full", catalog).to_json(), "length": length}), catalog
+            )
             features = longest_features(work.task, work.target.context, 2)
             assert len(features) == 2
             batch = work.task.collate(features, work.target.context)
