@@ -15,14 +15,24 @@ from typing import Any
 import psutil
 
 __all__ = [
+    "MAPPED",
     "Gpu",
     "Hardware",
     "available_cores",
+    "current_resident_bytes",
     "has_int8_products",
     "memory_left",
     "peak_resident_bytes",
     "reset_peak_resident",
 ]
+
+
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Environment in which the GNU C library maps each tensor of a megabyte or more by itself, and gives it back at once.
+
+Left alone it keeps them in a heap, where an aligned block does not fit into the hole that one of its own size left: the
+same LoRA step then took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew.
+"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,11 @@ def reset_peak_resident() -> bool:
     except OSError:
         return False
     return True
+
+
+def current_resident_bytes() -> int:
+    """Return the resident memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int:

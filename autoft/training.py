@@ -33,8 +33,11 @@ __all__ = [
     "Progress",
     "Regularization",
     "TrainOutcome",
+    "checkpoint_gradients",
     "learning_rate_factor",
+    "optimizer_of",
     "share_body",
+    "snapshot",
     "train",
 ]
 
@@ -296,7 +299,7 @@ def train(
     batches_per_epoch = math.ceil(count / batch_size)
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     total_steps = steps_per_epoch * epochs
-    optimizer = _optimizer(
+    optimizer = optimizer_of(
         [model, *(one.model for one in auxiliary)],
         learning_rate,
         float(params["train.weight_decay"]),
@@ -313,7 +316,7 @@ def train(
     original = model
     checkpointed = bool(params.get("train.gradient_checkpointing"))
     if checkpointed:
-        _checkpoint_gradients(original)
+        checkpoint_gradients(original)
     # Placement and autocast only: the optimiser stays plain so that its fused step is not wrapped.
     model = accelerator.prepare_model(model, device_placement=not getattr(model, "is_quantized", False))
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -397,7 +400,7 @@ def train(
                 outcome.curve.append(point)
                 if _better(point, outcome.best, objective, higher_is_better):
                     outcome.best = point
-                    best_weights = _snapshot(original)
+                    best_weights = snapshot(original)
                 _put(original, trained_weights)
                 if plateau is not None:
                     plateau.step(figures[objective])
@@ -569,7 +572,7 @@ def _validation_marks(batches: int) -> set[int]:
     return {batches, batches // 2} if batches >= 60 else {batches}
 
 
-def _optimizer(
+def optimizer_of(
     models: Sequence[torch.nn.Module],
     learning_rate: float,
     weight_decay: float,
@@ -609,7 +612,7 @@ def _hidden_matrices(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
             yield from (p for p in module.parameters(recurse=False) if p.ndim == 2)
 
 
-def _checkpoint_gradients(model: Any) -> None:
+def checkpoint_gradients(model: Any) -> None:
     """Have the model compute its layers' activations again in the backward pass, in place of keeping them."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ModelError(
@@ -644,7 +647,7 @@ def _better(point: CurvePoint, best: CurvePoint | None, objective: str, higher_i
     return math.isnan(other) or (value > other if higher_is_better else value < other)
 
 
-def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copy what training changes: trainable parameters, and buffers (batch norm statistics)."""
     changed: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed.update(model.named_buffers())

@@ -605,12 +605,12 @@ def test_what_regularizers_prepared_is_undone_after_a_training_that_fails():
 def test_parameters_with_a_rate_of_their_own_take_steps_of_that_length():
     import torch
 
-    from autoft.training import _optimizer
+    from autoft.training import optimizer_of
 
     # Adam's first step is the learning rate, whatever the gradient.
     model = torch.nn.Linear(3, 2)
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimizer = _optimizer([model], 1e-3, 0.0, own_rates=[{"params": [model.weight], "lr": 1.6e-2}])
+    optimizer = optimizer_of([model], 1e-3, 0.0, own_rates=[{"params": [model.weight], "lr": 1.6e-2}])
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     assert torch.allclose((model.weight - start["weight"]).abs(), torch.tensor(1.6e-2), rtol=1e-3)
@@ -621,13 +621,13 @@ def test_parameters_with_a_rate_of_their_own_take_steps_of_that_length():
 def test_weights_are_decayed_and_vectors_are_not_whatever_their_rate():
     import torch
 
-    from autoft.training import _optimizer
+    from autoft.training import optimizer_of
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     own = [{"params": list(model[1].parameters()), "lr": 1e-2}]
     decay = {
         id(value): (group["lr"], group["weight_decay"])
-        for group in _optimizer([model], 1e-3, 0.1, own_rates=own).param_groups
+        for group in optimizer_of([model], 1e-3, 0.1, own_rates=own).param_groups
         for value in group["params"]
     }
     assert [decay[id(value)] for value in model.parameters()] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]

@@ -17,7 +17,7 @@ from autoft.strategies.reshaped import SHAPES, Shapes, check_class, reshape, sha
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DynamicInt8"]
+__all__ = ["DynamicInt8", "int8_places"]
 
 WEIGHTS = "model.safetensors"
 TIED = "tied"
@@ -63,14 +63,9 @@ class DynamicInt8(PostTrainingQuantizer):
         quantized = copy.deepcopy(model).cpu().eval()
         # Kept for the files: the layers say no longer what the configuration does not.
         quantized.shapes = shapes_of(quantized)
-        bodies = find_bodies(quantized)
-        output = getattr(quantized, "get_output_embeddings", lambda: None)()
         known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for path, module in list(quantized.named_modules()):
-            if any(not body or path.startswith(f"{body}.") for body in bodies) or module is output:
-                layer = quantized_copy(module, known)
-                if layer is not None:
-                    quantized.set_submodule(path, layer)
+        for path, module in int8_places(quantized):
+            quantized.set_submodule(path, quantized_copy(module, known))
         return quantized
 
     def save(self, model: Any, folder: Path) -> None:
@@ -147,3 +142,17 @@ class DynamicInt8(PostTrainingQuantizer):
         if (folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         return model.eval()
+
+
+def int8_places(model: Any) -> list[tuple[str, Any]]:
+    """Return the layers of a model that get int8 weights, by name: in its body, and the output layer over a vocabulary."""
+    from autoft.strategies.int8_layers import is_quantizable
+
+    bodies = find_bodies(model)
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if is_quantizable(module)
+        and (any(not body or path.startswith(f"{body}.") for body in bodies) or module is output)
+    ]

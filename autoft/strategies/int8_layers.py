@@ -9,7 +9,7 @@ from torch import nn
 
 from autoft.hardware import has_int8_products
 
-__all__ = ["Int8Embedding", "Int8Linear", "quantize_rows", "quantized_copy"]
+__all__ = ["Int8Embedding", "Int8Linear", "is_quantizable", "quantize_rows", "quantized_copy"]
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,19 +81,22 @@ class Int8Embedding(nn.Module):
         return {"weight_int8": self.weight_int8, "scale": self.scale}
 
 
+def is_quantizable(module: nn.Module) -> bool:
+    """Say whether a module is a linear layer, a GPT-2 ``Conv1D`` or an embedding."""
+    return isinstance(module, nn.Embedding) or type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+
+
 def quantized_copy(
     module: nn.Module, known: dict[int, tuple[torch.Tensor, torch.Tensor]]
-) -> Int8Linear | Int8Embedding | None:
-    """Return the int8 layer of a linear layer, a GPT-2 ``Conv1D`` or an embedding; None for other modules.
+) -> Int8Linear | Int8Embedding:
+    """Return the int8 layer of a linear layer, a GPT-2 ``Conv1D`` or an embedding.
 
     Args:
-        module: any module.
+        module: one that :func:`is_quantizable` says yes to.
         known: int8 weights and scales by the id of the weight that they were made from. An output layer that shares its
             weight with the input embeddings finds theirs here.
     """
     kind = type(module).__name__
-    if not (isinstance(module, nn.Embedding) or type(module) is nn.Linear or kind == "Conv1D"):
-        return None
     assert isinstance(module.weight, torch.Tensor)
     key = id(module.weight)
     if key not in known:

@@ -1,0 +1,264 @@
+"""Does a configuration fit: its predicted peak of training memory against a limit, before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from autoft.errors import AutoftError
+from autoft.estimates.probe import probe
+from autoft.estimates.setting import Setting
+from autoft.plan import ModelPlan, PipelinePlan, Plan
+from autoft.plugins import Catalog
+from autoft.rundir import read_json, write_json
+
+__all__ = [
+    "Constants",
+    "Prediction",
+    "Verdict",
+    "calibrate",
+    "constants_of",
+    "judge",
+    "largest_batch",
+    "predict",
+    "setting_of",
+]
+
+Verdict = Literal["fits", "does not fit", "probe"]
+
+MARGIN = 0.05
+"""Share of a prediction that has to be free below a limit, and above it for certainty that it does not fit.
+
+Larger than any error of the benchmark in docs/budget.md, whose 95th percentile is what it is taken from.
+"""
+
+CALIBRATED = (1, 16)
+"""Rows and tokens of the steps that constants come from: the less their tensors take, the less they hide."""
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "autoft")
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a process needs beside its tensors: interpreter, libraries, their buffers; nothing on a GPU but workspaces.
+
+    Attributes:
+        process_bytes: of a process that trains.
+    """
+
+    process_bytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training will need.
+
+    Attributes:
+        peak_bytes: as ``train_memory_bytes`` of a trial will say; None where it cannot be known without trying.
+        reason: why it cannot.
+        parameters: of the model, the adapter's counted.
+        trainable_parameters: those that are trained.
+        exact: the process keeps what its tensors need and no more (:data:`autoft.hardware.MAPPED`); otherwise the figure is
+            the least that it needs.
+    """
+
+    peak_bytes: int | None
+    reason: str = ""
+    parameters: int = 0
+    trainable_parameters: int = 0
+    exact: bool = True
+
+
+def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Path | None = None) -> Prediction:
+    """Return what a training will need, from a trace of its step on fake tensors.
+
+    Args:
+        setting: what is trained.
+        catalog: what plugins offer.
+        constants: of :func:`constants_of`.
+        cache: a folder in which traces are kept; None keeps none.
+    """
+    from autoft.estimates.steps import CannotTrace, trace_training
+
+    path = cache / f"trace-{_digest(setting.to_json())}.json" if cache else None
+    known = read_json(path, missing={}) if path else {}
+    if not known:
+        try:
+            trace = trace_training(setting, catalog)
+            known = {
+                "peak": trace.timeline.peak,
+                "parameters": trace.parameters,
+                "trainable": trace.trainable_parameters,
+            }
+        except (CannotTrace, AutoftError) as error:
+            return Prediction(None, reason=str(error))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
+    return Prediction(
+        known["peak"] + constants.process_bytes,
+        parameters=known["parameters"],
+        trainable_parameters=known["trainable"],
+        exact=setting.mapped or setting.device != "cpu",
+    )
+
+
+def judge(prediction: Prediction, limit: float, margin: float = MARGIN) -> Verdict:
+    """Return whether a training fits a limit; ``probe`` where the prediction is too near to it, or is none.
+
+    Args:
+        prediction: of :func:`predict`.
+        limit: bytes of training memory.
+        margin: share by which predictions may be wrong.
+    """
+    if prediction.peak_bytes is None:
+        return "probe"
+    if prediction.peak_bytes * (1 - margin) > limit:
+        return "does not fit"
+    return "fits" if prediction.exact and prediction.peak_bytes * (1 + margin) <= limit else "probe"
+
+
+def largest_batch(
+    setting: Setting, catalog: Catalog, constants: Constants, limit: float, margin: float = MARGIN
+) -> tuple[int, int] | None:
+    """Return the largest micro-batch that fits, and how many of them make the setting's rows a step; None: not even one row.
+
+    Peaks rise with the rows by as much for each: two traces give the line, and a third is the check of the answer. The
+    micro-batch divides the rows of a step, so that the effective batch stays what it is.
+
+    Args:
+        setting: whose rows a step are ``train.batch_size`` times ``train.gradient_accumulation``.
+        catalog: what plugins offer.
+        constants: of :func:`constants_of`.
+        limit: bytes of training memory.
+        margin: share by which predictions may be wrong.
+    """
+    rows = setting.batch_size * setting.accumulation
+    divisors = [size for size in range(rows, 0, -1) if rows % size == 0]
+
+    def peak(size: int) -> float:
+        found = predict(setting.with_batch(size, rows // size), catalog, constants).peak_bytes
+        return float("inf") if found is None else found * (1 + margin)
+
+    # Accumulated, both of them: gradients are there before the second micro-batch.
+    low, high = min(2, rows), max(1, rows // 2)
+    slope = (peak(high) - peak(low)) / (high - low) if high > low else 0.0
+    first = peak(low)
+    for size in divisors:
+        near = first + slope * (size - low)
+        # One that is whole needs less than the line says: nothing is accumulated.
+        if (size == rows or near <= limit) and peak(size) <= limit:
+            return size, rows // size
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ constants
+
+
+def cache_folder() -> Path:
+    """Return where figures of this machine are kept: ``$XDG_CACHE_HOME/autoft`` or ``~/.cache/autoft``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoft"
+
+
+def constants_of(setting: Setting, cache: Path | None = None) -> Constants | None:
+    """Return the constants of processes like the setting's on this machine, if they were ever calibrated."""
+    known = read_json(_constants_file(cache), missing={}).get(_likeness(setting))
+    return Constants(**known) if known else None
+
+
+def calibrate(setting: Setting, catalog: Catalog, cache: Path | None = None) -> Constants:
+    """Find the constants of processes like the setting's, and keep them.
+
+    Two real steps on one short row are measured in a process of their own, and what their tensors take by the trace is
+    taken away. The constants depend on the task (its metrics' libraries), on what the pipeline loads (PEFT, bitsandbytes),
+    on precision, threads and device, and on the versions of the packages, and hardly on the model.
+
+    Args:
+        setting: of a small model: its weights are read.
+        catalog: what plugins offer.
+        cache: folder of the file; default: :func:`cache_folder`.
+
+    Raises:
+        ModelError: the steps failed.
+        CannotTrace: the setting cannot be traced.
+    """
+    from autoft.estimates.steps import trace_training
+
+    rows, length = CALIBRATED
+    small = replace(setting.with_batch(rows), length=length)
+    measured = probe(small).memory_bytes
+    constants = Constants(process_bytes=measured - trace_training(small, catalog).timeline.peak)
+    path = _constants_file(cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**read_json(path, missing={}), _likeness(setting): asdict(constants)})
+    return constants
+
+
+def _constants_file(cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "constants.json"
+
+
+def _likeness(setting: Setting) -> str:
+    from autoft.hardware import Hardware
+    from autoft.plugins import load_plugins
+
+    adapter = load_plugins().adapters[setting.adapter]
+    libraries = "bitsandbytes" if setting.quantizer else "peft" if hasattr(adapter, "tuner") else "plain"
+    process = (setting.task, libraries, setting.precision, setting.threads, setting.device, setting.mapped)
+    return _digest([*process, Hardware.probe_cpu().cpu, *_versions()])
+
+
+def _versions() -> Iterable[str]:
+    for name in PACKAGES:
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps([value, *_versions()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+# ---------------------------------------------------------------------------------------------------------- plans
+
+
+def setting_of(plan: Plan, catalog: Catalog, model: ModelPlan, pipeline: PipelinePlan, **changes: Any) -> Setting:
+    """Return the default configuration of a pipeline over a model, on rows as long as the plan allows.
+
+    Args:
+        plan: what facts it lacks are those of the task's demo rows.
+        catalog: what plugins offer.
+        model: of the plan.
+        pipeline: of the plan.
+        changes: parameters by full name.
+    """
+    task = catalog.task(plan.task)
+    params = {**plan.default_params(pipeline.name), **changes}
+    return Setting(
+        task=plan.task,
+        model={
+            "name": model.name,
+            "path": model.path,
+            "revision": model.revision,
+            "config": model.config,
+            "trust_remote_code": plan.trust_remote_code,
+        },
+        facts=plan.facts or task.facts(task.demo_rows(), plan.options),
+        options=plan.options,
+        params=params,
+        adapter=pipeline.adapter,
+        quantizer=pipeline.quantizer or "",
+        regularize=str(params.get("regularize") or "none"),
+        length=int(params.get("train.max_length") or 512),
+        device=plan.device,
+        threads=plan.threads,
+        mapped=any(limit.key == "train_memory" for limit in plan.budget),
+    )
