@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.data import Features
-from autoft.errors import ModelError
+from autoft.errors import ModelError, out_of_memory
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.hardware import MAPPED, current_resident_bytes
 
@@ -138,7 +138,6 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     from autoft.executors.worker import silence_libraries
     from autoft.plugins import load_plugins
     from autoft.training import Regularization, train
-    from autoft.trial import out_of_memory
 
     silence_libraries()
     torch.set_num_threads(setting.threads)

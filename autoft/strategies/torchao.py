@@ -70,6 +70,7 @@ class TorchaoInt8Dynamic(TorchaoQuantized):
 
     name: ClassVar[str] = "torchao-int8-dynamic"
     summary: ClassVar[str] = "int8 linear layers and embeddings, activations quantized on the fly (torchao)"
+    workload: ClassVar[str] = "torch-int8"
 
     def linear(self, target: Target, params: Mapping[str, Any]) -> Any:
         """Return torchao's configuration for linear layers."""
