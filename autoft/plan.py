@@ -1120,6 +1120,7 @@ def environment() -> dict[str, str]:
         "peft",
         "accelerate",
         "bitsandbytes",
+        "torchao",
         "optuna",
         "datasets",
         "onnxruntime",
