@@ -1364,6 +1364,7 @@ def environment() -> dict[str, str]:
         "peft",
         "accelerate",
         "bitsandbytes",
+        "torchao",
         "optuna",
         "datasets",
         "onnxruntime",

@@ -65,15 +65,16 @@ def cases(chosen=CASES):
 
 def standing_for(quantized, model, layers):
     """Return the dense model with the weights that quantized layers stand for, in the libraries' own words."""
-    import bitsandbytes
-
     dense = copy.deepcopy(model)
     for name in (*layers.quantized, *layers.embeddings):
         module, own = quantized.get_submodule(name), dense.get_submodule(name)
         weight = module.weight.data
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        kind = type(module).__name__
+        if kind in {"Linear4bit", "Linear8bitLt"}:
+            import bitsandbytes
+        if kind == "Linear4bit":
             weight = bitsandbytes.functional.dequantize_4bit(weight, module.weight.quant_state)
-        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        elif kind == "Linear8bitLt":
             weight = bitsandbytes.functional.int8_vectorwise_dequant(module.weight.CB, module.weight.SCB)
         elif hasattr(weight, "dequantize"):
             weight = weight.dequantize()
