@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,10 +33,17 @@ class ScoredMask(nn.Module):
         self.pattern = (0, 0) if pattern == "none" else tuple(map(int, pattern.split(":")))
         self.share = 0.0
         """Of zeros in training, now."""
+        self.known: tuple[Any, torch.Tensor] = (None, torch.empty(0))
+        """The last mask, and what it was made for."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight with zeros."""
-        mask = self.mask(self.share if self.training else self.sparsity)
+        share = self.share if self.training else self.sparsity
+        # A validation asks for the same mask in each batch.
+        key = (share, self.scores._version, self.scores.device)
+        if self.known[0] != key:
+            self.known = (key, self.mask(share))
+        mask = self.known[1]
         passed: torch.Tensor = _StraightThrough.apply(self.scores, mask)  # type: ignore[no-untyped-call]
         return weight * passed
 
@@ -56,8 +64,16 @@ class ScoredMask(nn.Module):
             scores = going.T if self.transposed else going
             count = min(count, int(scores.isfinite().sum()))
         mask = torch.ones(scores.numel(), dtype=scores.dtype, device=scores.device)
-        mask[scores.flatten().topk(count, largest=False).indices] = 0
+        mask[_lowest(scores.flatten(), count)] = 0
         return mask.view_as(self.scores)
+
+
+def _lowest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the places of the lowest values, in no order."""
+    if count and values.device.type == "cpu":
+        # Several times as fast as topk of torch: on a CPU the masks of a step would take longer than the step.
+        return torch.from_numpy(np.argpartition(values.float().numpy(), count - 1)[:count])
+    return values.topk(count, largest=False, sorted=False).indices
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -186,6 +186,25 @@ def test_zeros_are_burnt_in_and_the_model_is_one_of_transformers(
     torch.testing.assert_close(logits(loaded, target), logits(pruned, target))
 
 
+def test_how_far_scores_move_in_a_step_is_of_no_account():
+    def mask_after(factor):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(16, 8, bias=False)
+        mask = ScoredMask(layer.weight, 0.5, "none", transposed=False)
+        parametrize.register_parametrization(layer, "weight", mask)
+        inputs, wanted = torch.randn(64, 16), torch.randn(64, 8)
+        groups = [{"params": [layer.parametrizations.weight.original]}, {"params": [mask.scores], "lr": 1e-3 * factor}]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01)
+        for step in range(40):
+            optimizer.zero_grad()
+            (layer(inputs) - wanted).square().mean().backward()
+            optimizer.step()
+            mask.share = sparsity_at((step + 1) / 40, 0.5)
+        return mask.mask(0.5)
+
+    assert torch.equal(mask_after(1.0), mask_after(10.0))
+
+
 def copy_of(model):
     import copy
 
