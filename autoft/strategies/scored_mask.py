@@ -14,8 +14,8 @@ __all__ = ["ScoredMask"]
 class ScoredMask(nn.Module):
     """Zeroes the weights with the lowest scores, as a parametrization of torch; gradients pass the mask straight on.
 
-    With the masked weight ``W' = W * mask(S)`` the weight gets ``dL/dW' * mask`` and the scores get ``dL/dW' * W``: those of
-    weights that move away from zero rise, masked ones too (Sanh et al. 2020, arXiv:2005.07683, section 4).
+    With the masked weight ``W' = W * mask(S)`` the weight gets ``dL/dW' * mask`` and the scores get ``dL/dW' * W``:
+    those of weights that move away from zero rise, masked ones too (Sanh et al. 2020, arXiv:2005.07683, section 4).
 
     In evaluation the share of zeros is always the final one, so that a validation judges what would be left.
 

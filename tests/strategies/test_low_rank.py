@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from autoft.errors import ModelError
 from autoft.strategies.factors import DAMPING, Factors, factorize, rank_of
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
-from autoft.strategies.low_rank import LowRank, body_layers
+from autoft.strategies.linear_layers import body_layers
+from autoft.strategies.low_rank import LowRank
 from autoft.strategies.reshaped import SHAPES, Shapes, read_reshaped, shapes_of
 from autoft.testing import tiny_model
 
