@@ -47,6 +47,8 @@ class ScoredMask(nn.Module):
         passed: torch.Tensor = _StraightThrough.apply(self.scores, mask)  # type: ignore[no-untyped-call]
         return weight * passed
 
+    # A mask that is made in a validation is used again in training, which takes no tensors of the inference mode.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def mask(self, share: float) -> torch.Tensor:
         """Return 0 for the share of weights that goes, and 1 for the others.

@@ -186,6 +186,25 @@ def test_zeros_are_burnt_in_and_the_model_is_one_of_transformers(
     torch.testing.assert_close(logits(loaded, target), logits(pruned, target))
 
 
+def test_a_mask_of_a_validation_without_gradients_serves_the_training_that_goes_on():
+    """At the end of the schedule both ask for the same one."""
+    layer = torch.nn.Linear(4, 3)
+    mask = ScoredMask(layer.weight, 0.5, "none", transposed=False)
+    mask.share = 0.5
+    parametrize.register_parametrization(layer, "weight", mask)
+    torch.nn.init.normal_(mask.scores)
+    layer.eval()
+    with torch.inference_mode():
+        validated = layer(torch.ones(1, 4))
+    layer.train()
+    trained = layer(torch.ones(1, 4))
+    assert torch.equal(trained, validated)
+    trained.sum().backward()
+    assert mask.scores.grad.abs().sum() > 0
+    torch.nn.init.normal_(mask.scores)
+    assert not torch.equal(layer(torch.ones(1, 4)), trained), "other scores, another mask"
+
+
 def test_how_far_scores_move_in_a_step_is_of_no_account():
     def mask_after(factor):
         torch.manual_seed(0)
