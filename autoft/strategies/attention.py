@@ -20,7 +20,7 @@ PROJECTIONS = (
     ("c_attn",),
     ("Wqkv",),
 )
-"""How attention modules name the layers into their heads; a single one holds all queries, then all keys, then all values."""
+"""How attention modules name the layers into their heads; a single one holds queries, then keys, then values."""
 
 OUTPUTS = ("o_proj", "out_proj", "out_lin", "c_proj", "Wo", "dense")
 """How they name the layer out of their heads. BERT's relatives have it beside the module, as ``output.dense``."""

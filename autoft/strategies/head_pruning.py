@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadPruning"]
 
 OTHER_FORMS = frozenset({"bloom", "deberta", "falcon", "gpt_neox", "mpnet", "olmo2", "phi3"})
-"""Model types whose layers hold heads in another order, or have weights beside that belong to heads (tried with tiny ones)."""
+"""Model types whose layers hold heads in another order, or have weights beside that belong to heads, as tiny ones show."""
 
 TOLERANCE = 1e-3
 """Largest difference between the pruned model and the whole one with the same heads masked, relative to the largest."""
@@ -51,8 +51,8 @@ class HeadPruning(ReshapedFiles, Recovered):
         model_type = target.config.get("model_type")
         if model_type in OTHER_FORMS:
             return Refusal(
-                f"{self.name}: heads of {model_type} cannot be taken out one by one; use ffn-pruning, or a model like BERT, "
-                "DistilBERT, ViT, GPT-2 or Llama"
+                f"{self.name}: heads of {model_type} cannot be taken out one by one; use ffn-pruning, or a model like "
+                "BERT, DistilBERT, ViT, GPT-2 or Llama"
             )
         return super().check(target)
 
@@ -69,7 +69,8 @@ class HeadPruning(ReshapedFiles, Recovered):
         found = find_attention(model)
         if not found:
             raise ModelError(
-                f"{self.name}: {type(model).__name__} of {target.source.name} has no attention of a form that is known here"
+                f"{self.name}: {type(model).__name__} of {target.source.name} has no attention of a form that is known "
+                "here; use ffn-pruning"
             )
         kept = [
             one.columns(importance, float(params["keep"]))

@@ -1,13 +1,35 @@
-"""Linear layers of transformers: their widths, and how they become narrower."""
+"""Linear layers of transformers: which a body has, their widths, and how they become narrower."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from autoft.strategies.head_only import find_bodies
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["keep_inputs", "keep_outputs", "widths"]
+__all__ = ["body_layers", "keep_inputs", "keep_outputs", "widths"]
+
+
+def body_layers(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the linear layers of a transformers model's bodies, by name, those that say words left out."""
+    from torch import nn
+
+    bodies = find_bodies(model)
+    modules: dict[str, Any] = dict(model.named_modules())
+    tables = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+    outputs = {
+        id(module.get_output_embeddings()) for module in modules.values() if hasattr(module, "get_output_embeddings")
+    }
+    return {
+        name: module
+        for name, module in modules.items()
+        if type(module).__name__ in {"Linear", "Conv1D"}
+        and any(not body or name.startswith(f"{body}.") for body in bodies)
+        and id(module) not in outputs
+        and id(module.weight) not in tables
+    }
 
 
 def widths(layer: Any) -> tuple[int, int]:

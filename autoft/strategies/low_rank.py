@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autoft.contracts import Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, SearchSpace
-from autoft.strategies.head_only import CONVOLUTIONAL, find_bodies
+from autoft.strategies.head_only import CONVOLUTIONAL
 from autoft.strategies.layer_pruning import Recovered, layer_pairs
-from autoft.strategies.linear_layers import widths
+from autoft.strategies.linear_layers import body_layers, widths
 from autoft.strategies.recovery import RECOVERY
 from autoft.strategies.reshaped import ReshapedFiles, check_class
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LowRank", "body_layers"]
+__all__ = ["LowRank"]
 
 BATCH = 16
 """Calibration rows a pass."""
@@ -81,26 +81,6 @@ class LowRank(ReshapedFiles, Recovered):
                     factors[1].bias.copy_(layer.bias)
             model.set_submodule(name, factors)
         return model, layer_pairs(model, target)
-
-
-def body_layers(model: torch.nn.Module) -> dict[str, Any]:
-    """Return the linear layers of a transformers model's bodies, by name, those that say words left out."""
-    from torch import nn
-
-    bodies = find_bodies(model)
-    modules: dict[str, Any] = dict(model.named_modules())
-    tables = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-    outputs = {
-        id(module.get_output_embeddings()) for module in modules.values() if hasattr(module, "get_output_embeddings")
-    }
-    return {
-        name: module
-        for name, module in modules.items()
-        if type(module).__name__ in {"Linear", "Conv1D"}
-        and any(not body or name.startswith(f"{body}.") for body in bodies)
-        and id(module) not in outputs
-        and id(module.weight) not in tables
-    }
 
 
 def _grams(model: Any, names: Sequence[str], target: Target, rows: Sequence[Row]) -> dict[str, torch.Tensor]:

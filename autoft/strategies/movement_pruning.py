@@ -11,8 +11,7 @@ from autoft.errors import ModelError
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.head_only import CONVOLUTIONAL
 from autoft.strategies.layer_pruning import layer_pairs
-from autoft.strategies.linear_layers import widths
-from autoft.strategies.low_rank import body_layers
+from autoft.strategies.linear_layers import body_layers, widths
 from autoft.strategies.recovery import RECOVERY, recover
 
 __all__ = ["MovementPruning", "sparsity_at"]
@@ -25,9 +24,10 @@ class MovementPruning(WeightPruner):
     """Zeroes the weights of linear layers that training moves towards zero (Sanh et al. 2020, arXiv:2005.07683).
 
     Each weight of the body's linear layers has a score, which is trained along: it falls where a step would bring the
-    weight nearer to zero. Of each matrix those with the lowest scores are masked, more and more of them (:func:`sparsity_at`),
-    and the rest goes on learning from the task and from the whole model. The order of scores decides alone, and they begin
-    alike, so that it does not matter by how much they change in a step: they take the learning rate of the weights.
+    weight nearer to zero. Of each matrix those with the lowest scores are masked, more and more of them
+    (:func:`sparsity_at`), and the rest goes on learning from the task and from the whole model. The order of scores
+    decides alone, and they begin alike, so that it does not matter by how much they change in a step: they take the
+    learning rate of the weights.
 
     With a ``pattern`` as ``2:4`` the lowest two of each four inputs go, whatever ``sparsity`` says (Mishra et al. 2021,
     arXiv:2104.08378). As with magnitude pruning, the model becomes neither smaller nor faster here; it keeps more of what

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from autoft.errors import ModelError
 from autoft.strategies.factors import DAMPING, Factors, factorize, rank_of
 from autoft.strategies.layer_pruning import FfnPruning, LayerPruning
-from autoft.strategies.low_rank import LowRank, body_layers
+from autoft.strategies.linear_layers import body_layers
+from autoft.strategies.low_rank import LowRank
 from autoft.strategies.reshaped import SHAPES, Shapes, read_reshaped, shapes_of
 from autoft.testing import tiny_model
 
@@ -224,6 +225,21 @@ def test_further_steps_leave_the_files_to_it(make_checkpoint, make_target, load,
     torch.testing.assert_close(logits(LowRank().load(tmp_path, target), target), logits(shorter, target))
     with pytest.raises(ModelError, match="no feed-forward blocks"):
         FfnPruning().apply(smaller, target, rows, PARAMS)
+
+
+def test_tokens_can_be_dropped_after_it(tmp_path):
+    from autoft.plugins import load_plugins
+    from autoft.strategies.vocabulary_pruning import VocabularyPruning
+    from autoft.testing.workbench import Workbench
+
+    bench = Workbench(load_plugins().task("text-classification"), load_plugins())
+    narrow = LowRank().apply(bench.trained.model, bench.target, bench.rows, PARAMS)
+    params = {"min_count": 2, "common": 0.0, **PARAMS}
+    fewer, target = VocabularyPruning().transform(narrow, bench.target, bench.rows, params)
+    assert fewer.config.vocab_size < narrow.config.vocab_size
+    loaded = bench.write_and_read(fewer, LowRank(), "low-rank+vocabulary-pruning", target)
+    assert loaded.model.config.vocab_size == fewer.config.vocab_size
+    assert bench.judge(loaded.model, loaded.context) == bench.judge(fewer, target.context)
 
 
 def test_a_model_as_its_configuration_says_has_no_shapes_of_its_own(make_checkpoint, make_target, load):

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from autoft.distillation import distill
 from autoft.errors import ModelError
 from autoft.plan import TRAIN_SPACE
-from autoft.strategies.low_rank import body_layers
+from autoft.strategies.linear_layers import body_layers
 from autoft.strategies.movement_pruning import BEGIN, END, MovementPruning, sparsity_at
 from autoft.strategies.scored_mask import ScoredMask
 
@@ -184,6 +184,44 @@ def test_zeros_are_burnt_in_and_the_model_is_one_of_transformers(
     pruned.save_pretrained(tmp_path)
     loaded = load(replace(target, source=replace(target.source, path=str(tmp_path))))
     torch.testing.assert_close(logits(loaded, target), logits(pruned, target))
+
+
+def test_a_mask_of_a_validation_without_gradients_serves_the_training_that_goes_on():
+    """At the end of the schedule both ask for the same one."""
+    layer = torch.nn.Linear(4, 3)
+    mask = ScoredMask(layer.weight, 0.5, "none", transposed=False)
+    mask.share = 0.5
+    parametrize.register_parametrization(layer, "weight", mask)
+    torch.nn.init.normal_(mask.scores)
+    layer.eval()
+    with torch.inference_mode():
+        validated = layer(torch.ones(1, 4))
+    layer.train()
+    trained = layer(torch.ones(1, 4))
+    assert torch.equal(trained, validated)
+    trained.sum().backward()
+    assert mask.scores.grad.abs().sum() > 0
+    torch.nn.init.normal_(mask.scores)
+    assert not torch.equal(layer(torch.ones(1, 4)), trained), "other scores, another mask"
+
+
+def test_how_far_scores_move_in_a_step_is_of_no_account():
+    def mask_after(factor):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(16, 8, bias=False)
+        mask = ScoredMask(layer.weight, 0.5, "none", transposed=False)
+        parametrize.register_parametrization(layer, "weight", mask)
+        inputs, wanted = torch.randn(64, 16), torch.randn(64, 8)
+        groups = [{"params": [layer.parametrizations.weight.original]}, {"params": [mask.scores], "lr": 1e-3 * factor}]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01)
+        for step in range(40):
+            optimizer.zero_grad()
+            (layer(inputs) - wanted).square().mean().backward()
+            optimizer.step()
+            mask.share = sparsity_at((step + 1) / 40, 0.5)
+        return mask.mask(0.5)
+
+    assert torch.equal(mask_after(1.0), mask_after(10.0))
 
 
 def copy_of(model):
