@@ -8,6 +8,7 @@ the torch model at other shapes than it was traced at.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -19,9 +20,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from autoft.contracts import Exporter, ExportSpec, Refusal, Row, Target
+from autoft.contracts import Exporter, ExportSpec, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 
@@ -100,6 +101,7 @@ class Onnx(Exporter):
 
     name = "onnx"
     summary = "graph for ONNX Runtime, 32-bit weights"
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "adapted"})
     runtime = "onnxruntime"
 
     def check(self, target: Target) -> Refusal | None:
@@ -241,7 +243,7 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                model,
+                _with_names(model, list(spec.inputs)) if hasattr(model, "peft_config") else model,
                 kwargs=dict(spec.inputs),
                 dynamo=True,
                 dynamic_shapes=dynamic,
@@ -259,6 +261,25 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
         if use_cache:
             config.use_cache = use_cache
     return bare(proto)
+
+
+def _with_names(model: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+    """Return a module that does what the model does and says the names of its inputs.
+
+    PEFT's models take some of them as keyword arguments that have no name in the signature, where the exporter looks.
+    """
+    import torch
+
+    def forward(self: Any, **inputs: torch.Tensor) -> Any:
+        return self.model(**inputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in ("self", *names)]
+    )
+    wrapper: torch.nn.Module = type("Named", (torch.nn.Module,), {"forward": forward})()
+    wrapper.model = model
+    return wrapper.eval()
 
 
 def bare(proto: onnx.ModelProto) -> onnx.ModelProto:
