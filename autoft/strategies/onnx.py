@@ -8,6 +8,7 @@ the torch model at other shapes than it was traced at.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -108,7 +109,7 @@ class Onnx(Exporter):
     name = "onnx"
     summary = "graph for ONNX Runtime, 32-bit weights"
     workload = "onnxruntime"
-    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized"})
+    accepts: ClassVar[frozenset[State]] = frozenset({"dense", "sparse", "reshaped", "factorized", "adapted"})
 
     def check(self, target: Target) -> Refusal | None:
         """Refuse without the libraries, and for tasks that do not say how to trace their models."""
@@ -278,7 +279,7 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                model,
+                _with_names(model, list(spec.inputs)) if hasattr(model, "peft_config") else model,
                 kwargs=dict(spec.inputs),
                 dynamo=True,
                 dynamic_shapes=dynamic,
@@ -296,6 +297,25 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
         if use_cache:
             config.use_cache = use_cache
     return bare(proto)
+
+
+def _with_names(model: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+    """Return a module that does what the model does and says the names of its inputs.
+
+    PEFT's models take some of them as keyword arguments that have no name in the signature, where the exporter looks.
+    """
+    import torch
+
+    def forward(self: Any, **inputs: torch.Tensor) -> Any:
+        return self.model(**inputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in ("self", *names)]
+    )
+    wrapper: torch.nn.Module = type("Named", (torch.nn.Module,), {"forward": forward})()
+    wrapper.model = model
+    return wrapper.eval()
 
 
 def bare(proto: onnx.ModelProto) -> onnx.ModelProto:

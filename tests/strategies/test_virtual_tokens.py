@@ -260,6 +260,36 @@ def test_what_a_decoder_writes_is_the_likeliest_token_after_the_other():
         assert written[:, :6].equal(batch["input_ids"])
 
 
+# ---------------------------------------------------------------------------------------------------- exports
+
+
+@pytest.fixture(scope="module", params=["prompt-tuning", "prefix-tuning"])
+def exported(request):
+    """A bench, the adapter, its model trained by heart, and the graph of that, which was compared at other shapes."""
+    pytest.importorskip("onnxscript")
+    bench = Workbench(Praise(), load_plugins(), kind="encoder")
+    adapter = bench.catalog.adapters[request.param]
+    torch.manual_seed(0)
+    model = adapter.attach(bench.load_model(), bench.target, params(adapter))
+    bench.train(model, 100, 1e-2)
+    return bench, adapter.merge(model, None, bench.target)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-int8", "onnx-static-int8", "onnx-int4", "onnx-mixed"])
+def test_an_encoder_with_its_virtual_tokens_is_one_graph(name, exported):
+    bench, model = exported
+    compressor = bench.catalog.compressors[name]
+    assert "adapted" in compressor.accepts
+    graph = compressor.apply(model, bench.target, bench.rows, defaults(compressor.space))
+    loaded = bench.write_and_read(graph, compressor, name)
+    assert loaded.manifest.format == name
+    said, expected = loaded.predict(bench.inputs), bench.judge(model)
+    # 4 bits are coarse in so narrow a body: there only the answers have to stay.
+    slack = {"onnx": 1e-3, "onnx-int4": 0.5, "onnx-mixed": 0.5}.get(name, 0.2)
+    assert [one["label"] for one in said] == [one["label"] for one in expected]
+    assert [one["score"] for one in said] == pytest.approx([one["score"] for one in expected], abs=slack)
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -340,3 +370,53 @@ def test_inputs_leave_the_positions_of_virtual_tokens_free(tiny_model):
     assert given.context.reserved == 20
     assert PromptTuning().positions({"tokens": 20}) == 20
     assert Adapter.positions(PromptTuning(), {}) == 0
+
+
+# ------------------------------------------------------------------------------------------------ a whole search
+
+
+def test_a_search_of_nothing_else_ends_with_a_model_that_predicts(tiny_model, reviews, tmp_path):
+    import json
+    import subprocess
+    import sys
+
+    import yaml
+
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": str(reviews), "validation_size": 80, "test_size": 80},
+        "budget": {"time": "10m", "trials": 1},
+        "effort": "quick",
+        "pipelines": ["prompt-tuning"],
+        "compress": ["none", "dynamic-int8"],
+        "space": {"prompt-tuning.tokens": 4, "train.epochs": 1, "train.batch_size": 8},
+        "search": {"finalist_seeds": 0},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+
+    def autoft(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "autoft", *map(str, words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+
+    done = autoft("search", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs/tiny"
+    manifest = json.loads((run / "best/autoft.json").read_text())
+    assert (manifest["format"], manifest["reserved"], manifest["variant"]) == ("prompt-tuning", 4, "none")
+    assert (run / "best" / FOLDER / "adapter_model.safetensors").is_file()
+    report = json.loads((run / "report.json").read_text())
+    assert (report["best"]["pipeline"], report["best"]["test"]["accuracy"]["n"]) == ("prompt-tuning", 80)
+    asked = autoft("predict", "runs/tiny", "good", "bad")
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert len(answers) == 2
+    expected = load_artifact(run).predict(["good", "bad"])
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in expected])
