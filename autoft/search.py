@@ -944,11 +944,16 @@ class Search:
 
     def _disk_needed(self) -> float:
         largest = max(model.size_bytes for model in self.plan.models)
-        return float(self.plan.storage_bytes + (1 + 2 * len(self.plan.variants)) * largest)
+        return float(self.plan.storage_bytes + (1 + 2 * self._at_once()) * largest)
+
+    def _at_once(self) -> int:
+        """Return how many variants a trial makes at most: those that train again come in one of their own."""
+        again = sum(variant.trains for variant in self.plan.variants)
+        return max(again, len(self.plan.variants) - again)
 
     def _check_disk(self) -> None:
         largest = max(model.size_bytes for model in self.plan.models)
-        needed = (2 + len(self.plan.variants)) * largest + 50_000_000
+        needed = (2 + self._at_once()) * largest + 50_000_000
         free = shutil.disk_usage(self.run.path).free
         if free < needed:
             raise RunFolderError(

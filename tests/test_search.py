@@ -401,6 +401,7 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     assert [epochs_again(variants[:count]) for count in (1, 2, 3, 4)] == [0, 2, 4, 6]
     assert epochs_again(variants[2:3], variants[1].beginnings) == 2
     search = engine(tmp_path, catalog, variants=variants)
+    assert search._at_once() == 3
     result = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
     result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
