@@ -67,8 +67,8 @@ COMPRESSION_SHARE = 0.5
 FURTHER_SHARE = 0.25
 """The same for all such variants together: another trial mostly brings more than a second one of them."""
 
-TAUGHT = 1.3
-"""What an epoch with a teacher takes at most, as a share of one without, in the size of the whole model."""
+TAUGHT = 1.0
+"""What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
 
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
@@ -855,11 +855,12 @@ class Search:
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
         limit = self.plan.time_limit
-        smaller = self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)
-        compressing = max((self._compressing(config) for config in smaller if config), default=0.0)
-        return (
-            left - compressing - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
-        )
+        smaller = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
+        if self.queue and len(self._told()) < 2:
+            # A second known-good training lifts all that is made of the best one.
+            smaller = []
+        left -= max((self._compressing(config) for config in smaller if config), default=0.0)
+        return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room
