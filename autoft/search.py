@@ -716,7 +716,7 @@ class Search:
 
     def _finalists(self) -> list[TrialConfig]:
         """Return further seeds of the chosen trial and of the default, as many as fit into the time left."""
-        room = self.seconds_left() - self.reserve()
+        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         wanted = self._further_seeds(room)
         if not wanted:
             all_seeds = self._further_seeds(math.inf)
@@ -754,7 +754,7 @@ class Search:
     def _ensembles(self) -> list[TrialConfig]:
         """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
         wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.results.values())]
-        room = self.seconds_left() - self.reserve()
+        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         fitting: list[TrialConfig] = []
         for config in wanted:
             seconds = self._averaging(config)
@@ -823,6 +823,12 @@ class Search:
                 config = further
         return config if config.variants else None
 
+    def _kept_for_compression(self) -> float:
+        """Return the seconds that are left for variants of the best trial that are trained again."""
+        limit = self.plan.time_limit
+        wanted = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
+        return max((self._compressing(config) for config in wanted if config), default=0.0)
+
     def _compressing(self, config: TrialConfig) -> float:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
         member = self.results[config.members[0]]
@@ -854,12 +860,8 @@ class Search:
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
-        limit = self.plan.time_limit
-        smaller = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
-        if self.queue and len(self._told()) < 2:
-            # A second known-good training lifts all that is made of the best one.
-            smaller = []
-        left -= max((self._compressing(config) for config in smaller if config), default=0.0)
+        # A second known-good training lifts all that is made of the best one.
+        left -= 0.0 if self.queue and len(self._told()) < 2 else self._kept_for_compression()
         return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:

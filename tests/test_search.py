@@ -420,6 +420,9 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
         search.plan = search.plan.model_copy(update={"time_limit": limit})
         assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
+    # Finalists and averages leave that alone.
+    search.plan = search.plan.model_copy(update={"time_limit": 4 * whole})
+    assert search._kept_for_compression() == pytest.approx(whole)
     # Nothing before a second known-good configuration had its turn.
     search.queue = [search.plan.default_config()]
     assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(0.0, abs=0.5)
