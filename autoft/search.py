@@ -68,8 +68,8 @@ COMPRESSION_SHARE = 0.5
 FURTHER_SHARE = 0.25
 """The same for all such variants together: another trial mostly brings more than a second one of them."""
 
-TAUGHT = 1.3
-"""What an epoch with a teacher takes at most, as a share of one without, in the size of the whole model."""
+TAUGHT = 1.0
+"""What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
 
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
@@ -755,7 +755,7 @@ class Search:
 
     def _finalists(self) -> list[TrialConfig]:
         """Return further seeds of the chosen trial and of the default, as many as fit into the time left."""
-        room = self.seconds_left() - self.reserve()
+        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         wanted = self._further_seeds(room)
         if not wanted:
             all_seeds = self._further_seeds(math.inf)
@@ -793,7 +793,7 @@ class Search:
     def _ensembles(self) -> list[TrialConfig]:
         """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
         wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.results.values())]
-        room = self.seconds_left() - self.reserve()
+        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         fitting: list[TrialConfig] = []
         for config in wanted:
             seconds = self._averaging(config)
@@ -872,6 +872,12 @@ class Search:
                 config = further
         return config if config.variants else None
 
+    def _kept_for_compression(self) -> float:
+        """Return the seconds that are left for variants of the best trial that are trained again."""
+        limit = self.plan.time_limit
+        wanted = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
+        return max((self._compressing(config) for config in wanted if config), default=0.0)
+
     def _compressing(self, config: TrialConfig) -> float:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
         member = self.results[config.members[0]]
@@ -904,12 +910,9 @@ class Search:
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self._averaging(config) for config in self._averages())
-        limit = self.plan.time_limit
-        smaller = self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)
-        compressing = max((self._compressing(config) for config in smaller if config), default=0.0)
-        return (
-            left - compressing - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
-        )
+        # A second known-good training lifts all that is made of the best one.
+        left -= 0.0 if self.queue and len(self._told()) < 2 else self._kept_for_compression()
+        return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self._estimate(config) <= room
@@ -996,11 +999,16 @@ class Search:
 
     def _disk_needed(self) -> float:
         largest = max(model.size_bytes for model in self.plan.models)
-        return float(self.plan.storage_bytes + (1 + 2 * len(self.plan.variants)) * largest)
+        return float(self.plan.storage_bytes + (1 + 2 * self._at_once()) * largest)
+
+    def _at_once(self) -> int:
+        """Return how many variants a trial makes at most: those that train again come in one of their own."""
+        again = sum(variant.trains for variant in self.plan.variants)
+        return max(again, len(self.plan.variants) - again)
 
     def _check_disk(self) -> None:
         largest = max(model.size_bytes for model in self.plan.models)
-        needed = (2 + len(self.plan.variants)) * largest + 50_000_000
+        needed = (2 + self._at_once()) * largest + 50_000_000
         free = shutil.disk_usage(self.run.path).free
         if free < needed:
             raise RunFolderError(

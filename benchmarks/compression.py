@@ -104,7 +104,8 @@ def table(rounds: list[dict[str, dict[str, Any]]], seconds: dict[str, float], ob
 
 def over_seeds(given: argparse.Namespace) -> str:
     """Return what each compressor and chain does to models of several seeds as a Markdown table."""
-    names = [*load_plugins().compressors, *EFFORTS["best"]["compress"], *CHAINS]
+    best = [name for names in EFFORTS["best"]["compress"] for name in names.split("|")]
+    names = [*load_plugins().compressors, *best, *CHAINS]
     wanted = [*dict.fromkeys(["none", *(given.only or names)])]
     variants: dict[int, dict[str, VariantResult]] = {}
     for seed in given.seeds:

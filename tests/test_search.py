@@ -401,6 +401,7 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     assert [epochs_again(variants[:count]) for count in (1, 2, 3, 4)] == [0, 2, 4, 6]
     assert epochs_again(variants[2:3], variants[1].beginnings) == 2
     search = engine(tmp_path, catalog, variants=variants)
+    assert search._at_once() == 3
     result = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
     result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
@@ -419,6 +420,12 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
         search.plan = search.plan.model_copy(update={"time_limit": limit})
         assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
+    # Finalists and averages leave that alone.
+    search.plan = search.plan.model_copy(update={"time_limit": 4 * whole})
+    assert search._kept_for_compression() == pytest.approx(whole)
+    # Nothing before a second known-good configuration had its turn.
+    search.queue = [search.plan.default_config()]
+    assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(0.0, abs=0.5)
     result.variants.append(VariantResult(name="a", state="complete"))
     assert search._to_compress(math.inf).variants == ["b", "c"]
 
