@@ -18,6 +18,7 @@ from autoft.artifact import LoadedModel, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.errors import DataError, NothingFeasible, RunFolderError
+from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import export, measure_final, write_card
 from autoft.hardware import Hardware
 from autoft.plan import Plan, make_plan, plan_target, violations
@@ -27,7 +28,7 @@ from autoft.rundir import Final, RunDir, RunRecord, TrialResult, read_json, read
 from autoft.search import Interruption, Listener, Search
 from autoft.selection import select
 
-__all__ = ["Run", "check", "explain", "hardware", "load", "predict", "search", "write_report"]
+__all__ = ["Run", "check", "explain", "hardware", "load", "memory_forecast", "predict", "search", "write_report"]
 
 FREE = ("budget", "executor", "storage")
 """Sections of a recipe that may change between calls of one run."""
@@ -282,6 +283,11 @@ def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] 
     """Return what a search of this recipe would do, without reading data or loading a model."""
     loaded, base = _recipe(recipe, overrides)
     return make_plan(loaded, load_plugins(), Hardware.probe(), base, source=_source(recipe))
+
+
+def memory_forecast(plan: Plan) -> list[MemoryForecast]:
+    """Return what each pipeline of a plan will need to train, and the sizes of what comes of it, as far as they are known."""
+    return forecast(plan, load_plugins())
 
 
 def write_report(run: str | Path) -> dict[str, Path]:
