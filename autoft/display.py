@@ -345,7 +345,7 @@ def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
         peak = "unknown" if found.peak_bytes is None else format_bytes(found.peak_bytes)
         verdict: str = one.verdict or ""
         if one.batch:
-            verdict += f"; with {one.batch[0]} rows × {one.batch[1]} it does"
+            verdict += f"; micro-batches of {one.batch[0]} do, {one.batch[1]} a step"
         table.add_row(
             one.model,
             one.pipeline,

@@ -96,7 +96,7 @@ def _one(
     sizes: dict[str, int],
 ) -> MemoryForecast:
     try:
-        constants = constants_of(setting, cache) or calibrate(
+        constants = constants_of(setting, catalog, cache) or calibrate(
             setting_of(plan, catalog, smallest, pipeline), catalog, cache
         )
     except AutoftError as error:
@@ -105,5 +105,5 @@ def _one(
     if limit is None:
         return MemoryForecast(model.name, pipeline.name, prediction, sizes=sizes)
     verdict = judge(prediction, limit)
-    batch = largest_batch(setting, catalog, constants, limit) if verdict == "does not fit" else None
+    batch = largest_batch(setting, catalog, constants, limit, cache=cache) if verdict == "does not fit" else None
     return MemoryForecast(model.name, pipeline.name, prediction, verdict, batch, sizes)

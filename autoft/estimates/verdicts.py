@@ -14,6 +14,7 @@ from typing import Any, Literal
 from autoft.errors import AutoftError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
+from autoft.hardware import Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
@@ -125,7 +126,12 @@ def judge(prediction: Prediction, limit: float, margin: float = MARGIN) -> Verdi
 
 
 def largest_batch(
-    setting: Setting, catalog: Catalog, constants: Constants, limit: float, margin: float = MARGIN
+    setting: Setting,
+    catalog: Catalog,
+    constants: Constants,
+    limit: float,
+    margin: float = MARGIN,
+    cache: Path | None = None,
 ) -> tuple[int, int] | None:
     """Return the largest micro-batch that fits, and how many of them make the setting's rows a step; None: not even one row.
 
@@ -138,12 +144,13 @@ def largest_batch(
         constants: of :func:`constants_of`.
         limit: bytes of training memory.
         margin: share by which predictions may be wrong.
+        cache: as for :func:`predict`.
     """
     rows = setting.batch_size * setting.accumulation
     divisors = [size for size in range(rows, 0, -1) if rows % size == 0]
 
     def peak(size: int) -> float:
-        found = predict(setting.with_batch(size, rows // size), catalog, constants).peak_bytes
+        found = predict(setting.with_batch(size, rows // size), catalog, constants, cache).peak_bytes
         return float("inf") if found is None else found * (1 + margin)
 
     # Accumulated, both of them: gradients are there before the second micro-batch.
@@ -166,9 +173,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoft"
 
 
-def constants_of(setting: Setting, cache: Path | None = None) -> Constants | None:
+def constants_of(setting: Setting, catalog: Catalog, cache: Path | None = None) -> Constants | None:
     """Return the constants of processes like the setting's on this machine, if they were ever calibrated."""
-    known = read_json(_constants_file(cache), missing={}).get(_likeness(setting))
+    known = read_json(_constants_file(cache), missing={}).get(_likeness(setting, catalog))
     return Constants(**known) if known else None
 
 
@@ -196,7 +203,7 @@ def calibrate(setting: Setting, catalog: Catalog, cache: Path | None = None) -> 
     constants = Constants(process_bytes=measured - trace_training(small, catalog).timeline.peak)
     path = _constants_file(cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**read_json(path, missing={}), _likeness(setting): asdict(constants)})
+    write_json(path, {**read_json(path, missing={}), _likeness(setting, catalog): asdict(constants)})
     return constants
 
 
@@ -204,11 +211,8 @@ def _constants_file(cache: Path | None) -> Path:
     return (cache or cache_folder()) / "constants.json"
 
 
-def _likeness(setting: Setting) -> str:
-    from autoft.hardware import Hardware
-    from autoft.plugins import load_plugins
-
-    adapter = load_plugins().adapters[setting.adapter]
+def _likeness(setting: Setting, catalog: Catalog) -> str:
+    adapter = catalog.adapters[setting.adapter]
     libraries = "bitsandbytes" if setting.quantizer else "peft" if hasattr(adapter, "tuner") else "plain"
     process = (setting.task, libraries, setting.precision, setting.threads, setting.device, setting.mapped)
     return _digest([*process, Hardware.probe_cpu().cpu, *_versions()])
