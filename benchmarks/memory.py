@@ -27,7 +27,7 @@ from autoft.data import package_path
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.steps import skeleton
-from autoft.estimates.verdicts import Constants, calibrate, judge, predict
+from autoft.estimates.verdicts import MARGIN, QUANTIZED_MARGIN, Constants, Prediction, calibrate, judge, predict
 from autoft.executors.worker import silence_libraries
 from autoft.plugins import Catalog, load_plugins
 from autoft.testing.strategies import defaults
@@ -161,6 +161,7 @@ def main() -> None:
                     setting.adapter if setting.adapter == "lora" else "",
                     setting.quantizer,
                     setting.precision,
+                    str(setting.params.get("train.optimizer")),
                 )
                 if own not in constants:
                     small = setting_of(
@@ -173,7 +174,6 @@ def main() -> None:
                 measured = probe(setting).memory_bytes
                 line = {**key, "measured": measured, "predicted": prediction.peak_bytes, "reason": prediction.reason}
                 line |= {"accelerate": accelerate_bytes(setting, catalog), "seconds": seconds}
-                line["verdicts"] = {str(share): judge(prediction, share * measured) for share in LIMITS}
             except Exception as error:  # noqa: BLE001 - one that cannot be trained is told of, the others go on
                 line = {**key, "error": f"{type(error).__name__}: {error}"[:300]}
             done.append(line)
@@ -182,6 +182,12 @@ def main() -> None:
                 with options.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
     summarize(done)
+
+
+def verdict(line: dict[str, Any], share: float) -> str:
+    """Return what is said of a configuration at a limit that is a share of its measured peak."""
+    margin = QUANTIZED_MARGIN if PIPELINES[line["pipeline"]][1] else MARGIN
+    return judge(Prediction(line["predicted"], margin=margin), share * line["measured"])
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
@@ -197,9 +203,9 @@ def summarize(lines: list[dict[str, Any]]) -> None:
         print(f"| {who} | {statistics.median(errors):.1%} | {high:.1%} | {errors[-1]:.1%} |")
     print("\n| limit, of the measured peak | fits | probe | does not fit |\n| --- | --- | --- | --- |")
     for share in LIMITS:
-        said = [line["verdicts"][str(share)] for line in good]
+        said = [verdict(line, share) for line in good]
         print(f"| {share:.0%} | {said.count('fits')} | {said.count('probe')} | {said.count('does not fit')} |")
-    wrong = sum(line["verdicts"][str(share)] == "fits" for line in good for share in LIMITS if share < 1)
+    wrong = sum(verdict(line, share) == "fits" for line in good for share in LIMITS if share < 1)
     print(f"\ncalled fits and did not: {wrong}; median time of a prediction: "
           f"{statistics.median(line['seconds'] for line in good):.1f} s")  # fmt: skip
 

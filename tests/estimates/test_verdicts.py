@@ -10,7 +10,16 @@ from autoft.errors import ModelError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
 from autoft.estimates.steps import CannotTrace, trace_training
-from autoft.estimates.verdicts import Constants, Prediction, calibrate, constants_of, judge, largest_batch, predict
+from autoft.estimates.verdicts import (
+    MARGIN,
+    Constants,
+    Prediction,
+    calibrate,
+    constants_of,
+    judge,
+    largest_batch,
+    predict,
+)
 from autoft.plugins import load_plugins
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
@@ -39,7 +48,7 @@ def setting_of(bench, catalog, adapter="full", **params):
     ("limit", "verdict"), [(94, "does not fit"), (96, "probe"), (104, "probe"), (105, "fits"), (1000, "fits")]
 )
 def test_near_the_limit_only_a_probe_tells(limit, verdict):
-    assert judge(Prediction(100), limit, margin=0.05) == verdict
+    assert judge(Prediction(100, margin=0.05), limit) == verdict
 
 
 def test_the_least_that_is_needed_never_proves_that_it_fits():
@@ -75,8 +84,8 @@ def test_the_largest_batch_that_fits(bench, catalog):
     constants = Constants(MIB)
     for limit in (peaks[24] + MIB, peaks[24] + MIB - 1, peaks[6] + MIB, peaks[3] + MIB - 1, peaks[1] + MIB):
         best = next(size for size, peak in peaks.items() if peak + MIB <= limit)
-        assert largest_batch(setting, catalog, constants, limit, margin=0.0) == (best, 24 // best)
-    assert largest_batch(setting, catalog, constants, peaks[1] + MIB - 1, margin=0.0) is None
+        assert largest_batch(setting, catalog, constants, limit * (1 + MARGIN) + 1) == (best, 24 // best)
+    assert largest_batch(setting, catalog, constants, (peaks[1] + MIB) * (1 + MARGIN) - 1) is None
 
 
 def test_traces_are_read_from_the_cache(bench, catalog, tmp_path):
