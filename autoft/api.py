@@ -19,6 +19,7 @@ from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
 from autoft.errors import DataError, NothingFeasible, RecipeError, RunFolderError
+from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import export, measure_final, measure_pick, write_card
 from autoft.hardware import Hardware
 from autoft.plan import Plan, budget_limits, make_plan, plan_of, plan_target, violations
@@ -38,6 +39,7 @@ __all__ = [
     "hardware",
     "load",
     "measure_device",
+    "memory_forecast",
     "pick",
     "predict",
     "search",
@@ -403,6 +405,11 @@ def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None)
         )
     slack = sign * (best - quality) / max(1.0, abs(best))
     return select(plan.model_copy(update={"tolerance": slack}), results)
+
+
+def memory_forecast(plan: Plan) -> list[MemoryForecast]:
+    """Return what each pipeline of a plan will need to train, and the sizes of what comes of it, as far as they are known."""
+    return forecast(plan, load_plugins())
 
 
 def write_report(run: str | Path) -> dict[str, Path]:

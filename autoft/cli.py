@@ -140,16 +140,33 @@ def check(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
 
 @app.command()
 @_told
-def explain(recipe: Recipe, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+def explain(
+    recipe: Recipe,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Add parameters, the peak of training memory and sizes; takes seconds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
+    from dataclasses import asdict
+
     from autoft import api
-    from autoft.display import plan_tables
+    from autoft.display import forecast_table, plan_tables
 
     plan = api.explain(recipe, overrides=overrides)
+    if memory:
+        from autoft.executors.worker import silence_libraries
+
+        silence_libraries()
+    needed = api.memory_forecast(plan) if memory else []
     if as_json:
-        print(plan.model_dump_json(indent=1))
-    else:
-        _console().print(plan_tables(plan))
+        found = {"forecast": [asdict(one) for one in needed]} if memory else {}
+        print(json.dumps({**plan.model_dump(mode="json"), **found}, indent=1))
+        return
+    _console().print(plan_tables(plan))
+    if memory:
+        _console().print(forecast_table(needed))
 
 
 plugins_app = typer.Typer(help="List the installed plugins, write a new one, or check one.", rich_markup_mode=None)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from autoft.estimates.forecast import MemoryForecast
 from autoft.plan import Plan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import TrialConfig, TrialResult
@@ -334,6 +336,29 @@ def plan_tables(plan: Plan) -> Group:
         parts.append(Text(f"{chain} is not tried with {pipeline}: {reason}"))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(*parts)
+
+
+def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
+    """Return what pipelines will need as a table."""
+    compressions = list(dict.fromkeys(name for one in forecasts for name in one.sizes))
+    table = Table("model", "pipeline", "parameters", "trained", "training memory", "verdict", *compressions)
+    table.title, table.title_justify = "Forecast", "left"
+    for one in forecasts:
+        found = one.prediction
+        peak = "unknown" if found.peak_bytes is None else format_bytes(found.peak_bytes)
+        verdict: str = one.verdict or ""
+        if one.batch:
+            verdict += f"; micro-batches of {one.batch[0]} do, {one.batch[1]} a step"
+        table.add_row(
+            one.model,
+            one.pipeline,
+            f"{found.parameters:,}" if found.parameters else "",
+            f"{found.trainable_parameters:,}" if found.parameters else "",
+            peak if found.exact else f"at least {peak}",
+            verdict or found.reason,
+            *(format_bytes(one.sizes[name]) if name in one.sizes else "measured" for name in compressions),
+        )
+    return table
 
 
 def _headline(plan: Plan) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from autoft.artifact import Ensemble, LoadedModel, load, predicted
 from autoft.contracts import Baseline, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data import Split, open_data
-from autoft.hardware import peak_resident_bytes
+from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
 from autoft.plan import plan_target, read_plan
 from autoft.plugins import Catalog, load_plugins
@@ -283,7 +283,8 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     of a small model a third of its time. They loop shortly only: on a quiet machine that is as fast as the default of
     GNU OpenMP, and on a busy one it does not make the figure many times larger (``docs/log.md``).
     """
-    kept = {name: value for name, value in environment.items() if name != "OMP_WAIT_POLICY"}
+    # Nor are tensors mapped one by one there, which a worker with little memory does.
+    kept = {name: value for name, value in environment.items() if name not in {"OMP_WAIT_POLICY", *MAPPED}}
     return {**kept, "GOMP_SPINCOUNT": "1000"}
 
 

@@ -302,7 +302,8 @@ class Search:
         if self.results and self.seconds_left() < self.reserve():
             self.ended = "the time is used up"
             return
-        with LocalExecutor(self.run, self.plan.workers, self.plan.threads) as executor:
+        limited = any(limit.key == "train_memory" for limit in self.plan.budget)
+        with LocalExecutor(self.run, self.plan.workers, self.plan.threads, mapped=limited) as executor:
             self._start(executor)
             self.listener.phase("search")
             self._loop(executor, self._next, limit)

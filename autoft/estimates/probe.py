@@ -20,6 +20,7 @@ import numpy as np
 from autoft.data import Features
 from autoft.errors import ModelError, out_of_memory
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
+from autoft.executors.local import thread_environment
 from autoft.hardware import MAPPED, current_resident_bytes
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def probe(setting: Setting, limit: int | None = None, *, timeout: float = 600.0)
         ModelError: the steps failed for another reason than memory.
     """
     request = json.dumps({"setting": setting.to_json(), "limit": limit})
-    environment = {**os.environ, **(MAPPED if setting.mapped else {}), "OMP_WAIT_POLICY": "PASSIVE"}
-    environment["OMP_NUM_THREADS"] = str(setting.threads)
+    environment = {**thread_environment(setting.threads), **(MAPPED if setting.mapped else {})}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "autoft.estimates.probe"],

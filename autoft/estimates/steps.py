@@ -20,7 +20,7 @@ from autoft.training import Regularization, checkpoint_gradients, optimizer_of, 
 __all__ = ["CannotTrace", "Trace", "run_steps", "skeleton", "trace_training"]
 
 
-class CannotTrace(Exception):
+class CannotTrace(AutoftError):
     """A configuration cannot be traced without its weights; the message says why."""
 
 
@@ -95,6 +95,7 @@ def _traced(work: Work, setting: Setting, batch: dict[str, torch.Tensor]) -> Tra
         tracker.add(*model.parameters(), *model.buffers())
         weights = tracker.timeline.left
         given = {name: known.fake(tensor) for name, tensor in batch.items()}
+        tracker.add(*given.values())
         run_steps(model, work, setting, given, tracker.timeline)
     shape = max((tuple(tensor.shape) for tensor in batch.values()), key=len)
     return Trace(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from autoft.errors import AutoftError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
+from autoft.hardware import Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
@@ -35,8 +36,11 @@ Verdict = Literal["fits", "does not fit", "probe"]
 MARGIN = 0.05
 """Share of a prediction that has to be free below a limit, and above it for certainty that it does not fit.
 
-Larger than any error of the benchmark in docs/budget.md, whose 95th percentile is what it is taken from.
+By as much predictions were too low at most over dense bases (docs/budget.md).
 """
+
+QUANTIZED_MARGIN = 0.15
+"""The same over bases that bitsandbytes quantizes, whose layers are imitated: there they were up to 8.4 % too low."""
 
 CALIBRATED = (1, 16)
 """Rows and tokens of the steps that constants come from: the less their tensors take, the less they hide."""
@@ -66,6 +70,7 @@ class Prediction:
         trainable_parameters: those that are trained.
         exact: the process keeps what its tensors need and no more (:data:`autoft.hardware.MAPPED`); otherwise the figure is
             the least that it needs.
+        margin: share by which the figure may be wrong.
     """
 
     peak_bytes: int | None
@@ -73,6 +78,7 @@ class Prediction:
     parameters: int = 0
     trainable_parameters: int = 0
     exact: bool = True
+    margin: float = MARGIN
 
 
 def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Path | None = None) -> Prediction:
@@ -106,26 +112,31 @@ def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Pat
         parameters=known["parameters"],
         trainable_parameters=known["trainable"],
         exact=setting.mapped or setting.device != "cpu",
+        margin=QUANTIZED_MARGIN if setting.quantizer else MARGIN,
     )
 
 
-def judge(prediction: Prediction, limit: float, margin: float = MARGIN) -> Verdict:
+def judge(prediction: Prediction, limit: float) -> Verdict:
     """Return whether a training fits a limit; ``probe`` where the prediction is too near to it, or is none.
 
     Args:
         prediction: of :func:`predict`.
         limit: bytes of training memory.
-        margin: share by which predictions may be wrong.
     """
     if prediction.peak_bytes is None:
         return "probe"
+    margin = prediction.margin
     if prediction.peak_bytes * (1 - margin) > limit:
         return "does not fit"
     return "fits" if prediction.exact and prediction.peak_bytes * (1 + margin) <= limit else "probe"
 
 
 def largest_batch(
-    setting: Setting, catalog: Catalog, constants: Constants, limit: float, margin: float = MARGIN
+    setting: Setting,
+    catalog: Catalog,
+    constants: Constants,
+    limit: float,
+    cache: Path | None = None,
 ) -> tuple[int, int] | None:
     """Return the largest micro-batch that fits, and how many of them make the setting's rows a step; None: not even one row.
 
@@ -137,14 +148,14 @@ def largest_batch(
         catalog: what plugins offer.
         constants: of :func:`constants_of`.
         limit: bytes of training memory.
-        margin: share by which predictions may be wrong.
+        cache: as for :func:`predict`.
     """
     rows = setting.batch_size * setting.accumulation
     divisors = [size for size in range(rows, 0, -1) if rows % size == 0]
 
     def peak(size: int) -> float:
-        found = predict(setting.with_batch(size, rows // size), catalog, constants).peak_bytes
-        return float("inf") if found is None else found * (1 + margin)
+        found = predict(setting.with_batch(size, rows // size), catalog, constants, cache)
+        return float("inf") if found.peak_bytes is None else found.peak_bytes * (1 + found.margin)
 
     # Accumulated, both of them: gradients are there before the second micro-batch.
     low, high = min(2, rows), max(1, rows // 2)
@@ -153,7 +164,7 @@ def largest_batch(
     for size in divisors:
         near = first + slope * (size - low)
         # One that is whole needs less than the line says: nothing is accumulated.
-        if (size == rows or near <= limit) and peak(size) <= limit:
+        if (size == rows or near <= 1.02 * limit) and peak(size) <= limit:
             return size, rows // size
     return None
 
@@ -166,9 +177,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoft"
 
 
-def constants_of(setting: Setting, cache: Path | None = None) -> Constants | None:
+def constants_of(setting: Setting, catalog: Catalog, cache: Path | None = None) -> Constants | None:
     """Return the constants of processes like the setting's on this machine, if they were ever calibrated."""
-    known = read_json(_constants_file(cache), missing={}).get(_likeness(setting))
+    known = read_json(_constants_file(cache), missing={}).get(_likeness(setting, catalog))
     return Constants(**known) if known else None
 
 
@@ -176,8 +187,8 @@ def calibrate(setting: Setting, catalog: Catalog, cache: Path | None = None) -> 
     """Find the constants of processes like the setting's, and keep them.
 
     Two real steps on one short row are measured in a process of their own, and what their tensors take by the trace is
-    taken away. The constants depend on the task (its metrics' libraries), on what the pipeline loads (PEFT, bitsandbytes),
-    on precision, threads and device, and on the versions of the packages, and hardly on the model.
+    taken away. The constants depend on the task (its metrics' libraries), on what the pipeline and the
+    optimiser load (PEFT, bitsandbytes), on precision, threads and device, and on the versions of the packages, and hardly on the model.
 
     Args:
         setting: of a small model: its weights are read.
@@ -196,7 +207,7 @@ def calibrate(setting: Setting, catalog: Catalog, cache: Path | None = None) -> 
     constants = Constants(process_bytes=measured - trace_training(small, catalog).timeline.peak)
     path = _constants_file(cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**read_json(path, missing={}), _likeness(setting): asdict(constants)})
+    write_json(path, {**read_json(path, missing={}), _likeness(setting, catalog): asdict(constants)})
     return constants
 
 
@@ -204,12 +215,11 @@ def _constants_file(cache: Path | None) -> Path:
     return (cache or cache_folder()) / "constants.json"
 
 
-def _likeness(setting: Setting) -> str:
-    from autoft.hardware import Hardware
-    from autoft.plugins import load_plugins
-
-    adapter = load_plugins().adapters[setting.adapter]
+def _likeness(setting: Setting, catalog: Catalog) -> str:
+    adapter = catalog.adapters[setting.adapter]
     libraries = "bitsandbytes" if setting.quantizer else "peft" if hasattr(adapter, "tuner") else "plain"
+    # An optimiser has libraries of its own: Adafactor comes from transformers, 8 bits from bitsandbytes.
+    libraries += f", {setting.params.get('train.optimizer') or 'adamw'}"
     process = (setting.task, libraries, setting.precision, setting.threads, setting.device, setting.mapped)
     return _digest([*process, Hardware.probe_cpu().cpu, *_versions()])
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from autoft.errors import SearchFailed
-from autoft.hardware import memory_left
+from autoft.hardware import MAPPED, memory_left
 from autoft.quantities import format_bytes
 from autoft.rundir import RunDir
 
@@ -55,10 +55,19 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 class LocalExecutor:
-    """Starts workers, sends them requests, and gives their events."""
+    """Starts workers, sends them requests, and gives their events.
 
-    def __init__(self, run: RunDir, workers: int, threads: int) -> None:
+    Args:
+        run: the run folder.
+        workers: how many.
+        threads: of each.
+        mapped: workers keep what their tensors need and no more, as :data:`autoft.hardware.MAPPED` says: slower, and for
+            runs whose training memory is limited.
+    """
+
+    def __init__(self, run: RunDir, workers: int, threads: int, *, mapped: bool = False) -> None:
         self.run, self.workers, self.threads = run, workers, threads
+        self.environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
         self._queue: queue.Queue[Event] = queue.Queue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self.memory_limits: dict[int, float] = {}
@@ -90,7 +99,7 @@ class LocalExecutor:
                     stderr=errors,
                     text=True,
                     encoding="utf-8",
-                    env=thread_environment(self.threads),
+                    env=self.environment,
                     # Ctrl-C belongs to the search, which decides what a worker still finishes.
                     start_new_session=True,
                 )

@@ -174,6 +174,7 @@ def really(setting, catalog):
     with StorageTracker() as tracker:
         tracker.add(*model.parameters(), *model.buffers())
         given = {name: tensor.clone() for name, tensor in batch.items()}
+        tracker.add(*given.values())
         run_steps(model, work, setting, given, tracker.timeline)
     return tracker.timeline
 

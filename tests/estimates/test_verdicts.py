@@ -1,0 +1,122 @@
+"""Verdicts, the largest batch that fits, and steps that are taken for real in a process with a limit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autoft.errors import ModelError
+from autoft.estimates.probe import probe
+from autoft.estimates.setting import Setting
+from autoft.estimates.steps import CannotTrace, trace_training
+from autoft.estimates.verdicts import (
+    MARGIN,
+    Constants,
+    Prediction,
+    calibrate,
+    constants_of,
+    judge,
+    largest_batch,
+    predict,
+)
+from autoft.plugins import load_plugins
+from autoft.testing.strategies import defaults
+from autoft.testing.workbench import Workbench
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    return load_plugins()
+
+
+@pytest.fixture(scope="module")
+def bench(catalog):
+    return Workbench(catalog.tasks["text-classification"], catalog)
+
+
+def setting_of(bench, catalog, adapter="full", **params):
+    given = {**bench.params, "train.batch_size": 8, **params}
+    given.update({f"{adapter}.{key}": value for key, value in defaults(catalog.adapters[adapter].space).items()})
+    model = {"name": "tiny", "path": bench.source.path, "config": dict(bench.config)}
+    return Setting(bench.task.card.name, model, bench.facts, bench.options, given, adapter, length=64)
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [(94, "does not fit"), (96, "probe"), (104, "probe"), (105, "fits"), (1000, "fits")]
+)
+def test_near_the_limit_only_a_probe_tells(limit, verdict):
+    assert judge(Prediction(100, margin=0.05), limit) == verdict
+
+
+def test_the_least_that_is_needed_never_proves_that_it_fits():
+    least = Prediction(100, exact=False)
+    assert judge(least, 10**6) == "probe"
+    assert judge(least, 50) == "does not fit"
+    assert judge(Prediction(None, reason="unknown"), 10**6) == "probe"
+
+
+def test_a_setting_survives_json(bench, catalog):
+    setting = setting_of(bench, catalog)
+    assert Setting.from_json(json.loads(json.dumps(setting.to_json()))) == setting
+
+
+def test_what_cannot_be_traced_says_why(bench, catalog):
+    """AdaLoRA ranks its importances in a step, and that takes their values."""
+    setting = setting_of(bench, catalog, "adalora")
+    with pytest.raises(CannotTrace, match="adalora"):
+        trace_training(setting, catalog)
+    prediction = predict(setting, catalog, Constants(0))
+    assert prediction.peak_bytes is None
+    assert "adalora" in prediction.reason
+    assert judge(prediction, 10**12) == "probe"
+
+
+def test_the_largest_batch_that_fits(bench, catalog):
+    """Found by trying all divisors, largest first."""
+    setting = setting_of(bench, catalog).with_batch(24)
+    peaks = {
+        size: trace_training(setting.with_batch(size, 24 // size), catalog).timeline.peak
+        for size in (24, 12, 8, 6, 4, 3, 2, 1)
+    }
+    constants = Constants(MIB)
+    for limit in (peaks[24] + MIB, peaks[24] + MIB - 1, peaks[6] + MIB, peaks[3] + MIB - 1, peaks[1] + MIB):
+        best = next(size for size, peak in peaks.items() if peak + MIB <= limit)
+        assert largest_batch(setting, catalog, constants, limit * (1 + MARGIN) + 1) == (best, 24 // best)
+    assert largest_batch(setting, catalog, constants, (peaks[1] + MIB) * (1 + MARGIN) - 1) is None
+
+
+def test_traces_are_read_from_the_cache(bench, catalog, tmp_path):
+    setting = setting_of(bench, catalog)
+    first = predict(setting, catalog, Constants(5), tmp_path)
+    (file,) = tmp_path.glob("trace-*.json")
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "peak": 1000}))
+    assert predict(setting, catalog, Constants(5), tmp_path).peak_bytes == 1005
+    assert predict(setting.with_batch(2), catalog, Constants(5), tmp_path).peak_bytes < first.peak_bytes
+
+
+def test_real_steps_against_the_prediction_and_against_a_limit(bench, catalog, tmp_path):
+    """Constants from one short row; then a batch whose tensors take several times what all else does is predicted."""
+    small = setting_of(bench, catalog)
+    assert constants_of(small, catalog, tmp_path) is None
+    constants = calibrate(small, catalog, tmp_path)
+    assert constants_of(small.with_batch(500), catalog, tmp_path) == constants
+    large = Setting.from_json({**small.with_batch(256).to_json(), "length": 256})
+    predicted = predict(large, catalog, constants).peak_bytes
+    measured = probe(large)
+    assert measured.fits
+    assert measured.memory_bytes - constants.process_bytes > 300 * MIB
+    assert predicted == pytest.approx(measured.memory_bytes, rel=0.05)
+    limit = constants.process_bytes + 100 * MIB
+    stopped = probe(large, limit)
+    assert not stopped.fits
+    assert limit < stopped.memory_bytes < measured.memory_bytes
+
+
+def test_steps_that_fail_for_another_reason_say_so(bench, catalog):
+    setting = setting_of(bench, catalog, **{"train.optimizer": "none-such"})
+    with pytest.raises(ModelError, match="none-such"):
+        probe(setting)
