@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PLUGINS := $(wildcard plugins/*)
 STAMP := $(VENV)/.installed
+# In a folder of its own: transformers imports it wherever it is installed, which takes each process a second and a half.
+TORCHAO := $(VENV)/torchao
 OFFLINE_STAMP := $(VENV)/.installed-offline
 
 # Threads that wait in a loop take the cores of the other processes: two torch processes on two cores would be ten times slower.
@@ -20,6 +22,9 @@ quickstart: $(OFFLINE_STAMP)  ## install, and search on movie reviews: real weig
 	$(BIN)/autoft search recipes/text-classification/quickstart.yaml
 
 test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the tests
+	test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
+	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu" \
+		-k torchao tests/strategies/test_weight_quantization.py tests/testing/test_builtin_strategies.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu"
 
 lint: $(STAMP)  ## style, types, import order
@@ -44,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	else \
 		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,gguf,torchao,dev]' $(addprefix -e ,$(PLUGINS))
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,gguf,dev]' $(addprefix -e ,$(PLUGINS))
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)

@@ -194,15 +194,28 @@ def main() -> int:
     return 0
 
 
+NOISY = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+)
+
+
 def silence_libraries() -> None:
     """Keep tips, adverts and progress bars of other libraries out of the log, where only errors are of use."""
     warnings.filterwarnings("ignore")
+    # transformers imports torchao where it is installed, which tells of each of its libraries for other machines.
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("bitsandbytes", "torch.onnx", "onnxscript", "onnx_ir", "accelerate", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _end_with(parent: int) -> None:
