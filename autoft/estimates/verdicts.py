@@ -187,8 +187,8 @@ def calibrate(setting: Setting, catalog: Catalog, cache: Path | None = None) -> 
     """Find the constants of processes like the setting's, and keep them.
 
     Two real steps on one short row are measured in a process of their own, and what their tensors take by the trace is
-    taken away. The constants depend on the task (its metrics' libraries), on what the pipeline and the
-    optimiser load (PEFT, bitsandbytes), on precision, threads and device, and on the versions of the packages, and hardly on the model.
+    taken away. The constants depend on the task (its metrics' libraries), on what the pipeline and the optimiser load
+    (PEFT, bitsandbytes), on precision, threads, device and the packages' versions, and hardly on the model.
 
     Args:
         setting: of a small model: its weights are read.
