@@ -35,7 +35,7 @@ class OnnxInt4(Onnx):
     workload = "onnxruntime-int8"
 
     def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
-        """Return how weights are rounded. Products with one vector an example are no ``MatMul`` of the graph, but ``Gemm``."""
+        """Return how weights are rounded, those in 8 bits left out: products that are ``Gemm`` in the graph."""
         return WeightFormat(Rounding(0, 15, BLOCK), embeddings=BYTES, pooled=False)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
@@ -46,7 +46,8 @@ class OnnxInt4(Onnx):
         """
         graph = graph_of(model, target)
         with quiet():
-            return Graph(_int8(_int4(graph, list(_matrices(graph))), ("Gather", "Gemm")))
+            # What is left are products with a bias in one node (GPT-2's layers, poolers, classifiers), which have no 4 bits.
+            return Graph(_int8(_int4(graph, list(_matrices(graph))), ("MatMul", "Gather", "Gemm")))
 
 
 class OnnxMixed(Onnx):
