@@ -305,23 +305,30 @@ class Search:
         limited = any(limit.key == "train_memory" for limit in self.plan.budget)
         with LocalExecutor(self.run, self.plan.workers, self.plan.threads, mapped=limited) as executor:
             self._start(executor)
-            self.listener.phase("search")
-            self._loop(executor, self._next, limit)
-            if not self.interruption.asked:
-                finalists = self._finalists()
-                if finalists:
-                    self.listener.phase("finalists")
-                    self._loop(executor, lambda: finalists.pop(0) if finalists else None, None)
-            if not self.interruption.asked:
-                together = self._ensembles()
-                if together:
-                    self.listener.phase("average")
-                    self._loop(executor, lambda: together.pop(0) if together else None, None)
-            if not self.interruption.asked:
-                further = self._further_compression()
-                if further:
-                    self.listener.phase("compress")
-                    self._loop(executor, lambda: further.pop(0) if further else None, None)
+            waiting: list[TrialConfig] = []
+
+            def following() -> TrialConfig | None:
+                return waiting.pop(0) if waiting else None
+
+            while True:
+                self.listener.phase("search")
+                self._loop(executor, lambda: following() or self._next(), limit)
+                followed = False
+                for phase, follow in (
+                    ("finalists", self._finalists),
+                    ("average", self._ensembles),
+                    ("compress", self._further_compression),
+                ):
+                    waiting += [] if self.interruption.asked else follow()
+                    if waiting:
+                        followed = True
+                        self.listener.phase(phase)
+                        self._loop(executor, following, None)
+                # What follows from trials may take less time than was kept for it: the rest is for further trials.
+                further = self._next() if followed and not self.interruption.asked and not self._enough() else None
+                if further is None:
+                    return
+                waiting.append(further)
 
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
@@ -883,6 +890,11 @@ class Search:
         """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
         member = self.results[config.members[0]]
         epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
+        plain = self.pace.seconds_per_sample.get(f"{config.model} full")
+        if plain is not None:
+            # The trial may have been trained on changed rows or with further passes, which this training has not.
+            validating = 2 * self.validation_rows * self.pace.validate_per_row.get(config.model, 0.0)
+            epoch = min(epoch, plain * self.train_rows + validating)
         took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
         variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
         measured = {beginning for variant in variants for beginning in variant.beginnings}

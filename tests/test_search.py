@@ -453,13 +453,13 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     left = search.seconds_left() - search.reserve()
     assert left - search._room() == pytest.approx(0.0, abs=1.0)
     quantized.validation["accuracy"] = 0.85
-    # Three epochs of 50 s, 1.3 times as long with a teacher and 2.5 times with rounded numbers; and 10 s for
+    # Three epochs of 50 s, longer with a teacher and 2.5 times as long with rounded numbers; and 10 s for
     # its files, as for those of each of its two steps to be measured.
-    assert left - search._room() == pytest.approx(3 * 50 * 1.3 * 2.5 + 30, abs=1.0)
+    assert left - search._room() == pytest.approx(3 * 50 * TAUGHT * 2.5 + 30, abs=1.0)
     (config,) = search._further_compression()
     assert (config.kind, config.members, config.number) == ("compress", [0], 1)
     assert "onnx-int8 (by 0.05)" in notes[0]
-    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 490.0)
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 380.0)
     assert search._further_compression() == []
     assert "quantization-aware+onnx-int8 was not made" in notes[1]
     further = done(config, 0.9)
