@@ -108,7 +108,7 @@ def _calls(layers: int, width: int, tokens: int) -> dict[str, Callable[[], Any]]
     from transformers import BertConfig, BertModel
 
     from autoft.hardware import has_int8_products
-    from autoft.strategies.int8_layers import quantized_copy
+    from autoft.strategies.int8_layers import is_quantizable, quantized_copy
     from autoft.strategies.onnx import OnnxModel, quiet
 
     torch.manual_seed(0)
@@ -124,8 +124,8 @@ def _calls(layers: int, width: int, tokens: int) -> dict[str, Callable[[], Any]]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     quantized = copy.deepcopy(model)
     for name, module in list(quantized.named_modules()):
-        if layer := quantized_copy(module, {}):
-            quantized.set_submodule(name, layer)
+        if is_quantizable(module):
+            quantized.set_submodule(name, quantized_copy(module, {}))
     with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
         plain, small = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         exported = torch.onnx.export(model, (), kwargs=batch, dynamo=True, input_names=list(batch), verbose=False)

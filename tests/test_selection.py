@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.errors import NothingFeasible
-from autoft.plan import BudgetLimit, Plan, VariantPlan
+from autoft.plan import BudgetLimit, PipelinePlan, Plan, VariantPlan
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.selection import candidates, knees, select, weights_to_keep
 
@@ -21,6 +21,7 @@ def make_plan(tolerance=0.0, budget=(), storage=10**9, names=("none", "int8")) -
         budget=list(budget),
         storage_bytes=storage,
         variants=[VariantPlan(name=name, chain=[]) for name in names],
+        pipelines=[PipelinePlan(name="full", quantizer=None, adapter="full")],
     )
 
 

@@ -113,7 +113,7 @@ class VirtualTokens(Adapter):
             num_virtual_tokens=params["tokens"],
             task_type=self._task_type(model, target),
             modules_to_save=list(saved) or None,
-            **({} if self.inside else _sizes(model)),
+            **_sizes(model, self.inside),
             **self.options(params),
         )
         adapted = self._over(model, config, target)
@@ -259,11 +259,18 @@ class VirtualTokens(Adapter):
             )
 
 
-def _sizes(model: Any) -> dict[str, int]:
-    """Return what PEFT wants to know of the body; it looks for it under names that not all configurations have."""
+def _sizes(model: Any, inside: bool) -> dict[str, int]:
+    """Return what PEFT wants to know of the body; it looks for it under names that not all configurations have.
+
+    What goes ``inside`` of the layers is as wide as their heads together, which T5 has apart from the width of its states.
+    """
+    heads = int(getattr(model.config, "num_attention_heads", 1))
+    width = getattr(model.config, "d_kv", None)
+    if inside and width is None:
+        return {}
     return {
-        "token_dim": int(model.get_input_embeddings().embedding_dim),
-        "num_attention_heads": int(getattr(model.config, "num_attention_heads", 1)),
+        "token_dim": heads * int(width) if inside and width else int(model.get_input_embeddings().embedding_dim),
+        "num_attention_heads": heads,
         "num_layers": int(getattr(model.config, "num_hidden_layers", 1)),
     }
 

@@ -353,7 +353,7 @@ def test_chains_are_legal_or_not_as_the_guide_says(installed, workshop):
         "magnitude-pruning+half-weights",
     }
     (refused,) = [note.reason for note in plan.refusals if note.what == "half-weights+onnx"]
-    assert refused == "onnx cannot follow: it takes dense or factorized or reshaped or sparse, not quantized"
+    assert refused == "onnx cannot follow: it takes adapted or dense or factorized or reshaped or sparse, not quantized"
 
 
 # ------------------------------------------------------------------------------------------------- the reference

@@ -34,7 +34,14 @@ def test_a_student_comes_with_its_own_tokenizer_and_learns_from_the_teacher(benc
     ((trained, told, settings),) = asked
     assert trained is student
     assert told is own
-    assert settings == {"epochs": 2, "learning_rate": 1e-3, "teaching": 0.7, "matching": ()}
+    assert settings == {
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "teaching": 0.7,
+        "matching": (),
+        "after_step": None,
+        "teachers": [],
+    }
     assert own.context.processor.get_vocab() != bench.context.processor.get_vocab()
     assert own.config["vocab_size"] == student.config.vocab_size == len(own.context.processor)
     assert own.source.path == str(folder)

@@ -98,6 +98,8 @@ def test_each_layer_learns_from_the_layer_at_the_same_share_of_the_depth(make_ch
         "learning_rate": 1e-4,
         "teaching": 0.7,
         "matching": [(f"{layers}.0", f"{layers}.1"), (f"{layers}.1", f"{layers}.3"), (f"{layers}.2", f"{layers}.5")],
+        "after_step": None,
+        "teachers": [],
     }
     assert student is not model
     assert not LayerPruning().trains(PARAMS)

@@ -227,7 +227,14 @@ def test_it_trains_a_copy_for_the_step_behind_it(bench):
     assert found is student is not model
     assert rounded
     assert not [name for name, module in found.named_modules() if "forward" in vars(module)]
-    assert settings == {"epochs": 3, "learning_rate": 2e-5, "teaching": 0.0, "matching": ()}
+    assert settings == {
+        "epochs": 3,
+        "learning_rate": 2e-5,
+        "teaching": 0.0,
+        "matching": (),
+        "after_step": None,
+        "teachers": [],
+    }
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     name = next(name for name, value in found.named_parameters() if value is found.get_input_embeddings().weight)
     assert torch.equal(found.state_dict()[name], before[name] + 1)
