@@ -12,7 +12,7 @@ from autoft.contracts import PostTrainingQuantizer, Refusal, Rounding, Row, Stat
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.strategies.head_only import find_bodies
-from autoft.strategies.reshaped import SHAPES, Shapes, check_class, reshape, shapes_of
+from autoft.strategies.reshaped import SHAPES, Shapes, check_class, read_class, reshape, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -110,11 +110,7 @@ class DynamicInt8(PostTrainingQuantizer):
 
         from autoft.strategies.int8_layers import Int8Embedding, Int8Linear
 
-        config = transformers.AutoConfig.from_pretrained(folder)
-        name = (config.architectures or [""])[0]
-        kind = getattr(transformers, name, None)
-        if kind is None or not issubclass(kind, transformers.PreTrainedModel):
-            raise ModelError(f"{folder}: config.json names {name!r}, which is no model class of transformers")
+        config, kind = read_class(folder)
         tensors = load_file(str(folder / WEIGHTS))
         with safe_open(str(folder / WEIGHTS), framework="pt") as file:
             tied: dict[str, str] = json.loads((file.metadata() or {}).get(TIED, "{}"))

@@ -19,7 +19,17 @@ from autoft.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHAPES", "ReshapedFiles", "Shapes", "check_class", "read_reshaped", "reshape", "shapes_of", "write_shapes"]
+__all__ = [
+    "SHAPES",
+    "ReshapedFiles",
+    "Shapes",
+    "check_class",
+    "read_class",
+    "read_reshaped",
+    "reshape",
+    "shapes_of",
+    "write_shapes",
+]
 
 SHAPES = "shapes.json"
 
@@ -148,11 +158,11 @@ def reshape(model: torch.nn.Module, shapes: Shapes) -> None:
         raise ModelError(f"{type(model).__name__}: {SHAPES} is of another model: {error}") from None
 
 
-def read_reshaped(folder: Path) -> Any:
-    """Return the model that :meth:`ReshapedFiles.save` wrote, on the CPU.
+def read_class(folder: Path) -> tuple[Any, Any]:
+    """Return the configuration in a folder, and the class of transformers that it names.
 
     Raises:
-        ModelError: the files are damaged, or of a class that this transformers does not have.
+        ModelError: transformers has no such class.
     """
     import transformers
 
@@ -161,6 +171,16 @@ def read_reshaped(folder: Path) -> Any:
     kind = getattr(transformers, name, None)
     if kind is None or not issubclass(kind, transformers.PreTrainedModel):
         raise ModelError(f"{folder}: config.json names {name!r}, which is no model class of transformers")
+    return config, kind
+
+
+def read_reshaped(folder: Path) -> Any:
+    """Return the model that :meth:`ReshapedFiles.save` wrote, on the CPU.
+
+    Raises:
+        ModelError: the files are damaged, or of a class that this transformers does not have.
+    """
+    config, kind = read_class(folder)
     shapes = Shapes.model_validate_json((folder / SHAPES).read_text(encoding="utf-8"))
 
     def begin(self: Any, *given: Any, **settings: Any) -> None:
@@ -168,7 +188,7 @@ def read_reshaped(folder: Path) -> Any:
         reshape(self, shapes)
 
     # A class of its own for the time of loading, so that transformers finds the shapes of the files in the fresh model.
-    passing: Any = type(name, (kind,), {"__init__": begin, "__module__": kind.__module__})
+    passing: Any = type(kind.__name__, (kind,), {"__init__": begin, "__module__": kind.__module__})
     model, told = passing.from_pretrained(
         folder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
     )
