@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -299,7 +300,7 @@ def plan_tables(plan: Plan) -> Group:
     space = Table("parameter", "values", "default", "from", title="Space", title_justify="left")
     for name in plan.space:
         domain = plan.domain(name)
-        space.add_row(name, str(domain), _value(domain.default), plan.origins.get(name, ""))
+        space.add_row(*map(escape, (name, str(domain), _value(domain.default), plan.origins.get(name, ""))))
     settings = Table("setting", "value", title="Search", title_justify="left")
     for key, value in {
         "objective": ", ".join(plan.objectives),
@@ -321,14 +322,14 @@ def plan_tables(plan: Plan) -> Group:
         "weights kept": format_bytes(plan.storage_bytes),
         "workers": f"{plan.workers} with {plan.threads} threads each, on {plan.device}",
     }.items():
-        settings.add_row(key, str(value))
+        settings.add_row(key, escape(str(value)))
     for name, option in plan.options.items():
-        settings.add_row(f"task_options.{name}", str(option))
+        settings.add_row(f"task_options.{name}", escape(str(option)))
     parts: list[Any] = [settings, space]
     if plan.refusals:
         refused = Table("not used", "why", title="Refused", title_justify="left")
         for note in plan.refusals:
-            refused.add_row(note.what, note.reason)
+            refused.add_row(escape(note.what), escape(note.reason))
         parts.append(refused)
     for model, pipeline, reason in plan.illegal:
         parts.append(Text(f"{pipeline} is not tried with {model}: {reason}"))
@@ -355,7 +356,7 @@ def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
             f"{found.parameters:,}" if found.parameters else "",
             f"{found.trainable_parameters:,}" if found.parameters else "",
             peak if found.exact else f"at least {peak}",
-            verdict or found.reason,
+            verdict or escape(found.reason),
             *(format_bytes(one.sizes[name]) if name in one.sizes else "measured" for name in compressions),
         )
     return table

@@ -7,9 +7,9 @@ import math
 import pytest
 from rich.console import Console
 
-from autoft.display import JsonListener, LiveListener, PlainListener, outcome
+from autoft.display import JsonListener, LiveListener, PlainListener, outcome, plan_tables
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plan import RefusalNote, make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.search import Forecast, Standing
@@ -132,3 +132,12 @@ def test_a_further_fold_is_told_without_costs(plan):
     further = VariantResult(name="none", state="complete", validation={"accuracy": 0.79})
     result.variants = [result.variants[0].model_copy(update={"costs": {}}), further]
     assert outcome(result, plan) == "accuracy 0.8000 (onnx-int8)"
+
+
+def test_brackets_of_a_reason_are_shown_and_not_taken_for_markup(plan):
+    note = RefusalNote(what="nf4[x]", reason="needs bitsandbytes; pip install autoft[bitsandbytes]")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_tables(plan.model_copy(update={"refusals": [note]})))
+    shown = console.export_text()
+    assert "pip install autoft[bitsandbytes]" in shown
+    assert "nf4[x]" in shown
