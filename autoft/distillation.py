@@ -25,7 +25,7 @@ from autoft.training import Progress, TrainOutcome, train
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["alike", "distill", "distillation_loss", "matching_loss", "named_teacher"]
+__all__ = ["alike", "attention_loss", "distill", "distillation_loss", "matching_loss", "named_teacher"]
 
 VOCABULARY = 1000
 """From so many classes on logits are those of words: most are of no account, and a squared difference counts them all."""
@@ -60,6 +60,7 @@ def distill(
     on_progress: Callable[[Progress], None],
     deadline: float | None,
     after_step: Callable[[float], None] | None = None,
+    attending: Sequence[tuple[str, str]] = (),
 ) -> TrainOutcome:
     """Train a student towards its teachers, in its place; see :class:`autoft.contracts.Recovery` for the loss.
 
@@ -83,6 +84,7 @@ def distill(
         on_progress: told about once a second.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         after_step: told the share of all steps that is taken.
+        attending: attention modules of both whose maps are to be alike.
 
     Raises:
         ModelError: ``required``, and every teacher reads other tokens than the student, whose logits are of tokens.
@@ -98,10 +100,13 @@ def distill(
         parameter.requires_grad_(True)
     lesson = _Lesson(target.task, teaching, remembered, required)
     with ExitStack() as stack:
-        lesson.said = stack.enter_context(_watched(student, [mine for mine, _ in matching]))
+        for model in (student, teachers[0][0]) if attending else ():
+            stack.enter_context(_without_fused_attention(model))
+        mine, theirs = ([pair[side] for pair in matching] for side in (0, 1))
+        seen, shown = ([pair[side] for pair in attending] for side in (0, 1))
+        lesson.said = stack.enter_context(_watched(student, mine, seen))
         for place, (model, other) in enumerate(teachers):
-            parts = [] if place else [theirs for _, theirs in matching]
-            taught = stack.enter_context(_watched(model.eval(), parts))
+            taught = stack.enter_context(_watched(model.eval(), *(((), ()) if place else (theirs, shown))))
             lesson.teachers.append(_Asked(model, taught, other))
         return train(
             student,
@@ -161,19 +166,47 @@ def matching_loss(said: torch.Tensor, taught: torch.Tensor, mask: torch.Tensor |
     return away.sum() / size.sum().clamp(min=1e-6)
 
 
+def attention_loss(said: torch.Tensor, taught: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the squared difference of two models' attention maps, summed over what is attended to.
+
+    Args:
+        said: of the student, ``(batch, heads, seq, seq)``, each row of which sums to 1.
+        taught: of the teacher, of the same shape.
+        mask: positions that count as attending, ``(batch, seq)``; None for all.
+    """
+    away = (said.float() - taught.float()).square().sum(-1).mean(1)
+    if mask is None:
+        return away.mean()
+    weight = mask.to(away.dtype)
+    return (away * weight).sum() / weight.sum().clamp(min=1)
+
+
+@contextmanager
+def _without_fused_attention(model: Any) -> Iterator[None]:
+    """Have a model of transformers compute attention so that its maps are there, until the block ends."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 @dataclass
 class _Said:
     """What a model returned last: its logits by name, and the outputs of the modules that are watched."""
 
     names: Sequence[str] = ()
+    attending: Sequence[str] = ()
     logits: dict[str, torch.Tensor] = field(default_factory=dict)
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @contextmanager
-def _watched(model: torch.nn.Module, names: Sequence[str]) -> Iterator[_Said]:
+def _watched(model: torch.nn.Module, names: Sequence[str], attending: Sequence[str] = ()) -> Iterator[_Said]:
     """Keep what a model and some of its modules return, until the block ends."""
-    said = _Said(names)
+    said = _Said(names, attending)
 
     def keep_logits(module: Any, given: Any, output: Any) -> None:
         found = output.items() if isinstance(output, Mapping) else [("logits", output)]
@@ -185,8 +218,17 @@ def _watched(model: torch.nn.Module, names: Sequence[str]) -> Iterator[_Said]:
 
         return hook
 
+    def keep_map(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, given: Any, output: Any) -> None:
+            if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
+                raise ModelError(f"{type(module).__name__} shows no attention map; set attention: false")
+            said.maps[name] = output[1]
+
+        return hook
+
     handles = [model.register_forward_hook(keep_logits)]
     handles += [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    handles += [model.get_submodule(name).register_forward_hook(keep_map(name)) for name in attending]
     try:
         yield said
     finally:
@@ -257,6 +299,10 @@ class _Lesson:
             hidden = self.said.parts[mine]
             fits = mask is not None and mask.shape == hidden.shape[:2]
             loss = loss + matching_loss(hidden, first.parts[theirs], mask if fits else None)
+        for mine, theirs in zip(self.said.attending, first.attending, strict=True):
+            shown = self.said.maps[mine]
+            fits = mask is not None and mask.shape == (len(shown), shown.shape[-2])
+            loss = loss + attention_loss(shown, first.maps[theirs], mask if fits else None)
         return loss
 
     def _taught(
@@ -274,7 +320,7 @@ class _Lesson:
         with torch.no_grad():
             for one in able:
                 # Modules that are matched are needed in any case.
-                if not known or (one is self.teachers[0] and self.said.names):
+                if not known or (one is self.teachers[0] and (self.said.names or self.said.attending)):
                     one.ask(self.task, batch, rows, context)
         if known:
             return {"logits": torch.stack([self.remembered[row] for row in rows]).to(said["logits"].device)}

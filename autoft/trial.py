@@ -672,6 +672,7 @@ class _Recovery:
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
         teachers: Sequence[Teacher] = (),
+        attending: Sequence[tuple[str, str]] = (),
     ) -> None:
         trial, place, config = self.trial, self.trial.place, self.trial.config
         rows = place.splits(config.fold).train
@@ -705,6 +706,7 @@ class _Recovery:
             on_progress=trial.callbacks.progress,
             deadline=trial.deadline,
             after_step=after_step,
+            attending=attending,
         )
         seconds = trial.result.seconds
         seconds["recover"] = seconds.get("recover", 0.0) + outcome.seconds

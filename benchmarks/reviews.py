@@ -128,6 +128,7 @@ class Bench:
         model = self.task.load_model(self.source, target.context)
         own = dict(adapter_params or {})
         if adapter is not None:
+            target = replace(target, learned=adapter.learn_from(target, self.rows, own))
             model = adapter.attach(model, target, own)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         validating = 0.0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
 
-from autoft.distillation import VOCABULARY, distillation_loss, matching_loss
+from autoft.distillation import VOCABULARY, attention_loss, distillation_loss, matching_loss
 
 
 @settings(max_examples=50, deadline=None)
@@ -43,3 +43,18 @@ def test_hidden_states_are_compared_in_parts_of_the_teachers_size():
     assert matching_loss(torch.tensor(said), torch.tensor(taught)).item() == pytest.approx(expected, rel=1e-5)
     scaled = matching_loss(torch.tensor(1000 * said), torch.tensor(1000 * taught))
     assert scaled.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_maps_are_compared_where_a_token_attends():
+    rng = np.random.default_rng(2)
+    said, taught = softmax(rng.normal(size=(2, 2, 3, 4, 4)), axis=-1)
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
+    away = [
+        np.mean([np.sum((said[b, h, q] - taught[b, h, q]) ** 2) for h in range(3)])
+        for b in range(2)
+        for q in range(4)
+        if mask[b, q]
+    ]
+    found = attention_loss(torch.tensor(said), torch.tensor(taught), torch.tensor(mask))
+    assert found.item() == pytest.approx(np.mean(away), rel=1e-5)
+    assert attention_loss(torch.tensor(said), torch.tensor(said)).item() == 0

@@ -146,6 +146,38 @@ def test_of_variants_that_train_only_those_are_made_that_are_asked_for(run):
     assert [variant.name for variant in compress_further(place, config, Callbacks()).variants] == ["half"]
 
 
+def test_attention_maps_are_learned_too_where_the_recipe_asks_for_it(run):
+    place = Workplace.open(RunDir(run))
+    (whole,) = [one for one in place.plan.variants if one.trains]
+    first = whole.chain[0]
+    variants = [
+        whole.model_copy(
+            update={"name": f"{attention}", "chain": [first.model_copy(update={"params": {**first.params, **extra}})]}
+        )
+        for attention in (False, True)
+        for extra in [{"attention": attention, "teaching": 0.0, "keep": 1.0, "learning_rate": 1e-2}]
+    ]
+    place.plan.variants = variants
+    config = further(run).config.model_copy(update={"number": 95, "variants": []})
+    made = compress_further(place, config, Callbacks()).variants
+    assert [one.state for one in made] == ["complete", "complete"], [one.reason for one in made]
+    member = next(one for one in place.run.results() if one.number == config.members[0])
+    teacher = next(run / one.folder for one in member.variants if one.name == "none")
+
+    def maps(folder):
+        loaded = load(folder)
+        loaded.model.set_attn_implementation("eager")
+        processor = loaded.context.processor
+        batch = processor(["the film was great", "a dull plot"], return_tensors="pt", padding=True)
+        with torch.no_grad():
+            found = loaded.model.eval()(**batch, output_attentions=True).attentions
+        return torch.stack(found)
+
+    wanted = maps(teacher)
+    without, learned = ((maps(run / one.folder) - wanted).square().mean() for one in made)
+    assert learned < 0.5 * without
+
+
 def test_a_time_that_is_up_ends_the_training_and_loses_nothing(run):
     place = Workplace.open(RunDir(run))
     config = further(run).config.model_copy(update={"number": 92})

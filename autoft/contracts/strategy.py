@@ -144,6 +144,7 @@ class Recovery(Protocol):
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
         teachers: Sequence[Teacher] = (),
+        attending: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Train the student in its place, and leave it with the weights of its best validation.
 
@@ -163,6 +164,9 @@ class Recovery(Protocol):
             after_step: told, after each step of the optimiser, the share of all steps that is taken, up to 1.
             teachers: whose logits to learn from in place of ``teacher``'s: the mean of all (Hinton et al. 2015, section 5;
                 You et al. 2017, doi:10.1145/3097983.3098135). Modules are matched with the first one's.
+            attending: names of attention modules of the student and of the teacher, of as many heads each, whose maps are to
+                be alike (Jiao et al. 2020, equation 8, here after the softmax). Fused kernels keep none, so attention is
+                computed without them meanwhile.
 
         Raises:
             ModelError: none of ``teachers`` reads the tokens of the student, and logits are of tokens.

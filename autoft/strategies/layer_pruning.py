@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
-from autoft.space import Float, SearchSpace
+from autoft.space import Categorical, Float, SearchSpace
 from autoft.strategies.attention import find_attention
 from autoft.strategies.linear_layers import keep_inputs, keep_outputs, widths
 from autoft.strategies.recovery import RECOVERY, recover
@@ -37,6 +37,10 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "d_ff")
 """How they name the width inside of a feed-forward block."""
+
+
+ATTENTION: SearchSpace = {"attention": Categorical((False, True))}
+"""Whether what is left learns from the trained model's attention maps too."""
 
 
 class Recovered(Compressor):
@@ -66,7 +70,8 @@ class Recovered(Compressor):
             ModelError: the model has no parts that can be taken away.
         """
         smaller, matching = self.prune(copy.deepcopy(model), target, rows, params)
-        recover(smaller, target, params, matching)
+        attending = attention_pairs(smaller, target, matching) if params.get("attention") else []
+        recover(smaller, target, params, matching, attending=attending)
         return smaller.eval()
 
     @abstractmethod
@@ -86,7 +91,7 @@ class LayerPruning(Recovered):
 
     name: ClassVar[str] = "layer-pruning"
     summary: ClassVar[str] = "drops whole layers, and trains what is left to answer as the whole did"
-    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY}
+    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY, **ATTENTION}
 
     def prune(
         self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
@@ -112,7 +117,7 @@ class FfnPruning(Recovered):
     name: ClassVar[str] = "ffn-pruning"
     summary: ClassVar[str] = "drops columns of the feed-forward blocks, and trains what is left"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense", "reshaped"})
-    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY}
+    space: ClassVar[SearchSpace] = {"keep": Float(0.05, 1.0, default=0.5), **RECOVERY, **ATTENTION}
 
     def prune(
         self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]
@@ -180,6 +185,28 @@ def layer_pairs(model: torch.nn.Module, target: Target) -> list[tuple[str, str]]
         return []
     teachers = [round((i + 1) * len(every) / len(layers)) - 1 for i in range(len(layers))]
     return [(f"{name}.{i}", f"{whole}.{teacher}") for i, teacher in enumerate(teachers)]
+
+
+def attention_pairs(model: torch.nn.Module, target: Target, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the attention modules of matched layers, those of as many heads, by their names.
+
+    Args:
+        model: the student.
+        target: with the teacher, if there is one.
+        layers: of the student and of the teacher, by their names.
+    """
+    if target.recover is None:
+        return []
+    teacher = target.recover.teacher
+    names = [{id(module): name for name, module in one.named_modules()} for one in (model, teacher)]
+    return [
+        (names[0][id(one.module)], names[1][id(other.module)])
+        for mine, theirs in layers
+        for one, other in zip(
+            find_attention(model.get_submodule(mine)), find_attention(teacher.get_submodule(theirs)), strict=True
+        )
+        if one.heads == other.heads
+    ]
 
 
 def _kept(layers: int, count: int) -> list[int]:

@@ -30,6 +30,7 @@ def recover(
     matching: Sequence[tuple[str, str]] = (),
     after_step: Callable[[float], None] | None = None,
     teacher: str | None = None,
+    attending: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Train a model in its place, where there are epochs for it and rows to train on.
 
@@ -40,6 +41,7 @@ def recover(
         matching: modules of it and of the trained model whose outputs are to be alike.
         after_step: told the share of the training that is done.
         teacher: name of the model to learn from in place of the trained one.
+        attending: attention modules of it and of the trained model whose maps are to be alike.
 
     Raises:
         ModelError: the model that is named does not fit.
@@ -56,4 +58,5 @@ def recover(
             matching=matching,
             after_step=after_step,
             teachers=teachers,
+            attending=attending,
         )

@@ -157,6 +157,7 @@ class BenchRecovery:
         matching: Sequence[tuple[str, str]] = (),
         after_step: Callable[[float], None] | None = None,
         teachers: Sequence[Teacher] = (),
+        attending: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Train the student in its place, and fail where modules that are to be alike are not there.
 

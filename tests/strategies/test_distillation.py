@@ -41,6 +41,7 @@ def test_a_student_comes_with_its_own_tokenizer_and_learns_from_the_teacher(benc
         "matching": (),
         "after_step": None,
         "teachers": [],
+        "attending": (),
     }
     assert own.context.processor.get_vocab() != bench.context.processor.get_vocab()
     assert own.config["vocab_size"] == student.config.vocab_size == len(own.context.processor)

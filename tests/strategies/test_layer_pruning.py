@@ -100,8 +100,15 @@ def test_each_layer_learns_from_the_layer_at_the_same_share_of_the_depth(make_ch
         "matching": [(f"{layers}.0", f"{layers}.1"), (f"{layers}.1", f"{layers}.3"), (f"{layers}.2", f"{layers}.5")],
         "after_step": None,
         "teachers": [],
+        "attending": [],
     }
     assert student is not model
+    params = {**PARAMS, "epochs": 2, "attention": True}
+    LayerPruning().apply(model, replace(target, recover=recover), [], params)
+    assert recover.asked[-1][1]["attending"] == [
+        (f"{layers}.{mine}.attention.self", f"{layers}.{theirs}.attention.self")
+        for mine, theirs in ((0, 1), (1, 3), (2, 5))
+    ]
     assert not LayerPruning().trains(PARAMS)
     assert LayerPruning().trains({**PARAMS, "epochs": 1})
 

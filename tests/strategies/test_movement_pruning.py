@@ -35,7 +35,7 @@ class Trained:
     def __init__(self, teacher, rounds=12):
         self.teacher, self.rounds, self.seen = teacher, rounds, []
 
-    def __call__(self, student, target, *, epochs, learning_rate, teaching, matching, after_step, teachers):
+    def __call__(self, student, target, *, epochs, learning_rate, teaching, matching, after_step, teachers, attending):
         task, rows = target.task, target.task.demo_rows()
         params = {**{name: domain.default for name, domain in TRAIN_SPACE.items()}, "train.batch_size": 4}
         own = replace(target, context=replace(target.context, params=params))

@@ -234,6 +234,7 @@ def test_it_trains_a_copy_for_the_step_behind_it(bench):
         "matching": (),
         "after_step": None,
         "teachers": [],
+        "attending": (),
     }
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     name = next(name for name, value in found.named_parameters() if value is found.get_input_embeddings().weight)
