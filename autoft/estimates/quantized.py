@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from autoft.contracts import Quantizer, Target
+    from autoft.errors import ModelError
+from autoft.contracts import Quantizer, Target
 
 __all__ = ["quantized_skeleton", "trace_quantized"]
 
@@ -30,11 +31,12 @@ def quantized_skeleton(
     """Return a dense model of the meta device with the quantizer's layers in place of those that it would quantize.
 
     Raises:
-        NotImplementedError: the quantizer is none of bitsandbytes.
+        ModelError: the quantizer is none of bitsandbytes, so that its layers are not known.
     """
     config = quantizer.load_kwargs(target, params).get("quantization_config")
     if type(config).__name__ != "BitsAndBytesConfig":
-        raise NotImplementedError(f"{quantizer.name} is no quantizer of bitsandbytes")
+        # Becomes the reason of the verdict: such a configuration is for the probe, which takes real steps.
+        raise ModelError(f"{quantizer.name} is no quantizer of bitsandbytes; its memory shows by real steps only")
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
     from transformers.quantizers import AutoHfQuantizer
 
@@ -109,7 +111,7 @@ class _Traced(torch.nn.Module):
         given = inputs if self.dtype is None else inputs.to(self.dtype)
         bias = None if self.bias is None else self.bias.to(given.dtype)
         shape = self.out_features, self.in_features
-        result: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+        result: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch has no types here
             given, self.weight, shape, bias, self.keeps_inputs
         )
         return result.to(inputs.dtype)

@@ -149,7 +149,7 @@ def run_steps(
             here = {name: tensor.clone() for name, tensor in batch.items()}
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.precision == "bf16"):
                 loss = regularization.loss(lambda given: task.loss(model, given, context), here)
-            (loss / micro_batches if micro_batches > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            (loss / micro_batches if micro_batches > 1 else loss).backward()  # type: ignore[no-untyped-call]  # untyped
         torch.nn.utils.clip_grad_norm_(trained, float(params.get("train.max_grad_norm") or 1.0))
         optimizer.step()
         work.adapter.after_step(model, 1, 2)

@@ -52,7 +52,7 @@ class Timeline:
         self.marks.append((name, len(self.events)))
 
 
-class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """A context that notes each storage which torch makes in it, and when it is freed.
 
     What one operator needs inside of itself is not seen, only what it returns. Storages are counted once, however many
@@ -60,7 +60,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.timeline = Timeline()
         self._live: dict[int, tuple[int, int]] = {}
         self._numbers = itertools.count()
@@ -89,7 +89,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """A context in which fake integers and truth values keep their values, as long as they follow from known ones.
 
     A loss may ask where the first answer of a batch begins, and cut tensors there: without values such a step cannot be
@@ -103,7 +103,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Elements of the largest tensor whose values are kept."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.mode = mode
 
     def fake(self, value: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = value.detach().clone()
         made = self.mode.from_tensor(value)
         if _is_known_kind(value):
-            made.known = value  # type: ignore[attr-defined]
+            made.known = value  # type: ignore[attr-defined]  # a mark of our own
         return made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -137,7 +137,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with _disable_current_modes():
                 values = [leaf for leaf in tree_leaves(func(*given, **named)) if isinstance(leaf, torch.Tensor)]
             for leaf, value in zip(made, values, strict=True):
-                leaf.known = value  # type: ignore[attr-defined]
+                leaf.known = value  # type: ignore[attr-defined]  # a mark of our own
         else:
             for leaf in made:
                 # Changed in its place by something unknown.

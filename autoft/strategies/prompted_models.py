@@ -38,7 +38,7 @@ class _OfTokens:
     def forward(self, input_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
         """Return what PEFT's model does, of the given tokens only."""
         mine: Any = self
-        answer = super().forward(input_ids=input_ids, **mine.moved(inputs))  # type: ignore[misc]
+        answer = super().forward(input_ids=input_ids, **mine.moved(inputs))  # type: ignore[misc]  # PEFT has no types
         given = inputs.get("inputs_embeds") if input_ids is None else input_ids
         if given is not None:
             for name in self.outputs:
@@ -57,7 +57,7 @@ class _OfTokens:
         return 0 if str(config.peft_type.value) == "PREFIX_TUNING" else int(config.num_virtual_tokens)
 
 
-class _PromptedTokenClassification(_OfTokens, PeftModelForTokenClassification):  # type: ignore[misc]
+class _PromptedTokenClassification(_OfTokens, PeftModelForTokenClassification):  # type: ignore[misc]  # PEFT has no types
     def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         labels = inputs.get("labels")
         if labels is None:
@@ -66,7 +66,7 @@ class _PromptedTokenClassification(_OfTokens, PeftModelForTokenClassification): 
         return {**inputs, "labels": torch.cat((front, labels), dim=1)}
 
 
-class _PromptedQuestionAnswering(_OfTokens, PeftModelForQuestionAnswering):  # type: ignore[misc]
+class _PromptedQuestionAnswering(_OfTokens, PeftModelForQuestionAnswering):  # type: ignore[misc]  # PEFT has no types
     outputs = ("start_logits", "end_logits")
 
     def moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class _PromptedQuestionAnswering(_OfTokens, PeftModelForQuestionAnswering):  # t
         return {**inputs, **{name: value + self.in_front() for name, value in places.items()}}
 
 
-class _PromptedCausalLM(_OfTokens, PeftModelForCausalLM):  # type: ignore[misc]
+class _PromptedCausalLM(_OfTokens, PeftModelForCausalLM):  # type: ignore[misc]  # PEFT has no types
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **settings: Any) -> Any:
         """Return the given tokens and what the model writes behind them, ``(batch, seq)``.
 
