@@ -370,8 +370,8 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
     feasible = sum(not c.violations for c in selection.candidates)
     note = (
         f"The front among {feasible} feasible of {len(selection.candidates)} compressed models: none of the others is at "
-        "least as good in quality, size and latency, and better in one. `autoft pick` exports another of them without "
-        "training; at a knee, what is paid for more quality begins to be much."
+        "least as good in quality, size and latency, and better in one. The command autoft pick exports another of "
+        "them without training; at a knee, of size or of latency, what is paid for more quality begins to be much."
     )
     titles = (
         "trial",
@@ -386,9 +386,6 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
     return TableView("The front", titles, tuple(rows), left=left, marked=shown.index(chosen), note=note)
 
 
-KNEES = {"model_size_bytes": "size", "latency_p50_ms": "latency"}
-
-
 def front_remarks(record: RunRecord, plan: Plan) -> dict[tuple[int, str], list[str]]:
     """Return what there is to say of points of the front: the chosen one, the knees, those whose files are deleted."""
     selection = record.selection
@@ -396,12 +393,12 @@ def front_remarks(record: RunRecord, plan: Plan) -> dict[tuple[int, str], list[s
         return {}
     front = [c for c in selection.candidates if c.front]
     found: dict[tuple[int, str], list[str]] = {(selection.trial, selection.variant): ["chosen"]}
-    for column, knee in knees(plan, front).items():
-        found.setdefault((knee.trial, knee.variant), []).append(f"knee by {KNEES[column]}")
+    for trial, variant in dict.fromkeys((knee.trial, knee.variant) for knee in knees(plan, front).values()):
+        found.setdefault((trial, variant), []).append("knee")
     kept = {(trial.number, v.name) for trial in record.trials for v in trial.variants if v.folder}
     for candidate in front:
         if (candidate.trial, candidate.variant) not in kept:
-            found.setdefault((candidate.trial, candidate.variant), []).append("files deleted (storage.weights)")
+            found.setdefault((candidate.trial, candidate.variant), []).append("files deleted")
     return found
 
 
