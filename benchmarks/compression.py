@@ -24,16 +24,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from reviews import DATA, MODEL, difference
 
 from autoft.api import search
 from autoft.artifact import load, save_artifact
 from autoft.contracts import Compressor, Target
 from autoft.evaluation import measure_in_process, start_measuring
-from autoft.executors.worker import silence_libraries
 from autoft.hardware import Hardware
 from autoft.plan import EFFORTS, Plan, plan_of, plan_target
 from autoft.plugins import load_plugins
+from autoft.processes import silence_libraries
 from autoft.quantities import format_bytes
 from autoft.rundir import RunDir, VariantResult, read_json, read_run
 
@@ -126,7 +127,11 @@ def over_seeds(given: argparse.Namespace) -> str:
             "compress": wanted,
             "augment": ["none"],
             "regularize": ["none"],
-            "space": {"full.learning_rate": given.learning_rate, "train.epochs": given.epochs},
+            "space": {
+                "full.learning_rate": given.learning_rate,
+                "train.epochs": given.epochs,
+                **{name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.space)},
+            },
             "search": {"seed": seed},
             "executor": {"threads": given.threads},
         }
@@ -194,6 +199,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--space", nargs="+", default=[], help="others than defaults: layer-pruning.keep=0.34")
     parser.add_argument("--only", nargs="+", default=[], help="chains beside the uncompressed model")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs of the seeds go")
     arguments = parser.parse_args()

@@ -25,9 +25,9 @@ class MovementPruning(WeightPruner):
 
     Each weight of the body's linear layers has a score, which is trained along: it falls where a step would bring the
     weight nearer to zero. Of each matrix those with the lowest scores are masked, more and more of them
-    (:func:`sparsity_at`), and the rest goes on learning from the task and from the whole model. The order of scores
-    decides alone, and they begin alike, so that it does not matter by how much they change in a step: they take the
-    learning rate of the weights.
+    (:func:`sparsity_at`), and the rest goes on learning from the task and from the whole model. Scores begin with the
+    magnitudes of their weights, and take the learning rate of the weights: the longer the training, the more the
+    movement decides.
 
     With a ``pattern`` as ``2:4`` the lowest two of each four inputs go, whatever ``sparsity`` says (Mishra et al. 2021,
     arXiv:2104.08378). As with magnitude pruning, the model becomes neither smaller nor faster here; it keeps more of what
@@ -78,8 +78,6 @@ class MovementPruning(WeightPruner):
             if widths(layer)[0] % group:
                 raise ModelError(f"{self.name}: {widths(layer)[0]} inputs of a layer are no multiple of {group}")
             mask = ScoredMask(layer.weight, sparsity, pattern, type(layer).__name__ == "Conv1D")
-            if target.recover is None:
-                mask.scores.data = layer.weight.detach().abs()
             parametrize.register_parametrization(layer, "weight", mask)
             masks.append(mask)
 

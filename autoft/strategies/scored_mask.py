@@ -16,6 +16,8 @@ class ScoredMask(nn.Module):
 
     With the masked weight ``W' = W * mask(S)`` the weight gets ``dL/dW' * mask`` and the scores get ``dL/dW' * W``:
     those of weights that move away from zero rise, masked ones too (Sanh et al. 2020, arXiv:2005.07683, section 4).
+    They begin with the magnitudes, not with zero as in the paper: a training of many steps moves scores by far more than
+    that, and in one of few it is still magnitudes that decide, where an order of noise would ruin the model.
 
     In evaluation the share of zeros is always the final one, so that a validation judges what would be left.
 
@@ -28,7 +30,7 @@ class ScoredMask(nn.Module):
 
     def __init__(self, weight: torch.Tensor, sparsity: float, pattern: str, transposed: bool) -> None:
         super().__init__()
-        self.scores = nn.Parameter(torch.zeros_like(weight))
+        self.scores = nn.Parameter(weight.detach().abs())
         self.sparsity, self.transposed = sparsity, transposed
         self.pattern = (0, 0) if pattern == "none" else tuple(map(int, pattern.split(":")))
         self.share = 0.0
