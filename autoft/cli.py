@@ -130,7 +130,7 @@ def search(
 def check(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
     """Try a recipe end to end in seconds, before a long search."""
     from autoft import api
-    from autoft.executors.worker import silence_libraries
+    from autoft.processes import silence_libraries
 
     silence_libraries()
     for sentence in api.check(recipe, overrides=overrides):
@@ -156,7 +156,7 @@ def explain(
 
     plan = api.explain(recipe, overrides=overrides)
     if memory:
-        from autoft.executors.worker import silence_libraries
+        from autoft.processes import silence_libraries
 
         silence_libraries()
     needed = api.memory_forecast(plan) if memory else []
@@ -272,7 +272,7 @@ def plugins_check(
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from autoft.executors.worker import silence_libraries
+    from autoft.processes import silence_libraries
     from autoft.testing import check_plugin
 
     silence_libraries()
@@ -332,7 +332,7 @@ def pick(
     """Show the front of a run, or export another model of it that fits other limits, without training."""
     from autoft import api
     from autoft.errors import Fault, NothingFeasible, RecipeError
-    from autoft.executors.worker import silence_libraries
+    from autoft.processes import silence_libraries
     from autoft.recipe import set_key
     from autoft.report import terminal
     from autoft.rundir import read_run
@@ -385,7 +385,7 @@ def predict(
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one JSON object a line."""
     from autoft.api import load
-    from autoft.executors.worker import silence_libraries
+    from autoft.processes import silence_libraries
 
     silence_libraries()
     loaded = load(model)

@@ -19,8 +19,8 @@ from autoft.artifact import MANIFEST
 from autoft.contracts import TaskCard
 from autoft.errors import ExportMismatch, RunFolderError
 from autoft.evaluation import serving_environment
-from autoft.executors.local import thread_environment
 from autoft.plan import Plan
+from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, VariantResult, write_json
 

@@ -443,6 +443,11 @@ class Plan(_Plan):
         return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
 
     @property
+    def train_memory(self) -> float | None:
+        """The bytes that a training may take, or None where the budget does not say."""
+        return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
+
+    @property
     def every_variant(self) -> list[VariantPlan]:
         """The variants, and those that may be made in addition."""
         return [*self.variants, *self.rescues]

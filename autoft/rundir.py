@@ -180,6 +180,8 @@ class TrialResult(_Record):
     parameters: int | None = None
     trainable_parameters: int | None = None
     train_memory_bytes: int | None = None
+    predicted: dict[str, float] = {}
+    """What was thought before: ``seconds`` of the whole trial; ``train_memory_bytes`` where the budget limits it."""
     violations: dict[str, float] = {}
     variants: list[VariantResult] = []
 

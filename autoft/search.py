@@ -37,7 +37,7 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical, Domain, Float, Int
-from autoft.trial import strategy_params
+from autoft.trial import MOST_PARTS, strategy_params
 
 if TYPE_CHECKING:
     import optuna
@@ -85,9 +85,6 @@ FOUNDED = 2
 
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
-
-MOST_PARTS = 8
-"""Into which a batch is cut at most, after a training was ended for want of memory."""
 
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
@@ -302,8 +299,8 @@ class Search:
         if self.results and self.seconds_left() < self.reserve():
             self.ended = "the time is used up"
             return
-        limited = any(limit.key == "train_memory" for limit in self.plan.budget)
-        with LocalExecutor(self.run, self.plan.workers, self.plan.threads, mapped=limited) as executor:
+        mapped = self.plan.train_memory is not None
+        with LocalExecutor(self.run, self.plan.workers, self.plan.threads, mapped=mapped) as executor:
             self._start(executor)
             waiting: list[TrialConfig] = []
 
@@ -488,6 +485,10 @@ class Search:
                 idle.add(event.worker)
                 result = next(r for r in self.run.results() if r.number == config.number)
                 self._finish(result)
+            case "renew":
+                executor.stop(event.worker)
+                executor.start(event.worker)
+                self._send(executor, event.worker, self.running[event.worker])
             case "lost":
                 config_lost = self.running.pop(event.worker, None)
                 executor.stop(event.worker)
@@ -521,7 +522,7 @@ class Search:
     def _limit_memory(self, executor: LocalExecutor, worker: int, stage: str) -> None:
         """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""
         self.stages[worker] = stage
-        limit = next((limit.limit for limit in self.plan.budget if limit.column == "train_memory_bytes"), None)
+        limit = self.plan.train_memory
         executor.memory_limits.pop(worker, None)
         # On a GPU the limit is on its memory.
         if stage == "train" and limit is not None and self.plan.device == "cpu":
@@ -545,7 +546,12 @@ class Search:
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
         # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
         reserve = self.reserve() if self.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
-        seconds = max(5.0, self.seconds_left() - reserve - model_overhead)
+        seconds = self.seconds_left() - reserve - model_overhead
+        if config.kind == "default" and self._never_fits(config.model):
+            # A yardstick that cannot be shipped leaves time for what can.
+            shipped = [one for one in self.queue if not self._never_fits(one.model)]
+            seconds -= min((self._estimate(one) for one in shipped), default=0.0)
+        seconds = max(5.0, seconds)
         executor.send(
             worker,
             "trial",
@@ -553,7 +559,16 @@ class Search:
             precision=self.precision,
             screened=self.too_much.get(config.model, {}),
             seconds=seconds,
+            expected=self._expected(config),
         )
+
+    def _expected(self, config: TrialConfig) -> float:
+        """Return the seconds that a configuration is thought to take."""
+        if config.kind in {"soup", "ensemble"}:
+            return self._averaging(config)
+        if config.kind == "compress":
+            return self._compressing(config)
+        return self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
 
     def _finish(self, result: TrialResult) -> None:
         self.began = True
@@ -640,6 +655,9 @@ class Search:
         if all(self._never_fits(model.name) for model in self.plan.models):
             return None
         room = self._room()
+        rescue = self._without_which_nothing()
+        if rescue is not None:
+            return self.study.fixed(rescue, self._number())
         if room <= 0 and self.results:
             self.ended = "the time is used up"
             return None
@@ -680,6 +698,23 @@ class Search:
                 return proposal
         self.ended = f"of {ASK_LIMIT} proposals none was new and short enough for the time left"
         return None
+
+    def _without_which_nothing(self) -> TrialConfig | None:
+        """Return the known-good configuration that is done soonest, as long as no trial has left anything that fits the budget.
+
+        It is trained even where the time left seems too short: it ends with what it has, and a model that was trained for
+        a moment is more than none.
+        """
+        if not self.results or self.running or self.seconds_left() <= self.reserve():
+            return None
+        if any(self._values(result) is not None for result in self._told()):
+            return None
+        waiting = [config for config in self.queue if config.kind != "default" and not self._illegal(config)]
+        if not waiting:
+            return None
+        soonest = min(waiting, key=self._estimate)
+        self.queue.remove(soonest)
+        return soonest
 
     def _affordable(self, room: float) -> list[dict[str, Any]]:
         """Return choices of model, pipeline and epochs that fit into so many seconds: the best model's, else the next's.

@@ -20,6 +20,7 @@ from autoft.data import Features, grouped_batches
 from autoft.errors import ModelError, out_of_memory
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.optimizers import Group, make_optimizer
+from autoft.processes import trim_heap
 from autoft.rundir import CurvePoint
 from autoft.strategies.head_only import find_head
 from autoft.strategies.pictures import shown_picture
@@ -248,6 +249,7 @@ def train(
     groups: Sequence[Mapping[str, Any]] | None = None,
     after_step: Callable[[torch.nn.Module, int, int], None] | None = None,
     parts: int = 1,
+    trim: bool = False,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -272,6 +274,7 @@ def train(
         after_step: told the model, the step and how many there are, as :meth:`Adapter.after_step` is.
         parts: cut each batch into so many, one forward pass each, and add up their gradients; twice as many are taken
             whenever memory runs out. The batch of a step of the optimiser stays what it is.
+        trim: give freed memory back to the system in each step; tensors of batches of other lengths would stay in the heap.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -349,6 +352,8 @@ def train(
             group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
             losses.append(gradients.add(batch, accumulation / group))
             if (index + 1) % accumulation == 0 or last:
+                if trim:
+                    trim_heap()
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
                 if after_step is not None:
@@ -387,6 +392,8 @@ def train(
                 started = time.monotonic()
                 trained_weights = _put(original, regularization.averaged() if regularization else {})
                 figures = validate(original)
+                if trim:
+                    trim_heap()
                 outcome.validate_seconds += time.monotonic() - started
                 model.train()
                 point = CurvePoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
+from autoft.hardware import current_resident_bytes
 from autoft.plan import (
     Plan,
     VariantPlan,
@@ -41,6 +43,7 @@ from autoft.plan import (
     violations,
 )
 from autoft.plugins import Catalog, load_plugins
+from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
 
@@ -48,7 +51,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "MOST_PARTS",
     "Callbacks",
+    "FreshWorkerNeeded",
     "Trial",
     "Workplace",
     "compress_further",
@@ -58,6 +63,16 @@ __all__ = [
     "strategy_params",
     "variant_folder",
 ]
+
+MOST_PARTS = 8
+"""Into which a batch is cut at most, for want of memory."""
+
+USED = 1.1
+"""A worker that holds so many times what a new one needs is replaced before a training that memory is short for."""
+
+
+class FreshWorkerNeeded(Exception):
+    """The memory that the budget allows is enough for a trial, or for larger parts of it, in a new process alone."""
 
 
 @dataclass
@@ -82,6 +97,8 @@ class Workplace:
     """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
     processors: dict[str, Any] = field(default_factory=dict)
     folds: dict[int, PreparedData] = field(default_factory=dict)
+    served: bool = False
+    """Something was asked of this process before."""
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
 
@@ -172,11 +189,16 @@ def run_trial(
 
     Returns:
         the result, whose state says how it ended; weights of its variants lie in the trial's folder.
+
+    Raises:
+        FreshWorkerNeeded: nothing was done: a new process has more memory for it.
     """
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
     try:
         Trial(place, config, callbacks, deadline, result).go()
+    except FreshWorkerNeeded:
+        raise
     except Exception as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
@@ -353,6 +375,8 @@ class Trial:
         self.remembered: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
         """What teachers say of training rows together, by their names, once a compressor has asked."""
         self.begun = Begun()
+        self.parts = config.parts
+        """Into how many each batch is cut from the start."""
         pipeline = self.plan.pipeline(config.pipeline)
         self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
         self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
@@ -366,6 +390,9 @@ class Trial:
         with self._stage("load"):
             own = strategy_params(config.params, self.adapter.name)
             target = self.place.target(config.model, config.params, config.seed, self.adapter.positions(own))
+        if not self._may_fit(target):
+            return
+        with self._stage("load"):
             model, auxiliary = self._load(target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -403,6 +430,55 @@ class Trial:
         for variant in variants:
             result.variants.append(self.variant(dense, target, variant, memory))
         self.conclude()
+
+    def _may_fit(self, target: Target) -> bool:
+        """Cut batches into as many parts as the training needs to stay within its memory, and say whether it may at all.
+
+        Without a limit nothing is predicted, nor where a prediction would leave something out: auxiliary tasks.
+        """
+        plan, config, place = self.plan, self.config, self.place
+        limit = plan.train_memory
+        if limit is None or any(plan.auxiliary_steps(config.params)):
+            return True
+        # Imported here, for torch's tracing comes with it, and before memory is looked at, as its own stays.
+        from autoft.estimates import steps  # noqa: F401
+        from autoft.estimates.verdicts import Constants, calibrate, constants_of, judge, parts_that_fit, setting_of
+
+        with self._stage("predict memory"):
+            pipeline = plan.pipeline(config.pipeline)
+            features = place.features(config.model, target.context, config.fold)
+            rows = _some_rows(place.splits(config.fold).train, features)
+            setting = setting_of(plan, place.catalog, plan.model(config.model), pipeline, rows, **config.params)
+            precision = place.precision.get(config.model, "fp32")
+            setting = replace(setting, length=int(features.lengths.max()), precision=precision)
+            smallest = min(plan.models, key=lambda model: model.size_bytes or math.inf)
+            likeness = replace(setting_of(plan, place.catalog, smallest, pipeline, rows), precision=precision)
+            try:
+                constants = constants_of(setting, place.catalog) or calibrate(likeness, place.catalog)
+            except AutoftError:
+                # What two steps of the smallest model cannot show, the training itself will.
+                return True
+            here = current_resident_bytes() if plan.device == "cpu" else 0
+            # Of what a step needs beside its tensors a worker has most already, and keeps more from what it did before.
+            known = Constants(max(constants.process_bytes, here))
+            parts, prediction = parts_that_fit(setting, place.catalog, known, limit, MOST_PARTS, place.run.cache)
+            used = here > USED * constants.process_bytes and place.served
+            if used and prediction.peak_bytes is not None and (parts > 1 or judge(prediction, limit) != "fits"):
+                raise FreshWorkerNeeded
+        # After an attempt that was ended, as many more as that one had too few.
+        self.parts = min(MOST_PARTS, parts * config.parts)
+        if prediction.peak_bytes is None:
+            return True
+        self.result.predicted["train_memory_bytes"] = float(prediction.peak_bytes)
+        if judge(prediction, limit) != "does not fit":
+            return True
+        cut = f", even with each batch in {parts} parts" if parts > 1 else ""
+        self.result.state = "infeasible"
+        self.result.reason = (
+            f"training would take about {format_bytes(prediction.peak_bytes)}{cut}; nothing was trained"
+        )
+        self.result.violations = violations(self.result.predicted, plan.budget)
+        return False
 
     def _variants(self) -> list[VariantPlan]:
         """Return which variants are made of every trial: those that need no training, if any of them can fit."""
@@ -509,7 +585,8 @@ class Trial:
             regularization=regularization,
             groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
             after_step=self.adapter.after_step,
-            parts=self.config.parts,
+            parts=self.parts,
+            trim=place.plan.train_memory is not None,
         )
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:
@@ -721,7 +798,13 @@ class _Stage:
         self.tell(self.name)
 
     def __exit__(self, *exception: object) -> None:
-        self.seconds[self.name] = time.monotonic() - self.begin
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.monotonic() - self.begin
+
+
+def _some_rows(rows: Sequence[Row], features: Features) -> list[Row]:
+    """Return the longest training row, the shortest, and the first ones."""
+    places = [int(features.lengths.argmax()), int(features.lengths.argmin()), *range(min(8, len(rows)))]
+    return [rows[place] for place in dict.fromkeys(places)]
 
 
 def _epochs(count: float) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 from autoft.device import WORKLOADS, DeviceProfile
 from autoft.errors import SearchFailed
 from autoft.evaluation import serving_environment
-from autoft.executors.local import thread_environment
 from autoft.hardware import Hardware
+from autoft.processes import thread_environment
 
 __all__ = ["SHAPES", "latency_scales", "measure_profile", "measure_workloads"]
 

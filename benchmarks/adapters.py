@@ -24,8 +24,8 @@ import torch
 from reviews import MODEL, Bench, difference
 
 from autoft.data import package_path
-from autoft.executors.worker import silence_libraries
 from autoft.plugins import load_plugins
+from autoft.processes import silence_libraries
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
 

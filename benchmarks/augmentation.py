@@ -24,10 +24,10 @@ from typing import Any
 
 from autoft.contracts import Augmenter, ModelSource, Row, Target, TaskContext
 from autoft.data import package_path
-from autoft.executors.worker import silence_libraries
 from autoft.hardware import Hardware
 from autoft.plan import TRAIN_SPACE
 from autoft.plugins import load_plugins
+from autoft.processes import silence_libraries
 from autoft.training import Augmentation, train
 
 MODEL = "package://cognition/model"

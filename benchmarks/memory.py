@@ -27,9 +27,9 @@ from autoft.data import package_path
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.steps import skeleton
-from autoft.estimates.verdicts import MARGIN, QUANTIZED_MARGIN, Constants, Prediction, calibrate, judge, predict
-from autoft.executors.worker import silence_libraries
+from autoft.estimates.verdicts import Constants, Prediction, calibrate, judge, predict
 from autoft.plugins import Catalog, load_plugins
+from autoft.processes import silence_libraries
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
 
@@ -174,6 +174,7 @@ def main() -> None:
                 measured = probe(setting).memory_bytes
                 line = {**key, "measured": measured, "predicted": prediction.peak_bytes, "reason": prediction.reason}
                 line |= {"accelerate": accelerate_bytes(setting, catalog), "seconds": seconds}
+                line |= {"margin": prediction.margin}
             except Exception as error:  # noqa: BLE001 - one that cannot be trained is told of, the others go on
                 line = {**key, "error": f"{type(error).__name__}: {error}"[:300]}
             done.append(line)
@@ -186,8 +187,7 @@ def main() -> None:
 
 def verdict(line: dict[str, Any], share: float) -> str:
     """Return what is said of a configuration at a limit that is a share of its measured peak."""
-    margin = QUANTIZED_MARGIN if PIPELINES[line["pipeline"]][1] else MARGIN
-    return judge(Prediction(line["predicted"], margin=margin), share * line["measured"])
+    return judge(Prediction(line["predicted"], margin=line["margin"]), share * line["measured"])
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:

@@ -20,8 +20,8 @@ import torch
 
 from autoft.artifact import load
 from autoft.data import grouped_batches, open_data
-from autoft.executors.worker import silence_libraries
 from autoft.plan import Plan
+from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_json
 
 

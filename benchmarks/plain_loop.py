@@ -18,8 +18,8 @@ from typing import Any
 import optuna
 
 from autoft.data import Split, open_data
-from autoft.executors.worker import silence_libraries
 from autoft.plan import Plan
+from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_json
 
 

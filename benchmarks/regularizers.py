@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from reviews import Bench, difference
 
-from autoft.executors.worker import silence_libraries
 from autoft.hardware import Hardware
 from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
+from autoft.processes import silence_libraries
 
 
 def settings(catalog: Any, hardware: Hardware) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import yaml
 from autoft.executors import LocalExecutor
 from autoft.hardware import memory_left
 from autoft.rundir import RunDir, TrialConfig
-from autoft.search import MOST_PARTS, Search
+from autoft.search import Search
+from autoft.trial import MOST_PARTS
 
 
 def test_something_of_the_memory_is_to_be_left():
@@ -47,6 +49,35 @@ def test_a_training_that_was_ended_is_begun_again_in_parts_and_nothing_else_is()
     assert Search._in_more_parts(None, config.model_copy(update={"parts": MOST_PARTS}), "train") is None
     single = config.model_copy(update={"params": {"train.batch_size": 1}})
     assert Search._in_more_parts(None, single, "train") is None
+
+
+def test_what_cannot_be_trained_in_so_little_memory_is_known_without_training(tmp_path, tiny_model):
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in range(80):
+            file.write(json.dumps({"text": f"film {number}", "label": "good" if number % 2 else "bad"}) + "\n")
+    recipe = {
+        "task": "text-classification",
+        "name": "little",
+        "model": str(tiny_model),
+        "data": {"train": "rows.jsonl", "validation_size": 20, "test_size": 20},
+        "budget": {"time": "3m", "trials": 2, "train_memory": "90MB"},
+        "effort": "quick",
+        "compress": "none",
+    }
+    (tmp_path / "little.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "autoft", "search", "little.yaml"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=170, env=environment
+    )
+    assert done.returncode == 4, done.stdout + done.stderr
+    result = json.loads(Path(tmp_path, "runs/little/trials/0000/result.json").read_text())
+    assert result["state"] == "infeasible"
+    assert result["reason"].startswith("training would take about ")
+    assert result["reason"].endswith("even with each batch in 8 parts; nothing was trained")
+    assert "train" not in result["seconds"]
+    assert result["violations"]["train_memory"] > 1
+    assert result["predicted"]["train_memory_bytes"] > 90e6
 
 
 @pytest.mark.slow

@@ -483,6 +483,43 @@ def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_f
     assert search.ended == "the time left is too short for another trial"
 
 
+def test_as_long_as_nothing_fits_the_soonest_known_good_is_trained_whatever_the_time(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    small = default.model_copy(update={"kind": "published", "model": "small"})
+    search.queue = [default.model_copy(update={"kind": "published", "pipeline": "lora"}), small]
+    assert search._without_which_nothing() is None, "nothing is done yet: the default comes first"
+    search._finish(untimed(done(search.study.fixed(default, 0), 0.9, state="infeasible")))
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 1.0)
+    chosen = search._next()
+    assert (chosen.model, chosen.number) == ("small", 1)
+    assert len(search.queue) == 1
+    search._finish(untimed(done(chosen, 0.5)))
+    assert search._next() is None, "there is a model to ship, and no time for another"
+    assert search.ended == "the time left is too short for another trial"
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() - 1.0)
+    assert search._without_which_nothing() is None
+
+
+def test_a_default_that_can_never_fit_leaves_time_for_what_can(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config().model_copy(update={"number": 0})
+    search.queue = [default.model_copy(update={"kind": "published", "model": "small"})]
+    monkeypatch.setattr(search, "seconds_left", lambda: 500.0)
+    sent = []
+
+    class Recorder:
+        def send(self, worker, op, **body):
+            sent.append(body)
+
+    search._send(Recorder(), 0, default)
+    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search._send(Recorder(), 0, default)
+    # 1,000 rows in three epochs at a hundredth of a second, and ten for the rest.
+    assert sent[0]["seconds"] - sent[1]["seconds"] == pytest.approx(40.0, abs=0.1)
+    assert sent[0]["expected"] == pytest.approx(310.0)
+
+
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:
     """Run a configuration on one fold after the other, and return what the search asks for in between."""
     config = search.plan.default_config() if number == 0 else search.study.ask(number, {"model": "small"})

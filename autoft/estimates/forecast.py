@@ -61,7 +61,7 @@ def forecast(plan: Plan, catalog: Catalog, cache: Path | None = None) -> list[Me
         ModelError: a model cannot be loaded.
     """
     cache = cache or cache_folder()
-    limit = next((one.limit for one in plan.budget if one.key == "train_memory"), None)
+    limit = plan.train_memory
     smallest = min(plan.models, key=lambda model: model.size_bytes or float("inf"))
     found = []
     for model in plan.models:

@@ -20,8 +20,8 @@ import numpy as np
 from autoft.data import Features
 from autoft.errors import ModelError, out_of_memory
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
-from autoft.executors.local import thread_environment
 from autoft.hardware import MAPPED, current_resident_bytes
+from autoft.processes import thread_environment
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +135,8 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
 
     # What a worker has loaded by the time it trains: its libraries take memory of the process too.
     from autoft.evaluation import judged, references, score
-    from autoft.executors.worker import silence_libraries
     from autoft.plugins import load_plugins
+    from autoft.processes import silence_libraries
     from autoft.training import Regularization, train
 
     silence_libraries()
@@ -146,9 +146,9 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     task, target, params = work.task, work.target, {**setting.params, "train.epochs": EPOCHS}
     context = target.context
     metrics = catalog.metrics_of(task)
-    rows = list(task.demo_rows())
+    rows = list(setting.rows or task.demo_rows())
     refs = references(task, rows, context)
-    features = longest_features(task, context, setting.batch_size * setting.accumulation)
+    features = longest_features(task, context, setting.batch_size * setting.accumulation, rows)
     idle = current_resident_bytes()
     if limit is not None and setting.device == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.mem_get_info()[1]))
@@ -183,6 +183,7 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
                 regularization=regularization,
                 groups=work.adapter.parameter_groups(model, rate, own),
                 after_step=work.adapter.after_step,
+                trim=setting.mapped,
             )
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from autoft.contracts import Adapter, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskCard, TaskContext
@@ -33,6 +33,7 @@ class Setting:
         threads: of torch.
         mapped: tensors are mapped one by one (:data:`autoft.hardware.MAPPED`), so that the process has what its
             tensors need and no more.
+        rows: some of the data that the facts are of; without, the facts are those of the task's demo rows.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     mapped: bool = True
+    rows: Sequence[Row] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -130,21 +132,24 @@ def own_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
-def longest_features(task: Task, context: TaskContext, count: int) -> list[dict[str, Any]]:
-    """Return encoded rows of ``context.max_length`` tokens: demo rows of the task, their texts repeated until they are cut.
+def longest_features(task: Task, context: TaskContext, count: int, given: Sequence[Row] = ()) -> list[dict[str, Any]]:
+    """Return encoded rows of ``context.max_length`` tokens: their texts are repeated until they are cut.
 
-    Of several rows the last is as short as the demo row is, so that there is something to pad: models take a mask then.
+    Of several rows the last is as short as the shortest of those given, so that there is something to pad: models take a
+    mask then.
 
     Args:
         task: encodes them.
         context: with the processor.
         count: how many.
+        given: rows to begin with; default: the task's demo rows.
     """
+    given = given or list(task.demo_rows())
     best: dict[str, Any] = {}
     short: list[dict[str, Any]] = []
     length, times = -1, 1
     while True:
-        rows = [_repeated(row, task.card, times) for row in task.demo_rows()]
+        rows = [_repeated(row, task.card, times) for row in given]
         features = task.encode(rows, context)
         longest = max(features, key=task.length)
         short = short or [min(features, key=task.length)]

@@ -5,11 +5,13 @@ Imports torch: to be imported only where something is traced.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoft.contracts import Row
 from autoft.errors import AutoftError
 from autoft.estimates.quantized import quantized_skeleton, trace_quantized
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
@@ -56,7 +58,7 @@ def trace_training(setting: Setting, catalog: Catalog) -> Trace:
         ModelError: the model or its processor cannot be loaded.
     """
     work = Work.of(setting, catalog)
-    batch = task_batch(work, setting.batch_size)
+    batch = task_batch(work, setting.batch_size, setting.rows)
     try:
         return _traced(work, setting, batch)
     except (AutoftError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -64,10 +66,10 @@ def trace_training(setting: Setting, catalog: Catalog) -> Trace:
         raise CannotTrace(f"{setting.adapter}: {type(error).__name__}: {lines[0] if lines else ''}") from error
 
 
-def task_batch(work: Work, count: int) -> dict[str, torch.Tensor]:
-    """Return a training batch of the longest rows."""
+def task_batch(work: Work, count: int, rows: Sequence[Row] = ()) -> dict[str, torch.Tensor]:
+    """Return a training batch of the longest rows, made of those given or of the task's demo rows."""
     context = work.target.context
-    return dict(work.task.collate(longest_features(work.task, context, count), context))
+    return dict(work.task.collate(longest_features(work.task, context, count, rows), context))
 
 
 def skeleton(work: Work, setting: Setting) -> torch.nn.Module:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autoft.contracts import Row
 from autoft.errors import AutoftError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
-from autoft.hardware import Hardware
+from autoft.hardware import MAPPED, Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
@@ -27,23 +29,42 @@ __all__ = [
     "constants_of",
     "judge",
     "largest_batch",
+    "margin_of",
+    "parts_that_fit",
     "predict",
     "setting_of",
 ]
 
 Verdict = Literal["fits", "does not fit", "probe"]
 
-MARGIN = 0.05
+MARGIN = 0.08
 """Share of a prediction that has to be free below a limit, and above it for certainty that it does not fit.
 
-By as much predictions were too low at most over dense bases (docs/budget.md).
+Predictions for single batches were up to 7 % too low over dense bases, those for whole trainings up to 6 % (docs/budget.md).
 """
 
-QUANTIZED_MARGIN = 0.15
-"""The same over bases that bitsandbytes quantizes, whose layers are imitated: there they were up to 8.4 % too low."""
+WIDE_MARGIN = 0.2
+"""The same over bases that bitsandbytes quantizes, whose layers are imitated, and in bf16 on a CPU, where oneDNN keeps
+buffers of its own: there they were up to 13 % too low.
+"""
 
 CALIBRATED = (1, 16)
 """Rows and tokens of the steps that constants come from: the less their tensors take, the less they hide."""
+
+IRRELEVANT = frozenset(
+    {
+        "train.class_weights",
+        "train.epochs",
+        "train.max_grad_norm",
+        "train.schedule",
+        "train.warmup",
+        "train.weight_decay",
+    }
+)
+"""Parameters that change nothing about memory; learning rates do not either, by whatever name."""
+
+SWITCHES = frozenset({"train.dropout", "train.label_smoothing"})
+"""Those of which it matters only whether they are above 0."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "autoft")
 
@@ -92,7 +113,7 @@ def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Pat
     """
     from autoft.estimates.steps import CannotTrace, trace_training
 
-    path = cache / f"trace-{_digest(setting.to_json())}.json" if cache else None
+    path = cache / f"trace-{_digest(_of_memory(setting).to_json())}.json" if cache else None
     known = read_json(path, missing={}) if path else {}
     if not known:
         try:
@@ -112,8 +133,23 @@ def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Pat
         parameters=known["parameters"],
         trainable_parameters=known["trainable"],
         exact=setting.mapped or setting.device != "cpu",
-        margin=QUANTIZED_MARGIN if setting.quantizer else MARGIN,
+        margin=margin_of(setting),
     )
+
+
+def margin_of(setting: Setting) -> float:
+    """Return the share by which predictions of such a training may be wrong."""
+    return WIDE_MARGIN if setting.quantizer or (setting.precision == "bf16" and setting.device == "cpu") else MARGIN
+
+
+def _of_memory(setting: Setting) -> Setting:
+    """Return the setting without parameters that change nothing about memory: what differs in them needs as much."""
+    params = {
+        name: 0.1 * bool(value) if name in SWITCHES else value
+        for name, value in setting.params.items()
+        if name not in IRRELEVANT and not name.endswith(".learning_rate")
+    }
+    return replace(setting, params=params)
 
 
 def judge(prediction: Prediction, limit: float) -> Verdict:
@@ -169,6 +205,35 @@ def largest_batch(
     return None
 
 
+def parts_that_fit(
+    setting: Setting,
+    catalog: Catalog,
+    constants: Constants,
+    limit: float,
+    most: int,
+    cache: Path | None = None,
+) -> tuple[int, Prediction]:
+    """Return into how many parts a batch has to be cut so that its training may fit, and what it then needs.
+
+    Parts are those of :func:`autoft.training.train`: each takes a forward pass of its own, and gradients are added up. The
+    fewest that are not predicted to need too much, else as many as are possible.
+
+    Args:
+        setting: with the batch as the configuration has it.
+        catalog: what plugins offer.
+        constants: of :func:`constants_of`.
+        limit: bytes of training memory.
+        most: parts, at most; never more than the batch has rows.
+        cache: as for :func:`predict`.
+    """
+    parts, prediction = 1, predict(setting, catalog, constants, cache)
+    while judge(prediction, limit) == "does not fit" and 2 * parts <= min(most, setting.batch_size):
+        parts *= 2
+        cut = setting.with_batch(math.ceil(setting.batch_size / parts), setting.accumulation * parts)
+        prediction = predict(cut, catalog, constants, cache)
+    return parts, prediction
+
+
 # ------------------------------------------------------------------------------------------------------ constants
 
 
@@ -220,7 +285,7 @@ def _likeness(setting: Setting, catalog: Catalog) -> str:
     libraries = "bitsandbytes" if setting.quantizer else "peft" if hasattr(adapter, "tuner") else "plain"
     # An optimiser has libraries of its own: Adafactor comes from transformers, 8 bits from bitsandbytes.
     libraries += f", {setting.params.get('train.optimizer') or 'adamw'}"
-    process = (setting.task, libraries, setting.precision, setting.threads, setting.device, setting.mapped)
+    process = (setting.task, libraries, setting.precision, setting.threads, setting.device, setting.mapped, MAPPED)
     return _digest([*process, Hardware.probe_cpu().cpu, *_versions()])
 
 
@@ -240,7 +305,9 @@ def _digest(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- plans
 
 
-def setting_of(plan: Plan, catalog: Catalog, model: ModelPlan, pipeline: PipelinePlan, **changes: Any) -> Setting:
+def setting_of(
+    plan: Plan, catalog: Catalog, model: ModelPlan, pipeline: PipelinePlan, rows: Sequence[Row] = (), **changes: Any
+) -> Setting:
     """Return the default configuration of a pipeline over a model, on rows as long as the plan allows.
 
     Args:
@@ -248,6 +315,7 @@ def setting_of(plan: Plan, catalog: Catalog, model: ModelPlan, pipeline: Pipelin
         catalog: what plugins offer.
         model: of the plan.
         pipeline: of the plan.
+        rows: some of the training rows, where the plan has the facts of its data.
         changes: parameters by full name.
     """
     task = catalog.task(plan.task)
@@ -270,5 +338,6 @@ def setting_of(plan: Plan, catalog: Catalog, model: ModelPlan, pipeline: Pipelin
         length=int(params.get("train.max_length") or 512),
         device=plan.device,
         threads=plan.threads,
-        mapped=any(limit.key == "train_memory" for limit in plan.budget),
+        mapped=plan.train_memory is not None,
+        rows=rows,
     )

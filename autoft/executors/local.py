@@ -8,7 +8,6 @@ plan from the run folder.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -20,10 +19,11 @@ import psutil
 
 from autoft.errors import SearchFailed
 from autoft.hardware import MAPPED, memory_left
+from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import RunDir
 
-__all__ = ["Event", "LocalExecutor", "thread_environment"]
+__all__ = ["Event", "LocalExecutor"]
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,6 @@ class Event:
     worker: int
     kind: str
     body: dict[str, Any] = field(default_factory=dict)
-
-
-def thread_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a process that may use so many threads.
-
-    It has to be set before torch is imported. Passive waiting keeps two processes on the same cores from slowing each
-    other down tenfold.
-    """
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "BITSANDBYTES_NOWELCOME": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
 
 
 class LocalExecutor:

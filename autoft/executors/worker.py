@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import math
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,9 +20,10 @@ from autoft.contracts import TaskContext
 from autoft.ensembles import combine
 from autoft.errors import AutoftError
 from autoft.evaluation import start_measuring
+from autoft.processes import release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig
 from autoft.training import Progress
-from autoft.trial import Callbacks, Workplace, compress_further, run_trial, screen
+from autoft.trial import Callbacks, FreshWorkerNeeded, Workplace, compress_further, run_trial, screen
 
 __all__ = ["main", "probe_model"]
 
@@ -145,6 +144,8 @@ class _Worker:
                     self.say("screened", model=name, costs=screen(self.place, name))
             elif request["op"] == "trial":
                 self.trial(request)
+            self.place.served = True
+            release_memory()
 
     def trial(self, request: dict[str, Any]) -> None:
         assert self.place is not None
@@ -160,7 +161,12 @@ class _Worker:
         elif config.kind == "compress":
             result = compress_further(self.place, config, callbacks, deadline)
         else:
-            result = run_trial(self.place, config, callbacks, deadline)
+            try:
+                result = run_trial(self.place, config, callbacks, deadline)
+            except FreshWorkerNeeded:
+                self.say("renew", trial=config.number)
+                return
+        result.predicted["seconds"] = request["expected"]
         self.run.write_result(result)
         self.say("done", trial=config.number)
 
@@ -192,30 +198,6 @@ def main() -> int:
         worker.say("fatal", message=str(error), exit_code=error.exit_code)
         return error.exit_code
     return 0
-
-
-NOISY = (
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "onnx_ir",
-    "onnxscript",
-    "torch.onnx",
-    "torch.utils._pytree",
-    "torchao",
-)
-
-
-def silence_libraries() -> None:
-    """Keep tips, adverts and progress bars of other libraries out of the log, where only errors are of use."""
-    warnings.filterwarnings("ignore")
-    # transformers imports torchao where it is installed, which tells of each of its libraries for other machines.
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _end_with(parent: int) -> None:

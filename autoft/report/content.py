@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import yaml
 from autoft.plan import Plan, plan_of, violations
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.summary import budget_rows
-from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult
+from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult, read_json
 from autoft.selection import knees
 
 __all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_content", "miss_rows", "short_model"]
@@ -96,6 +97,7 @@ class Content:
     steps: TableView | None = None
     candidates: TableView | None = None
     trials: TableView | None = None
+    predictions: TableView | None = None
     augmentation: TableView | None = None
     samples: TableView | None = None
     pictures: list[dict[str, str]] = field(default_factory=list)
@@ -128,6 +130,7 @@ def make_content(record: RunRecord) -> Content:
         notice=plan.notice,
         outcome=", ".join([*parts, f"{_counted(judged, 'compressed model')} judged"]),
         trials=_trials(record, plan) if record.trials else None,
+        predictions=_predictions(record),
         refused=[(note.what, note.reason) for note in plan.refusals]
         + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal]
         + [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited],
@@ -474,6 +477,70 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
         marked=marked,
         note="All figures of all trials and compressions are in trials.csv.",
     )
+
+
+def _predictions(record: RunRecord) -> TableView | None:
+    """Return what was thought of each trial before, beside what was measured."""
+    rows, errors = [], {"time": list[float](), "training memory": list[float]()}
+    for trial in record.trials:
+        seconds, memory = (trial.predicted.get(name) for name in ("seconds", "train_memory_bytes"))
+        took, taken = trial.seconds.get("total"), trial.train_memory_bytes
+        if seconds is None and memory is None:
+            continue
+        # What was stopped before its end says nothing about how long it would have taken.
+        if seconds and took and trial.state == "complete" and _to_the_end(trial):
+            errors["time"].append(abs(seconds / took - 1))
+        if memory and taken:
+            errors["training memory"].append(abs(memory / taken - 1))
+        rows.append(
+            (
+                str(trial.number),
+                STATES[trial.state],
+                format_seconds(seconds) if seconds is not None else "–",
+                format_seconds(took) if took is not None else "–",
+                format_bytes(memory) if memory is not None else "–",
+                format_bytes(taken) if taken else "–",
+            )
+        )
+    if not rows:
+        return None
+    said = [
+        f"{name}: {statistics.median(some):.0%} off at the median, {max(some):.0%} at most ({_counted(len(some), 'trial')})"
+        for name, some in errors.items()
+        if some
+    ]
+    same, sizes = _screened_sizes(record)
+    if sizes:
+        said.append(f"{same} of {sizes} sizes measured before training were those measured after it, to the byte")
+    columns = ("trial", "end", "time predicted", "took", "training memory predicted", "measured")
+    keep = [i for i in range(len(columns)) if i < 4 or any(row[4] != "–" for row in rows)]
+    return TableView(
+        "Predicted and measured",
+        tuple(columns[i] for i in keep),
+        tuple(tuple(row[i] for i in keep) for row in rows),
+        left=frozenset({1}),
+        note="; ".join(said) + "." if said else "",
+    )
+
+
+def _to_the_end(trial: TrialResult) -> bool:
+    """Say whether a training took all of its epochs."""
+    epochs = trial.config.params.get("train.epochs")
+    return not trial.curve or epochs is None or trial.curve[-1].epoch > float(epochs) - 0.01
+
+
+def _screened_sizes(record: RunRecord) -> tuple[int, int]:
+    """Return how many sizes that were measured before training were the same afterwards, and of how many."""
+    known = read_json(record.path / "screening.json", missing={})
+    pairs = [
+        (before["model_size_bytes"], variant.costs["model_size_bytes"])
+        for trial in record.trials
+        for variant in trial.variants
+        if variant.state == "complete"
+        and (before := known.get(trial.config.model, {}).get(variant.name))
+        and "model_size_bytes" in variant.costs
+    ]
+    return sum(one == other for one, other in pairs), len(pairs)
 
 
 def _augmentation(record: RunRecord, plan: Plan) -> TableView:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from autoft.errors import ModelError
 from autoft.estimates.probe import probe
-from autoft.estimates.setting import Setting
-from autoft.estimates.steps import CannotTrace, trace_training
+from autoft.estimates.setting import Setting, Work
+from autoft.estimates.steps import CannotTrace, task_batch, trace_training
 from autoft.estimates.verdicts import (
     MARGIN,
     Constants,
@@ -18,6 +19,7 @@ from autoft.estimates.verdicts import (
     constants_of,
     judge,
     largest_batch,
+    parts_that_fit,
     predict,
 )
 from autoft.plugins import load_plugins
@@ -86,6 +88,48 @@ def test_the_largest_batch_that_fits(bench, catalog):
         best = next(size for size, peak in peaks.items() if peak + MIB <= limit)
         assert largest_batch(setting, catalog, constants, limit * (1 + MARGIN) + 1) == (best, 24 // best)
     assert largest_batch(setting, catalog, constants, (peaks[1] + MIB) * (1 + MARGIN) - 1) is None
+
+
+def test_a_batch_is_cut_into_as_few_parts_as_may_fit(bench, catalog):
+    setting = setting_of(bench, catalog).with_batch(24)
+    peaks = {
+        parts: trace_training(setting.with_batch(24 // parts, parts), catalog).timeline.peak for parts in (1, 2, 4, 8)
+    }
+    constants = Constants(MIB)
+    for most in (2, 8):
+        for limit in (peaks[1] + MIB, peaks[2] + MIB, peaks[4] + MIB, 1):
+            # The fewest whose peak is not surely above the limit; where there are none, as many as are allowed.
+            allowed = [parts for parts in (1, 2, 4, 8) if parts <= most]
+            fitting = [parts for parts in allowed if (peaks[parts] + MIB) * (1 - MARGIN) <= limit]
+            parts, prediction = parts_that_fit(setting, catalog, constants, limit, most)
+            assert parts == (fitting or allowed[-1:])[0]
+            assert prediction.peak_bytes == peaks[parts] + MIB
+    assert parts_that_fit(setting.with_batch(3), catalog, constants, 1, 8)[0] == 2, "never more parts than rows"
+
+
+def test_what_changes_nothing_about_memory_is_traced_once(bench, catalog, tmp_path):
+    setting = setting_of(bench, catalog)
+
+    def changed(**params) -> Setting:
+        return replace(setting, params={**setting.params, **params})
+
+    for one in (setting, changed(**{"full.learning_rate": 1.0, "train.epochs": 77, "train.warmup": 0.3})):
+        predict(one, catalog, Constants(0), tmp_path)
+    assert len(list(tmp_path.glob("trace-*.json"))) == 1
+    predict(changed(**{"train.optimizer": "sgd"}), catalog, Constants(0), tmp_path)
+    assert len(list(tmp_path.glob("trace-*.json"))) == 2
+
+
+def test_rows_of_the_data_stand_in_for_those_of_the_task(bench, catalog):
+    setting = setting_of(bench, catalog)
+    rows = [{"text": "a film", "label": "bad"}, {"text": "another film " * 40, "label": "good"}]
+    facts = bench.task.facts(rows, bench.options)
+    own = replace(setting, facts=facts, rows=rows, length=64).with_batch(4)
+    batch = task_batch(Work.of(own, catalog), 4, own.rows)
+    assert batch["input_ids"].shape == (4, 64)
+    assert int(batch["attention_mask"].sum(1).min()) < 10, "the last row is a short one"
+    assert trace_training(own, catalog).timeline.peak > 0
+    assert Setting.from_json(json.loads(json.dumps(own.to_json()))) == own
 
 
 def test_traces_are_read_from_the_cache(bench, catalog, tmp_path):

@@ -1,0 +1,69 @@
+"""What processes of autoft begin with: their threads, and silence of the libraries that they import."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import sys
+import warnings
+
+__all__ = ["release_memory", "silence_libraries", "thread_environment", "trim_heap"]
+
+NOISY = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that may use so many threads.
+
+    It has to be set before torch is imported. Passive waiting keeps two processes on the same cores from slowing each
+    other down tenfold.
+    """
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def silence_libraries() -> None:
+    """Keep tips, adverts and progress bars of other libraries out of the log, where only errors are of use."""
+    warnings.filterwarnings("ignore")
+    # transformers imports torchao where it is installed, which tells of each of its libraries for other machines.
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def release_memory() -> None:
+    """Give back what nothing needs any more: models lie in cycles of references, and freed blocks in a heap."""
+    gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Have the GNU C library give freed blocks of its heap back to the system; others do that by themselves or not at all."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
