@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from autoft.plan import Plan, budget_limits, make_plan, plan_of, plan_target, vi
 from autoft.plugins import Catalog, load_plugins
 from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
-from autoft.search import Interruption, Listener, Search
+from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
 from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
@@ -43,6 +44,7 @@ __all__ = [
     "pick",
     "predict",
     "search",
+    "time_forecast",
     "write_report",
 ]
 
@@ -115,11 +117,7 @@ def search(
     with folder.lock(), _interruptible(listener) as interruption:
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
-        task = catalog.task(loaded.task)
-        prepared = prepare_data(loaded.data, task, plan.options, plan.seed, folder.data, base, plan.folds)
-        prepare_folds(prepared, task, plan.folds, plan.seed, folder.data)
-        plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
-        plan = _with_auxiliary(plan, loaded, catalog, folder, base)
+        plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         plan = _with_scales(_with_known_time(plan, folder), folder, listener)
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
@@ -139,6 +137,15 @@ def search(
             listener.note(f"The search ended: {engine.ended}.")
         _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+def _with_prepared_data(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
+    """Prepare the data of a recipe in a run folder, and return the plan with what it says."""
+    task = catalog.task(recipe.task)
+    prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds)
+    prepare_folds(prepared, task, plan.folds, plan.seed, run.data)
+    plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
+    return _with_auxiliary(plan, recipe, catalog, run, base)
 
 
 def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
@@ -412,6 +419,25 @@ def memory_forecast(plan: Plan) -> list[MemoryForecast]:
     return forecast(plan, load_plugins())
 
 
+def time_forecast(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> list[TrialTime]:
+    """Return how long a trial of each pipeline over each model takes here, and how many the time has room for.
+
+    The data is read and a few real steps are taken of each, in a folder that is deleted again.
+
+    Raises:
+        AutoftError: as :func:`search` does before its first trial.
+    """
+    loaded, base = _recipe(recipe, overrides)
+    catalog = load_plugins()
+    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunDir(temporary)
+        folder.create()
+        plan = _with_prepared_data(plan, loaded, catalog, folder, base)
+        write_json(folder.plan, plan.model_dump(mode="json"))
+        return Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic()).times()
+
+
 def write_report(run: str | Path) -> dict[str, Path]:
     """Render the reports of a run folder again and return their paths by kind."""
     record = read_run(run)
@@ -451,8 +477,6 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
     Raises:
         AutoftError: the first step that does not hold.
     """
-    import tempfile
-
     from autoft.evaluation import judged, references, score
 
     loaded, base = _recipe(recipe, overrides)

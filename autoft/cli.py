@@ -146,13 +146,19 @@ def explain(
     memory: Annotated[
         bool, typer.Option("--memory", help="Add parameters, the peak of training memory and sizes; takes seconds.")
     ] = False,
+    times: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="Add how long trials take here and how many fit: reads the data and tries a few steps."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
     from dataclasses import asdict
 
     from autoft import api
-    from autoft.display import forecast_table, plan_tables
+    from autoft.display import forecast_table, plan_tables, times_table
 
     plan = api.explain(recipe, overrides=overrides)
     if memory:
@@ -160,13 +166,17 @@ def explain(
 
         silence_libraries()
     needed = api.memory_forecast(plan) if memory else []
+    took = api.time_forecast(recipe, overrides=overrides) if times else []
     if as_json:
         found = {"forecast": [asdict(one) for one in needed]} if memory else {}
+        found |= {"times": [asdict(one) for one in took]} if times else {}
         print(json.dumps({**plan.model_dump(mode="json"), **found}, indent=1))
         return
     _console().print(plan_tables(plan))
     if memory:
         _console().print(forecast_table(needed))
+    if times:
+        _console().print(times_table(took))
 
 
 plugins_app = typer.Typer(help="List the installed plugins, write a new one, or check one.", rich_markup_mode=None)

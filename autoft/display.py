@@ -21,7 +21,7 @@ from autoft.estimates.forecast import MemoryForecast
 from autoft.plan import Plan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import TrialConfig, TrialResult
-from autoft.search import Forecast, Listener, Standing
+from autoft.search import Forecast, Listener, Standing, TrialTime
 
 __all__ = ["JsonListener", "LiveListener", "PlainListener", "choose_listener"]
 
@@ -359,6 +359,16 @@ def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
             verdict or escape(found.reason),
             *(format_bytes(one.sizes[name]) if name in one.sizes else "measured" for name in compressions),
         )
+    return table
+
+
+def times_table(times: Sequence[TrialTime]) -> Table:
+    """Return how long trials take as a table."""
+    table = Table("model", "pipeline", "a trial takes about", "trials that fit")
+    table.title, table.title_justify = "Time", "left"
+    for one in times:
+        fit = "no limit yet" if one.trials is None else str(one.trials) if one.trials else "cut short"
+        table.add_row(one.model, one.pipeline, format_seconds(one.seconds), fit)
     return table
 
 

@@ -115,10 +115,18 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
+
+ONEDNN_OUT_OF_MEMORY = frozenset({"could not create a primitive", "could not execute a primitive"})
+"""The whole of what oneDNN says where its code or its buffers find no room; shapes that it does not know it calls otherwise."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, of the machine or of a GPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    text = str(error).lower().strip()
+    return (
+        isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY) or text in ONEDNN_OUT_OF_MEMORY
+    )
 
 
 MANY = 40

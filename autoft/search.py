@@ -42,7 +42,7 @@ from autoft.trial import MOST_PARTS, strategy_params
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing"]
+__all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
 
 TRIAL_OVERHEAD_SECONDS = 20.0
 """Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
@@ -108,6 +108,19 @@ class Forecast:
             f"{count} fit in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "
             f"disk up to {format_bytes(self.disk_bytes)}."
         )
+
+
+@dataclass(frozen=True)
+class TrialTime:
+    """What the default configuration of a pipeline over a model takes, and how many such trials the budget's time has room for.
+
+    ``trials`` is None where the time is not limited yet.
+    """
+
+    model: str
+    pipeline: str
+    seconds: float
+    trials: int | None
 
 
 @dataclass(frozen=True)
@@ -327,22 +340,36 @@ class Search:
                     return
                 waiting.append(further)
 
+    def times(self) -> list[TrialTime]:
+        """Return what the default configuration of each pipeline over each model takes, from a few real steps of each.
+
+        Raises:
+            SearchFailed: no worker starts, or one ends.
+        """
+        found = []
+        with LocalExecutor(self.run, 1, self.plan.threads, mapped=self.plan.train_memory is not None) as executor:
+            self._probe(executor, 1)
+            default = self.plan.default_config()
+            for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
+                params = self.plan.default_params(pipeline.name)
+                config = default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params})
+                if self._illegal(config):
+                    continue
+                executor.send(0, "time", model=model.name, pipeline=pipeline.name)
+                event = self._await(executor)
+                while event.kind != "timed":
+                    event = self._await(executor)
+                self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = event.body["seconds"]
+                seconds = self._estimate(config)
+                # As if all began anew: what was tried here takes nothing of the budget.
+                room = max(0.0, self.plan.time_limit - self.reserve())
+                count = int(room // seconds) * self.plan.workers if math.isfinite(room) else None
+                found.append(TrialTime(model.name, pipeline.name, seconds, count))
+        return found
+
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
-        ready, begin = 0, time.monotonic()
-        while ready < self.plan.workers:
-            event = self._await(executor)
-            if event.kind == "ready":
-                ready += 1
-        self.startup = max(self.startup, time.monotonic() - begin)
-        executor.send(0, "probe", models=models)
-        event = self._await(executor)
-        while event.kind != "probed":
-            event = self._await(executor)
-        for name, figures in event.body["models"].items():
-            self.precision[name] = figures["precision"]
-            self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
-            self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+        probed = self._probe(executor, self.plan.workers)
         default = self.plan.default_config()
         seconds = self._estimate(default)
         if self.plan.time_multiple and math.isinf(self.plan.time_limit):
@@ -356,16 +383,35 @@ class Search:
         forecast = Forecast(
             trial_seconds=seconds,
             configurations=max(1, count) * self.plan.workers,
-            memory_bytes=max(figures["memory_bytes"] for figures in event.body["models"].values()),
+            memory_bytes=max(figures["memory_bytes"] for figures in probed.values()),
             disk_bytes=self._disk_needed(),
             precision=self.precision[default.model],
             time_limit=self.plan.time_limit,
         )
-        write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": event.body["models"]})
+        write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": probed})
         self.listener.forecast(forecast)
         self._queue_chains(forecast.configurations)
         self._check_disk()
         self._screen(executor)
+
+    def _probe(self, executor: LocalExecutor, workers: int) -> dict[str, dict[str, Any]]:
+        """Wait for the workers, and return what a step of each model takes."""
+        ready, begin = 0, time.monotonic()
+        while ready < workers:
+            event = self._await(executor)
+            if event.kind == "ready":
+                ready += 1
+        self.startup = max(self.startup, time.monotonic() - begin)
+        executor.send(0, "probe", models=[model.name for model in self.plan.models])
+        event = self._await(executor)
+        while event.kind != "probed":
+            event = self._await(executor)
+        probed: dict[str, dict[str, Any]] = event.body["models"]
+        for name, figures in probed.items():
+            self.precision[name] = figures["precision"]
+            self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
+            self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+        return probed
 
     def _screen(self, executor: LocalExecutor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""

@@ -388,8 +388,7 @@ class Trial:
         config, plan = self.config, self.plan
         torch.manual_seed(config.seed)
         with self._stage("load"):
-            own = strategy_params(config.params, self.adapter.name)
-            target = self.place.target(config.model, config.params, config.seed, self.adapter.positions(own))
+            target = self._target()
         if not self._may_fit(target):
             return
         with self._stage("load"):
@@ -503,6 +502,15 @@ class Trial:
 
     def _stage(self, name: str) -> _Stage:
         return _Stage(name, self.result.seconds, self.callbacks.stage)
+
+    def _target(self) -> Target:
+        own = strategy_params(self.config.params, self.adapter.name)
+        return self.place.target(self.config.model, self.config.params, self.config.seed, self.adapter.positions(own))
+
+    def loaded(self) -> tuple[torch.nn.Module, Target]:
+        """Return the model with its adapter as a training begins with it, and what strategies work upon."""
+        target = self._target()
+        return self._load(target)[0], target
 
     def _load(self, target: Target) -> tuple[torch.nn.Module, list[Auxiliary]]:
         source = target.source

@@ -333,7 +333,56 @@ def test_nothing_feasible_shows_the_nearest_first(tmp_path, catalog, tiny_model)
 
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(nearest_misses(read_run(run.path)))
-    assert "onnx-int8" in console.export_text()
+    said = console.export_text()
+    assert "Nearest misses:" in said
+    assert "onnx-int8" in said
+
+
+def test_a_training_that_memory_cannot_hold_is_a_near_miss_too(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, finished=False, budget={"train_memory": "500MB"})
+    for result in run.results():
+        short = result.model_copy(
+            update={
+                "state": "infeasible",
+                "variants": [],
+                "reason": f"training would take about {600 + result.number % 2} MB; nothing was trained",
+                "violations": {"train_memory": 0.2},
+            }
+        )
+        run.write_result(short)
+    content = make_content(read_run(run.path))
+    assert content.headline.startswith("Nothing that was tried fits the budget (")
+    assert "train_memory 500MB" in content.headline
+    reasons = [row[2] for row in content.misses.rows]
+    assert reasons, "told although nothing was compressed"
+    assert len(set(content.misses.rows)) == len(content.misses.rows), "each once"
+
+
+def test_predictions_stand_beside_what_was_measured(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    assert make_content(read_run(run.path)).predictions is None, "nothing was predicted"
+    results = {result.number: result for result in run.results()}
+    figures = {0: (10.0, 8.0, 1.1e9, 1e9), 1: (30.0, 20.0, 0.8e9, 1e9)}
+    for number, (seconds, took, memory, taken) in figures.items():
+        params = {**results[number].config.params, "train.epochs": 1}
+        update = {
+            "predicted": {"seconds": seconds, "train_memory_bytes": memory},
+            "seconds": {"total": took},
+            "train_memory_bytes": int(taken),
+            "state": "complete",
+            "config": results[number].config.model_copy(update={"params": params}),
+            "curve": [],
+        }
+        run.write_result(results[number].model_copy(update=update))
+    view = make_content(read_run(run.path)).predictions
+    assert view.rows == (
+        ("0", "complete", "10 s", "8.0 s", "1.1 GB", "1 GB"),
+        ("1", "complete", "30 s", "20 s", "800 MB", "1 GB"),
+    )
+    # 10/8 and 30/20 are 25 and 50 % off, 1.1 and 0.8 of 1 are 10 and 20 %.
+    assert view.note == (
+        "time: 38% off at the median, 50% at most (2 trials); training memory: 15% off at the median, 20% at most (2 trials)."
+    )
 
 
 def test_the_terminal_says_what_was_left_and_what_it_buys(tmp_path, catalog, tiny_model):

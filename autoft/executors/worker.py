@@ -13,25 +13,37 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from autoft.contracts import TaskContext
+from autoft.contracts import Target, TaskContext
+from autoft.data import Features, grouped_batches
 from autoft.ensembles import combine
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import start_measuring
+from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.processes import release_memory, silence_libraries
-from autoft.rundir import CurvePoint, RunDir, TrialConfig
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.training import Progress
-from autoft.trial import Callbacks, FreshWorkerNeeded, Workplace, compress_further, run_trial, screen
+from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
 
-__all__ = ["main", "probe_model"]
+__all__ = ["main", "probe_model", "time_pipeline"]
 
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
 
 SLOW_ANSWERS = 4.0
 """Seconds for eight rows from which on a model generates so slowly that the time of imports does not matter."""
+
+PROBED_STEPS = 5
+"""Of a model in each precision, the first of which does not count."""
+
+TIMED_STEPS = 4
+"""Of a pipeline, likewise."""
+
+UNKNOWN_PACE = 0.05
+"""Seconds for a training row of a model of which not one row fits into memory."""
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
@@ -49,43 +61,40 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from autoft.data import grouped_batches
-    from autoft.hardware import peak_resident_bytes, reset_peak_resident
-
     plan = place.plan
     pipeline = plan.default_config().pipeline
     params = plan.default_params(pipeline)
     target = place.target(name, params, plan.seed)
     features = place.features(name, target.context)
+    reset_peak_resident()
     model = place.task.load_model(target.source, target.context).to(target.context.device)
     model.train()
-    reset_peak_resident()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-    batches = grouped_batches(features.lengths, int(params["train.batch_size"]), np.random.default_rng(0))
-    seconds: dict[str, float] = {}
     device_type = "cuda" if target.context.device == "cuda" else "cpu"
     precisions = ["fp32", "bf16"] if place.plan.hardware["bf16"] else ["fp32"]
-    for precision in precisions:
-        samples, begin = 0, 0.0
-        for step, indices in enumerate(batches[: min(5, len(batches))]):
-            if step == 1:
-                samples, begin = 0, time.perf_counter()
-            batch = place.task.collate([features[int(i)] for i in indices], target.context)
-            batch = {key: value.to(target.context.device) for key, value in batch.items()}
-            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                loss = place.task.loss(model, batch, target.context)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            samples += len(indices)
-            begin = begin or time.perf_counter()
-        seconds[precision] = (time.perf_counter() - begin) / max(1, samples)
+    batch_size, seconds = int(params["train.batch_size"]), dict[str, float]()
+    while not seconds:
+        batches = grouped_batches(features.lengths, batch_size, np.random.default_rng(0))[:PROBED_STEPS]
+        try:
+            seconds = {one: _seconds_per_sample(place, model, target, features, batches, one) for one in precisions}
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            model.zero_grad(set_to_none=True)
+            if batch_size == 1:
+                # No trial of this model will end otherwise, and each says so; what it would take does not matter.
+                seconds = dict.fromkeys(precisions, UNKNOWN_PACE)
+            batch_size //= 2
     faster = seconds.get("bf16", math.inf) < CLEARLY_FASTER * seconds["fp32"]
     precision = "bf16" if faster else "fp32"
     place.precision[name] = precision
     model.eval()
-    with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        validating = _seconds_per_row(place, model, target.context)
+    try:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            validating = _seconds_per_row(place, model, target.context)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        validating = seconds[precision] / 2
     memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
     return {
         "precision": precision,
@@ -94,6 +103,51 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _seconds_per_sample(
+    place: Workplace, model: Any, target: Target, features: Features, batches: Sequence[Any], precision: str
+) -> float:
+    """Return the seconds that a training row takes, forward and backward; of several batches the first is a warm-up."""
+    import torch
+
+    context = target.context
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
+    samples, begin = 0, time.perf_counter()
+    for step, indices in enumerate(batches):
+        if step == 1:
+            samples, begin = 0, time.perf_counter()
+        batch = place.task.collate([features[int(i)] for i in indices], context)
+        batch = {key: value.to(context.device) for key, value in batch.items()}
+        with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = place.task.loss(model, batch, context)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        samples += len(indices)
+    return (time.perf_counter() - begin) / max(1, samples)
+
+
+def time_pipeline(place: Workplace, name: str, pipeline: str) -> float:
+    """Return the seconds that a training row takes in a pipeline over a model, from a few real steps.
+
+    In the precision that :func:`probe_model` found for the model. The first step is a warm-up.
+    """
+    import numpy as np
+
+    plan = place.plan
+    config = TrialConfig(
+        number=0, kind="default", model=name, pipeline=pipeline, params=plan.default_params(pipeline), seed=plan.seed
+    )
+    model, target = Trial(
+        place, config, Callbacks(), None, TrialResult(number=0, state="failed", config=config)
+    ).loaded()
+    features = place.features(name, target.context)
+    model.train()
+    batch_size = int(config.params["train.batch_size"] or 1)
+    batches = grouped_batches(features.lengths, batch_size, np.random.default_rng(0))[:TIMED_STEPS]
+    return _seconds_per_sample(place, model, target, features, batches, place.precision.get(name, "fp32"))
 
 
 def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
@@ -138,6 +192,8 @@ class _Worker:
             request = json.loads(line)
             if request["op"] == "probe":
                 self.say("probed", models={name: probe_model(self.place, name) for name in request["models"]})
+            elif request["op"] == "time":
+                self.say("timed", seconds=time_pipeline(self.place, request["model"], request["pipeline"]))
             elif request["op"] == "screen":
                 for name in request["models"]:
                     self.say("screening", model=name)
@@ -164,6 +220,10 @@ class _Worker:
             try:
                 result = run_trial(self.place, config, callbacks, deadline)
             except FreshWorkerNeeded:
+                self.say("renew", trial=config.number)
+                return
+            if "memory" in result.violations and self.place.served:
+                # What this process keeps from before may be what was missing.
                 self.say("renew", trial=config.number)
                 return
         result.predicted["seconds"] = request["expected"]

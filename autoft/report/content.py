@@ -225,6 +225,8 @@ def _headline(record: RunRecord, plan: Plan) -> str:
         judged = [variant for trial in record.trials for variant in trial.variants]
         if judged and all(violations(variant.costs, plan.budget) for variant in judged):
             return f"Nothing that was tried fits the budget ({limits})."
+        if record.trials and all(trial.state == "infeasible" for trial in record.trials):
+            return f"Nothing that was tried fits {f'the budget ({limits})' if limits else 'into memory'}."
         return "No model has been chosen yet."
     chosen = record.trial(selection.trial)
     what = f"{short_model(chosen.config.model)}, {chosen.config.pipeline}, {selection.variant}"
@@ -623,9 +625,7 @@ def _param(value: object) -> str:
 
 def _misses(record: RunRecord, plan: Plan) -> TableView | None:
     near = miss_rows(record, plan)
-    if not near:
-        return None
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for trial, variant, over in near:
         exceeded = "; ".join(
             f"{limit.key} {cost_text(limit.column, variant.costs[limit.column])} for {limit.given} "
@@ -641,6 +641,14 @@ def _misses(record: RunRecord, plan: Plan) -> TableView | None:
                 figure_text(variant.validation.get(plan.objective)),
             )
         )
+    for trial in record.trials:
+        # Nothing was compressed where a training did not fit into memory; the reason says by how much, as far as it is known.
+        row = (short_model(trial.config.model), f"{trial.config.pipeline}, not trained", trial.reason or "", "–")
+        if not trial.variants and {"memory", "train_memory"} & set(trial.violations) and row not in rows:
+            rows.append(row)
+    if not rows:
+        return None
+    rows = rows[:MISSES]
     titles = ("model", "compression", "over the budget", f"validation {plan.objective}")
     return TableView("Nearest misses", titles, tuple(rows), left=frozenset({0, 1, 2}))
 

@@ -79,7 +79,7 @@ def nearest_misses(record: RunRecord) -> Group:
     content = make_content(record)
     parts: list[Text | Table] = [Text(content.headline, style="bold")]
     if content.misses:
-        parts.append(_table(content.misses))
+        parts += [Text(f"{content.misses.title}:"), _table(content.misses)]
     parts.append(Text(content.outcome, style="dim"))
     return Group(*parts)
 
