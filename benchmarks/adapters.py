@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from reviews import MODEL, Bench, difference
 
 from autoft.data import package_path
@@ -38,7 +39,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[], help="adapters, with another rate or not: lora 'full;2e-4'")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="adapters, with other parameters or not: lora 'lora;start=eva'"
+    )
     parser.add_argument("--steps", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,10 +61,13 @@ def learned(given: argparse.Namespace) -> str:
         found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in wanted}
         for seed in given.seeds:
             for row in wanted:
-                name, _, rate = row.partition(";")
+                name, *changes = row.split(";")
                 adapter = bench.catalog.adapters[name]
-                params = defaults(adapter.space)
-                rate = float(rate or params["learning_rate"])
+                params = {
+                    **defaults(adapter.space),
+                    **{key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in changes)},
+                }
+                rate = float(params["learning_rate"])
                 trained = bench.train(seed, rate, adapter=adapter, adapter_params=params)
                 dense = adapter.merge(trained.model, None, trained.target).eval()
                 found[row].append((bench.accuracy(dense), trained.seconds, trained.trainable))
