@@ -511,9 +511,9 @@ def _predictions(record: RunRecord) -> TableView | None:
         for name, some in errors.items()
         if some
     ]
-    same, sizes = _screened_sizes(record)
+    sizes = _size_errors(record)
     if sizes:
-        said.append(f"{same} of {sizes} sizes measured before training were those measured after it, to the byte")
+        said.append(f"size, measured before training: {max(sizes):.2%} off at most ({_counted(len(sizes), 'model')})")
     columns = ("trial", "end", "time predicted", "took", "training memory predicted", "measured")
     keep = [i for i in range(len(columns)) if i < 4 or any(row[4] != "–" for row in rows)]
     return TableView(
@@ -531,18 +531,20 @@ def _to_the_end(trial: TrialResult) -> bool:
     return not trial.curve or epochs is None or trial.curve[-1].epoch > float(epochs) - 0.01
 
 
-def _screened_sizes(record: RunRecord) -> tuple[int, int]:
-    """Return how many sizes that were measured before training were the same afterwards, and of how many."""
+def _size_errors(record: RunRecord) -> list[float]:
+    """Return by what share sizes differ from those that were measured before anything was trained.
+
+    The weights take as many bytes; names and settings that stand beside them do not.
+    """
     known = read_json(record.path / "screening.json", missing={})
-    pairs = [
-        (before["model_size_bytes"], variant.costs["model_size_bytes"])
+    return [
+        abs(before["model_size_bytes"] / variant.costs["model_size_bytes"] - 1)
         for trial in record.trials
         for variant in trial.variants
         if variant.state == "complete"
         and (before := known.get(trial.config.model, {}).get(variant.name))
-        and "model_size_bytes" in variant.costs
+        and variant.costs.get("model_size_bytes")
     ]
-    return sum(one == other for one, other in pairs), len(pairs)
 
 
 def _augmentation(record: RunRecord, plan: Plan) -> TableView:
