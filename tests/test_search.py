@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan, StepPlan, VariantPlan, epochs_again
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
@@ -518,6 +519,28 @@ def test_a_default_that_can_never_fit_leaves_time_for_what_can(tmp_path, catalog
     # 1,000 rows in three epochs at a hundredth of a second, and ten for the rest.
     assert sent[0]["seconds"] - sent[1]["seconds"] == pytest.approx(40.0, abs=0.1)
     assert sent[0]["expected"] == pytest.approx(310.0)
+
+
+def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_one(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    config = search.plan.default_config().model_copy(update={"number": 0})
+    search.running[0] = config
+    asked = []
+
+    class Recorder:
+        def stop(self, worker):
+            asked.append("stop")
+
+        def start(self, worker):
+            asked.append("start")
+
+        def send(self, worker, op, **body):
+            asked.append((worker, op, body["config"]["number"]))
+
+    idle: set[int] = set()
+    search._handle(Recorder(), Event(0, "renew", {"trial": 0}), idle)
+    assert asked == ["stop", "start", (0, "trial", 0)]
+    assert (search.running, idle) == ({0: config}, set())
 
 
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:
