@@ -122,7 +122,7 @@ def _seconds_per_sample(
         batch = {key: value.to(context.device) for key, value in batch.items()}
         with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = place.task.loss(model, batch, context)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         samples += len(indices)
