@@ -120,7 +120,7 @@ def broken(line: dict[str, Any], budget: dict[str, Any], record: Any) -> list[st
             found.append(f"{name} is {figure / limit - 1:.1%} over")
     if "train_memory" in budget:
         limit = parse_bytes(budget["train_memory"])
-        over = [t for t in record.trials if t.state == "complete" and t.number and t.train_memory_bytes > limit]
+        over = [t for t in record.trials if t.state == "complete" and (t.train_memory_bytes or 0) > limit]
         found += [f"trial {t.number} trained with {t.train_memory_bytes / limit - 1:.1%} more memory" for t in over]
     return found
 
