@@ -277,6 +277,7 @@ def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
     params = plan.default_params(plan.default_config().pipeline)
     target = place.target(model, params, plan.seed)
     dense = place.task.load_model(target.source, target.context).eval()
+    _tell_apart(dense)
     costs: dict[str, dict[str, float]] = {}
     for variant in plan.variants:
         with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
@@ -287,6 +288,19 @@ def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
                 continue
             costs[variant.name] = figures["costs"]
     return costs
+
+
+def _tell_apart(model: Any) -> None:
+    """Move the values of weights that are all alike a little, as training will: exporters store equal weights once.
+
+    The biases of a new head are all zero. A graph of theirs is smaller, and serves no trained model.
+    """
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.is_floating_point() and weight.numel() and bool((weight == weight.flatten()[0]).all()):
+                weight.add_(torch.rand_like(weight), alpha=1e-3)
 
 
 def request_settings(plan: Plan) -> dict[str, Any]:

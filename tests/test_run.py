@@ -414,6 +414,26 @@ def test_a_budget_that_nothing_fits_exits_4_with_the_nearest_misses_and_trains_n
     assert (tmp_path / "runs/tiny/report.html").is_file()
 
 
+def test_sizes_that_are_measured_before_training_are_those_of_the_trained_model(tmp_path, tiny_model, reviews):
+    compress = ["none", "onnx", "onnx-int8", "dynamic-int8"]
+    recipe = write_recipe(
+        tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 1, "model_size": "1GB"}, compress=compress
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    (screened,) = json.loads((run / "screening.json").read_text()).values()
+    trial = json.loads((run / "trials" / "0000" / "result.json").read_text())
+    before, after = (
+        {name: costs["model_size_bytes"] for name, costs in found.items()}
+        for found in (screened, {variant["name"]: variant["costs"] for variant in trial["variants"]})
+    )
+    assert set(after) == set(compress)
+    # The zero point of a table in uint8 takes two bytes from 128 on: words, positions, segments.
+    assert abs(before.pop("onnx-int8") - after.pop("onnx-int8")) <= 3
+    assert before == after
+
+
 def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(tmp_path, tiny_model, reviews):
     recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 4}, compress=["none"])
     process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=tmp_path, stdout=subprocess.DEVNULL)
