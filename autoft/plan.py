@@ -185,7 +185,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
             "train.class_weights": TRAIN_SPACE["train.class_weights"],
             "lora.start": Categorical(("default", "pissa")),
             "lora.plus": Categorical((1.0, 4.0, 16.0)),
-            "vocabulary-pruning.common": Categorical((0.0, 0.3)),
+            "vocabulary-pruning.unseen": Categorical((0.005, 1.0)),
         },
     },
 }

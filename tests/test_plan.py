@@ -424,10 +424,10 @@ def test_of_compressions_with_a_stroke_the_first_legal_one_is_taken(catalog, tin
 def test_an_effort_may_widen_what_a_compression_is_given(catalog, tiny_model):
     plan = planned(catalog, tiny_model, effort="best")
     shared = {variant.name: variant.chain[0].params for variant in plan.variants if len(variant.chain) == 2}
-    assert shared["vocabulary-pruning(common=0.0)+onnx-int8"]["common"] == 0.0
-    assert shared["vocabulary-pruning(common=0.3)+onnx-int8"]["common"] == 0.3
-    pinned = planned(catalog, tiny_model, effort="best", space={"vocabulary-pruning.common": 0.1})
-    assert {step.params["common"] for one in pinned.variants for step in one.chain if "common" in step.params} == {0.1}
+    assert shared["vocabulary-pruning(unseen=0.005)+onnx-int8"]["unseen"] == 0.005
+    assert shared["vocabulary-pruning(unseen=1.0)+onnx-int8"]["unseen"] == 1.0
+    pinned = planned(catalog, tiny_model, effort="best", space={"vocabulary-pruning.unseen": 0.1})
+    assert {step.params["unseen"] for one in pinned.variants for step in one.chain if "unseen" in step.params} == {0.1}
 
 
 def test_bases_that_save_memory_alone_are_searched_on_a_cpu_where_memory_is_asked_for(catalog, tiny_model):

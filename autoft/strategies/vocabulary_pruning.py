@@ -6,7 +6,6 @@ In a small encoder the embedding table is most of the file: of MiniLM-L6 it hold
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import tempfile
 import unicodedata
@@ -24,7 +23,7 @@ from autoft.strategies.recovery import RECOVERY, recover
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["VocabularyPruning", "kept_tokens", "smaller_tokenizer"]
+__all__ = ["VocabularyPruning", "common_tokens", "kept_tokens", "smaller_tokenizer"]
 
 ARCHITECTURES = frozenset({"sequence-classification", "token-classification", "question-answering"})
 """Those whose models read tokens and write none."""
@@ -43,8 +42,10 @@ class VocabularyPruning(Compressor):
 
     With a ``min_count`` of 1 every training row is cut into the same tokens as before. What later texts have beyond
     that is written in the tokens that are left: all single characters of the scripts that the data are written in stay,
-    for WordPiece at the beginning and inside of words, and for byte-level BPE all bytes. ``common`` keeps a share of the
-    whole vocabulary beside, the most common first, which tokenizers give the lowest numbers. As in Abdaoui et al. 2020
+    for WordPiece at the beginning and inside of words, and for byte-level BPE all bytes. So many of the most common
+    tokens, which tokenizers give the lowest numbers, stay beside that of a new text at most the share ``unseen`` of its
+    tokens is expected to be dropped ones; that share is estimated by leaving each training row out (Good 1953, "The
+    population frequencies of species and the estimation of population parameters"). As in Abdaoui et al. 2020
     ("Load What You Need", arXiv:2010.05609), with the choice made by the task's own rows and not by a language.
     """
 
@@ -52,7 +53,7 @@ class VocabularyPruning(Compressor):
     summary: ClassVar[str] = "drops tokens that the training rows do not use, from embeddings and tokenizer"
     space: ClassVar[SearchSpace] = {
         "min_count": Int(1, 100, default=1, log=True),
-        "common": Float(0.0, 1.0, default=0.0),
+        "unseen": Float(0.0, 1.0, default=0.005),
         **RECOVERY,
         "epochs": Int(0, 100, 0),
     }
@@ -92,13 +93,16 @@ class VocabularyPruning(Compressor):
             raise ModelError(
                 f"{self.name}: {type(tokenizer).__name__} of {target.source.name} is no tokenizer with a tokenizer.json"
             )
-        counts = Counter(
-            token for feature in target.task.encode(rows, target.context) for token in _numbers(feature["input_ids"])
-        )
-        used = {token for token, count in counts.items() if count >= int(params["min_count"])}
-        texts = tokenizer.convert_ids_to_tokens(sorted(counts))
-        used.update(_common(tokenizer, round(float(params["common"]) * len(tokenizer))))
-        kept = kept_tokens(json.loads(tokenizer.backend_tokenizer.to_str()), used, texts)
+        texts = [Counter(_numbers(feature["input_ids"])) for feature in target.task.encode(rows, target.context)]
+        counts: Counter[int] = Counter()
+        for text in texts:
+            counts.update(text)
+        least = int(params["min_count"])
+        used = {token for token, count in counts.items() if count >= least}
+        common = common_tokens(texts, least, float(params["unseen"]))
+        used.update(number for number in range(common) if _is_filled(tokenizer, number))
+        occurring = tokenizer.convert_ids_to_tokens(sorted(counts))
+        kept = kept_tokens(json.loads(tokenizer.backend_tokenizer.to_str()), used, occurring)
         moved = {old: new for new, old in enumerate(kept)}
         if (
             target.config.get("model_type") in OFFSET_POSITIONS
@@ -119,14 +123,35 @@ class VocabularyPruning(Compressor):
         return pruned.eval(), retargeted
 
 
-def _common(tokenizer: Any, count: int) -> Iterable[int]:
-    """Return the tokens with the lowest numbers, places that were never filled (``[unused0]``) left out."""
-    filled = (
-        number
-        for number in range(len(tokenizer))
-        if "unused" not in str(tokenizer.convert_ids_to_tokens(number)).lower()
-    )
-    return itertools.islice(filled, count)
+def common_tokens(texts: Sequence[Counter[int]], min_count: int, unseen: float) -> int:
+    """Return how many of the most common tokens have to stay for new texts to be read.
+
+    A text that is left out has tokens which the others use less than ``min_count`` times; their share of all tokens,
+    over all texts, is what dropping costs a new text. With a ``min_count`` of 1 it is the estimate of Good and Turing:
+    tokens that are in one text alone, by all tokens.
+
+    Args:
+        texts: how often each token is in each text, by its number; low numbers are common tokens.
+        min_count: tokens that are used as often stay anyway.
+        unseen: largest share of the tokens of a new text that may be dropped ones.
+    """
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(text)
+    lost: Counter[int] = Counter()
+    for text in texts:
+        lost.update({token: count for token, count in text.items() if counts[token] - count < min_count})
+    room = unseen * counts.total()
+    for token in sorted(lost, reverse=True):
+        room -= lost[token]
+        if room < 0:
+            return token + 1
+    return 0
+
+
+def _is_filled(tokenizer: Any, number: int) -> bool:
+    """Say whether a token was ever used: BERT's ``[unused0]`` are places without one."""
+    return "unused" not in str(tokenizer.convert_ids_to_tokens(number)).lower()
 
 
 def kept_tokens(definition: Mapping[str, Any], used: set[int], texts: Iterable[str] = ()) -> list[int]:

@@ -234,7 +234,7 @@ def test_tokens_can_be_dropped_after_it(tmp_path):
 
     bench = Workbench(load_plugins().task("text-classification"), load_plugins())
     narrow = LowRank().apply(bench.trained.model, bench.target, bench.rows, PARAMS)
-    params = {"min_count": 2, "common": 0.0, **PARAMS}
+    params = {"min_count": 2, "unseen": 1.0, **PARAMS}
     fewer, target = VocabularyPruning().transform(narrow, bench.target, bench.rows, params)
     assert fewer.config.vocab_size < narrow.config.vocab_size
     loaded = bench.write_and_read(fewer, LowRank(), "low-rank+vocabulary-pruning", target)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from autoft.errors import ModelError
-from autoft.strategies.vocabulary_pruning import VocabularyPruning, kept_tokens, smaller_tokenizer
+from autoft.strategies.vocabulary_pruning import VocabularyPruning, common_tokens, kept_tokens, smaller_tokenizer
 
 CORPUS = [
     "the film was a great surprise, and so was its plot",
@@ -20,7 +22,7 @@ CORPUS = [
     "這部電影很好看",
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-PARAMS = {"min_count": 1, "common": 0.0, "epochs": 0, "learning_rate": 1e-4, "teaching": 0.5}
+PARAMS = {"min_count": 1, "unseen": 1.0, "epochs": 0, "learning_rate": 1e-4, "teaching": 0.5}
 
 
 def build(kind):
@@ -176,14 +178,48 @@ def test_another_processor_is_told(make_checkpoint, make_target, load):
 
 def test_common_tokens_stay_beside_those_of_the_rows(make_checkpoint, make_target, load):
     target = make_target(make_checkpoint("bert"))
-    rows = target.task.demo_rows()[:1]
+    rows = target.task.demo_rows()[-2:]
     numbers = target.context.processor.get_vocab()
-    sizes = {}
-    for common in (0.0, 0.5, 1.0):
-        _, changed = VocabularyPruning().transform(load(target), target, rows, {**PARAMS, "common": common})
-        kept = set(changed.context.processor.get_vocab())
-        sizes[common] = len(kept)
-        # The tokens of the row, and the first of the vocabulary.
-        assert {"the", "film", "was", "good"} <= kept
-        assert {token for token, number in numbers.items() if number < common * len(numbers)} <= kept
-    assert sizes[0.0] < sizes[0.5] < sizes[1.0] == len(numbers)
+    used = set(target.context.processor.tokenize(" ".join(row["text"] for row in rows)))
+    kept = {}
+    for unseen in (1.0, 0.0):
+        _, changed = VocabularyPruning().transform(load(target), target, rows, {**PARAMS, "unseen": unseen})
+        kept[unseen] = set(changed.context.processor.get_vocab())
+        assert used <= kept[unseen]
+    rare = max(numbers[token] for token in used)
+    assert {token for token, number in numbers.items() if number <= rare} <= kept[0.0]
+    assert len(kept[1.0]) < len(kept[0.0])
+
+
+WORDS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=8), min_size=1, max_size=8)
+
+
+@given(texts=WORDS, min_count=st.integers(1, 3), unseen=st.floats(0, 1))
+def test_as_many_stay_as_texts_that_are_left_out_need(texts, min_count, unseen):
+    """Against leaving each text out in turn, for every number of common tokens from none on."""
+    rows = [Counter(text) for text in texts]
+
+    def dropped(common: int) -> int:
+        lost = 0
+        for left_out in range(len(texts)):
+            others = Counter(token for i, text in enumerate(texts) if i != left_out for token in text)
+            lost += sum(token >= common and others[token] < min_count for token in texts[left_out])
+        return lost
+
+    allowed = unseen * sum(map(len, texts))
+    assert common_tokens(rows, min_count, unseen) == next(n for n in range(14) if dropped(n) <= allowed)
+
+
+def test_the_share_of_dropped_tokens_in_new_texts_is_what_was_allowed():
+    """Texts of words by Zipf's law, as those of a language are: new ones of the same law have the share that was given."""
+    generator = np.random.default_rng(0)
+    words = np.arange(20_000)
+    law = 1 / (words + 2.7)
+    law /= law.sum()
+    texts = [Counter(generator.choice(words, 25, p=law).tolist()) for _ in range(400)]
+    new = generator.choice(words, 200_000, p=law)
+    used = set().union(*texts)
+    for unseen in (0.1, 0.03, 0.01):
+        common = common_tokens(texts, 1, unseen)
+        share = np.mean([word >= common and word not in used for word in new.tolist()])
+        assert share == pytest.approx(unseen, rel=0.15)
