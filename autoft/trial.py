@@ -10,7 +10,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from autoft.data import Features, PreparedData, encoded, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
+from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.plan import (
     Plan,
@@ -135,6 +138,11 @@ class Workplace:
             trust_remote_code=self.plan.trust_remote_code,
         )
         return self.task.load_model(source, context).to(context.device).eval()
+
+    @cached_property
+    def activations(self) -> ActivationStore:
+        """What frozen layers said of texts, shared by the trials of this process."""
+        return ActivationStore(self.run.cache)
 
     def splits(self, fold: int) -> PreparedData:
         """Return the splits of a fold."""
@@ -588,28 +596,47 @@ class Trial:
         else:
             features = place.features(self.config.model, target.context, self.config.fold)
         rows = given[:] if augmentation else given
-        return train(
-            model,
-            task=place.task,
-            context=target.context,
-            features=features,
-            rows=rows,
-            augmentation=augmentation,
-            learning_rate=rate,
-            precision=place.precision.get(self.config.model, "fp32"),
-            objective=self.plan.objective,
-            higher_is_better=self.plan.higher_is_better,
-            validate=validate,
-            on_validation=self.callbacks.validation,
-            on_progress=self.callbacks.progress,
-            deadline=self.deadline,
-            auxiliary=auxiliary,
-            regularization=regularization,
-            groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
-            after_step=self.adapter.after_step,
-            parts=self.parts,
-            trim=place.plan.train_memory is not None,
-        )
+        # Whatever changes texts, weights or the loss leaves nothing to recall.
+        plain = features is not None and not auxiliary and not regularization.chain
+        with self._recalled(model, target, features) if features is not None and plain else nullcontext():
+            return train(
+                model,
+                task=place.task,
+                context=target.context,
+                features=features,
+                rows=rows,
+                augmentation=augmentation,
+                learning_rate=rate,
+                precision=place.precision.get(self.config.model, "fp32"),
+                objective=self.plan.objective,
+                higher_is_better=self.plan.higher_is_better,
+                validate=validate,
+                on_validation=self.callbacks.validation,
+                on_progress=self.callbacks.progress,
+                deadline=self.deadline,
+                auxiliary=auxiliary,
+                regularization=regularization,
+                groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
+                after_step=self.adapter.after_step,
+                parts=self.parts,
+                trim=place.plan.train_memory is not None,
+            )
+
+    def _recalled(self, model: torch.nn.Module, target: Target, features: Features) -> AbstractContextManager[int]:
+        """Have the model recall what its frozen layers said of texts, in this trial or an earlier one."""
+        import torch
+
+        place, config, context = self.place, self.config, target.context
+        precision = place.precision.get(config.model, "fp32")
+
+        def loss_of(texts: Sequence[Any]) -> torch.Tensor:
+            with torch.autocast(context.device, torch.bfloat16, enabled=precision == "bf16"):
+                batch = {name: value.to(context.device) for name, value in place.task.collate(texts, context).items()}
+                return place.task.loss(model, batch, context)
+
+        some = sorted(range(min(len(features), 64)), key=lambda i: int(features.lengths[i]))
+        texts = [features[i] for i in (*some[:1], *some[-1:])]
+        return recalled(model, place.activations, loss_of, texts, precision)
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:
         """Return the augmenters of these names, one after the other, with what they learn of the training rows."""

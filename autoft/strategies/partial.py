@@ -14,7 +14,7 @@ from autoft.strategies.head_only import find_bodies, find_head
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BitFit", "LayerNorm", "PartialAdapter", "TopLayers"]
+__all__ = ["BitFit", "LayerNorm", "PartialAdapter", "TopLayers", "layer_stacks"]
 
 _WITHOUT_BIASES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "llama", "longt5", "mistral", "mixtral", "modernbert", "mt5", "t5", "umt5"}
@@ -73,7 +73,7 @@ class TopLayers(PartialAdapter):
 
     def chosen(self, model: torch.nn.Module, params: Mapping[str, Any]) -> Iterable[str]:
         """Return the weights of the last layers of each stack."""
-        for stack, modules in _stacks(model).items():
+        for stack, modules in layer_stacks(model).items():
             for index in range(max(0, len(modules) - params["layers"]), len(modules)):
                 for name, _ in modules[index].named_parameters():
                     yield f"{stack}.{index}.{name}"
@@ -123,7 +123,7 @@ class LayerNorm(PartialAdapter):
                     yield f"{path}.{name}"
 
 
-def _stacks(model: torch.nn.Module) -> dict[str, Any]:
+def layer_stacks(model: torch.nn.Module) -> dict[str, Any]:
     """Return the lists of like modules in the bodies that lie in no other such list, by name."""
     from torch import nn
 
