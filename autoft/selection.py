@@ -12,8 +12,11 @@ from autoft.rundir import Candidate, Selection, TrialResult
 __all__ = ["best_trials", "candidates", "dominates", "knees", "select", "weights_to_keep"]
 
 COST_COLUMNS = ("model_size_bytes", "latency_p50_ms")
-NOISE = 1.10
-"""Costs within this factor count as equal: latency of one and the same model differs by that much between measurements."""
+ABOUT_EQUAL = 1.10
+"""Costs, size times latency, within this factor count as equal."""
+LATENCY_NOISE = 1.15
+"""Latencies of models of one size within this factor count as equal: pairs of measurements differ by less in 98 of 100 cases,
+as docs/log.md says."""
 
 
 def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
@@ -72,7 +75,7 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     """Choose what is shipped.
 
     Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the
-    cheapest by size times latency is taken; where several cost the same, the best objective; and where these tie, the
+    cheapest by size times latency is taken; where several cost about the same, the best objective; and where these tie, the
     default. With several folds the means over them are compared, among the trials that were validated on the most. Where the trial so chosen was trained with further seeds, means decide, among the trials that have them;
     a trial that a later call found has to be trained with further seeds itself before it is compared by them.
 
@@ -102,8 +105,8 @@ def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
     # Means of shares are rarely exact: what is one rounding error outside is inside.
     slack = plan.tolerance * max(1.0, abs(best))
     near = [c for c in pool if sign * c.objective >= best - slack - 1e-9]
-    cheapest = min(_cost(c) for c in near)
-    equal = [c for c in near if _cost(c) <= cheapest * NOISE]
+    cheapest = min(near, key=_cost)
+    equal = [c for c in near if _cost(c) <= _cost(cheapest) * _noise(c, cheapest)]
     chosen = max(equal, key=lambda c: (sign * c.objective, c.trial == 0, -c.trial))
     seeds = min(len(c.seeds) for c in pool)
     why = f"validation {plan.objective} {chosen.objective:.4f}"
@@ -242,6 +245,13 @@ def _vector(candidate: Candidate, plan: Plan) -> tuple[float, ...]:
 
 def _cost(candidate: Candidate) -> float:
     return math.prod(candidate.costs.get(column, 1.0) for column in COST_COLUMNS)
+
+
+def _noise(one: Candidate, other: Candidate) -> float:
+    """Return the factor within which the costs of two count as equal: where sizes are, only latencies can differ."""
+    sizes = (candidate.costs.get("model_size_bytes", 1.0) for candidate in (one, other))
+    # Settings written beside the weights differ in some bytes.
+    return LATENCY_NOISE if math.isclose(*sizes, rel_tol=1e-3) else ABOUT_EQUAL
 
 
 def _nothing(plan: Plan, everything: Sequence[Candidate], results: Sequence[TrialResult]) -> str:

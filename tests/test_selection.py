@@ -71,6 +71,23 @@ def test_noise_of_the_latency_does_not_decide_between_equal_sizes():
     assert chosen(make_plan(tolerance=0.01), *results) == (2, "none")
 
 
+@pytest.mark.parametrize(
+    ("size", "latency", "winner"),
+    [
+        (5_150_000, 1.25, 2),
+        (5_150_233, 1.25, 2),
+        (5_150_000, 1.30, 1),
+        # A size has no noise: as large a difference of that is one.
+        (5_800_000, 1.11, 1),
+        (5_800_000, 0.90, 2),
+    ],
+    ids=["measured-in-a-run", "some-bytes-of-settings", "more-than-noise", "larger", "larger-and-faster"],
+)
+def test_models_of_one_size_differ_by_quality_where_latencies_differ_by_noise(size, latency, winner):
+    results = [trial(1, ("none", 0.8125, 5_150_000, 1.11)), trial(2, ("none", 0.8200, size, latency))]
+    assert chosen(make_plan(tolerance=0.01), *results) == (winner, "none")
+
+
 def test_what_breaks_a_limit_is_not_chosen_however_good():
     limit = BudgetLimit(key="model_size", column="model_size_bytes", limit=50, given="50B")
     results = [trial(0, ("none", 0.99, 90, 10), ("int8", 0.7, 23, 2))]
