@@ -428,8 +428,22 @@ def hardware(
         write_text(measure, dump_profile(profile))
         print(profile.model_dump_json(indent=1) if as_json else f"Written: {measure}")
         return
+    from autoft.plugins import load_plugins
+
     probed = Hardware.probe()
-    print(json.dumps(probed.to_json(), indent=1) if as_json else str(probed))
+    checked = {name: metric.check(probed.device, 1) for name, metric in load_plugins().cost_metrics.items()}
+    reasons = {name: refusal.reason for name, refusal in checked.items() if refusal is not None}
+    if as_json:
+        print(
+            json.dumps(
+                {**probed.to_json(), "measured": sorted(checked.keys() - reasons), "not_measured": reasons}, indent=1
+            )
+        )
+        return
+    print(probed)
+    print(f"measured of models: {', '.join(name for name in checked if name not in reasons)}")
+    for name, reason in reasons.items():
+        print(f"not measured: {name}: {reason}")
 
 
 @app.command()

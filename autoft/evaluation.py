@@ -141,8 +141,10 @@ def request_rows(
     return rows, int(np.median([lengths[i] for i in chosen]))
 
 
-def measure_costs(loaded: LoadedModel, rows: Sequence[Row], batch_size: int, catalog: Catalog) -> dict[str, float]:
-    """Return all cost figures of a served model; memory is that of this process so far.
+def measure_costs(
+    loaded: LoadedModel, rows: Sequence[Row], batch_size: int, catalog: Catalog, workers: int = 1
+) -> dict[str, float]:
+    """Return all cost figures of a served model that can be measured here; memory is that of this process so far.
 
     Raises:
         MeasureError: a metric measures other columns than it names, or a figure that is no finite number.
@@ -156,6 +158,8 @@ def measure_costs(loaded: LoadedModel, rows: Sequence[Row], batch_size: int, cat
     )
     costs: dict[str, float] = {}
     for metric in catalog.cost_metrics.values():
+        if metric.check(loaded.context.device, workers) is not None:
+            continue
         figures = metric.measure(served)
         if set(figures) != set(metric.columns):
             raise MeasureError(
@@ -185,6 +189,7 @@ def measure_folder(
     costs: bool = True,
     decide: bool = False,
     scales: Mapping[str, float] | None = None,
+    workers: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a model from its files, measure what it costs to serve, then score it.
@@ -202,6 +207,7 @@ def measure_folder(
         costs: measure costs.
         scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
+        workers: processes that train and measure at the same time.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
         seed: of the bootstrap.
 
@@ -219,7 +225,7 @@ def measure_folder(
     result: dict[str, Any] = {}
     if costs:
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
-        result["costs"] = measure_costs(loaded, rows, batch_size, catalog)
+        result["costs"] = measure_costs(loaded, rows, batch_size, catalog, workers)
         if scales:
             result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded, catalog)))
         result["length"] = tokens

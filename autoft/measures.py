@@ -1,4 +1,4 @@
-"""The built-in cost metrics: size, latency and memory of a model as it is served."""
+"""The built-in cost metrics: size, latency, memory and energy of a model as it is served."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from autoft.contracts import CostMetric, Served
+from autoft.energy import CpuEnergy, GpuEnergy
 from autoft.hookspecs import hookimpl
 
 __all__ = ["InferenceMemory", "Latency", "ModelSize", "autoft_metrics"]
@@ -43,9 +44,7 @@ class Latency(CostMetric):
         """Return the median and the 95th percentile over real requests, in milliseconds."""
         import numpy as np
 
-        rows = list(served.rows)
-        size = served.batch_size
-        requests = [[rows[(start + i) % len(rows)] for i in range(size)] for start in range(0, len(rows), size)]
+        requests = served.requests
         for request in itertools.islice(itertools.cycle(requests), self.WARM_UP):
             served.predict(request)
         seconds: list[float] = []
@@ -76,4 +75,4 @@ class InferenceMemory(CostMetric):
 @hookimpl
 def autoft_metrics() -> Sequence[CostMetric]:
     """Return one of each, in the order of measurement."""
-    return (ModelSize(), Latency(), InferenceMemory())
+    return (ModelSize(), Latency(), InferenceMemory(), CpuEnergy(), GpuEnergy())

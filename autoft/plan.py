@@ -20,6 +20,7 @@ from autoft.contracts import (
     Adapter,
     Augmenter,
     Compressor,
+    CostMetric,
     ModelSource,
     Quantizer,
     Reach,
@@ -1246,17 +1247,27 @@ class _Planner:
             )
             return [""]
         given = self.recipe.search.objectives or [quality[0]]
-        columns = [column for metric in self.catalog.cost_metrics.values() for column in metric.columns]
+        columns = {column: metric for metric in self.catalog.cost_metrics.values() for column in metric.columns}
         for name in given:
-            if name not in quality and name not in columns:
+            if name in columns:
+                self.measurable("search.objectives", columns[name])
+            elif name not in quality:
                 self.fault("search.objectives", unknown_name("metric", name, [*quality, *columns]))
         if given[0] not in quality:
             self.fault("search.objectives", f"the first has to be a quality metric: {', '.join(quality)}")
         return given
 
+    def measurable(self, key: str, metric: CostMetric) -> None:
+        refusal = metric.check(self.hardware.device, self.recipe.executor.workers)
+        if refusal is not None:
+            self.fault(key, f"{metric.name} cannot be measured here: {refusal.reason}")
+
     def budget(self) -> list[BudgetLimit]:
         limits, faults = budget_limits(self.recipe.budget, self.catalog)
         self.faults.extend(faults)
+        for limit in limits:
+            if metric := self.catalog.cost_metrics.get(limit.key):
+                self.measurable(f"budget.{limit.key}", metric)
         if self.device is not None:
             memory = self.device.memory_bytes
             limits.append(_limit("target", "inference_memory_bytes", memory, format_bytes(memory)))

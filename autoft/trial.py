@@ -319,6 +319,7 @@ def request_settings(plan: Plan) -> dict[str, Any]:
         "device": plan.device,
         "threads": plan.threads,
         "scales": plan.target.scales if plan.target else None,
+        "workers": plan.workers,
     }
 
 

@@ -210,5 +210,11 @@ def test_the_built_in_strategies_come_through_the_same_door():
     assert {"random-insertion", "random-deletion", "random-swap", "random-replacement", "character-noise"} <= set(
         catalog.augmenters
     )
-    assert list(catalog.cost_metrics) == ["model_size", "latency", "inference_memory"]
+    assert list(catalog.cost_metrics) == [
+        "model_size",
+        "latency",
+        "inference_memory",
+        "cpu_energy",
+        "gpu_energy",
+    ]
     assert not catalog.broken

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from autoft.contracts.strategy import Refusal
 from autoft.contracts.task import Prediction, Row, TaskContext
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class Served:
     batch_size: int
     peak_memory: Callable[[], int]
 
+    @property
+    def requests(self) -> list[list[Row]]:
+        """The rows in requests of ``batch_size``; the last begins again with the first rows where it needs more."""
+        rows, size = list(self.rows), self.batch_size
+        return [[rows[(start + i) % len(rows)] for i in range(size)] for start in range(0, len(rows), size)]
+
 
 class CostMetric(ABC):
     """A figure of a served model where less is better; its name is at once a key of ``budget`` and a report column."""
@@ -86,7 +93,18 @@ class CostMetric(ABC):
     summary: ClassVar[str]
     unit: ClassVar[Unit]
     columns: ClassVar[tuple[str, ...]]
-    """Names of the figures; a budget limits the first. Times end in ``_ms``, sizes in ``_bytes``."""
+    """Names of the figures; a budget limits the first. Times end in ``_ms``, sizes in ``_bytes``, energies in ``_j``."""
+
+    def check(self, device: str, workers: int) -> Refusal | None:
+        """Say why it cannot be measured on this machine; None, the default, where it can.
+
+        Where it is refused its columns are absent, and a recipe that limits or optimises one is refused.
+
+        Args:
+            device: that models are served on: ``cpu``, ``cuda`` or ``mps``.
+            workers: processes of the search that train and measure side by side.
+        """
+        return None
 
     @abstractmethod
     def measure(self, served: Served) -> dict[str, float]:

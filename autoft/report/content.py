@@ -182,12 +182,16 @@ def cost_text(column: str, value: float | None) -> str:
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
     if column.endswith("_s") or column.endswith("_seconds"):
         return format_seconds(value)
+    if column.endswith("_j"):
+        if value < 0.1:
+            return f"{value * 1e3:.3g} mJ"
+        return f"{value:.3g} J" if value < 100 else f"{value:.0f} J"
     return f"{value:.4g}"
 
 
 def column_title(column: str) -> str:
     """Return a cost's name as a heading: ``latency p50``."""
-    for ending in ("_bytes", "_ms", "_seconds"):
+    for ending in ("_bytes", "_ms", "_seconds", "_j"):
         column = column.removesuffix(ending)
     return column.replace("_", " ")
 
@@ -704,7 +708,7 @@ def _cost_columns(record: RunRecord) -> list[str]:
     seen = {column for trial in record.trials for variant in trial.variants for column in variant.costs}
     if record.final:
         seen |= {column for costs in record.final.costs.values() for column in costs}
-    further = sorted(seen - {*first, "request_length"})
+    further = sorted(seen - {*first, "request_length"}, key=column_title)
     return [column for column in [*first, *further] if column in seen]
 
 

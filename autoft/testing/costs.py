@@ -11,7 +11,7 @@ from autoft.contracts import CostMetric, Served
 from autoft.contracts.metric import Unit
 from autoft.hardware import peak_resident_bytes
 from autoft.testing.isolation import heavy_imports
-from autoft.testing.workbench import Call, Workbench, expect
+from autoft.testing.workbench import Call, Workbench, expect, skip
 
 __all__ = ["cost_checks"]
 
@@ -47,6 +47,9 @@ def check_cost_names(metric: CostMetric) -> None:
 def check_cost_is_measured(bench: Workbench, metric: CostMetric) -> None:
     """It measures a served model: a finite figure, none below zero, for each column that it names."""
     loaded: LoadedModel = bench.write_and_read(bench.untrained, None, "none")
+    refusal = metric.check(loaded.context.device, 1)
+    if refusal is not None:
+        skip(refusal.reason)
     served = Served(loaded.folder, lambda rows: loaded.predict(rows, 2), bench.inputs, 2, peak_resident_bytes)
     figures = metric.measure(served)
     expect(
