@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from autoft.executors import LocalExecutor
+from autoft.executors.worker import gpu_share
 from autoft.hardware import memory_left
 from autoft.rundir import RunDir, TrialConfig
 from autoft.search import Search
@@ -49,6 +50,34 @@ def test_a_training_that_was_ended_is_begun_again_in_parts_and_nothing_else_is()
     assert Search._in_more_parts(None, config.model_copy(update={"parts": MOST_PARTS}), "train") is None
     single = config.model_copy(update={"params": {"train.batch_size": 1}})
     assert Search._in_more_parts(None, single, "train") is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "share"),
+    [(None, 1, 1.0), (None, 4, 0.25), (2**33, 1, 0.5), (2**33, 4, 0.25), (2**31, 4, 0.125), (2**40, 1, 1.0)],
+)
+def test_a_worker_may_take_what_the_budget_says_of_a_gpu_and_never_more_than_its_share(limit, workers, share):
+    assert gpu_share(limit, workers, 2**34) == share
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_runs_out_at_the_limit_and_serves_on_below_it():
+    # In a process of its own, as the limit stays.
+    code = """
+import torch
+from autoft.errors import out_of_memory
+from autoft.executors.worker import limit_gpu_memory
+limit_gpu_memory(256e6, 1)
+held = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
+try:
+    torch.empty(200_000_000, dtype=torch.uint8, device="cuda")
+except torch.OutOfMemoryError as error:
+    print(out_of_memory(error), torch.cuda.mem_get_info()[0] > 200_000_000)
+del held
+print(len(torch.empty(200_000_000, dtype=torch.uint8, device="cuda")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True", "200000000"], done.stderr
 
 
 def test_what_cannot_be_trained_in_so_little_memory_is_known_without_training(tmp_path, tiny_model):

@@ -28,7 +28,7 @@ from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.training import Progress
 from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
 
-__all__ = ["main", "probe_model", "time_pipeline"]
+__all__ = ["gpu_share", "limit_gpu_memory", "main", "probe_model", "time_pipeline"]
 
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
@@ -47,6 +47,32 @@ UNKNOWN_PACE = 0.05
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
+
+
+def gpu_share(limit: float | None, workers: int, total: int) -> float:
+    """Return the part of a GPU's memory that each worker may take.
+
+    Args:
+        limit: bytes that a training may take; None for no limit.
+        workers: that share the GPU.
+        total: bytes of the GPU.
+    """
+    return min(1 / workers, (limit or total) / total)
+
+
+def limit_gpu_memory(limit: float | None, workers: int) -> None:
+    """Have torch say that memory ran out where this process would take more of the GPU than :func:`gpu_share` gives it.
+
+    From then on an allocation beyond it raises ``torch.OutOfMemoryError``; what is cached is given back first.
+
+    Args:
+        limit: as there.
+        workers: as there.
+    """
+    import torch
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(gpu_share(limit, workers, total))
 
 
 def probe_model(place: Workplace, name: str) -> dict[str, Any]:
@@ -185,7 +211,10 @@ class _Worker:
         import torch
 
         self.place = Workplace.open(self.run)
-        torch.set_num_threads(self.place.plan.threads)
+        plan = self.place.plan
+        torch.set_num_threads(plan.threads)
+        if plan.device == "cuda":
+            limit_gpu_memory(plan.train_memory, plan.workers)
         start_measuring()
         self.say("ready")
         for line in sys.stdin:
