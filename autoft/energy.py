@@ -52,6 +52,7 @@ class Energy(CostMetric):
     """Energy of one request: raw rows in, predictions out, as the latency metric serves them."""
 
     unit = "joules"
+    on_request = True
 
     SECONDS = 1.0
     """Of requests: RAPL counts anew each millisecond, GPUs each 20 to 100 ms, a tenth of it at most."""

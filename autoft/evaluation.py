@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from autoft.artifact import Ensemble, LoadedModel, load, predicted
-from autoft.contracts import Baseline, Prediction, QualityMetric, Row, Served, Task, TaskContext
+from autoft.contracts import Baseline, CostMetric, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data import Split, open_data
 from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
@@ -36,6 +36,7 @@ __all__ = [
     "score",
     "serving_environment",
     "start_measuring",
+    "wanted_costs",
 ]
 
 
@@ -142,9 +143,13 @@ def request_rows(
 
 
 def measure_costs(
-    loaded: LoadedModel, rows: Sequence[Row], batch_size: int, catalog: Catalog, workers: int = 1
+    loaded: LoadedModel,
+    rows: Sequence[Row],
+    batch_size: int,
+    metrics: Iterable[CostMetric],
+    workers: int = 1,
 ) -> dict[str, float]:
-    """Return all cost figures of a served model that can be measured here; memory is that of this process so far.
+    """Return the cost figures of a served model that can be measured here; memory is that of this process so far.
 
     Raises:
         MeasureError: a metric measures other columns than it names, or a figure that is no finite number.
@@ -157,7 +162,7 @@ def measure_costs(
         peak_memory=peak_resident_bytes,
     )
     costs: dict[str, float] = {}
-    for metric in catalog.cost_metrics.values():
+    for metric in metrics:
         if metric.check(loaded.context.device, workers) is not None:
             continue
         figures = metric.measure(served)
@@ -175,6 +180,15 @@ def measure_costs(
     return costs
 
 
+def wanted_costs(catalog: Catalog, asked: Collection[str], *, tested: bool) -> list[CostMetric]:
+    """Return the cost metrics that measure a model: those on request for these columns, or where it is the tested one."""
+    return [
+        metric
+        for metric in catalog.cost_metrics.values()
+        if tested or not metric.on_request or not set(metric.columns).isdisjoint(asked)
+    ]
+
+
 def measure_folder(
     folder: Path,
     data: Path,
@@ -190,6 +204,7 @@ def measure_folder(
     decide: bool = False,
     scales: Mapping[str, float] | None = None,
     workers: int = 1,
+    asked: Collection[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a model from its files, measure what it costs to serve, then score it.
@@ -208,6 +223,8 @@ def measure_folder(
         scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
         workers: processes that train and measure at the same time.
+        asked: columns that the recipe limits or optimises; metrics that are measured on request are measured for these,
+            and with a test.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
         seed: of the bootstrap.
 
@@ -225,7 +242,8 @@ def measure_folder(
     result: dict[str, Any] = {}
     if costs:
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
-        result["costs"] = measure_costs(loaded, rows, batch_size, catalog, workers)
+        wanted = wanted_costs(catalog, asked, tested=test or decide)
+        result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
         if scales:
             result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded, catalog)))
         result["length"] = tokens

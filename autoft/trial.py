@@ -320,6 +320,7 @@ def request_settings(plan: Plan) -> dict[str, Any]:
         "threads": plan.threads,
         "scales": plan.target.scales if plan.target else None,
         "workers": plan.workers,
+        "asked": [*plan.objectives, *(limit.column for limit in plan.budget)],
     }
 
 

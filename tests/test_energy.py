@@ -159,7 +159,7 @@ def test_nothing_is_measured_while_other_trials_run(tmp_path):
         assert "executor.workers: 1" in CpuEnergy(tmp_path).check("cpu", 2).reason
 
 
-def test_what_cannot_be_measured_is_absent_and_the_rest_is_there(catalog, tmp_path, short):
+def test_what_cannot_be_measured_is_absent_and_the_rest_is_there(tmp_path, short):
     class Rows(CostMetric):
         name, summary, unit, columns = "rows", "rows", "count", ("rows",)
 
@@ -172,11 +172,11 @@ def test_what_cannot_be_measured_is_absent_and_the_rest_is_there(catalog, tmp_pa
             return [{} for _ in rows]
 
     loaded = Loaded(None, None, TaskContext({}, {}, {}, 8), None, tmp_path)
-    catalog = replace(catalog, cost_metrics={"cpu_energy": CpuEnergy(tmp_path), "rows": Rows()})
+    metrics = [CpuEnergy(tmp_path), Rows()]
     zone = Zone(tmp_path, "intel-rapl:0", "package-0")
-    assert measure_costs(loaded, [{"text": "a"}], 1, catalog) == {"rows": 1.0}, "the counter stands still"
+    assert measure_costs(loaded, [{"text": "a"}], 1, metrics) == {"rows": 1.0}, "the counter stands still"
     with counting(zone, watts=0.1):
-        found = measure_costs(loaded, [{"text": "a"}], 1, catalog)
+        found = measure_costs(loaded, [{"text": "a"}], 1, metrics)
     assert set(found) == {"rows", "cpu_energy_j", "cpu_energy_idle_j"}
     assert found["cpu_energy_j"] == pytest.approx(1.0, rel=0.1)
 

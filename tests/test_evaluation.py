@@ -11,8 +11,15 @@ from scipy import stats
 
 from autoft.artifact import LoadedModel
 from autoft.contracts import Column, CostMetric, QualityMetric, Task, TaskCard, TaskContext
-from autoft.evaluation import MeasureError, bootstrap_interval, example_input, judged, measure_costs, score
-from autoft.plugins import Catalog
+from autoft.evaluation import (
+    MeasureError,
+    bootstrap_interval,
+    example_input,
+    judged,
+    measure_costs,
+    score,
+    wanted_costs,
+)
 
 CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
 
@@ -104,7 +111,7 @@ def test_a_cost_metric_that_does_not_measure_what_it_names_is_told(figures, expe
 
     loaded = LoadedModel(None, None, CONTEXT, None, tmp_path)
     with pytest.raises(MeasureError, match=expected):
-        measure_costs(loaded, [], 1, Catalog(cost_metrics={"reads": Reads()}))
+        measure_costs(loaded, [], 1, [Reads()])
 
 
 def test_a_metric_without_statistics_is_scored_anew_for_each_resample():
@@ -213,3 +220,13 @@ def test_every_tasks_example_is_short_and_can_be_typed(catalog):
         assert len(json.dumps(example)) < 300
         given = {task.card.inputs[0].role: example} if isinstance(example, str) else example
         assert not set(given) & {column.role for column in task.card.targets}
+
+
+def test_a_metric_that_takes_its_time_measures_what_is_asked_for_and_what_is_tested(catalog):
+    def names(*asked, tested=False):
+        return [metric.name for metric in wanted_costs(catalog, asked, tested=tested)]
+
+    usual = ["model_size", "latency", "inference_memory"]
+    assert names() == names("accuracy", "latency_p95_ms") == usual
+    assert names("cpu_energy_idle_j") == [*usual, "cpu_energy"]
+    assert names(tested=True) == [*usual, "cpu_energy", "gpu_energy"]

@@ -94,6 +94,8 @@ class CostMetric(ABC):
     unit: ClassVar[Unit]
     columns: ClassVar[tuple[str, ...]]
     """Names of the figures; a budget limits the first. Times end in ``_ms``, sizes in ``_bytes``, energies in ``_j``."""
+    on_request: ClassVar[bool] = False
+    """Takes its time: measured of the models that the test is for, and of every variant where a recipe asks for it."""
 
     def check(self, device: str, workers: int) -> Refusal | None:
         """Say why it cannot be measured on this machine; None, the default, where it can.
