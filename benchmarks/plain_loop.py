@@ -10,39 +10,63 @@ so is its time.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 
 from autoft.data import Split, open_data
-from autoft.plan import Plan
+from autoft.plan import Plan, plan_of
 from autoft.processes import silence_libraries
-from autoft.rundir import RunDir, read_json
+from autoft.rundir import RunDir, read_run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished search for text classification")
-    parser.add_argument("--seconds", type=float, default=600.0)
-    arguments = parser.parse_args()
+@dataclass
+class Looped:
+    """What a loop did: seconds are from its begin on.
+
+    Attributes:
+        scores: seconds and validation accuracy after each epoch of each training.
+        ends: seconds at the end of each configuration that was judged.
+        value: best validation accuracy.
+        test: of the configuration that has it.
+        params: its parameters.
+    """
+
+    scores: list[tuple[float, float]] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    value: float = -math.inf
+    test: float = math.nan
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def loop(run: RunDir, plan: Plan, seconds: float, *, whole: bool = True) -> Looped:
+    """Search on a run's rows for text classification with its first model, and return what was found.
+
+    Args:
+        run: a finished search.
+        plan: its plan.
+        seconds: when to end.
+        whole: let the training that is under way end; without, it is left as it is, and not judged.
+    """
     begin = time.monotonic()
-    silence_libraries()
-
     import numpy as np
     import torch
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
+        PrinterCallback,
         Trainer,
+        TrainerCallback,
         TrainingArguments,
     )
 
-    run = RunDir(arguments.run)
-    plan = Plan.model_validate(read_json(run.plan))
+    torch.set_num_threads(plan.threads)
     data = open_data(run.data)
     labels = list(plan.facts["labels"])
     path = plan.models[0].path
@@ -57,12 +81,17 @@ def main() -> None:
         ]
 
     train, validation, test = encoded(data.train), encoded(data.validation), encoded(data.test)
+    found = Looped()
 
     def accuracy(prediction: Any) -> dict[str, float]:
         return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
-    best: dict[str, Any] = {"value": -1.0}
-    ends: list[float] = []
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            found.scores.append((time.monotonic() - begin, float(metrics["eval_accuracy"])))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop |= not whole and time.monotonic() - begin > seconds
 
     def objective(trial: optuna.Trial) -> float:
         torch.manual_seed(plan.seed)
@@ -91,17 +120,20 @@ def main() -> None:
                 eval_dataset=validation,
                 data_collator=DataCollatorWithPadding(tokenizer),
                 compute_metrics=accuracy,
+                callbacks=[Watch()],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
+            if not whole and time.monotonic() - begin > seconds:
+                trial.study.stop()
+                raise optuna.TrialPruned
             value = float(trainer.evaluate()["eval_accuracy"])
-            if value > best["value"]:
-                best.update(value=value, test=trainer.predict(test).metrics["test_accuracy"], params=trial.params)
-        elapsed = time.monotonic() - begin
-        ends.append(elapsed)
-        print(
-            f"trial {trial.number}: validation accuracy {value:.4f} after {elapsed:.0f} s, {trial.params}", flush=True
-        )
-        if elapsed > arguments.seconds:
+            if value > found.value:
+                found.value, found.params = value, trial.params
+                found.test = trainer.predict(test).metrics["test_accuracy"]
+        found.ends.append(time.monotonic() - begin)
+        print(f"trial {trial.number}: {value:.4f} after {found.ends[-1]:.0f} s, {trial.params}", flush=True)
+        if found.ends[-1] > seconds:
             trial.study.stop()
         return value
 
@@ -109,10 +141,20 @@ def main() -> None:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed))
     study.enqueue_trial({"learning_rate": 5e-5, "epochs": 3, "batch_size": 16})
     study.optimize(objective)
-    within = sum(end <= arguments.seconds for end in ends)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished search for text classification")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    arguments = parser.parse_args()
+    silence_libraries()
+    found = loop(RunDir(arguments.run), plan_of(read_run(arguments.run)), arguments.seconds)
+    within = sum(end <= arguments.seconds for end in found.ends)
     print(
-        f"{within} configurations judged within {arguments.seconds:.0f} s, {len(ends)} when the last one ended after "
-        f"{ends[-1]:.0f} s; best validation {best['value']:.4f}, test {best['test']:.4f} {best['params']}"
+        f"{within} configurations judged within {arguments.seconds:.0f} s, {len(found.ends)} when the last one ended "
+        f"after {found.ends[-1]:.0f} s; best validation {found.value:.4f}, test {found.test:.4f} {found.params}"
     )
 
 
