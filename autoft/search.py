@@ -438,9 +438,20 @@ class Search:
         models = [model.name for model in self.plan.models]
         if all(self._never_fits(model) for model in models):
             self._record_misses(models)
+        self._put_the_yardstick_second()
 
     def _never_fits(self, model: str) -> bool:
         return all(variant.name in self.too_much.get(model, {}) for variant in self.plan.variants)
+
+    def _put_the_yardstick_second(self) -> None:
+        """Have the soonest configuration that can be shipped go before a default that never fits the budget."""
+        if not self.queue or self.queue[0].kind != "default" or not self._never_fits(self.queue[0].model):
+            return
+        shipped = [config for config in self.queue[1:] if not self._illegal(config)]
+        if shipped:
+            soonest = min(shipped, key=self._estimate)
+            self.queue.remove(soonest)
+            self.queue.insert(0, soonest)
 
     def _record_misses(self, models: Sequence[str]) -> None:
         """Nothing can fit: write each model's default as infeasible, with what was measured, and train nothing."""
@@ -592,12 +603,7 @@ class Search:
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
         # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
         reserve = self.reserve() if self.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
-        seconds = self.seconds_left() - reserve - model_overhead
-        if config.kind == "default" and self._never_fits(config.model):
-            # A yardstick that cannot be shipped leaves time for what can.
-            shipped = [one for one in self.queue if not self._never_fits(one.model)]
-            seconds -= min((self._estimate(one) for one in shipped), default=0.0)
-        seconds = max(5.0, seconds)
+        seconds = max(5.0, self.seconds_left() - reserve - model_overhead)
         executor.send(
             worker,
             "trial",
@@ -715,8 +721,13 @@ class Search:
             return None
         while self.queue:
             config = self.queue.pop(0)
-            # The default is the yardstick: it runs whatever it takes, and ends with what it has when time is up.
-            if config.kind == "default" or (self._fits(config, room) and not self._illegal(config)):
+            if config.kind == "default":
+                # The yardstick runs whatever it takes, and ends with what it has when time is up; but one that cannot be
+                # shipped takes no time that what can would need.
+                if not self.results or not self._never_fits(config.model) or self._fits(config, room):
+                    return self.study.fixed(config, 0)
+            # Without a result there is nothing to export: what comes first is trained, however short the time.
+            elif (self._fits(config, room) or not (self.results or self.running)) and not self._illegal(config):
                 return self.study.fixed(config, self._number())
         given: list[dict[str, Any]] = []
         too_long = 0
@@ -1035,7 +1046,9 @@ class Search:
         return any(_same(result.config, config) for result in self.results.values())
 
     def _number(self) -> int:
-        taken = [*self.results, *(config.number for config in self.running.values())]
+        # Number 0 is the default's, also where it does not come first.
+        kept = [0] if any(config.kind == "default" for config in self.queue) else []
+        taken = [*kept, *self.results, *(config.number for config in self.running.values())]
         return max(taken, default=-1) + 1
 
     # -- standing -----------------------------------------------------------------------------------------------

@@ -502,23 +502,51 @@ def test_as_long_as_nothing_fits_the_soonest_known_good_is_trained_whatever_the_
     assert search._without_which_nothing() is None
 
 
-def test_a_default_that_can_never_fit_leaves_time_for_what_can(tmp_path, catalog, monkeypatch):
+def test_what_can_fit_goes_before_a_default_that_never_fits(tmp_path, catalog):
     search = engine(tmp_path, catalog)
-    default = search.plan.default_config().model_copy(update={"number": 0})
-    search.queue = [default.model_copy(update={"kind": "published", "model": "small"})]
-    monkeypatch.setattr(search, "seconds_left", lambda: 500.0)
-    sent = []
-
-    class Recorder:
-        def send(self, worker, op, **body):
-            sent.append(body)
-
-    search._send(Recorder(), 0, default)
+    default = search.plan.default_config()
+    slow = default.model_copy(update={"kind": "published", "model": "small"})
+    slow.params = {**default.params, "train.epochs": 4}
+    soon = default.model_copy(update={"kind": "published", "model": "small"})
+    search.queue = [default, slow, soon]
+    search._put_the_yardstick_second()
+    assert search.queue[0] is default, "nothing says that it does not fit"
     search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
-    search._send(Recorder(), 0, default)
-    # 1,000 rows in three epochs at a hundredth of a second, and ten for the rest.
-    assert sent[0]["seconds"] - sent[1]["seconds"] == pytest.approx(40.0, abs=0.1)
-    assert sent[0]["expected"] == pytest.approx(310.0)
+    search._put_the_yardstick_second()
+    first = search._next()
+    assert (first.number, first.model, first.params["train.epochs"]) == (1, "small", 3), "number 0 is the default's"
+    search._finish(untimed(done(first, 0.8)))
+    second = search._next()
+    assert (second.number, second.kind, second.model) == (0, "default", "large")
+    search._finish(untimed(done(second, 0.9)))
+    assert search._next().number == 2
+
+
+def test_what_can_fit_goes_before_such_a_default_however_short_the_time(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    search.queue = [default, default.model_copy(update={"kind": "published", "model": "small"})]
+    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search._put_the_yardstick_second()
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() - 5.0)
+    first = search._next()
+    assert (first.number, first.model) == (1, "small")
+    search._finish(untimed(done(first, 0.8)))
+    assert search._next() is None
+
+
+def test_a_default_that_never_fits_takes_no_time_that_it_has_not_got(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    small = default.model_copy(update={"kind": "published", "model": "small"})
+    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search.queue = [default, small]
+    search._put_the_yardstick_second()
+    search._finish(untimed(done(search._next(), 0.8)))
+    # The default takes 310 s; one of the small model takes 40.
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 200.0)
+    following = search._next()
+    assert (following.kind, following.model) == ("search", "small")
 
 
 def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_one(tmp_path, catalog):
