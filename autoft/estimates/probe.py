@@ -26,7 +26,7 @@ from autoft.processes import thread_environment
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Probed", "main", "probe"]
+__all__ = ["Probed", "loaded_model", "main", "probe"]
 
 EPOCHS = 2
 """Of so many micro-batches as a step takes: the second step has what the first one left, and a copy of the weights."""
@@ -152,7 +152,7 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     idle = current_resident_bytes()
     if limit is not None and setting.device == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.mem_get_info()[1]))
-    model = _loaded(work, setting)
+    model = loaded_model(work, setting)
     validations = 0
 
     def validate(trained: Any) -> dict[str, float]:
@@ -193,7 +193,7 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     return {"fits": fits, "memory_bytes": outcome.memory_bytes, "idle_bytes": idle, "seconds": outcome.seconds}
 
 
-def _loaded(work: Work, setting: Setting) -> torch.nn.Module:
+def loaded_model(work: Work, setting: Setting) -> torch.nn.Module:
     """Return the model of a setting, as a trial makes it."""
     target, source = work.target, work.target.source
     if work.quantizer is not None:
@@ -203,7 +203,20 @@ def _loaded(work: Work, setting: Setting) -> torch.nn.Module:
     if work.quantizer is not None:
         model = work.quantizer.prepare(model, target)
     attached: torch.nn.Module = work.adapter.attach(model, target, own_params(setting.params, setting.adapter))
+    _read_tables(attached)
     return attached if work.quantizer is not None else attached.to(setting.device)
+
+
+def _read_tables(model: torch.nn.Module) -> None:
+    """Read frozen embedding tables, which are mapped from their file, as a training on many words does and two steps do not.
+
+    A page takes memory from when it is first read, and Linux maps up to 2 MiB around it.
+    """
+    from torch.nn import Embedding
+
+    for module in model.modules():
+        if isinstance(module, Embedding) and not module.weight.requires_grad:
+            module.weight.sum()
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dense = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device)
+        # Four bits become what the weights were before, 32-bit numbers, and these what the products are computed in.
+        dense = torch.empty(ctx.shape, dtype=torch.float32, device=gradient.device).to(gradient.dtype)
         rows = gradient.reshape(prod(ctx.rows), ctx.shape[0])
         for_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
         for_inputs = torch.matmul(rows, dense).view(*ctx.rows, ctx.shape[1]) if ctx.needs_input_grad[0] else None

@@ -61,7 +61,7 @@ def trace_training(setting: Setting, catalog: Catalog) -> Trace:
     batch = task_batch(work, setting.batch_size, setting.rows)
     try:
         return _traced(work, setting, batch)
-    except (AutoftError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (AutoftError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise CannotTrace(f"{setting.adapter}: {type(error).__name__}: {lines[0] if lines else ''}") from error
 

@@ -164,9 +164,14 @@ def _is_known_kind(tensor: torch.Tensor) -> bool:
 def empty_model(model: torch.nn.Module) -> torch.nn.Module:
     """Give the weights and buffers of a model on the meta device memory, in place, which nobody has written to.
 
-    The system backs memory when it is touched, so this takes next to none; what an adapter adds is real.
+    The system backs memory when it is touched, so this takes next to none; what an adapter adds is real. Integers are
+    zeros: an adapter that tries the model while it is attached looks rows up by them.
     """
-    return _replaced(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        return (torch.zeros if _is_known_kind(tensor) else torch.empty)(tensor.shape, dtype=tensor.dtype)
+
+    return _replaced(model, made)
 
 
 def fake_model(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:

@@ -66,6 +66,9 @@ IRRELEVANT = frozenset(
 SWITCHES = frozenset({"train.dropout", "train.label_smoothing"})
 """Those of which it matters only whether they are above 0."""
 
+FORMAT = 2
+"""Raised whenever traces or what is measured change: figures that were kept before are not read again."""
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "autoft")
 
 
@@ -298,7 +301,7 @@ def _versions() -> Iterable[str]:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps([value, *_versions()], sort_keys=True, default=str)
+    text = json.dumps([value, FORMAT, *_versions()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -61,6 +61,12 @@ class BitsAndBytesBase(Quantizer):
                 # gradients are exactly zero, without an error (bitsandbytes 0.50).
                 module.support_avx512bf16_for_cpu = False
         prepared: torch.nn.Module = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if target.context.device == "cpu":
+            for tensor in (*prepared.parameters(), *prepared.buffers()):
+                # A weight that is left as it was is mapped from its file, and the mapping holds all pages that were read
+                # to quantize the others: more than the quantized weights take.
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.clone()
         return prepared
 
     def dequantize(self, model: torch.nn.Module, target: Target) -> torch.nn.Module:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoft.estimates.probe import loaded_model
 from autoft.estimates.setting import Setting, Work, longest_features
 from autoft.estimates.steps import run_steps, task_batch, trace_training
-from autoft.estimates.storages import KnownIntegers, StorageTracker, fake_model
+from autoft.estimates.storages import KnownIntegers, StorageTracker, Timeline, fake_model
 from autoft.plugins import load_plugins
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
@@ -216,8 +217,6 @@ def test_the_profiler_of_torch_agrees(catalog):
     batch = task_batch(work, setting.batch_size)
     weights = sum(p.untyped_storage().nbytes() for p in [*model.parameters(), *model.buffers()])
 
-    from autoft.estimates.storages import Timeline
-
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=False
     ) as profile:
@@ -250,6 +249,33 @@ def test_a_quantized_base_takes_what_its_bits_take(quantizer, catalog):
     assert trace.weights_bytes == pytest.approx(real + adapters, rel=0.001)
     assert trace.parameters == pytest.approx(dense.parameters, rel=0.25)
     assert trace.trainable_parameters == dense.trainable_parameters
+
+
+@pytest.mark.parametrize("quantizer", ["nf4", "int8"])
+def test_the_profiler_agrees_where_layers_are_made_dense(quantizer, catalog, tmp_path):
+    """Wide layers and few tokens: the peak of the allocator is that of the dense weights of one layer."""
+    pytest.importorskip("bitsandbytes")
+    import transformers
+
+    tokenizer = Workbench(catalog.tasks["text-classification"], catalog).context.processor
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4096
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    bench = Workbench(catalog.tasks["text-classification"], catalog, model=tmp_path)
+    setting = setting_of(bench, "lora", catalog, quantizer).with_batch(1)
+    setting = Setting.from_json({**setting.to_json(), "length": 8})
+    work = Work.of(setting, catalog)
+    model = loaded_model(work, setting)
+    batch = task_batch(work, 1)
+    trace = trace_training(setting, catalog)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=False
+    ) as profile:
+        run_steps(model, work, setting, batch, Timeline())
+    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert trace.timeline.peak - trace.weights_bytes == pytest.approx(max(itertools.accumulate(changes)), rel=0.05)
 
 
 def test_more_rows_take_more_in_proportion(catalog):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from autoft.errors import ModelError
-from autoft.estimates.probe import probe
+from autoft.estimates.probe import loaded_model, probe
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.steps import CannotTrace, task_batch, trace_training
 from autoft.estimates.verdicts import (
@@ -164,3 +167,32 @@ def test_steps_that_fail_for_another_reason_say_so(bench, catalog):
     setting = setting_of(bench, catalog, **{"train.optimizer": "none-such"})
     with pytest.raises(ModelError, match="none-such"):
         probe(setting)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="asks Linux what is resident")
+def test_a_probe_reads_frozen_tables(bench, catalog, tmp_path):
+    """Two steps read the rows of a few words, a training those of most."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(bench.source.path)
+    config.vocab_size = 200_000
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(bench.source.path).save_pretrained(tmp_path)
+    large = Workbench(catalog.tasks["text-classification"], catalog, model=tmp_path)
+    setting = setting_of(large, catalog, "head-only")
+    model = loaded_model(Work.of(setting, catalog), setting)
+    table = model.get_input_embeddings().weight
+    assert not table.requires_grad
+    assert resident_bytes(tmp_path) >= table.nbytes > 10 * MIB
+    assert torch.isfinite(table).all()
+
+
+def resident_bytes(folder):
+    """Return how much of a folder's files this process has in memory."""
+    total, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
+            here = str(folder) in line
+        elif here and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,6 +242,7 @@ def test_check(quantizer, make_checkpoint, make_target, monkeypatch):
 def test_planning_imports_no_heavy_library():
     code = """
 import sys
+from pathlib import Path
 from types import SimpleNamespace as N
 from autoft.strategies import autoft_strategies
 column = N(role="text", kind="text", target=False)
@@ -269,3 +271,13 @@ def test_the_4_bit_formats_are_those_that_are_asked_for(quantizer, double, make_
     assert len(states) == BLOCKS * LAYERS_A_BLOCK["bert"]
     assert {state.quant_type for state in states} == {quantizer.name}
     assert {state.nested for state in states} == {double}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux what is mapped")
+@each_quantizer
+def test_the_file_of_the_dense_weights_is_let_go(quantizer, make_checkpoint, make_target, load_quantized):
+    """One weight that stays mapped would keep in memory all that was read to be quantized."""
+    target = make_target(make_checkpoint("bert"))
+    model = load_quantized(quantizer, target)
+    assert target.source.path not in Path("/proc/self/maps").read_text()
+    assert all(torch.isfinite(weight).all() for weight in model.parameters() if weight.is_floating_point())
