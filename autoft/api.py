@@ -415,7 +415,7 @@ def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None)
 
 
 def memory_forecast(plan: Plan) -> list[MemoryForecast]:
-    """Return what each pipeline of a plan will need to train, and the sizes of what comes of it, as far as they are known."""
+    """Return what each pipeline of a plan will need to train, and what comes of it to be served, as far as that is known."""
     return forecast(plan, load_plugins())
 
 

@@ -144,7 +144,10 @@ def explain(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     memory: Annotated[
-        bool, typer.Option("--memory", help="Add parameters, the peak of training memory and sizes; takes seconds.")
+        bool,
+        typer.Option(
+            "--memory", help="Add parameters, the peaks of memory of training and serving, and sizes; takes seconds."
+        ),
     ] = False,
     times: Annotated[
         bool,
@@ -158,7 +161,7 @@ def explain(
     from dataclasses import asdict
 
     from autoft import api
-    from autoft.display import forecast_table, plan_tables, times_table
+    from autoft.display import forecast_tables, plan_tables, times_table
 
     plan = api.explain(recipe, overrides=overrides)
     if memory:
@@ -174,7 +177,7 @@ def explain(
         return
     _console().print(plan_tables(plan))
     if memory:
-        _console().print(forecast_table(needed))
+        _console().print(forecast_tables(needed))
     if times:
         _console().print(times_table(took))
 

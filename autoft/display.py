@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from autoft.estimates.forecast import MemoryForecast
@@ -339,17 +339,23 @@ def plan_tables(plan: Plan) -> Group:
     return Group(*parts)
 
 
-def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
-    """Return what pipelines will need as a table."""
-    compressions = list(dict.fromkeys(name for one in forecasts for name in one.sizes))
-    table = Table("model", "pipeline", "parameters", "trained", "training memory", "verdict", *compressions)
-    table.title, table.title_justify = "Forecast", "left"
+def forecast_tables(forecasts: Sequence[MemoryForecast]) -> Group:
+    """Return what pipelines will need, and what each model will need where it is served, as tables."""
+    models = dict.fromkeys(one.model for one in forecasts)
+    served = [_serving_table(model, [one for one in forecasts if one.model == model]) for model in models]
+    return Group(_training_table(forecasts), *served)
+
+
+def _training_table(forecasts: Sequence[MemoryForecast]) -> Table:
+    model = Column("model", overflow="fold")
+    table = Table(model, "pipeline", "parameters", "trained", "training memory", "verdict")
+    table.title, table.title_justify = "Training", "left"
     for one in forecasts:
         found = one.prediction
         peak = "unknown" if found.peak_bytes is None else format_bytes(found.peak_bytes)
         verdict: str = one.verdict or ""
         if one.batch:
-            verdict += f"; micro-batches of {one.batch[0]} do, {one.batch[1]} a step"
+            verdict += f"; batches of {one.batch[0]} do, {one.batch[1]} a step"
         table.add_row(
             one.model,
             one.pipeline,
@@ -357,8 +363,32 @@ def forecast_table(forecasts: Sequence[MemoryForecast]) -> Table:
             f"{found.trainable_parameters:,}" if found.parameters else "",
             peak if found.exact else f"at least {peak}",
             verdict or escape(found.reason),
-            *(format_bytes(one.sizes[name]) if name in one.sizes else "measured" for name in compressions),
         )
+    return table
+
+
+def _serving_table(model: str, forecasts: Sequence[MemoryForecast]) -> Table:
+    """Return a row for each compression of a model; pipelines whose models are served alike share one."""
+    table = Table("compression", "weights", "serving memory", "verdict")
+    table.title, table.title_justify = escape(f"Serving {model}"), "left"
+    pipelines: dict[tuple[str, ...], list[str]] = {}
+    for one in forecasts:
+        for name, served in one.serving.items():
+            peak = served.prediction.peak_bytes
+            row: tuple[str, ...] = (
+                name,
+                format_bytes(one.sizes[name]) if name in one.sizes else "measured",
+                "measured" if peak is None else format_bytes(peak),
+                "" if peak is None else served.verdict or "",
+            )
+            pipelines.setdefault(row, []).append(one.pipeline)
+    shared = all(len(names) == len(forecasts) for names in pipelines.values())
+    if not shared:
+        table.add_column("trained by")
+    for row, names in pipelines.items():
+        table.add_row(*map(escape, row), *(() if shared else (", ".join(names),)))
+    if any("measured" in row for row in pipelines):
+        table.caption, table.caption_justify = "measured: the search finds it out", "left"
     return table
 
 

@@ -32,6 +32,8 @@ __all__ = [
     "measure_costs",
     "measure_folder",
     "measure_in_process",
+    "measure_served",
+    "measure_served_in_process",
     "request_rows",
     "score",
     "serving_environment",
@@ -268,6 +270,29 @@ def measure_folder(
     return result
 
 
+def measure_served(
+    folder: Path, rows: Sequence[Row], *, batch_size: int, length: int | None, device: str, threads: int
+) -> dict[str, float]:
+    """Load a model from its files, and return what it costs to serve, on rows that are there, not on those of a run.
+
+    Args:
+        folder: the model's files.
+        rows: in place of the validation rows; targets are left out.
+        batch_size: rows a request.
+        length: as in :func:`request_rows`.
+        device: to serve on.
+        threads: to serve with.
+    """
+    import pyarrow
+    import torch
+
+    torch.set_num_threads(threads)
+    catalog = load_plugins()
+    loaded = load(folder, catalog=catalog, device=device)
+    chosen, _ = request_rows(loaded.task, Split(pyarrow.Table.from_pylist(list(rows))), loaded.context, length)
+    return measure_costs(loaded, chosen, batch_size, catalog)
+
+
 def _workload(loaded: LoadedModel, catalog: Catalog) -> str:
     model: Any = loaded.model
     if isinstance(model, Ensemble):
@@ -336,9 +361,22 @@ def measure_in_process(folder: Path, data: Path, **settings: Any) -> dict[str, A
     Raises:
         MeasureError: the process failed or was killed.
     """
+    return _in_process(measure_folder, folder, data, **settings)
+
+
+def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any) -> dict[str, float]:
+    """Run :func:`measure_served` in a fresh process, as :func:`measure_in_process` does, and return its result.
+
+    Raises:
+        MeasureError: the process failed or was killed.
+    """
+    return _in_process(measure_served, folder, rows, **settings)
+
+
+def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any) -> dict[str, Any]:
     context = _process_context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_and_send, args=(sender, folder, data, settings), daemon=True)
+    process = context.Process(target=_measure_and_send, args=(sender, measure, arguments, settings), daemon=True)
     process.start()
     sender.close()
     try:
@@ -362,10 +400,12 @@ def _process_context() -> Any:
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
-def _measure_and_send(sender: Any, folder: Path, data: Path, settings: dict[str, Any]) -> None:
+def _measure_and_send(
+    sender: Any, measure: Callable[..., dict[str, Any]], arguments: Sequence[Any], settings: dict[str, Any]
+) -> None:
     # Whatever goes wrong here has to reach the parent as a sentence, not as a lost process.
     try:
-        sender.send(measure_folder(folder, data, **settings))
+        sender.send(measure(*arguments, **settings))
     except Exception as error:  # noqa: BLE001
         text = str(error).strip().splitlines()
         sender.send({"error": f"{type(error).__name__}: {text[0] if text else ''}"})

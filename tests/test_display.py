@@ -7,7 +7,9 @@ import math
 import pytest
 from rich.console import Console
 
-from autoft.display import JsonListener, LiveListener, PlainListener, outcome, plan_tables
+from autoft.display import JsonListener, LiveListener, PlainListener, forecast_tables, outcome, plan_tables
+from autoft.estimates.forecast import MemoryForecast, ServingForecast
+from autoft.estimates.verdicts import Prediction
 from autoft.hardware import Hardware
 from autoft.plan import RefusalNote, make_plan
 from autoft.recipe import recipe_from_mapping
@@ -141,3 +143,27 @@ def test_brackets_of_a_reason_are_shown_and_not_taken_for_markup(plan):
     shown = console.export_text()
     assert "pip install autoft[bitsandbytes]" in shown
     assert "nf4[x]" in shown
+
+
+def test_a_forecast_fits_a_terminal_of_80_columns():
+    def one(pipeline, **serving):
+        return MemoryForecast(
+            "package://some_encoders/model",
+            pipeline,
+            Prediction(1_540_000_000, parameters=22_713_986, trainable_parameters=676_610),
+            "does not fit",
+            (4, 4),
+            {"none": 90_900_000, "dynamic-int8": 23_000_000},
+            serving,
+        )
+
+    known = ServingForecast(Prediction(546_000_000), "fits")
+    unknown = ServingForecast(Prediction(None, reason="why"), "probe")
+    console = Console(width=80, file=io.StringIO())
+    console.print(forecast_tables([one("full", **{"none": known, "onnx": unknown}), one("lora", none=known)]))
+    shown = console.file.getvalue()
+    assert "package://some_encoders/model" in shown.replace("\n", "")
+    assert "batches of" in shown
+    lines = [line.replace("│", " ").split() for line in shown.splitlines()]
+    assert ["none", "90.9", "MB", "546", "MB", "fits", "full,", "lora"] in lines
+    assert ["onnx", "measured", "measured", "full"] in lines, "without a verdict: nothing is predicted"

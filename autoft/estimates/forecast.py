@@ -9,6 +9,7 @@ from autoft.errors import AutoftError
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.sizes import weights_bytes
 from autoft.estimates.verdicts import (
+    TRACED,
     Prediction,
     Verdict,
     cache_folder,
@@ -17,12 +18,28 @@ from autoft.estimates.verdicts import (
     judge,
     largest_batch,
     predict,
+    predict_serving,
+    serving_constants,
+    serving_setting,
     setting_of,
 )
 from autoft.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 
-__all__ = ["MemoryForecast", "forecast", "sizes_of"]
+__all__ = ["MemoryForecast", "ServingForecast", "forecast", "sizes_of"]
+
+
+@dataclass(frozen=True)
+class ServingForecast:
+    """What a process needs that serves a model after a compression.
+
+    Attributes:
+        prediction: of ``inference_memory_bytes``; where there is none, the search measures it.
+        verdict: against the budget's ``inference_memory``; None where the recipe has no such limit.
+    """
+
+    prediction: Prediction
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class MemoryForecast:
         verdict: against the budget's ``train_memory``; None where the recipe has no such limit.
         batch: the largest micro-batch that fits and how many make a step, where the configuration's own does not fit.
         sizes: bytes of the weights file by compression, as far as they are known without making it.
+        serving: by compression.
     """
 
     model: str
@@ -44,13 +62,14 @@ class MemoryForecast:
     verdict: Verdict | None = None
     batch: tuple[int, int] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    serving: dict[str, ServingForecast] = field(default_factory=dict)
 
 
 def forecast(plan: Plan, catalog: Catalog, cache: Path | None = None) -> list[MemoryForecast]:
     """Return what each pipeline over each model will need, on rows as long as the plan allows.
 
     Where this machine's constants are not known yet, two steps of the smallest model are measured for each kind of
-    pipeline, once. What was predicted before is read from the cache.
+    pipeline, once, and it is served once in each compression. What was predicted before is read from the cache.
 
     Args:
         plan: of a recipe; with or without the facts of its data.
@@ -71,7 +90,9 @@ def forecast(plan: Plan, catalog: Catalog, cache: Path | None = None) -> list[Me
                 continue
             setting = setting_of(plan, catalog, model, pipeline)
             sizes = sizes or sizes_of(plan, catalog, setting)
-            found.append(_one(plan, catalog, cache, limit, smallest, model, pipeline, setting, sizes))
+            one = _one(plan, catalog, cache, limit, smallest, model, pipeline, setting, sizes)
+            small = setting_of(plan, catalog, smallest, pipeline)
+            found.append(replace(one, serving=_serving(plan, catalog, cache, setting, small)))
     return found
 
 
@@ -107,3 +128,29 @@ def _one(
     verdict = judge(prediction, limit)
     batch = largest_batch(setting, catalog, constants, limit, cache=cache) if verdict == "does not fit" else None
     return MemoryForecast(model.name, pipeline.name, prediction, verdict, batch, sizes)
+
+
+def _serving(plan: Plan, catalog: Catalog, cache: Path, setting: Setting, small: Setting) -> dict[str, ServingForecast]:
+    limit = min((one.limit for one in plan.budget if one.column == "inference_memory_bytes"), default=None)
+    found = {}
+    for variant in plan.variants:
+        prediction = _served(plan, catalog, cache, setting, small, variant.name)
+        found[variant.name] = ServingForecast(prediction, None if limit is None else judge(prediction, limit))
+    return found
+
+
+def _served(plan: Plan, catalog: Catalog, cache: Path, setting: Setting, small: Setting, variant: str) -> Prediction:
+    if variant not in TRACED:
+        return Prediction(None, reason=f"{variant}: shows when it is served")
+    if plan.device != "cpu":
+        return Prediction(None, reason=f"what a process takes beside {plan.device} shows when it serves")
+    if not catalog.adapters[setting.adapter].merges:
+        return Prediction(None, reason=f"{setting.adapter}: stays beside its base, and takes no weights but real ones")
+    batch_size, length = int(plan.request["batch_size"] or 1), plan.request["length"]
+    small, setting = serving_setting(small, None), serving_setting(setting, length)
+    chosen = length is not None
+    try:
+        constants = serving_constants(small, catalog, variant, chosen=chosen, cache=cache)
+    except AutoftError as error:
+        return Prediction(None, reason=str(error))
+    return predict_serving(setting, catalog, variant, batch_size, constants, chosen=chosen, cache=cache)

@@ -11,7 +11,7 @@ from autoft.hardware import Hardware
 from autoft.plan import usable_positions
 from autoft.plugins import Catalog
 
-__all__ = ["Setting", "Work", "longest_features"]
+__all__ = ["Setting", "Work", "longest_features", "longest_rows"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,31 @@ def own_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
+def longest_rows(task: Task, context: TaskContext, given: Sequence[Row] = ()) -> tuple[Row, Row]:
+    """Return a row whose text is repeated until ``context.max_length`` tokens are reached, and the shortest row.
+
+    Args:
+        task: encodes them.
+        context: with the processor.
+        given: rows to take; default: the task's demo rows.
+    """
+    given = given or list(task.demo_rows())
+    best, short = given[0], None
+    length, times = -1, 1
+    while True:
+        rows = [_repeated(row, task.card, times) for row in given]
+        lengths = [task.length(feature) for feature in task.encode(rows, context)]
+        place = max(range(len(rows)), key=lengths.__getitem__)
+        short = short or rows[min(range(len(rows)), key=lengths.__getitem__)]
+        if lengths[place] <= length:
+            break
+        best, length = rows[place], lengths[place]
+        if length >= context.max_length:
+            break
+        times *= 2
+    return best, short
+
+
 def longest_features(task: Task, context: TaskContext, count: int, given: Sequence[Row] = ()) -> list[dict[str, Any]]:
     """Return encoded rows of ``context.max_length`` tokens: their texts are repeated until they are cut.
 
@@ -144,22 +169,8 @@ def longest_features(task: Task, context: TaskContext, count: int, given: Sequen
         count: how many.
         given: rows to begin with; default: the task's demo rows.
     """
-    given = given or list(task.demo_rows())
-    best: dict[str, Any] = {}
-    short: list[dict[str, Any]] = []
-    length, times = -1, 1
-    while True:
-        rows = [_repeated(row, task.card, times) for row in given]
-        features = task.encode(rows, context)
-        longest = max(features, key=task.length)
-        short = short or [min(features, key=task.length)]
-        if task.length(longest) <= length:
-            break
-        best, length = longest, task.length(longest)
-        if length >= context.max_length:
-            break
-        times *= 2
-    return [best] * (count - 1) + short if count > 1 else [best]
+    long, short = task.encode(longest_rows(task, context, given), context)
+    return [long] * (count - 1) + [short] if count > 1 else [long]
 
 
 def _repeated(row: Row, card: TaskCard, times: int) -> Row:

@@ -22,6 +22,7 @@ from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
 
 __all__ = [
+    "TRACED",
     "Constants",
     "Prediction",
     "Verdict",
@@ -32,6 +33,9 @@ __all__ = [
     "margin_of",
     "parts_that_fit",
     "predict",
+    "predict_serving",
+    "serving_constants",
+    "serving_setting",
     "setting_of",
 ]
 
@@ -48,8 +52,17 @@ WIDE_MARGIN = 0.2
 buffers of its own: there they were up to 13 % too low.
 """
 
+SERVING_MARGIN = 0.1
+"""The same for the memory of serving."""
+
 CALIBRATED = (1, 16)
 """Rows and tokens of the steps that constants come from: the less their tensors take, the less they hide."""
+
+TRACED = ("none", "magnitude-pruning", "bf16-weights", "fp16-weights", "dynamic-int8")
+"""Compressions that leave a torch model whose shapes and types are known before it is trained."""
+
+SERVED = (1, 128)
+"""Rows and tokens of the requests that serving's constants come from."""
 
 IRRELEVANT = frozenset(
     {
@@ -95,6 +108,7 @@ class Prediction:
         exact: the process keeps what its tensors need and no more (:data:`autoft.hardware.MAPPED`); otherwise the figure is
             the least that it needs.
         margin: share by which the figure may be wrong.
+        least_bytes: what is needed whatever the data are; None where that is the peak.
     """
 
     peak_bytes: int | None
@@ -103,6 +117,7 @@ class Prediction:
     trainable_parameters: int = 0
     exact: bool = True
     margin: float = MARGIN
+    least_bytes: int | None = None
 
 
 def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Path | None = None) -> Prediction:
@@ -156,16 +171,17 @@ def _of_memory(setting: Setting) -> Setting:
 
 
 def judge(prediction: Prediction, limit: float) -> Verdict:
-    """Return whether a training fits a limit; ``probe`` where the prediction is too near to it, or is none.
+    """Return whether something fits a limit; ``probe`` where the prediction is too near to it, or is none.
 
     Args:
-        prediction: of :func:`predict`.
-        limit: bytes of training memory.
+        prediction: of :func:`predict` or :func:`predict_serving`.
+        limit: bytes of memory.
     """
     if prediction.peak_bytes is None:
         return "probe"
     margin = prediction.margin
-    if prediction.peak_bytes * (1 - margin) > limit:
+    least = prediction.peak_bytes if prediction.least_bytes is None else prediction.least_bytes
+    if least * (1 - margin) > limit:
         return "does not fit"
     return "fits" if prediction.exact and prediction.peak_bytes * (1 + margin) <= limit else "probe"
 
@@ -235,6 +251,109 @@ def parts_that_fit(
         cut = setting.with_batch(math.ceil(setting.batch_size / parts), setting.accumulation * parts)
         prediction = predict(cut, catalog, constants, cache)
     return parts, prediction
+
+
+# -------------------------------------------------------------------------------------------------------- serving
+
+
+def predict_serving(
+    setting: Setting,
+    catalog: Catalog,
+    variant: str,
+    batch_size: int,
+    constants: Constants,
+    *,
+    chosen: bool,
+    cache: Path | None = None,
+) -> Prediction:
+    """Return what a process that serves a model will need, as ``inference_memory_bytes`` of a variant will say.
+
+    Args:
+        setting: of :func:`serving_setting`.
+        catalog: what plugins offer.
+        variant: of :data:`TRACED`.
+        batch_size: rows a request.
+        constants: of :func:`serving_constants`.
+        chosen: requests have rows of about this length; otherwise it is the longest that may come, and the least that is
+            needed is that without any.
+        cache: a folder in which traces are kept; None keeps none.
+    """
+    from autoft.estimates.heap import heap_bytes
+    from autoft.estimates.serving import trace_request
+    from autoft.estimates.steps import CannotTrace
+
+    path = cache / f"request-{_digest([setting.to_json(), variant, batch_size])}.json" if cache else None
+    known = read_json(path, missing={}) if path else {}
+    if not known:
+        try:
+            request = trace_request(setting, catalog, variant, batch_size)
+            known = {
+                "weights": request.weights_bytes,
+                "tables": request.tables_bytes,
+                "heap": heap_bytes(request.events),
+            }
+        except (CannotTrace, AutoftError) as error:
+            return Prediction(None, reason=str(error))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
+    peak = constants.process_bytes + known["weights"] + known["heap"]
+    least = peak - known["tables"] - (0 if chosen else known["heap"])
+    return Prediction(peak, margin=SERVING_MARGIN, least_bytes=least)
+
+
+def serving_constants(
+    setting: Setting, catalog: Catalog, variant: str, *, chosen: bool, cache: Path | None = None
+) -> Constants:
+    """Return what a serving process needs beside weights and requests; measured once for a kind, and kept.
+
+    Args:
+        setting: of :func:`serving_setting`, of a small model: where nothing is known yet, its weights are read, and it is
+            written, loaded and served.
+        catalog: what plugins offer.
+        variant: of :data:`TRACED`.
+        chosen: as for :func:`predict_serving`.
+        cache: folder of the file; default: :func:`cache_folder`.
+
+    Raises:
+        ModelError: the model could not be made or served.
+        CannotTrace: a request cannot be traced.
+    """
+    from autoft.estimates.served import served_bytes
+
+    rows, length = SERVED
+    small = replace(setting, length=min(length, setting.length))
+    process = ("serving", setting.task, variant, setting.threads, chosen)
+    key = _digest([*process, Hardware.probe_cpu().cpu])
+    path = _constants_file(cache)
+    known = read_json(path, missing={}).get(key)
+    if known:
+        return Constants(**known)
+    # First what may be refused.
+    needed = predict_serving(small, catalog, variant, rows, Constants(0), chosen=True)
+    if needed.least_bytes is None:
+        from autoft.estimates.steps import CannotTrace
+
+        raise CannotTrace(needed.reason)
+    # One row again and again reads next to nothing of the tables.
+    constants = Constants(served_bytes(small, variant, rows, chosen=chosen) - needed.least_bytes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**read_json(path, missing={}), key: asdict(constants)})
+    return constants
+
+
+def serving_setting(setting: Setting, length: int | None) -> Setting:
+    """Return a training's setting as its model is served: an adapter that merges leaves nothing behind.
+
+    Args:
+        setting: of :func:`setting_of`; its adapter merges.
+        length: tokens of a request's rows; None: as long as a training's.
+    """
+    params = {name: value for name, value in setting.params.items() if name.startswith(("task.", "train.max_length"))}
+    length = min(length or setting.length, setting.length)
+    return replace(
+        setting, adapter="full", quantizer="", regularize="none", precision="fp32", params=params, length=length
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ constants
