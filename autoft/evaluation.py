@@ -290,7 +290,7 @@ def measure_served(
     catalog = load_plugins()
     loaded = load(folder, catalog=catalog, device=device)
     chosen, _ = request_rows(loaded.task, Split(pyarrow.Table.from_pylist(list(rows))), loaded.context, length)
-    return measure_costs(loaded, chosen, batch_size, catalog)
+    return measure_costs(loaded, chosen, batch_size, wanted_costs(catalog, (), tested=False))
 
 
 def _workload(loaded: LoadedModel, catalog: Catalog) -> str:
