@@ -44,6 +44,7 @@ __all__ = [
     "pick",
     "predict",
     "search",
+    "serving_costs",
     "time_forecast",
     "write_report",
 ]
@@ -427,6 +428,28 @@ def time_forecast(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence
     Raises:
         AutoftError: as :func:`search` does before its first trial.
     """
+    with _in_passing(recipe, overrides) as engine:
+        return engine.times()
+
+
+def serving_costs(
+    recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what each model costs to serve in each compression, measured: by model and variant, costs by column.
+
+    The data is read, and the models are compressed untrained, in a folder that is deleted again: size, latency and memory
+    do not depend on what weights have learned. What cannot be made is left out.
+
+    Raises:
+        AutoftError: as :func:`search` does before its first trial.
+    """
+    with _in_passing(recipe, overrides) as engine:
+        return engine.served()
+
+
+@contextmanager
+def _in_passing(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Search]:
+    """Give a search over a recipe's data, in a folder that is deleted afterwards."""
     loaded, base = _recipe(recipe, overrides)
     catalog = load_plugins()
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
@@ -435,7 +458,7 @@ def time_forecast(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence
         folder.create()
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         write_json(folder.plan, plan.model_dump(mode="json"))
-        return Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic()).times()
+        yield Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic())
 
 
 def write_report(run: str | Path) -> dict[str, Path]:

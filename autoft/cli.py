@@ -155,13 +155,20 @@ def explain(
             "--time", help="Add how long trials take here and how many fit: reads the data and tries a few steps."
         ),
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Add size, latency and memory of serving, measured: reads the data and compresses the untrained models.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
     from dataclasses import asdict
 
     from autoft import api
-    from autoft.display import forecast_tables, plan_tables, times_table
+    from autoft.display import costs_table, forecast_tables, plan_tables, times_table
 
     plan = api.explain(recipe, overrides=overrides)
     if memory:
@@ -170,9 +177,11 @@ def explain(
         silence_libraries()
     needed = api.memory_forecast(plan) if memory else []
     took = api.time_forecast(recipe, overrides=overrides) if times else []
+    costs = api.serving_costs(recipe, overrides=overrides) if measure else {}
     if as_json:
-        found = {"forecast": [asdict(one) for one in needed]} if memory else {}
+        found: dict[str, Any] = {"forecast": [asdict(one) for one in needed]} if memory else {}
         found |= {"times": [asdict(one) for one in took]} if times else {}
+        found |= {"costs": costs} if measure else {}
         print(json.dumps({**plan.model_dump(mode="json"), **found}, indent=1))
         return
     _console().print(plan_tables(plan))
@@ -180,6 +189,8 @@ def explain(
         _console().print(forecast_tables(needed))
     if times:
         _console().print(times_table(took))
+    if measure:
+        _console().print(costs_table(costs, plan.budget))
 
 
 plugins_app = typer.Typer(help="List the installed plugins, write a new one, or check one.", rich_markup_mode=None)

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -18,8 +18,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from autoft.estimates.forecast import MemoryForecast
-from autoft.plan import Plan
+from autoft.plan import BudgetLimit, Plan, violations
 from autoft.quantities import format_bytes, format_seconds
+from autoft.report.content import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
 from autoft.search import Forecast, Listener, Standing, TrialTime
 
@@ -389,6 +390,22 @@ def _serving_table(model: str, forecasts: Sequence[MemoryForecast]) -> Table:
         table.add_row(*map(escape, row), *(() if shared else (", ".join(names),)))
     if any("measured" in row for row in pipelines):
         table.caption, table.caption_justify = "measured: the search finds it out", "left"
+    return table
+
+
+def costs_table(costs: Mapping[str, Mapping[str, Mapping[str, float]]], limits: Sequence[BudgetLimit]) -> Table:
+    """Return what models cost to serve before they are trained, beside what the budget allows, as a table."""
+    shown = ["model_size_bytes", "latency_p50_ms", "latency_p95_ms", "inference_memory_bytes"]
+    shown += [limit.column for limit in limits if limit.column not in {*shown, "train_memory_bytes"}]
+    titles = [column_title(column) for column in shown]
+    table = Table(Column("model", overflow="fold"), "compression", *titles, "verdict")
+    table.title, table.title_justify = "Measured, untrained", "left"
+    for model, variants in costs.items():
+        for name, figures in variants.items():
+            over = [key.replace("_", " ") for key in violations(figures, limits)]
+            verdict = f"over {', '.join(over)}" if over else "fits" if limits else ""
+            cells = (cost_text(column, figures.get(column)) for column in shown)
+            table.add_row(*map(escape, (model, name, *cells, verdict)))
     return table
 
 

@@ -367,6 +367,25 @@ class Search:
                 found.append(TrialTime(model.name, pipeline.name, seconds, count))
         return found
 
+    def served(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return what each model costs to serve, by compression, untrained.
+
+        Raises:
+            SearchFailed: no worker starts, or one ends.
+        """
+        with LocalExecutor(self.run, 1, self.plan.threads) as executor:
+            return self._served(executor, [model.name for model in self.plan.models])
+
+    def _served(self, executor: LocalExecutor, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+        costs: dict[str, dict[str, dict[str, float]]] = {}
+        if models:
+            executor.send(0, "screen", models=list(models))
+        while len(costs) < len(models):
+            event = self._await(executor)
+            if event.kind == "screened":
+                costs[event.body["model"]] = event.body["costs"]
+        return costs
+
     def _start(self, executor: LocalExecutor) -> None:
         models = [model.name for model in self.plan.models]
         probed = self._probe(executor, self.plan.workers)
@@ -421,13 +440,7 @@ class Search:
         self.listener.phase("screen")
         path = self.run.path / "screening.json"
         costs: dict[str, dict[str, dict[str, float]]] = read_json(path, missing={})
-        models = [model.name for model in self.plan.models if model.name not in costs]
-        if models:
-            executor.send(0, "screen", models=models)
-        while any(name not in costs for name in models):
-            event = self._await(executor)
-            if event.kind == "screened":
-                costs[event.body["model"]] = event.body["costs"]
+        costs |= self._served(executor, [model.name for model in self.plan.models if model.name not in costs])
         write_json(path, costs)
         for model, variants in costs.items():
             self.too_much[model] = {
