@@ -101,8 +101,7 @@ def _served(work: Work, variant: str) -> nn.Module:
     if variant == "dynamic-int8":
         for path, module in int8_places(model):
             model.set_submodule(path, _int8_layer(module))
-    floats = {"bf16-weights": torch.bfloat16, "fp16-weights": torch.float16}.get(variant, torch.float32)
-    served: nn.Module = model.to(floats)
+    served: nn.Module = model.to(torch.bfloat16 if variant == "bf16-weights" else torch.float32)
     return served
 
 
@@ -138,12 +137,12 @@ class _Int8Table(nn.Module):
 
 
 class _Int8Linear(nn.Module):
-    """The memory of :class:`autoft.strategies.int8_layers.Int8Linear`: what the file holds, a copy, and one that is packed."""
+    """The memory of :class:`autoft.strategies.int8_layers.Int8Linear`: what the file holds, and a copy that is packed."""
 
     def __init__(self, rows: int, columns: int, bias: bool) -> None:
         super().__init__()
         self.rows = rows
-        for name in ("weight", "copied", "packed"):
+        for name in ("weight", "packed"):
             self.register_buffer(name, torch.empty(rows, columns, dtype=torch.int8, device="meta"))
         self.register_buffer("scale", torch.empty(rows, device="meta"))
         if bias:

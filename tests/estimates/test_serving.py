@@ -82,7 +82,7 @@ def test_a_request_on_fake_tensors_takes_what_one_on_real_ones_does(task, varian
     assert peak(request.events) > 0
 
 
-def test_int8_weights_are_those_of_the_file_and_two_copies_for_the_kernels(catalog, tmp_path):
+def test_int8_weights_are_those_of_the_file_and_a_copy_for_the_kernels(catalog, tmp_path):
     _bench, setting = setting_of(catalog)
     setting = serving_setting(setting, 48)
     request = trace_request(setting, catalog, "dynamic-int8", 2)
@@ -91,9 +91,7 @@ def test_int8_weights_are_those_of_the_file_and_two_copies_for_the_kernels(catal
     buffers = sum(b.nbytes for b in load(tmp_path, catalog=catalog, device="cpu").model.buffers())
     tables = sum(t.nbytes for name, t in stored.items() if "embeddings" in name and name.endswith("weight_int8"))
     linear = sum(t.nbytes for name, t in stored.items() if name.endswith("weight_int8")) - tables
-    assert request.weights_bytes == pytest.approx(
-        sum(t.nbytes for t in stored.values()) + 2 * linear + buffers, rel=0.01
-    )
+    assert request.weights_bytes == pytest.approx(sum(t.nbytes for t in stored.values()) + linear + buffers, rel=0.01)
     assert request.tables_bytes == tables
 
 
