@@ -8,6 +8,11 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast inputs are made says nothing of the code on a machine that does other work, too.
+settings.register_profile("autoft", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("autoft")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

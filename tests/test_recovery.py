@@ -36,6 +36,7 @@ def search(folder: Path, model: Path, reviews: Path, **changes: object) -> tuple
             "layer-pruning.epochs": 4,
             "layer-pruning.learning_rate": 2e-3,
             "vocabulary-pruning.min_count": 20,
+            "vocabulary-pruning.unseen": 1.0,
         },
         "search": {"finalist_seeds": 0, "early_stopping": "none"},
         **changes,
