@@ -146,7 +146,8 @@ def explain(
     memory: Annotated[
         bool,
         typer.Option(
-            "--memory", help="Add parameters, the peaks of memory of training and serving, and sizes; takes seconds."
+            "--memory",
+            help="Add parameters, the peaks of memory of training and serving, and sizes: seconds, and once a minute or two in which this machine is measured.",
         ),
     ] = False,
     times: Annotated[

@@ -52,10 +52,8 @@ def make_model(folder: Path, layers: int, width: int) -> Path:
 
 
 def seconds(bench: Bench, adapter: str, params: dict[str, Any], store: ActivationStore | None) -> tuple[float, float]:
-    """Return the time of a training and its last accuracy."""
+    """Return the seconds of a training and its last training loss."""
     import torch
-
-    from autoft.training import train
 
     strategy = bench.catalog.adapters[adapter]
     own = {name: domain.default for name, domain in strategy.space.items()} | params
@@ -71,20 +69,8 @@ def seconds(bench: Bench, adapter: str, params: dict[str, Any], store: Activatio
     begin = time.perf_counter()
     with recalled(model, store, loss_of, some) if store else contextlib.nullcontext(0) as layers:
         assert bool(layers) == bool(store)
-        outcome = train(
-            model,
-            task=bench.task,
-            context=target.context,
-            features=bench.features,
-            rows=bench.rows,
-            augmentation=None,
-            learning_rate=own["learning_rate"],
-            precision="fp32",
-            objective="accuracy",
-            higher_is_better=True,
-            validate=lambda model: {"accuracy": bench.accuracy(model)},
-            on_validation=lambda point: False,
-            on_progress=lambda progress: None,
+        outcome = bench.plain_training(
+            model, target, own["learning_rate"], lambda model: {"accuracy": bench.accuracy(model)}
         )
     return time.perf_counter() - begin, outcome.curve[-1].train_loss
 

@@ -63,27 +63,11 @@ def engine(bench: Bench) -> float:
     """Train the same with autoft, and return its processor seconds."""
     import torch
 
-    from autoft.training import train
-
     target = bench.target(0)
     torch.manual_seed(0)
     model = bench.task.load_model(bench.source, target.context)
     begin = time.process_time()
-    train(
-        model,
-        task=bench.task,
-        context=target.context,
-        features=bench.features,
-        rows=bench.rows,
-        augmentation=None,
-        learning_rate=LEARNING_RATE,
-        precision="fp32",
-        objective="accuracy",
-        higher_is_better=True,
-        validate=lambda model: {"accuracy": 0.0},
-        on_validation=lambda point: False,
-        on_progress=lambda progress: None,
-    )
+    bench.plain_training(model, target, LEARNING_RATE, lambda model: {"accuracy": 0.0})
     return time.process_time() - begin
 
 

