@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoft.head_start import weights_fingerprint
 from autoft.strategies.head_only import find_bodies
 from autoft.strategies.partial import layer_stacks
 
@@ -161,7 +162,9 @@ class _Frozen:
         if not count:
             return None
         body = model.get_submodule(bodies[0])
-        return cls(model, body, list(stack)[:count], store, f"{_fingerprint(model)}, {count} layers, {precision}")
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        known_as = weights_fingerprint(model, without=trainable)
+        return cls(model, body, list(stack)[:count], store, f"{known_as}, {count} layers, {precision}")
 
     def __enter__(self) -> _Frozen:
         self.undo.append(self.body.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
@@ -291,16 +294,3 @@ class _Frozen:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """Return what tells the frozen weights of a model from others: their names, shapes, sums and norms."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
-    for name, value in (*frozen, *model.named_buffers()):
-        total = value.detach().sum(dtype=torch.float64).item()
-        spread = value.detach().float().norm().item()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype} {total} {spread}".encode())
-    return digest.hexdigest()

@@ -94,6 +94,7 @@ TRAIN_SPACE: dict[str, Domain] = {
     "train.loss": Categorical(LOSSES),
     "train.optimizer": Categorical(tuple(OPTIMIZERS)),
     "train.gradient_checkpointing": Categorical((False, True)),
+    "train.head": Categorical(("fitted", "random")),
     "train.max_grad_norm": Float(0.05, 100.0, 1.0),
     "train.max_length": Int(8, 131072, 512),
 }

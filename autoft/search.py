@@ -193,7 +193,9 @@ class _Pace:
         self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
         self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
         if result.state == "complete":
-            self.overhead[model] = result.seconds["total"] - result.seconds.get("train", 0.0)
+            # A head is fitted once, for the trials after it too.
+            once = result.seconds.get("train", 0.0) + result.seconds.get("fit head", 0.0)
+            self.overhead[model] = result.seconds["total"] - once
 
     def estimate(self, plan: Plan, config: TrialConfig, train_rows: int, validation_rows: int) -> float:
         """Return the seconds that a configuration will take, to its last variant."""

@@ -35,6 +35,7 @@ from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
+from autoft.head_start import HeadWeights, fit_head
 from autoft.plan import (
     Plan,
     VariantPlan,
@@ -100,6 +101,8 @@ class Workplace:
     """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
     processors: dict[str, Any] = field(default_factory=dict)
     folds: dict[int, PreparedData] = field(default_factory=dict)
+    heads: dict[tuple[str, int], dict[str, HeadWeights]] = field(default_factory=dict)
+    """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
     """Something was asked of this process before."""
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -417,6 +420,11 @@ class Trial:
             return
         with self._stage("load"):
             model, auxiliary = self._load(target)
+        if config.params.get("train.head") == "fitted":
+            with self._stage("fit head"):
+                self._fit_head(model, target)
+        with self._stage("load"):
+            model, target = self._attach(model, target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         validate = self.place.validator(target.context, fold=config.fold)
@@ -534,7 +542,7 @@ class Trial:
     def loaded(self) -> tuple[torch.nn.Module, Target]:
         """Return the model with its adapter as a training begins with it, and what strategies work upon."""
         target = self._target()
-        return self._load(target)[0], target
+        return self._attach(self._load(target)[0], target)
 
     def _load(self, target: Target) -> tuple[torch.nn.Module, list[Auxiliary]]:
         source = target.source
@@ -542,16 +550,31 @@ class Trial:
             kwargs = self.quantizer.load_kwargs(target, strategy_params(self.config.params, self.quantizer.name))
             source = replace(source, load_kwargs=kwargs)
         model = self.place.task.load_model(source, target.context)
-        if self.quantizer:
-            model = self.quantizer.prepare(model, target)
-        auxiliary = self._auxiliary(model, target)
+        model = self.quantizer.prepare(model, target) if self.quantizer else model.to(target.context.device)
+        return model, self._auxiliary(model, target)
+
+    def _fit_head(self, model: torch.nn.Module, target: Target) -> None:
+        """Have a new head begin at its optimum over the body as it is."""
+        place, config = self.place, self.config
+        fit_head(
+            model,
+            task=place.task,
+            context=target.context,
+            features=place.features(config.model, target.context, config.fold),
+            batch_size=max(1, int(config.params["train.batch_size"] or 1) // self.parts),
+            precision=place.precision.get(config.model, "fp32"),
+            known=place.heads.setdefault((config.model, config.fold), {}),
+        )
+
+    def _attach(self, model: torch.nn.Module, target: Target) -> tuple[torch.nn.Module, Target]:
+        """Return the model with its adapter, and the target that the adapter was told."""
         own = strategy_params(self.config.params, self.adapter.name)
         if type(self.adapter).learn_from is not Adapter.learn_from:
             learned = self.adapter.learn_from(target, self.place.splits(self.config.fold).train[:], own)
             target = replace(target, learned=learned)
         target = replace(target, quantizer=self.quantizer.name if self.quantizer else "")
         model = self.adapter.attach(model, target, own)
-        return model if self.quantizer else model.to(target.context.device), auxiliary
+        return model if self.quantizer else model.to(target.context.device), target
 
     def _auxiliary(self, model: torch.nn.Module, target: Target) -> list[Auxiliary]:
         """Return the tasks that are trained along, with heads of their own over the model's body."""

@@ -13,7 +13,7 @@ from autoft.space import Float, SearchSpace
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONVOLUTIONAL", "Head", "HeadOnly", "find_bodies", "find_head"]
+__all__ = ["CONVOLUTIONAL", "Head", "HeadOnly", "find_bodies", "find_head", "is_pretrained"]
 
 CONVOLUTIONAL = frozenset(
     {
@@ -183,11 +183,15 @@ def _has_input_embeddings(model: Any) -> bool:
 def _newly_made(model: torch.nn.Module) -> frozenset[str]:
     """Return the parameters that the checkpoint did not have.
 
-    ``from_pretrained`` marks each parameter that it read from the checkpoint. A model without any mark was built in
-    another way, and nothing can be said.
+    A model without any mark was built in another way, and nothing can be said.
     """
-    marked = {name: hasattr(parameter, "_is_hf_initialized") for name, parameter in model.named_parameters()}
+    marked = {name: is_pretrained(parameter) for name, parameter in model.named_parameters()}
     return frozenset(name for name, mark in marked.items() if not mark) if any(marked.values()) else frozenset()
+
+
+def is_pretrained(parameter: torch.nn.Parameter) -> bool:
+    """Say whether ``from_pretrained`` read a parameter from the checkpoint: it marks those that it did."""
+    return hasattr(parameter, "_is_hf_initialized")
 
 
 def _covering_modules(model: torch.nn.Module, names: frozenset[str]) -> tuple[str, ...]:
