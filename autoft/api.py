@@ -25,6 +25,7 @@ from autoft.export import export, measure_final, measure_pick, write_card
 from autoft.hardware import Hardware
 from autoft.plan import Plan, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
+from autoft.portfolio import settings_of_run
 from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
@@ -51,6 +52,9 @@ __all__ = [
 
 FREE = ("budget", "executor", "storage")
 """Sections of a recipe that may change between calls of one run."""
+
+LIKE = 5
+"""Configurations of an earlier run that are tried early, at most."""
 
 
 @dataclass
@@ -120,6 +124,8 @@ def search(
         listener.phase("prepare data")
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         plan = _with_scales(_with_known_time(plan, folder), folder, listener)
+        if plan.like is not None:
+            plan = plan.model_copy(update={"known": settings_of_run(Path(plan.like), LIKE)})
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()

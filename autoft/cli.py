@@ -84,6 +84,9 @@ def search(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     run: Annotated[Path | None, typer.Option(help="The run folder; default: runs/ and the recipe's name.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="An earlier run whose best configurations are tried first.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
@@ -95,6 +98,8 @@ def search(
     from autoft.report import terminal
     from autoft.rundir import read_run
 
+    if like is not None:
+        overrides = [*overrides, f"search.like={json.dumps(str(like.absolute()))}"]
     listener = choose_listener(as_json)
     with listener if isinstance(listener, LiveListener) else nullcontext():
         try:

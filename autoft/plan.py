@@ -304,6 +304,14 @@ class TargetDevice(_Plan):
         )
 
 
+class Setting(_Plan):
+    """A pipeline with its parameters, by full name, that did well elsewhere; ``model`` where it was one of a certain name."""
+
+    pipeline: str
+    params: dict[str, str | int | float | bool | None]
+    model: str = ""
+
+
 class RefusalNote(_Plan):
     """What is not used, and why."""
 
@@ -324,6 +332,10 @@ class Plan(_Plan):
     models: list[ModelPlan]
     init_from: str | None = None
     """Name of the model that an earlier run left, among the models."""
+    like: str | None = None
+    """Folder of an earlier run whose best configurations are tried early."""
+    known: list[Setting] = []
+    """These configurations."""
     pipelines: list[PipelinePlan]
     variants: list[VariantPlan]
     rescues: list[VariantPlan] = []
@@ -649,7 +661,7 @@ class _Planner:
         recipe, search = self.recipe, self.recipe.search
         options = self.options(self.task, recipe.task_options, "task_options")
         auxiliary = self.auxiliary()
-        models = self.models()
+        models, like = self.models(), self.like()
         targets = [self.target(model, options) for model in models]
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
@@ -696,6 +708,7 @@ class _Planner:
             auxiliary=auxiliary,
             models=models,
             init_from=recipe.init_from,
+            like=like,
             pipelines=pipelines,
             variants=variants,
             rescues=rescues,
@@ -795,6 +808,23 @@ class _Planner:
             except ModelError as error:
                 self.fault("init_from", str(error))
         return models
+
+    def like(self) -> str | None:
+        """Return the folder of the earlier run that this one is to be like."""
+        name = self.recipe.search.like
+        if name is None:
+            return None
+        run = next((path for path in (self.base / name, Path(name).expanduser()) if path.is_dir()), None)
+        try:
+            task = read_json(run / "plan.json")["task"] if run else None
+        except (RunFolderError, KeyError, TypeError):
+            task = None
+        if run is None or task is None:
+            what = f"{name} is no run folder" if run else f"no such folder: {name}"
+            self.fault("search.like", f"{what}; give the folder of an earlier run, as runs/reviews")
+        elif task != self.task.card.name:
+            self.fault("search.like", f"{name} is a run of {task}, and this recipe's task is {self.task.card.name}")
+        return str(run.resolve()) if run else None
 
     def earlier(self, name: str) -> Path:
         """Return the folder of the dense weights that an earlier run kept: the chosen ones, else the default's."""

@@ -23,6 +23,7 @@ from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFa
 from autoft.executors import Event, LocalExecutor
 from autoft.plan import BudgetLimit, Plan, epochs_again, plan_target, violations
 from autoft.plugins import Catalog
+from autoft.portfolio import configuration
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import (
     RunDir,
@@ -822,10 +823,14 @@ class Search:
         return []
 
     def _known_good(self) -> list[TrialConfig]:
-        """Return the default, then published settings of each pipeline, then the default of each further model."""
+        """Return the default, what did well elsewhere, the default of each further model, published settings of pipelines."""
         plan = self.plan
         default = plan.default_config()
         configs = [default]
+        for known in plan.known:
+            config = configuration(plan, known)
+            if config is not None and not any(_same(config, other) for other in configs):
+                configs.append(config)
         configs += [default.model_copy(update={"kind": "published", "model": m.name}) for m in plan.models[1:]]
         if plan.auxiliary and plan.domain("auxiliary.weight").contains(1.0):
             params = {**default.params, "auxiliary.weight": 1.0}

@@ -269,6 +269,8 @@ CASES = [
     Case("a path out of a package", explain(model="package://autoft/../../etc"), 2, "package://"),
     Case("a local model that is not there", explain(model="./modell"), 2, "modell"),
     Case("an earlier run that is not there", explain(init_from="runs/older"), 2, "runs/older"),
+    Case("a run to be like that is not there", explain(search={"like": "runs/older"}), 2, "runs/older"),
+    Case("a folder to be like that is no run", explain(search={"like": "."}), 2, "no run folder"),
     Case("an earlier run without a model", explain(init_from="."), 2, "no trained model"),
     Case(
         "an unknown task to train along with",

@@ -7,7 +7,8 @@ import pytest
 
 from autoft.executors import Event
 from autoft.hardware import Hardware
-from autoft.plan import ModelPlan, PipelinePlan, Plan, StepPlan, VariantPlan, epochs_again
+from autoft.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
+from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import TAUGHT, Interruption, Listener, Search, _Study
 from autoft.space import Categorical, Float, Int, domain_to_json
@@ -100,6 +101,52 @@ def test_a_seed_repeats_the_search(sampler):
         return asked
 
     assert run() == run()
+
+
+def test_what_did_well_elsewhere_is_moved_into_the_space():
+    plan = make_plan()
+    found = configuration(
+        plan,
+        Setting(
+            pipeline="lora",
+            model="large",
+            params={
+                "lora.rank": 512,
+                "lora.learning_rate": 3e-3,
+                "train.epochs": 0,
+                "augment": "swap",
+                "fgm.epsilon": 1.0,
+            },
+        ),
+    )
+    assert found.model == "large"
+    assert found.params == {
+        "augment": "none",
+        "train.epochs": 1,
+        "train.batch_size": 16,
+        "lora.learning_rate": 3e-3,
+        "lora.rank": 64,
+    }
+    # A model that this plan does not have is its first one; a pipeline that it does not have cannot be tried.
+    assert configuration(plan, Setting(pipeline="full", model="huge", params={})).model == "large"
+    assert configuration(plan, Setting(pipeline="nf4+lora", params={})) is None
+    assert configuration(make_plan(illegal=[("large", "lora", "why")]), Setting(pipeline="lora", params={})) is None
+
+
+def test_what_did_well_elsewhere_comes_after_the_default_and_once(tmp_path, catalog):
+    plan = make_plan()
+    rate = {"full.learning_rate": 3e-4}
+    known = [
+        Setting(pipeline="full", params=plan.default_params("full")),
+        Setting(pipeline="full", params=rate),
+        Setting(pipeline="full", params=rate, model="elsewhere"),
+        Setting(pipeline="full", params=rate, model="small"),
+    ]
+    search = Search(
+        RunDir(tmp_path), make_plan(known=known), catalog, Listener(), Interruption(), started=time.monotonic()
+    )
+    kinds = [(config.kind, config.model, config.params["full.learning_rate"]) for config in search.queue[:3]]
+    assert kinds == [("default", "large", 1e-5), ("known", "large", 3e-4), ("known", "small", 3e-4)]
 
 
 def test_the_grid_ends():

@@ -25,6 +25,7 @@ __all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_co
 STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
 KINDS = {
     "default": "default",
+    "known": "known to do well",
     "published": "published settings",
     "search": "search",
     "seed": "further seed",
