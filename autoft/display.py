@@ -63,6 +63,8 @@ def outcome(result: TrialResult, plan: Plan) -> str:
     if result.state != "complete":
         return f"{_STATES[result.state]}: {result.reason}" if result.reason else _STATES[result.state]
     done = [v for v in result.variants if v.state == "complete" and plan.objective in v.validation]
+    if not done:
+        return f"{plan.objective} {result.validation[plan.objective]:.4f}, {result.reason}"
     sign = 1 if plan.higher_is_better else -1
     best = max(done, key=lambda variant: sign * variant.validation[plan.objective])
     size, latency = best.costs.get("model_size_bytes"), best.costs.get("latency_p50_ms")

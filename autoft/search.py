@@ -193,7 +193,7 @@ class _Pace:
         training = result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)
         self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
         self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
-        if result.state == "complete":
+        if any(variant.state == "complete" for variant in result.variants):
             # A head is fitted once, for the trials after it too.
             once = result.seconds.get("train", 0.0) + result.seconds.get("fit head", 0.0)
             self.overhead[model] = result.seconds["total"] - once
@@ -626,9 +626,35 @@ class Search:
             config=config.model_dump(mode="json"),
             precision=self.precision,
             screened=self.too_much.get(config.model, {}),
+            reached=self._reached(config),
             seconds=seconds,
             expected=self._expected(config),
         )
+
+    def _reached(self, config: TrialConfig) -> dict[str, float]:
+        """Return the best that is known of each variant that would cost what this trial's does, by name.
+
+        Compressed alike, models of one architecture are equally large and fast. Nothing is said where a trial has a further
+        use: as a repeat, in an average, as a teacher, or where the objectives are several.
+        """
+        plan = self.plan
+        if config.derived or config.kind == "default" or len(plan.objectives) > 1 or plan.folds > 1:
+            return {}
+        if plan.ensemble > 1 or plan.teachers > 1:
+            return {}
+        sign, found = 1 if plan.higher_is_better else -1, dict[str, float]()
+        for result in self.results.values():
+            other = result.config
+            alike = (other.model, plan.pipeline(other.pipeline).leaves, other.params.get("train.max_length"))
+            own = (config.model, plan.pipeline(config.pipeline).leaves, config.params.get("train.max_length"))
+            if alike != own or other.derived:
+                continue
+            for variant in result.variants:
+                value = variant.validation.get(plan.objective, math.nan)
+                best = found.get(variant.name, -sign * math.inf)
+                if variant.state == "complete" and sign * value > sign * best:
+                    found[variant.name] = value
+        return found
 
     def _expected(self, config: TrialConfig) -> float:
         """Return the seconds that a configuration is thought to take."""
@@ -1089,7 +1115,9 @@ class Search:
             return None
         own = [c for c in candidates(self.plan, [_as_search(result), *self._repeats(result)]) if not c.violations]
         if not own:
-            return None
+            # What could not be better than what there is was not compressed: its score is known all the same.
+            known = any(variant.state == "pruned" for variant in result.variants)
+            return [result.validation[self.plan.objective]] if known and len(self.plan.objectives) == 1 else None
         sign = 1 if self.plan.higher_is_better else -1
         best = max(own, key=lambda c: sign * c.objective)
         variant = next(v for v in result.variants if v.name == best.variant)

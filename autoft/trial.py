@@ -107,6 +107,8 @@ class Workplace:
     """Something was asked of this process before."""
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
+    reached: dict[str, float] = field(default_factory=dict)
+    """Of variants that cost what the trial's will, the best score that is known."""
 
     @classmethod
     def open(cls, run: RunDir) -> Workplace:
@@ -524,6 +526,9 @@ class Trial:
         offered = {variant.name for variant in self.plan.every_variant}
         if any(variant.state == "complete" and variant.name in offered for variant in result.variants):
             result.state = "complete"
+        elif "pruned" in states:
+            told = "not compressed: uncompressed it is behind what another trial reaches at the same cost"
+            result.state, result.reason = "complete", "; ".join(filter(None, (result.reason, told)))
         elif "infeasible" in states:
             result.state, result.reason = "infeasible", "no compressed variant fits the budget"
             misses = [variant.violations for variant in result.variants if variant.violations]
@@ -718,6 +723,11 @@ class Trial:
             outcome.violations = violations(outcome.costs, self.plan.budget)
             outcome.state, outcome.reason = "infeasible", "over the budget: " + ", ".join(outcome.violations)
             return outcome
+        # What is behind is not the best trial, whose files others start from.
+        if not yardstick and self._is_behind(variant.name):
+            outcome.state = "pruned"
+            outcome.reason = f"another trial's reaches {self.place.reached[variant.name]:.4g} at the same cost"
+            return outcome
         self.callbacks.stage(f"compress: {variant.name}")
         try:
             # New heads and dropout of what is trained again.
@@ -759,6 +769,13 @@ class Trial:
             shutil.rmtree(folder, ignore_errors=True)
         outcome.seconds = time.monotonic() - begin
         return outcome
+
+    def _is_behind(self, variant: str) -> bool:
+        """Say whether a variant cannot reach the front: even if compressing loses nothing, one that costs the same is better."""
+        reached = self.place.reached.get(variant)
+        sign = 1 if self.plan.higher_is_better else -1
+        own = self.result.validation.get(self.plan.objective, math.nan)
+        return reached is not None and sign * own < sign * reached
 
     def _step(self, name: str, write: Callable[[Path], None]) -> StepResult:
         """Measure what a model is in the middle of a chain, from files that are deleted afterwards."""

@@ -276,6 +276,43 @@ def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finishe
     assert any("starting from" in warning and "(+0." in warning for warning in report["warnings"])
 
 
+def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        budget={"time": "10m", "trials": 5},
+        compress=["none", "dynamic-int8"],
+        space={
+            "full.learning_rate": [2e-3, 1e-6, 2e-6, 3e-6, 5e-6],
+            "train.epochs": 6,
+            "train.batch_size": 8,
+            "train.head": "random",
+        },
+        search={"early_stopping": "none", "finalist_seeds": 0, "sampler": "grid"},
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = read_run(tmp_path / "runs/tiny").trials
+    assert [trial.state for trial in trials] == ["complete"] * 5
+    best: dict[str, float] = {}
+    left_out = 0
+    for trial in trials:
+        for variant in trial.variants:
+            score = trial.validation["accuracy"]
+            assert (variant.state == "pruned") == (score < best.get(variant.name, 0.0)), variant
+            left_out += variant.state == "pruned"
+            if variant.state == "pruned":
+                assert not variant.costs
+                assert variant.folder is None
+        for variant in trial.variants:
+            if variant.state == "complete":
+                best[variant.name] = max(best.get(variant.name, 0.0), variant.validation["accuracy"])
+    assert left_out >= 2, trials
+    page = (tmp_path / "runs/tiny/report.html").read_text()
+    assert "at the same cost" in page
+
+
 def test_a_search_over_folds_compares_means_and_ships_a_model_of_the_first(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,

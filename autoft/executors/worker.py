@@ -240,7 +240,7 @@ class _Worker:
         assert self.place is not None
         config = TrialConfig.model_validate(request["config"])
         self.place.precision.update(request["precision"])
-        self.place.screened = request["screened"]
+        self.place.screened, self.place.reached = request["screened"], request["reached"]
         self.number = config.number
         callbacks = Callbacks(self.stage, self.progress, self.validation)
         seconds = request["seconds"]

@@ -531,7 +531,9 @@ def _predictions(record: RunRecord) -> TableView | None:
 
 
 def _to_the_end(trial: TrialResult) -> bool:
-    """Say whether a training took all of its epochs."""
+    """Say whether a training took all of its epochs, and all that can come of it was made."""
+    if any(variant.state == "pruned" for variant in trial.variants):
+        return False
     epochs = trial.config.params.get("train.epochs")
     return not trial.curve or epochs is None or trial.curve[-1].epoch > float(epochs) - 0.01
 
