@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State, Target, WeightFormat
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.pretrained import DROPOUTS
 from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
 if TYPE_CHECKING:
@@ -236,19 +237,26 @@ def _answers_alike(proto: onnx.ModelProto, model: torch.nn.Module, spec: ExportS
 def _key(model: torch.nn.Module, spec: ExportSpec, exact: bool) -> str:
     known: Any = getattr(model, "config", None)
     config = known.to_dict() if known is not None else {}
-    # Names of labels and files, and what the loss was computed with, say nothing about the graph.
-    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version"}
+    # Names of labels and files, what the loss was computed with, and the dropout of the trial say nothing about the graph.
+    unlike = {"_name_or_path", "id2label", "label2id", "problem_type", "transformers_version", *DROPOUTS}
     unlike.update(() if exact else SIZES)
     pruned = set() if exact else _pruned(model)
     facts = {
         "class": type(model).__qualname__,
-        "config": {name: value for name, value in config.items() if name not in unlike},
+        "config": _without(config, unlike),
         "shapes": {name: None if name in pruned else [*value.shape] for name, value in model.state_dict().items()},
         "inputs": sorted(spec.inputs),
         "outputs": spec.outputs,
         "versions": [version("torch"), version("onnx"), version("onnxscript")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _without(config: Any, names: Collection[str]) -> Any:
+    """Return a configuration without these entries, in the parts that it is made of too."""
+    if not isinstance(config, Mapping):
+        return config
+    return {name: _without(value, names) for name, value in config.items() if name not in names}
 
 
 def _pruned(model: Any) -> set[str]:

@@ -10,8 +10,9 @@ from onnx import numpy_helper
 from autoft.contracts import ExportSpec
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.pretrained import DROPOUTS
 from autoft.strategies.layer_pruning import FfnPruning
-from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel
+from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _key
 
 MODELS = ["bert", "distilbert", "roberta", "gpt2"]
 
@@ -99,6 +100,32 @@ def test_a_smaller_vocabulary_and_narrower_blocks_take_the_graph_of_the_whole(
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(smaller, inputs), rtol=1e-3, atol=1e-4)
     sizes = [(tmp_path / name / GRAPH).stat().st_size for name in ("whole", "smaller")]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_trials_of_any_dropout_take_one_graph(model_type, make_checkpoint, make_target, load, task, tmp_path):
+    """Dropout is the search's to choose, and a model that answers has none."""
+    target = make_target(make_checkpoint(model_type), task)
+    inputs = batch(target, "the film was very good", "awful")
+    for number, dropout in enumerate((0.0, 0.07, 0.3)):
+        model = load(target, seed=number, **{name: dropout for name in DROPOUTS if name in target.config})
+        assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} >= {dropout}
+        graph = OnnxModel(written(tmp_path / str(number), Onnx(), model, target))
+        np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+    assert len([*(target.cache / "onnx").glob("*.onnx")]) == 1
+
+
+def test_the_parts_of_a_model_may_have_any_dropout_too(make_checkpoint, make_target, load, task):
+    target = make_target(make_checkpoint("bert"), task)
+    spec = task.export_inputs(target.context)
+
+    def key(**changes):
+        model = load(target)
+        model.config.part = {"hidden_dropout_prob": 0.1, "heads": 4, **changes}
+        return _key(model, spec, exact=True)
+
+    assert key(hidden_dropout_prob=0.3) == key()
+    assert key(heads=2) != key()
 
 
 def test_a_cached_graph_that_does_not_fit_is_traced_anew(make_checkpoint, make_target, load, task, tmp_path):
