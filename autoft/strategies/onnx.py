@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import linecache
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -285,7 +287,7 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
     if use_cache:
         config.use_cache = False
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), _sources_forgotten():
             program = torch.onnx.export(
                 _with_names(model, list(spec.inputs)) if hasattr(model, "peft_config") else model,
                 kwargs=dict(spec.inputs),
@@ -301,10 +303,47 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
                 path = Path(folder) / GRAPH
                 program.save(str(path))
                 proto = onnx.load(str(path))
+            _forget_shapes(program.exported_program)
     finally:
         if use_cache:
             config.use_cache = use_cache
     return bare(proto)
+
+
+def _forget_shapes(program: Any) -> None:
+    """Let go of what torch noted of a model's shapes, which else stays as long as the process.
+
+    The notes are ten thousand objects a graph, and every later collection of garbage would look through them. They hold
+    each other by way of tensors, where the collection sees no cycle, and are keys of caches of torch's. torch's own
+    compiler breaks the same cycle when it is done (``output_graph.py``), its export does not as of 2.13.
+
+    Args:
+        program: an exported program that is not needed any more.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor) and value.fake_mode.shape_env is not None:
+            value.fake_mode.shape_env.tracked_fakes = None
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
+
+
+@contextmanager
+def _sources_forgotten() -> Iterator[None]:
+    """Let go of the texts of all functions that torch writes meanwhile: a megabyte for twelve layers, kept for tracebacks."""
+    from torch.fx.graph_module import _loader
+
+    before = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        for name in _loader.eval_cache.keys() - before:
+            del _loader.eval_cache[name]
+            linecache.cache.pop(name, None)
 
 
 def _with_names(model: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:

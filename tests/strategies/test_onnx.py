@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import gc
+import linecache
+import logging
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.graph_module import _loader
 
 from autoft.contracts import ExportSpec
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.pretrained import DROPOUTS
 from autoft.strategies.layer_pruning import FfnPruning
-from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _key
+from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _key, graph_of
 
 MODELS = ["bert", "distilbert", "roberta", "gpt2"]
 
@@ -153,6 +160,27 @@ def test_a_damaged_cache_is_traced_anew(suffix, make_checkpoint, make_target, lo
     graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
     inputs = batch(target, "the film was good")
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_of_a_traced_graph_stays_with_the_process(make_checkpoint, make_target, load, task, caplog):
+    """What torch notes of shapes and writes as code: each of many trials that are traced would be slower than the last."""
+    # pytest keeps what is logged, and with it what it is about.
+    caplog.set_level(logging.CRITICAL, logger="torch.__trace")
+    target = replace(make_target(make_checkpoint("bert"), task), cache=None)
+    model = load(target)
+    texts, notes, objects = [], [], []
+    for _ in range(5):
+        graph_of(model, target)
+        gc.collect()
+        there = gc.get_objects()
+        objects.append(len(there))
+        notes.append(sum(isinstance(one, ShapeEnv) for one in there))
+        texts.append(set(_loader.eval_cache) | {name for name in linecache.cache if "eval_with_key" in name})
+        del there
+    assert texts[4] == texts[0]
+    # Those of the last ones may stay.
+    assert notes[4] == notes[2]
+    assert objects[4] - objects[2] < 1000, "two that stay are twenty thousand"
 
 
 def test_int8_stores_matrices_and_tables_in_one_byte_a_weight(make_checkpoint, make_target, load, task, tmp_path):
