@@ -138,7 +138,7 @@ def search(
             engine.go()
         finally:
             write_json(folder.path / "importance.json", engine.importance())
-            folder.write_trials_csv()
+            folder.write_trials_csv(engine.results.values())
             _count_time(folder, used, started, worked=engine.began)
         if engine.ended:
             listener.note(f"The search ended: {engine.ended}.")

@@ -372,6 +372,14 @@ class RunDir:
         self.trial(result.number).mkdir(parents=True, exist_ok=True)
         write_json(self.result(result.number), result.model_dump(mode="json"))
 
+    def read_result(self, number: int) -> TrialResult:
+        """Return the result of a trial that is done.
+
+        Raises:
+            RunFolderError: its file is absent or damaged.
+        """
+        return _read_model(self.result(number), TrialResult)
+
     def results(self) -> list[TrialResult]:
         """Return the results of all trials that are done, by number.
 
@@ -382,9 +390,9 @@ class RunDir:
         found = sorted(folder.glob("[0-9]*/result.json")) if folder.is_dir() else []
         return [_read_model(path, TrialResult) for path in found]
 
-    def write_trials_csv(self) -> None:
-        """Write one line for each trial and variant, all figures of all trials."""
-        results = self.results()
+    def write_trials_csv(self, results: Iterable[TrialResult]) -> None:
+        """Write one line for each trial and variant, all figures of these trials, by number."""
+        results = sorted(results, key=lambda result: result.number)
         params = sorted({name for result in results for name in result.config.params})
         metrics = sorted({name for result in results for variant in result.variants for name in variant.validation})
         costs = sorted({name for result in results for variant in result.variants for name in variant.costs})

@@ -271,6 +271,8 @@ class Search:
         for result in self.results.values():
             self._at_fold(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
+        self.sizes: dict[tuple[int, str], int] = {}
+        """By trial and variant, the bytes of the files that there are."""
         self.startup = STARTUP_SECONDS
         self.ended = ""
         self.began = False
@@ -556,8 +558,7 @@ class Search:
             case "done":
                 config = self.running.pop(event.worker)
                 idle.add(event.worker)
-                result = next(r for r in self.run.results() if r.number == config.number)
-                self._finish(result)
+                self._finish(self.run.read_result(config.number))
             case "renew":
                 executor.stop(event.worker)
                 executor.start(event.worker)
@@ -672,7 +673,7 @@ class Search:
         if result.state == "infeasible":
             self.study.restart_early_stopping([r for r in self._told() if r.state != "infeasible"])
         self._drop_weights()
-        self.run.write_trials_csv()
+        self.run.write_trials_csv(self.results.values())
         write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
         self.listener.trial_done(result, self.standing())
         self._stop_if_all_fail()
@@ -1173,12 +1174,13 @@ class Search:
 
     def _drop_weights(self) -> None:
         """Delete the files of variants that are not on the front."""
-        sizes: dict[tuple[int, str], int] = {}
-        for result in self.results.values():
-            for variant in result.variants:
-                if variant.folder:
-                    sizes[result.number, variant.name] = _folder_size(self.run.inside(variant.folder))
-        keep = weights_to_keep(self.plan, list(self.results.values()), sizes)
+        there = {(r.number, v.name): v.folder for r in self.results.values() for v in r.variants if v.folder}
+        # What a trial left is not written again: its size is counted once.
+        self.sizes = {
+            key: self.sizes[key] if key in self.sizes else _folder_size(self.run.inside(folder))
+            for key, folder in there.items()
+        }
+        keep = weights_to_keep(self.plan, list(self.results.values()), self.sizes)
         for result in self.results.values():
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
             for variant in dropped:

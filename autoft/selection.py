@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from autoft.errors import NothingFeasible
 from autoft.plan import Plan, violations
 from autoft.rundir import Candidate, Selection, TrialResult
@@ -53,10 +55,19 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
                 figures = candidate.seeds if result.config.kind == "seed" else candidate.folds
                 figures.append(value)
                 candidate.objective = sum(figures) / len(figures)
-    feasible = _comparable([candidate for candidate in found.values() if not candidate.violations])
-    for candidate in feasible:
-        candidate.front = not any(dominates(other, candidate, plan) for other in feasible)
+    _mark_front(_comparable([candidate for candidate in found.values() if not candidate.violations]), plan)
     return list(found.values())
+
+
+def _mark_front(pool: Sequence[Candidate], plan: Plan) -> None:
+    """Set ``front`` of those that none of the pool dominates.
+
+    As :func:`dominates` says, of all pairs; in arrays, as this is asked several times after each trial, of all before it.
+    """
+    vectors = np.array([_vector(candidate, plan) for candidate in pool])
+    for candidate, vector in zip(pool, vectors, strict=True):
+        ahead = (vectors <= vector).all(axis=1) & (vectors != vector).any(axis=1)
+        candidate.front = not ahead.any()
 
 
 def _comparable(pool: Sequence[Candidate]) -> list[Candidate]:

@@ -52,11 +52,8 @@ def test_a_trial_without_a_result_is_cleared_and_its_number_told(run):
 
 
 def test_the_csv_holds_every_figure_and_leaves_undefined_ones_empty(run):
-    run.write_result(result(0))
-    run.write_result(
-        result(1, state="pruned", reason='behind, "far"\nbehind', variants=[], validation={"accuracy": 0.4})
-    )
-    run.write_trials_csv()
+    pruned = result(1, state="pruned", reason='behind, "far"\nbehind', variants=[], validation={"accuracy": 0.4})
+    run.write_trials_csv([pruned, result(0)])
     with (run.path / "trials.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [line["trial"] for line in lines] == ["0", "1"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import pytest
@@ -616,6 +617,46 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
     search._handle(Recorder(), Event(0, "renew", {"trial": 0}), idle)
     assert asked == ["stop", "start", (0, "trial", 0)]
     assert (search.running, idle) == ({0: config}, set())
+
+
+LOOKED_AT: list[tuple[str, str]] = []
+"""Audited events of files, with the path: what was opened and which folders were listed; since it was last emptied."""
+
+
+def _look(event: str, arguments: tuple) -> None:
+    if event in {"open", "os.scandir", "os.listdir"}:
+        LOOKED_AT.append((event, str(arguments[0])))
+
+
+@pytest.fixture(scope="module")
+def watched_files():
+    """Hooks stay as long as the process does: one for all tests of this module."""
+    sys.addaudithook(_look)
+
+
+def test_after_a_trial_no_files_of_earlier_ones_are_looked_at(tmp_path, catalog, watched_files):
+    search = engine(tmp_path, catalog, storage_bytes=10**9, ensemble=1)
+    idle: set[int] = set()
+    for number in range(12):
+        config = search.plan.default_config().model_copy(update={"number": number})
+        # Each is better and larger than the last, so all files stay.
+        result = untimed(done(config, 0.5 + number / 100))
+        folder = f"trials/{number:04d}/variants/none"
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "weights").write_bytes(b"x" * (number + 1))
+        result.variants[0].folder, result.variants[0].costs = folder, {"model_size_bytes": number + 1.0}
+        search.run.write_result(result)
+        search.running[0] = config
+        LOOKED_AT.clear()
+        search._handle(None, Event(0, "done", {"trial": number}), idle)
+        assert [path for event, path in LOOKED_AT if event == "open" and path.endswith("result.json")] == [
+            str(search.run.result(number))
+        ]
+        others = [path for _, path in LOOKED_AT if "/trials/" in path and f"/trials/{number:04d}" not in path]
+        assert others == []
+    assert search.sizes == {(number, "none"): number + 1 for number in range(12)}
+    lines = (tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in lines] == ["trial", *(str(number) for number in range(12))]
 
 
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:
