@@ -22,6 +22,13 @@ from autoft.training import Regularization, checkpoint_gradients, optimizer_of, 
 __all__ = ["CannotTrace", "Trace", "run_steps", "skeleton", "trace_training"]
 
 
+KNOWN_SHAPES = 5000
+"""Entries of torch's cache of what an operation makes of shapes, beyond which it is emptied: it has no bound of its own.
+
+A trace of two layers adds two hundred where only the batch differs, and makes use of as many.
+"""
+
+
 class CannotTrace(AutoftError):
     """A configuration cannot be traced without its weights; the message says why."""
 
@@ -85,6 +92,8 @@ def skeleton(work: Work, setting: Setting) -> torch.nn.Module:
 
 
 def _traced(work: Work, setting: Setting, batch: dict[str, torch.Tensor]) -> Trace:
+    if len(FakeTensorMode.cache) > KNOWN_SHAPES:
+        FakeTensorMode.cache_clear()
     model = skeleton(work, setting)
     parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trace_quantized(model)

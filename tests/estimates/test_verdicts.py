@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoft.errors import ModelError
+from autoft.estimates import steps
 from autoft.estimates.probe import loaded_model, probe
 from autoft.estimates.setting import Setting, Work
 from autoft.estimates.steps import CannotTrace, task_batch, trace_training
@@ -121,6 +123,18 @@ def test_what_changes_nothing_about_memory_is_traced_once(bench, catalog, tmp_pa
     assert len(list(tmp_path.glob("trace-*.json"))) == 1
     predict(changed(**{"train.optimizer": "sgd"}), catalog, Constants(0), tmp_path)
     assert len(list(tmp_path.glob("trace-*.json"))) == 2
+
+
+def test_what_torch_keeps_of_traces_is_bounded(bench, catalog, monkeypatch):
+    monkeypatch.setattr(steps, "KNOWN_SHAPES", 500)
+    FakeTensorMode.cache_clear()
+    known = []
+    for size in range(2, 8):
+        trace_training(setting_of(bench, catalog).with_batch(size), catalog)
+        known.append(len(FakeTensorMode.cache))
+    # Where it is emptied, the next trace begins at what one trace takes.
+    assert known[1] > known[0]
+    assert max(known) <= 500 + known[0]
 
 
 def test_rows_of_the_data_stand_in_for_those_of_the_task(bench, catalog):
