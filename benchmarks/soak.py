@@ -3,7 +3,8 @@
 
 A search of BERT-tiny on a few movie reviews, with several pipelines, early stopping and int8. After each trial the
 resident memory of the command and of its workers, their open files, the files and bytes of the run folder, and the
-seconds since the last trial are noted. Printed are medians by tenths of the run.
+seconds since the last trial are noted, and how many of these were not the trial's own: what a trial takes depends on
+what the sampler chose, what is beside it should not. Printed are medians by tenths of the run.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Watch(Listener):
                 "run MB": sum(path.stat().st_size for path in files) / 1e6,
                 "seconds a trial": now - self.last,
                 "seconds of training": result.seconds.get("train", 0.0),
+                "seconds beside the trial": now - self.last - result.seconds.get("total", 0.0),
             }
         )
         self.last = now
