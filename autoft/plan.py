@@ -682,6 +682,11 @@ class _Planner:
                 f"{', '.join(objectives)}; use none, or one objective: the report shows the front of quality, size "
                 "and latency anyway",
             )
+        if early_stopping == "wilcoxon" and search.folds < 2:
+            self.fault(
+                "search.early_stopping",
+                "wilcoxon compares trials over folds, and search.folds is 1; set it to 5, or use halving",
+            )
         if len(objectives) > 1 and search.sampler in {"cmaes", "gp"}:
             self.fault("search.sampler", f"{search.sampler} takes one objective; use tpe or nsga2 with several")
         ensemble = self.effort["ensemble"] if search.ensemble is None else search.ensemble

@@ -84,6 +84,9 @@ UNKNOWN_CHAIN = 2.0
 FOUNDED = 2
 """How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
+QUARTERS = 4
+"""Into how many parts each training is cut: at the end of one, trials are compared."""
+
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
 
@@ -1265,15 +1268,21 @@ class _Study:
     def behind(self, config: TrialConfig, epoch: float, value: float) -> bool:
         """Report a validation and say whether the trial should stop; the default and further seeds never do.
 
-        A trial competes with trials of its own model and of smaller ones: that a small model scores less than a large
-        one is no reason to stop it, that a large one scores less than a small one is. A trial within one standard error
-        of the best at the same point is not behind: on a few hundred rows, that is chance.
+        What is compared is the best score so far at each quarter of a trial's own training: after as many epochs, a short
+        training whose learning rate has nearly fallen to zero is always ahead of a long one. A trial competes with trials of its own model and of smaller ones: that a small model scores less than a large
+        one is no reason to stop it, that a large one scores less than a small one is. A trial within half a standard
+        error of the best at the same point is not behind: on a few hundred rows, that is chance.
         """
         if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
             return False
         if self.plan.folds > 1 and self.plan.early_stopping == "wilcoxon":
             return False
-        behind, rung = False, _rung(epoch)
+        sign = 1 if self.plan.higher_is_better else -1
+        value = sign * max(sign * value, self.so_far.get(config.number, -math.inf))
+        self.so_far[config.number] = sign * value
+        behind, rung = False, _quarters(config, epoch)
+        if rung == 0:
+            return False
         for model in self._rivals(config.model):
             trial = self.watch.get((config.number, model))
             if trial is None:
@@ -1281,11 +1290,11 @@ class _Study:
             trial.report(value, rung)
             judged = trial.should_prune()
             key = (model, rung)
-            sign = 1 if self.plan.higher_is_better else -1
             self.best_at[key] = max(self.best_at.get(key, -math.inf), sign * value)
             if model == config.model:
-                behind = judged and sign * value < self.best_at[key] - self._standard_error(value)
-        return behind and config.kind != "default"
+                behind = judged and sign * value < self.best_at[key] - self._standard_error(value) / 2
+        # At its end there is nothing left to save.
+        return behind and config.kind != "default" and rung < QUARTERS
 
     def behind_at_fold(self, number: int, fold: int, value: float) -> bool:
         """Enter what a configuration scored on a fold and say whether it is behind the best on the folds so far.
@@ -1349,7 +1358,7 @@ class _Study:
         elif result.state == "pruned":
             if len(self.plan.objectives) == 1:
                 for point in result.curve:
-                    trial.report(point.validation[self.plan.objective], _rung(point.epoch))
+                    trial.report(point.validation[self.plan.objective], _quarters(result.config, point.epoch))
             self.study.tell(trial, state=state.PRUNED)
         else:
             self.study.tell(trial, state=state.FAIL if result.state == "failed" else state.PRUNED)
@@ -1386,6 +1395,8 @@ class _Study:
         """Begin the early stopping anew with the trials that compete."""
         self.watch = {}
         self.best_at: dict[tuple[str, int], float] = {}
+        self.so_far: dict[int, float] = {}
+        """By trial, its best score, greater being better."""
         direction = "maximize" if self.plan.higher_is_better else "minimize"
         self.stopping = {
             model.name: self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))
@@ -1427,9 +1438,10 @@ def _constraint(result: TrialResult, key: str) -> float:
     return result.violations[key]
 
 
-def _rung(epoch: float) -> int:
-    """Return the resource of a validation in half epochs, alike for all configurations."""
-    return max(1, round(2 * epoch))
+def _quarters(config: TrialConfig, epoch: float) -> int:
+    """Return how many quarters of its own training a trial is through."""
+    epochs = float(config.params.get("train.epochs") or 1)
+    return min(QUARTERS, int(QUARTERS * epoch / epochs + 1e-6))
 
 
 def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
@@ -1501,15 +1513,11 @@ def _stopper(plan: Plan) -> optuna.pruners.BasePruner:
     pruners = optuna.pruners
     match plan.early_stopping:
         case "halving":
-            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
         case "hyperband":
-            top = plan.domain("train.epochs")
-            most = top.high if isinstance(top, Int) else max(int(c) for c in top.choices)  # type: ignore[arg-type, union-attr]
-            return pruners.HyperbandPruner(min_resource=1, max_resource=max(2, 2 * most), reduction_factor=3)
+            return pruners.HyperbandPruner(min_resource=1, max_resource=QUARTERS, reduction_factor=2)
         case "median":
             return pruners.MedianPruner(n_startup_trials=3)
-        case "wilcoxon":
-            return pruners.WilcoxonPruner(p_threshold=0.1)
         case _:
             return pruners.NopPruner()
 

@@ -44,6 +44,100 @@ class Looped:
     params: dict[str, Any] = field(default_factory=dict)
 
 
+class PlainTrainer:
+    """Trainings of the first model of a finished search for text classification by transformers' Trainer, on its rows.
+
+    Args:
+        run: the search.
+        plan: its plan.
+        seconds: when a training is left as it is.
+    """
+
+    def __init__(self, run: RunDir, plan: Plan, seconds: float = math.inf) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        self.begin, self.seconds, self.plan = time.monotonic(), seconds, plan
+        torch.set_num_threads(plan.threads)
+        data = open_data(run.data)
+        self.labels = list(plan.facts["labels"])
+        self.path = plan.models[0].path
+        self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        length = plan.domain("train.max_length").default
+        self.longest = min(int(length), self.tokenizer.model_max_length)
+        self.train, self.validation, self.test = (
+            self.encoded(split) for split in (data.train, data.validation, data.test)
+        )
+        self.scores: list[tuple[float, float]] = []
+        """Seconds since the begin, and validation accuracy, after each epoch of each training."""
+
+    def encoded(self, split: Split) -> list[dict[str, Any]]:
+        """Return the features of a split."""
+        rows = split[:]
+        tokens = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.longest)
+        return [
+            {**{name: values[i] for name, values in tokens.items()}, "labels": self.labels.index(str(row["label"]))}
+            for i, row in enumerate(rows)
+        ]
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() - self.begin > self.seconds
+
+    def trained(self, **arguments: Any) -> Any:
+        """Return the Trainer after a training, with its best epoch; ``arguments`` are TrainingArguments."""
+        import numpy as np
+        import torch
+        from transformers import (
+            AutoModelForSequenceClassification,
+            DataCollatorWithPadding,
+            PrinterCallback,
+            Trainer,
+            TrainerCallback,
+            TrainingArguments,
+        )
+
+        def accuracy(prediction: Any) -> dict[str, float]:
+            return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+        outer = self
+
+        class Watch(TrainerCallback):
+            def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+                outer.scores.append((time.monotonic() - outer.begin, float(metrics["eval_accuracy"])))
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                control.should_training_stop |= outer.over
+
+        torch.manual_seed(self.plan.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                model=AutoModelForSequenceClassification.from_pretrained(self.path, num_labels=len(self.labels)),
+                args=TrainingArguments(
+                    output_dir=folder,
+                    eval_strategy="epoch",
+                    save_strategy="epoch",
+                    load_best_model_at_end=True,
+                    metric_for_best_model="accuracy",
+                    save_total_limit=1,
+                    report_to=[],
+                    disable_tqdm=True,
+                    seed=self.plan.seed,
+                    use_cpu=self.plan.device == "cpu",
+                    **arguments,
+                ),
+                train_dataset=self.train,
+                eval_dataset=self.validation,
+                data_collator=DataCollatorWithPadding(self.tokenizer),
+                compute_metrics=accuracy,
+                callbacks=[Watch()],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return trainer
+
+
 def loop(run: RunDir, plan: Plan, seconds: float, *, whole: bool = True) -> Looped:
     """Search on a run's rows for text classification with its first model, and return what was found.
 
@@ -53,85 +147,27 @@ def loop(run: RunDir, plan: Plan, seconds: float, *, whole: bool = True) -> Loop
         seconds: when to end.
         whole: let the training that is under way end; without, it is left as it is, and not judged.
     """
-    begin = time.monotonic()
-    import numpy as np
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-
-    torch.set_num_threads(plan.threads)
-    data = open_data(run.data)
-    labels = list(plan.facts["labels"])
-    path = plan.models[0].path
-    tokenizer = AutoTokenizer.from_pretrained(path)
-
-    def encoded(split: Split) -> list[dict[str, Any]]:
-        rows = split[:]
-        tokens = tokenizer([row["text"] for row in rows], truncation=True)
-        return [
-            {**{name: values[i] for name, values in tokens.items()}, "labels": labels.index(str(row["label"]))}
-            for i, row in enumerate(rows)
-        ]
-
-    train, validation, test = encoded(data.train), encoded(data.validation), encoded(data.test)
     found = Looped()
-
-    def accuracy(prediction: Any) -> dict[str, float]:
-        return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
-
-    class Watch(TrainerCallback):
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-            found.scores.append((time.monotonic() - begin, float(metrics["eval_accuracy"])))
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop |= not whole and time.monotonic() - begin > seconds
+    plain = PlainTrainer(run, plan, math.inf if whole else seconds)
+    found.scores = plain.scores
 
     def objective(trial: optuna.Trial) -> float:
-        torch.manual_seed(plan.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                model=AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels)),
-                args=TrainingArguments(
-                    output_dir=folder,
-                    learning_rate=trial.suggest_float("learning_rate", 5e-6, 2e-4, log=True),
-                    num_train_epochs=trial.suggest_int("epochs", 2, 5),
-                    per_device_train_batch_size=trial.suggest_categorical("batch_size", [16, 32]),
-                    per_device_eval_batch_size=32,
-                    warmup_steps=0.06,
-                    weight_decay=0.01,
-                    eval_strategy="epoch",
-                    save_strategy="epoch",
-                    load_best_model_at_end=True,
-                    metric_for_best_model="accuracy",
-                    save_total_limit=1,
-                    report_to=[],
-                    disable_tqdm=True,
-                    seed=plan.seed,
-                    use_cpu=plan.device == "cpu",
-                ),
-                train_dataset=train,
-                eval_dataset=validation,
-                data_collator=DataCollatorWithPadding(tokenizer),
-                compute_metrics=accuracy,
-                callbacks=[Watch()],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            if not whole and time.monotonic() - begin > seconds:
-                trial.study.stop()
-                raise optuna.TrialPruned
-            value = float(trainer.evaluate()["eval_accuracy"])
-            if value > found.value:
-                found.value, found.params = value, trial.params
-                found.test = trainer.predict(test).metrics["test_accuracy"]
-        found.ends.append(time.monotonic() - begin)
+        trainer = plain.trained(
+            learning_rate=trial.suggest_float("learning_rate", 5e-6, 2e-4, log=True),
+            num_train_epochs=trial.suggest_int("epochs", 2, 5),
+            per_device_train_batch_size=trial.suggest_categorical("batch_size", [16, 32]),
+            per_device_eval_batch_size=32,
+            warmup_steps=0.06,
+            weight_decay=0.01,
+        )
+        if plain.over:
+            trial.study.stop()
+            raise optuna.TrialPruned
+        value = float(trainer.evaluate()["eval_accuracy"])
+        if value > found.value:
+            found.value, found.params = value, trial.params
+            found.test = trainer.predict(plain.test).metrics["test_accuracy"]
+        found.ends.append(time.monotonic() - plain.begin)
         print(f"trial {trial.number}: {value:.4f} after {found.ends[-1]:.0f} s, {trial.params}", flush=True)
         if found.ends[-1] > seconds:
             trial.study.stop()

@@ -257,6 +257,7 @@ CASES = [
         2,
         "early_stopping",
     ),
+    Case("a test over folds without folds", explain(search={"early_stopping": "wilcoxon"}), 2, "search.folds is 1"),
     Case("--set without a value", override("budget.time"), 2, "needs the form key=value"),
     Case("--set into a value", override("task.name=x"), 2, "'task' is a value, not a section"),
     Case(

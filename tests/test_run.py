@@ -276,6 +276,26 @@ def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finishe
     assert any("starting from" in warning and "(+0." in warning for warning in report["warnings"])
 
 
+def test_a_search_like_an_earlier_run_tries_its_best_configurations_first(finished, tmp_path, tiny_model, reviews):
+    earlier = read_run(finished / "runs/tiny")
+    done = [trial for trial in earlier.trials if trial.state == "complete" and not trial.config.derived]
+    best = max(done, key=lambda trial: max(v.validation["accuracy"] for v in trial.variants if v.validation))
+    recipe = write_recipe(
+        tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 2}, search={"finalist_seeds": 0, "seed": 5}
+    )
+    like = os.path.relpath(finished / "runs/tiny", tmp_path)
+    found = autoft_command("search", recipe, "--like", like, cwd=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    default, second = read_run(tmp_path / "runs/tiny").trials
+    assert (default.config.kind, second.config.kind) == ("default", "known")
+    tried = [default.config.params, second.config.params]
+    assert best.config.params in tried
+    assert "known to do well" in (tmp_path / "runs/tiny/report.html").read_text()
+    # The same command goes on where it was: here it has nothing to do.
+    again = autoft_command("search", recipe, "--like", like, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
 def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,
