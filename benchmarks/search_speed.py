@@ -10,6 +10,8 @@ and the smallest and largest:
 - test accuracy of what each leaves: of autoft the model that it ships, compressed, and its default fine-tune;
 - configurations judged an hour: trained to an end that is told, be it by early stopping;
 - share of autoft's time that is spent in training steps, without validations;
+- where `--autogluon` names a Python that has it: test accuracy of AutoGluon's MultiModalPredictor, on the same rows and
+  backbone, with its own settings, in at most the same time;
 - hypervolume of validation accuracy, size and latency (see `fronts.py`): of autoft all that it measured, of the loop its
   best model, which has the size and latency of the default fine-tune, being the same network.
 
@@ -21,9 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,9 +37,10 @@ from fronts import MODEL, default_of, gains, hypervolume, majority_of, point_of,
 from plain_loop import loop
 
 from autoft.api import search
+from autoft.data import open_data
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import plan_of
+from autoft.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.quantities import parse_seconds
 from autoft.rundir import RunDir, TrialResult, read_run
@@ -56,6 +62,25 @@ class Clock(Listener):
     def trial_done(self, result: TrialResult, standing: Any) -> None:
         """Say how far it is."""
         print(f"  trial {result.number}: {result.state}", file=sys.stderr, flush=True)
+
+
+def autogluon(run: RunDir, plan: Plan, seconds: float, python: Path) -> dict[str, float]:
+    """Return what AutoGluon's MultiModalPredictor scores on the rows of a run within so many seconds."""
+    data = open_data(run.data)
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "validation", "test"):
+            rows = [{"text": row["text"], "label": str(row["label"])} for row in getattr(data, split)[:]]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (Path(folder) / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        words = [str(python), str(Path(__file__).with_name("autogluon_multimodal.py")), folder]
+        words += ["--model", plan.models[0].path, "--seconds", str(round(seconds)), "--seed", str(plan.seed)]
+        # Its interpreter has libraries of its own.
+        known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [*words, "--threads", str(plan.threads)], env=known, stdout=subprocess.PIPE, text=True, check=True
+        )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def first(scores: list[tuple[float, float]], value: float) -> float | None:
@@ -116,6 +141,9 @@ def compare(name: str, data: dict[str, Any], seed: int, given: argparse.Namespac
         "loop volume": theirs,
         "budget": seconds,
     }
+    if given.autogluon:
+        other = autogluon(RunDir(folder), plan, seconds, given.autogluon)
+        found |= {f"autogluon {name}": value for name, value in other.items()}
     figures.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found
 
@@ -130,18 +158,19 @@ def table(found: list[dict[str, Any]]) -> str:
     """Return the comparison as a Markdown table, and the medians."""
     lines = [
         "| data | seed | loop: validation | at | autoft there at | share of the time | judged an hour, loop | autoft "
-        "| test, loop | autoft shipped | autoft default | training share | hypervolume, loop | autoft |",
-        "| --- " * 14 + "|",
+        "| test, loop | AutoGluon | autoft shipped | autoft default | training share | hypervolume, loop | autoft |",
+        "| --- " * 15 + "|",
     ]
     for one in found:
         hour = 3600 / one["budget"]
         there = one["autoft reached"]
         at = "never" if there is None else f"{there:.0f} s"
+        glued = f"{one['autogluon test']:.4f}" if "autogluon test" in one else ""
         share = "" if there is None else f"{there / one['budget']:.2f}"
         lines.append(
             f"| {one['data']} | {one['seed']} | {one['loop validation']:.4f} | {one['loop reached']:.0f} s | {at} "
             f"| {share} | {one['loop judged'] * hour:.0f} | {one['autoft judged'] * hour:.0f} "
-            f"| {one['loop test']:.4f} | {one['autoft test']:.4f} | {one['default test']:.4f} "
+            f"| {one['loop test']:.4f} | {glued} | {one['autoft test']:.4f} | {one['default test']:.4f} "
             f"| {one['training share']:.2f} | {one['loop volume']:.4f} | {one['volume']:.4f} |"
         )
     reached = [one["autoft reached"] / one["budget"] for one in found if one["autoft reached"] is not None]
@@ -165,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="training rows at most")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets beside movie reviews")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="an interpreter that has autogluon.multimodal")
     parser.add_argument("--runs", type=Path, default=Path("runs/search-speed"), help="where run folders go")
     given = parser.parse_args()
     silence_libraries()
