@@ -23,9 +23,9 @@ from autoft.errors import DataError, NothingFeasible, RecipeError, RunFolderErro
 from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import export, measure_final, measure_pick, write_card
 from autoft.hardware import Hardware
-from autoft.plan import Plan, budget_limits, make_plan, plan_of, plan_target, violations
+from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
-from autoft.portfolio import settings_of_run
+from autoft.portfolio import settings_like, settings_of_run
 from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
@@ -124,8 +124,7 @@ def search(
         listener.phase("prepare data")
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         plan = _with_scales(_with_known_time(plan, folder), folder, listener)
-        if plan.like is not None:
-            plan = plan.model_copy(update={"known": settings_of_run(Path(plan.like), LIKE)})
+        plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
@@ -144,6 +143,14 @@ def search(
             listener.note(f"The search ended: {engine.ended}.")
         _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+def _known_settings(plan: Plan, recipe: Recipe) -> list[Setting]:
+    """Return what is to be tried right after the default: an earlier run says more than the portfolio."""
+    if plan.like is not None:
+        return settings_of_run(Path(plan.like), LIKE)
+    default = plan.models[0]
+    return settings_like(plan.task, default.size_bytes) if recipe.search.portfolio else []
 
 
 def _with_prepared_data(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:

@@ -7,6 +7,8 @@ sets and models like these best together, found by ``benchmarks/portfolio.py`` a
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,13 @@ from autoft.rundir import TrialConfig, read_run
 from autoft.selection import best_trials
 from autoft.space import Categorical, Int
 
-__all__ = ["configuration", "settings_of_run"]
+__all__ = ["PORTFOLIO", "configuration", "settings_like", "settings_of_run"]
+
+PORTFOLIO = Path(__file__).with_name("portfolio.json")
+"""Written by ``benchmarks/portfolio.py``: settings that served several data sets together, by task and size of the model."""
+
+SIMILAR = 4.0
+"""How many times larger or smaller a model may be than the one that a setting was found with."""
 
 
 def settings_of_run(run: Path, most: int) -> list[Setting]:
@@ -33,6 +41,28 @@ def settings_of_run(run: Path, most: int) -> list[Setting]:
     return [
         Setting(pipeline=one.config.pipeline, params=one.config.params, model=one.config.model) for one in best[:most]
     ]
+
+
+def settings_like(task: str, model_bytes: float, portfolio: Path = PORTFOLIO) -> list[Setting]:
+    """Return the portfolio's settings for a task and the model nearest in size, the first to try first.
+
+    Args:
+        task: by name.
+        model_bytes: size of the model's weights.
+        portfolio: the file.
+
+    Returns:
+        none where nothing is known of the task, or of models of about this size.
+    """
+    entries = [one for one in json.loads(portfolio.read_text(encoding="utf-8")) if one["task"] == task]
+
+    def distance(entry: dict[str, Any]) -> float:
+        return abs(math.log(max(model_bytes, 1.0) / entry["model_bytes"]))
+
+    nearest = min(entries, key=distance, default=None)
+    if nearest is None or distance(nearest) > math.log(SIMILAR):
+        return []
+    return [Setting.model_validate(setting) for setting in nearest["settings"]]
 
 
 def configuration(plan: Plan, setting: Setting) -> TrialConfig | None:

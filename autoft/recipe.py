@@ -145,6 +145,8 @@ class SearchSection(_Section):
     """What is optimised: a quality metric, and optionally cost metrics beside it; default: the task's first metric."""
     like: str | None = None
     """An earlier run of this task, broken off or not: its best configurations are tried right after the default."""
+    portfolio: bool = True
+    """Try settings early that served other data sets well, where some are known for the task and the model's size."""
     seed: int = Field(default=0, ge=0)
     """Of sampling, splits and the first training of each configuration."""
     tolerance: float = Field(default=0.01, ge=0)

@@ -38,7 +38,7 @@ def classification_sets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     sentences = reviews(given.rows)
     sets = {"rotten-tomatoes": sentences, "imdb": {**sentences, "where": {"source": "imdb"}}}
     for name, folder in (one.partition("=")[::2] for one in given.data):
-        limit = {"train": given.rows, "validation": 1000, "test": 2000}
+        limit = {"train": given.rows, "validation": 1000, "test": 1000}
         sets[name] = {**splits_of(Path(folder)), "limit": limit}
     if unknown := set(given.only) - set(sets):
         sys.exit(f"--only {', '.join(sorted(unknown))}: choose from {', '.join(sets)}")

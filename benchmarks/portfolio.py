@@ -27,9 +27,10 @@ from first_trial import MODELS, classification_sets
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import plan_of
+from autoft.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import RunRecord, read_run
+from autoft.space import Categorical
 
 NEAR = 0.99
 """Of the best of all trials: good enough."""
@@ -78,11 +79,23 @@ def portfolio(sets: Sequence[Scores], most: int) -> list[str]:
             return statistics.fmean(max(so_far, scores[key]) / top for scores, so_far, top in parts)
 
         key = max(shared, key=worth)
-        reached = [max(so_far, scores[key]) for scores, so_far in zip(sets, reached, strict=True)]
-        if key in chosen:
+        better = [max(so_far, scores[key]) for scores, so_far in zip(sets, reached, strict=True)]
+        if better == reached:
             break
+        reached = better
         chosen.append(key)
     return chosen
+
+
+def searched(key: str, plan: Plan) -> dict[str, Any]:
+    """Return a setting with the parameters that were searched, their numbers to three places."""
+    setting = json.loads(key)
+    params = {}
+    for name, value in setting["params"].items():
+        domain = plan.domain(name)
+        if not isinstance(domain, Categorical) or len(domain.choices) > 1:
+            params[name] = float(f"{value:.3g}") if isinstance(value, float) else value
+    return {"pipeline": setting["pipeline"], "params": params}
 
 
 def trials_to_near(scores: Scores, early: Sequence[str], orders: int = 200) -> float:
@@ -137,7 +150,7 @@ def main() -> None:
                 "task": "text-classification",
                 "model_bytes": plan.models[0].size_bytes,
                 "rows": given.rows,
-                "settings": [json.loads(key) for key in portfolio(list(found.values()), given.most)],
+                "settings": [searched(key, plan) for key in portfolio(list(found.values()), given.most)],
             }
         )
     if given.write:
