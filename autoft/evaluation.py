@@ -133,15 +133,18 @@ def request_rows(
         count: how many rows.
     """
     # Rows in the order of the split: it is shuffled already, so the first ones are a fair sample.
-    pool = split[: count if length is None else max(count, 1000)]
+    targets = {column.role for column in task.card.targets}
+    # A request has no target; and one that the training rows do not have, as a rare label, could not be encoded.
+    pool: list[Row] = [
+        {role: value for role, value in row.items() if role not in targets}
+        for row in split[: count if length is None else max(count, 1000)]
+    ]
     lengths = [task.length(feature) for feature in task.encode(pool, context)]
     order = list(range(len(pool)))
     if length is not None:
         order.sort(key=lambda i: abs(lengths[i] - length))
     chosen = order[:count]
-    targets = {column.role for column in task.card.targets}
-    rows: list[Row] = [{role: value for role, value in pool[i].items() if role not in targets} for i in chosen]
-    return rows, int(np.median([lengths[i] for i in chosen]))
+    return [pool[i] for i in chosen], int(np.median([lengths[i] for i in chosen]))
 
 
 def measure_costs(

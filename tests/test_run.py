@@ -296,6 +296,22 @@ def test_a_search_like_an_earlier_run_tries_its_best_configurations_first(finish
     assert again.returncode == 0, again.stderr
 
 
+def test_a_label_that_no_training_row_has_is_a_wrong_answer_and_no_failure(tmp_path, tiny_model, reviews):
+    head, *lines = reviews.read_text(encoding="utf-8").splitlines(keepends=True)
+    parts = {"train": lines[:200], "validation": lines[200:260], "test": lines[260:320]}
+    label = parts["validation"][3].rsplit(",", 1)[1]
+    parts["validation"][3] = parts["validation"][3].replace(label, "mixed\n")
+    for name, part in parts.items():
+        (tmp_path / f"{name}.csv").write_text(head + "".join(part), encoding="utf-8")
+    splits = {name: f"{name}.csv" for name in parts}
+    recipe = write_recipe(tmp_path, tiny_model, reviews, data=splits, budget={"time": "10m", "trials": 1})
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (trial,) = read_run(tmp_path / "runs/tiny").trials
+    assert {variant.state for variant in trial.variants} == {"complete"}
+    assert trial.validation["accuracy"] < 1.0
+
+
 def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,
