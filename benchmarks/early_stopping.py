@@ -191,15 +191,19 @@ def correlations(runs: dict[str, list[Curve]], subset: dict[str, list[Curve]]) -
     found: dict[str, list[tuple[float, float]]] = {}
     for name, curves in runs.items():
         whole = [curve.best for curve in curves]
-        for epochs in (0.5, 1.0, 1.5, 2.0):
+        parts = {f"after {epochs:g} epochs": [epochs] * len(curves) for epochs in (0.5, 1.0, 1.5, 2.0)}
+        for quarters in (1, 2, 3):
+            own = [float(curve.trial.config.params["train.epochs"] or 1) for curve in curves]
+            parts[f"after {quarters} quarters of each training"] = [quarters / 4 * epochs for epochs in own]
+        for what, ends in parts.items():
             places = [
-                max((i for i, one in enumerate(curve.trial.curve) if one.epoch <= epochs + 0.01), default=0)
-                for curve in curves
+                next((i for i, one in enumerate(curve.trial.curve) if one.epoch >= end - 0.01), len(curve.scores) - 1)
+                for curve, end in zip(curves, ends, strict=True)
             ]
             early = [max(curve.scores[: place + 1]) for curve, place in zip(curves, places, strict=True)]
             share = [curve.seconds[place] / curve.seconds[-1] for curve, place in zip(curves, places, strict=True)]
             entry = float(spearmanr(early, whole).statistic), statistics.fmean(share)
-            found.setdefault(f"after {epochs:g} epochs", []).append(entry)
+            found.setdefault(what, []).append(entry)
         smaller = {key_of(curve): curve for curve in subset.get(name, [])}
         pairs = [(smaller[key_of(curve)], curve) for curve in curves if key_of(curve) in smaller]
         if len(pairs) > 2:

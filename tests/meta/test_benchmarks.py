@@ -99,3 +99,38 @@ def test_a_replay_repeats_itself_and_ends_with_its_time(cost_aware, catalog, tmp
         # The last training may take longer than expected, by its noise.
         assert one.clock < 1.1 * one.plan.time_limit
         assert len(one.results) >= 4
+
+
+@pytest.fixture(scope="module")
+def portfolio():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield module_of("portfolio")
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(1, 99), min_size=5, max_size=5), min_size=1, max_size=3),
+    most=st.integers(1, 4),
+)
+def test_a_portfolio_begins_with_the_setting_that_brings_most_and_never_loses(portfolio, scores, most):
+    sets = [dict(zip("dabce", map(float, one), strict=True)) for one in scores]
+    chosen = portfolio.portfolio(sets, most)
+    assert len(chosen) <= most
+
+    def worth(names):
+        return sum(max(one[name] for name in ("d", *names)) / max(one.values()) for one in sets)
+
+    gained = [worth(chosen[:count]) for count in range(len(chosen) + 1)]
+    assert gained == sorted(gained)
+    if chosen:
+        assert worth(chosen[:1]) == pytest.approx(max(worth([name]) for name in "dabce"))
+    else:
+        assert worth([]) == pytest.approx(max(worth([name]) for name in "dabce"))
+
+
+def test_trials_until_a_score_is_near_the_best_are_counted(portfolio):
+    """Of n at random of which k are good, the first good one comes at (n + 1) / (k + 1) on average."""
+    scores = {"default": 0.5, **{f"bad{i}": 0.6 for i in range(17)}, "good": 0.995, "best": 1.0}
+    assert portfolio.trials_to_near(scores, [], orders=4000) == pytest.approx(1 + 20 / 3, rel=0.05)
+    assert portfolio.trials_to_near(scores, ["bad3", "good"]) == 3
+    assert portfolio.trials_to_near({"default": 1.0, "other": 0.2}, []) == 1
