@@ -103,7 +103,7 @@ def fit_head(
     features: Features,
     batch_size: int = 32,
     precision: str = "fp32",
-    known: dict[str, HeadWeights] | None = None,
+    known: dict[str, HeadWeights | None] | None = None,
 ) -> HeadWeights | None:
     """Fit the last linear layer of a new head over the body as it is, put the weights in, and return them.
 
@@ -118,7 +118,7 @@ def fit_head(
         features: encoded training rows.
         batch_size: of the training; a forward pass without gradients takes more rows where they are short.
         precision: ``fp32`` or ``bf16``, in which the body computes.
-        known: what was fitted before, by what it depends on; it is added to.
+        known: what was fitted before, by what it depends on, None where nothing could be; it is added to.
 
     Raises:
         RuntimeError: memory ran out.
@@ -140,8 +140,9 @@ def fit_head(
         if layer is None or is_pretrained(model.get_parameter(f"{layer}.weight")):
             return None
         key = f"{layer}, {fitted_in}, {weights_fingerprint(model, without=(f'{layer}.weight', f'{layer}.bias'))}"
-        found = known.get(key) if known is not None else None
-        if found is None:
+        known = {} if known is None else known
+        if key not in known:
+            known[key] = None
             with _Probe(model, bodies[0], layer, task, context) as probe:
                 held_out = set(rng.permutation(rows)[: math.ceil(len(rows) / HELD_OUT)].tolist())
                 parts = [
@@ -149,12 +150,12 @@ def fit_head(
                     for some in ([row for row in rows if row not in held_out], [row for row in rows if row in held_out])
                 ]
                 if probe.agrees(precision) and all(parts):
-                    found = probe.fit(*parts)
-        if found is None or not found.loss < found.before:
-            return None
-        if known is not None:
-            known[key] = found
-        found.put(model)
+                    fitted = probe.fit(*parts)
+                    # A loss that is no number is no better either.
+                    known[key] = fitted if fitted.loss < fitted.before else None
+        found = known[key]
+        if found is not None:
+            found.put(model)
         return found
     finally:
         model.train(training)

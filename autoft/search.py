@@ -1269,9 +1269,10 @@ class _Study:
         """Report a validation and say whether the trial should stop; the default and further seeds never do.
 
         What is compared is the best score so far at each quarter of a trial's own training: after as many epochs, a short
-        training whose learning rate has nearly fallen to zero is always ahead of a long one. A trial competes with trials of its own model and of smaller ones: that a small model scores less than a large
-        one is no reason to stop it, that a large one scores less than a small one is. A trial within half a standard
-        error of the best at the same point is not behind: on a few hundred rows, that is chance.
+        training whose learning rate has nearly fallen to zero is mostly ahead of a long one. A trial competes with trials of
+        its own model and of smaller ones: that a small model scores less than a large one is no reason to stop it, that a
+        large one scores less than a small one is. A trial within half a standard error of the best at the same point is not
+        behind: on a few hundred rows, that is chance.
         """
         if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
             return False

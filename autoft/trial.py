@@ -101,7 +101,7 @@ class Workplace:
     """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
     processors: dict[str, Any] = field(default_factory=dict)
     folds: dict[int, PreparedData] = field(default_factory=dict)
-    heads: dict[tuple[str, int], dict[str, HeadWeights]] = field(default_factory=dict)
+    heads: dict[tuple[str, int], dict[str, HeadWeights | None]] = field(default_factory=dict)
     """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
     """Something was asked of this process before."""
