@@ -123,7 +123,7 @@ def make_content(record: RunRecord) -> Content:
     derived = Counter(DERIVED[trial.config.kind] for trial in record.trials if trial.config.derived)
     parts = [f"{_counted(sum(counts.values()), 'trial')} ({outcome})"]
     parts += [_counted(count, noun) for noun, count in derived.items()]
-    judged = sum(len(trial.variants) for trial in record.trials)
+    judged = sum(variant.state != "pruned" for trial in record.trials for variant in trial.variants)
     content = Content(
         title=plan.name,
         task=plan.task,
@@ -227,7 +227,7 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     final, selection = record.final, record.selection
     if selection is None:
         limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget)
-        judged = [variant for trial in record.trials for variant in trial.variants]
+        judged = [variant for trial in record.trials for variant in trial.variants if variant.state != "pruned"]
         if judged and all(violations(variant.costs, plan.budget) for variant in judged):
             return f"Nothing that was tried fits the budget ({limits})."
         if record.trials and all(trial.state == "infeasible" for trial in record.trials):
