@@ -1,0 +1,82 @@
+"""What commands share: their application, arguments that many take, errors told to the user, the console."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+__all__ = ["AsJson", "Overrides", "RecipeFile", "RunFolder", "app", "console", "run_folder", "shown", "told"]
+
+app = typer.Typer(
+    name="autoft",
+    help="Search, fine-tune and compress transformers until they fit your hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+P = ParamSpec("P")
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as budget.time=5m; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def told(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn an error that a user can act upon into its message and its exit code."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from autoft.errors import AutoftError
+
+        try:
+            function(*args, **kwargs)
+        except AutoftError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("\nStopped. The same command goes on where it was.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough, as `head` does.
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except OSError as error:
+            import errno
+
+            what = error.filename or "a file"
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            reason = "the disk is full; free some space and run again" if full else error.strerror or str(error)
+            print(f"error: {what}: {reason}", file=sys.stderr)
+            raise typer.Exit(5) from None
+
+    return run
+
+
+def console() -> Any:
+    """Return rich's console for standard output."""
+    from rich.console import Console
+
+    found = Console()
+    # On a pipe there is no width to keep to: tables must not be cut.
+    return found if found.is_terminal else Console(width=160)
+
+
+def run_folder(recipe: Path, overrides: list[str], run: Path | None) -> Path:
+    """Return the folder that a search of the recipe uses."""
+    from autoft.recipe import load_recipe
+
+    return run or Path("runs") / (load_recipe(recipe, overrides).name or "run")
+
+
+def shown(path: Path) -> Path:
+    """Return a path as a user types it: below the current folder without it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,88 @@
+"""Commands on the folder of a run: report, pick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoft.cli.common import AsJson, RunFolder, app, console, shown, told
+
+
+@app.command()
+@told
+def report(run: RunFolder) -> None:
+    """Render a run's report again, and print its summary."""
+    from autoft.report import terminal, write
+    from autoft.rundir import read_run
+
+    record = read_run(run)
+    paths = write(record)
+    console().print(terminal.summary(record) if record.selection else terminal.nearest_misses(record))
+    for path in paths.values():
+        print(shown(path))
+
+
+@app.command()
+@told
+def pick(
+    run: RunFolder,
+    size: Annotated[str | None, typer.Option(help="All files of the model take at most this, as 10MB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="A request takes at most this, half of the time, as 5ms.")] = None,
+    memory: Annotated[str | None, typer.Option(help="A serving process takes at most this, as 600MB.")] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(help="The objective is at least as good as this on validation; the cheapest of those."),
+    ] = None,
+    limits: Annotated[
+        list[str],
+        typer.Option("--limit", metavar="KEY=VALUE", help="Any other limit of a recipe's budget; repeatable."),
+    ] = [],  # noqa: B006 - typer copies it
+    output: Annotated[Path | None, typer.Option(help="Where to; default: picks/ in the run folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the front of a run, or export another model of it that fits other limits, without training."""
+    from autoft import api
+    from autoft.errors import Fault, NothingFeasible, RecipeError
+    from autoft.processes import silence_libraries
+    from autoft.recipe import set_key
+    from autoft.report import terminal
+    from autoft.rundir import read_run
+
+    given: dict[str, Any] = {"model_size": size, "latency": latency, "inference_memory": memory}
+    given = {key: value for key, value in given.items() if value is not None}
+    for limit in limits:
+        try:
+            given = set_key(given, limit)
+        except ValueError as error:
+            raise RecipeError([Fault(f"--limit {limit}", str(error))], "limits") from None
+    if not given and quality is None:
+        record = read_run(run)
+        if as_json:
+            print(json.dumps({"front": terminal.front_rows(record)}))
+        else:
+            console().print(terminal.front(record))
+            print(f"Next: autoft pick {run} --size 10MB --latency 5ms, or --quality 0.8")
+        return
+    silence_libraries()
+    try:
+        picked = api.pick(run, given, quality=quality, output=output)
+    except NothingFeasible:
+        if not as_json:
+            console().print(terminal.front(read_run(run)))
+        raise
+    chosen = {
+        "trial": picked.selection.trial,
+        "variant": picked.selection.variant,
+        "reason": picked.selection.reason,
+        "validation": dict(picked.validation),
+        "costs": dict(picked.costs),
+        "model": str(picked.path),
+    }
+    if as_json:
+        print(json.dumps(chosen))
+        return
+    console().print(terminal.picked(read_run(run), picked.selection, picked.costs))
+    print(f"Model:  {shown(picked.path)}")

@@ -1,0 +1,141 @@
+"""Commands on recipes: search, check, explain, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoft.cli.common import AsJson, Overrides, RecipeFile, app, console, run_folder, shown, told
+
+
+@app.command()
+@told
+def search(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    run: Annotated[Path | None, typer.Option(help="The run folder; default: runs/ and the recipe's name.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="An earlier run whose best configurations are tried first.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
+    from contextlib import nullcontext
+
+    from autoft import api
+    from autoft.display import LiveListener, choose_listener
+    from autoft.errors import NothingFeasible
+    from autoft.report import terminal
+    from autoft.rundir import read_run
+
+    if like is not None:
+        overrides = [*overrides, f"search.like={json.dumps(str(like.absolute()))}"]
+    listener = choose_listener(as_json)
+    with listener if isinstance(listener, LiveListener) else nullcontext():
+        try:
+            done = api.search(recipe, overrides=overrides, run=run, listener=listener)
+            missed = None
+        except NothingFeasible as error:
+            missed = error
+    if missed is not None:
+        folder = run_folder(recipe, overrides, run)
+        if not as_json:
+            console().print(terminal.nearest_misses(read_run(folder)))
+            print(f"Report: {folder / 'report.html'}")
+        raise missed
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "event": "finished",
+                    "run": str(done.path),
+                    "report": str(done.report),
+                    "best": str(done.path / "best"),
+                }
+            )
+        )
+        return
+    console().print(terminal.summary(done.record))
+    print(f"Report: {shown(done.report)}")
+    print(f"Model:  {shown(done.path / 'best')}")
+
+
+@app.command()
+@told
+def check(recipe: RecipeFile, overrides: Overrides = []) -> None:  # noqa: B006
+    """Try a recipe end to end in seconds, before a long search."""
+    from autoft import api
+    from autoft.processes import silence_libraries
+
+    silence_libraries()
+    for sentence in api.check(recipe, overrides=overrides):
+        print(sentence, flush=True)
+    print("The recipe works.")
+
+
+@app.command()
+@told
+def explain(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Add parameters, the peaks of memory of training and serving, and sizes: seconds, and once a minute or two in which this machine is measured.",
+        ),
+    ] = False,
+    times: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="Add how long trials take here and how many fit: reads the data and tries a few steps."
+        ),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Add size, latency and memory of serving, measured: reads the data and compresses the untrained models.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a search would do: every default with its origin, pipelines, compressions, refusals."""
+    from dataclasses import asdict
+
+    from autoft import api
+    from autoft.display import costs_table, forecast_tables, plan_tables, times_table
+
+    plan = api.explain(recipe, overrides=overrides)
+    if memory:
+        from autoft.processes import silence_libraries
+
+        silence_libraries()
+    needed = api.memory_forecast(plan) if memory else []
+    took = api.time_forecast(recipe, overrides=overrides) if times else []
+    costs = api.serving_costs(recipe, overrides=overrides) if measure else {}
+    if as_json:
+        found: dict[str, Any] = {"forecast": [asdict(one) for one in needed]} if memory else {}
+        found |= {"times": [asdict(one) for one in took]} if times else {}
+        found |= {"costs": costs} if measure else {}
+        print(json.dumps({**plan.model_dump(mode="json"), **found}, indent=1))
+        return
+    console().print(plan_tables(plan))
+    if memory:
+        console().print(forecast_tables(needed))
+    if times:
+        console().print(times_table(took))
+    if measure:
+        console().print(costs_table(costs, plan.budget))
+
+
+@app.command()
+@told
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from autoft.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
