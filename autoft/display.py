@@ -310,6 +310,7 @@ def plan_tables(plan: Plan) -> Group:
         "effort": plan.effort,
         "sampler": plan.sampler,
         "early stopping": plan.early_stopping,
+        "rows of a validation": plan.validation_rows or "all",
         "seed": plan.seed,
         "time": plan.time_text,
         "trials": plan.trials_limit or "as many as fit into the time",

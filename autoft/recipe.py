@@ -147,6 +147,8 @@ class SearchSection(_Section):
     """An earlier run of this task, broken off or not: its best configurations are tried right after the default."""
     portfolio: bool = True
     """Try settings early that served other data sets well, where some are known for the task and the model's size."""
+    validation_rows: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = "auto"
+    """How many validation rows, the same in all trials, decide within a training; its best checkpoint is judged on all."""
     seed: int = Field(default=0, ge=0)
     """Of sampling, splits and the first training of each configuration."""
     tolerance: float = Field(default=0.01, ge=0)

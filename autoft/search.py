@@ -259,9 +259,10 @@ class Search:
         self.precision: dict[str, str] = {}
         self.train_rows = int(plan.data["sizes"]["train"])
         self.validation_rows = int(plan.data["sizes"]["validation"])
+        self.rows_at_checkpoint = plan.rows_of_validation(self.validation_rows)
         self.test_rows = int(plan.data["sizes"]["test"])
         for result in self.results.values():
-            self.pace.learn(result, self.validation_rows, sum(plan.auxiliary_steps(result.config.params)))
+            self.pace.learn(result, self.rows_at_checkpoint, sum(plan.auxiliary_steps(result.config.params)))
         self.study = _Study(plan)
         self.running: dict[int, TrialConfig] = {}
         self.stages: dict[int, str] = {}
@@ -666,12 +667,12 @@ class Search:
             return self._averaging(config)
         if config.kind == "compress":
             return self._compressing(config)
-        return self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
+        return self.pace.estimate(self.plan, config, self.train_rows, self.rows_at_checkpoint)
 
     def _finish(self, result: TrialResult) -> None:
         self.began = True
         self.results[result.number] = result
-        self.pace.learn(result, self.validation_rows, sum(self.plan.auxiliary_steps(result.config.params)))
+        self.pace.learn(result, self.rows_at_checkpoint, sum(self.plan.auxiliary_steps(result.config.params)))
         self._tell(result)
         if result.state == "infeasible":
             self.study.restart_early_stopping([r for r in self._told() if r.state != "infeasible"])
@@ -1035,7 +1036,7 @@ class Search:
         plain = self.pace.seconds_per_sample.get(f"{config.model} full")
         if plain is not None:
             # The trial may have been trained on changed rows or with further passes, which this training has not.
-            validating = 2 * self.validation_rows * self.pace.validate_per_row.get(config.model, 0.0)
+            validating = 2 * self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
             epoch = min(epoch, plain * self.train_rows + validating)
         took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
         variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
@@ -1074,7 +1075,7 @@ class Search:
 
     def _estimate(self, config: TrialConfig) -> float:
         times = 1 if config.repeats else self.plan.folds
-        return times * self.pace.estimate(self.plan, config, self.train_rows, self.validation_rows)
+        return times * self.pace.estimate(self.plan, config, self.train_rows, self.rows_at_checkpoint)
 
     def _illegal(self, config: TrialConfig) -> str | None:
         if self._never_fits(config.model):
@@ -1324,7 +1325,7 @@ class _Study:
 
     def _standard_error(self, value: float) -> float:
         """Return the binomial standard error of a share of right answers, and nothing for a loss or a large figure."""
-        rows = int(self.plan.data["sizes"]["validation"])
+        rows = self.plan.rows_of_validation(int(self.plan.data["sizes"]["validation"]))
         return math.sqrt(value * (1 - value) / rows) if self.plan.higher_is_better and 0 <= value <= 1 else 0.0
 
     def _rivals(self, model: str) -> list[str]:

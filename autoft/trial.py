@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autoft.artifact import save_artifact
 from autoft.contracts import (
     Adapter,
@@ -164,12 +166,17 @@ class Workplace:
     def validator(
         self, context: TaskContext, rows: int | None = None, fold: int = 0
     ) -> Callable[[Any], dict[str, float]]:
-        """Return a function that scores a model on the validation split of a fold, or on its first ``rows``.
+        """Return a function that scores a model on the validation split of a fold, or on ``rows`` of it.
 
+        Which rows these are is chance, and the same for all models: their scores are compared.
         Where the objective needs no prediction, as perplexity, none is made: generating is most of the work.
         """
         metrics = self.catalog.metrics_of(self.task)
-        shown = self.splits(fold).validation[:rows]
+        split = self.splits(fold).validation
+        shown = split[:]
+        if rows is not None and rows < len(split):
+            order = np.random.default_rng(self.plan.seed).permutation(len(split))
+            shown = split.rows(np.sort(order[:rows]))
         refs = references(self.task, shown, context)
         only_targets = metrics[self.plan.objective].uses == "targets"
         if only_targets:
@@ -429,7 +436,9 @@ class Trial:
             model, target = self._attach(model, target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        validate = self.place.validator(target.context, fold=config.fold)
+        there = len(self.place.splits(config.fold).validation)
+        rows = plan.rows_of_validation(there)
+        validate = self.place.validator(target.context, rows, config.fold)
         with self._stage("train"), Regularization(self._regularizers(), model, target) as regularization:
             outcome = self._train(model, target, validate, auxiliary, regularization)
         assert outcome.best is not None
@@ -445,6 +454,10 @@ class Trial:
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
+        if rows < there:
+            # What decided within the training was some of the rows; what others compare the trial by is all of them.
+            with self._stage("judge"):
+                result.validation = self.place.validator(target.context, fold=config.fold)(model)
         result.parts = outcome.parts
         notes = [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []
         if outcome.out_of_time:
@@ -870,7 +883,11 @@ class _Recovery:
             precision=place.precision.get(config.model, "fp32"),
             objective=trial.plan.objective,
             higher_is_better=trial.plan.higher_is_better,
-            validate=place.validator(target.context, fold=config.fold),
+            validate=place.validator(
+                target.context,
+                place.plan.rows_of_validation(len(place.splits(config.fold).validation)),
+                config.fold,
+            ),
             on_progress=trial.callbacks.progress,
             deadline=trial.deadline,
             after_step=after_step,

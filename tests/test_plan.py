@@ -121,6 +121,23 @@ def test_an_unknown_task_is_a_plugin_error(catalog, tiny_model):
         planned(catalog, tiny_model, task="text-classificaton")
 
 
+@pytest.mark.parametrize(
+    ("task", "search", "rows"),
+    [
+        ("text-classification", {}, 2000),
+        ("text-classification", {"validation_rows": "all"}, None),
+        ("text-classification", {"validation_rows": 50}, 50),
+        ("generation", {"objectives": "rouge_l"}, 200),
+        # Perplexity needs no text to be written.
+        ("generation", {}, 2000),
+    ],
+)
+def test_fewer_rows_are_judged_at_a_checkpoint_where_texts_are_written(catalog, tiny_model, task, search, rows):
+    plan = planned(catalog, tiny_model, task=task, search=search)
+    assert plan.validation_rows == rows
+    assert plan.rows_of_validation(100) == min(100, rows or 100)
+
+
 def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, tiny_model):
     text = faults(
         catalog,

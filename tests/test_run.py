@@ -312,6 +312,25 @@ def test_a_label_that_no_training_row_has_is_a_wrong_answer_and_no_failure(tmp_p
     assert trial.validation["accuracy"] < 1.0
 
 
+def test_some_validation_rows_decide_within_a_training_and_all_of_them_after_it(tmp_path, tiny_model, reviews):
+    recipe = write_recipe(
+        tmp_path,
+        tiny_model,
+        reviews,
+        budget={"time": "10m", "trials": 2},
+        compress=["none"],
+        search={"finalist_seeds": 0, "validation_rows": 7, "early_stopping": "none"},
+    )
+    done = autoft_command("search", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trial in read_run(tmp_path / "runs/tiny").trials:
+        shares = [7 * point.validation["accuracy"] for point in trial.curve]
+        assert shares == pytest.approx([round(share) for share in shares])
+        (served,) = trial.variants
+        assert trial.validation["accuracy"] == served.validation["accuracy"]
+        assert 80 * trial.validation["accuracy"] == pytest.approx(round(80 * trial.validation["accuracy"]))
+
+
 def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,

@@ -99,6 +99,7 @@ class TaskCard:
             stands at the top of reports and model cards.
         untrained: a base model does this task without training (a causal language model does); the untouched model then
             stands among the baselines.
+        generates: predictions are written token by token, so that a predicted row takes many times what a trained one does.
     """
 
     name: str
@@ -111,6 +112,7 @@ class TaskCard:
     hub_pipeline: str = ""
     notice: str = ""
     untrained: bool = False
+    generates: bool = False
 
     def column(self, role: str) -> Column:
         """Return the column of this role."""

@@ -84,6 +84,7 @@ class Generation(ConditionalGeneration):
         ),
         metrics=("perplexity", "bits_per_byte", "chrf", "rouge_l", "distinct_1", "distinct_2"),
         architecture="causal-lm",
+        generates=True,
         ignores=("train.class_weights", "train.loss"),
         hub_pipeline="text-generation",
         options=(

@@ -83,6 +83,7 @@ class MedicalFree(SelectiveAnswers, _Free):
         ),
         metrics=("rouge_l", "chrf", "perplexity", *CONFIDENCE_METRICS),
         architecture="conditional-generation",
+        generates=True,
         ignores=("train.class_weights", "train.loss"),
         # The quality of a free answer is no yes or no, which the bound on the risk is about.
         options=(*conditional_options(max_new_tokens=128), *OPTIONS[:2]),

@@ -72,6 +72,7 @@ class Summarization(ConditionalGeneration):
         ),
         metrics=tuple(metric.name for metric in METRICS),
         architecture="conditional-generation",
+        generates=True,
         options=(
             *conditional_options(max_new_tokens=128),
             Option("min_new_tokens", "tokens before which no output ends", 0),

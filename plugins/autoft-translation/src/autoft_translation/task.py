@@ -81,6 +81,7 @@ class Translation(ConditionalGeneration):
         ),
         metrics=("chrf", "bleu", "chrfpp", "ter"),
         architecture="conditional-generation",
+        generates=True,
         ignores=("train.class_weights", "train.loss"),
         hub_pipeline="translation",
         options=(
