@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoft.api import (
         Picked,
         Run,
+        Verified,
         check,
         explain,
         hardware,
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
         pick,
         predict,
         search,
+        verify,
         write_report,
     )
 
 __all__ = [
     "Picked",
     "Run",
+    "Verified",
     "__version__",
     "check",
     "explain",
@@ -43,6 +46,7 @@ __all__ = [
     "pick",
     "predict",
     "search",
+    "verify",
     "write_report",
 ]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autoft import report
-from autoft.artifact import MANIFEST, LoadedModel, load
+from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
-from autoft.errors import DataError, NothingFeasible, RecipeError, RunFolderError
+from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError
 from autoft.estimates.forecast import MemoryForecast, forecast
-from autoft.export import export, measure_final, measure_pick, write_card
+from autoft.export import RESCORE_TOLERANCE, export, measure_final, measure_pick, rescored, write_card
 from autoft.hardware import Hardware
 from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
@@ -36,6 +36,7 @@ from autoft.workloads import latency_scales, measure_profile, measure_workloads
 __all__ = [
     "Picked",
     "Run",
+    "Verified",
     "check",
     "explain",
     "hardware",
@@ -47,6 +48,7 @@ __all__ = [
     "search",
     "serving_costs",
     "time_forecast",
+    "verify",
     "write_report",
 ]
 
@@ -472,6 +474,51 @@ def _in_passing(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         write_json(folder.plan, plan.model_dump(mode="json"))
         yield Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic())
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One figure of a report beside what the exported files score now."""
+
+    split: str
+    metric: str
+    told: float
+    found: float
+
+    @property
+    def same(self) -> bool:
+        """They are equal, as far as sums in another order allow."""
+        both_unknown = math.isnan(self.told) and math.isnan(self.found)
+        near = math.isclose(self.told, self.found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE)
+        return both_unknown or near
+
+
+def verify(run: str | Path) -> list[Verified]:
+    """Score the exported model of a finished run again, and return what its report says beside it.
+
+    Nothing is changed: reading the test split again chooses nothing.
+
+    Raises:
+        RunFolderError: the folder is busy, damaged, or has no chosen model.
+        ExportMismatch: a file is not the one that was exported, or they cannot be loaded.
+    """
+    folder = RunDir(run)
+    record = read_run(folder.path)
+    if record.final is None or not (folder.best / MANIFEST).is_file():
+        raise RunFolderError(f"{folder.path}: has no chosen model yet; the command that began the search ends it")
+    plan = plan_of(record)
+    with folder.lock():
+        other = changed_files(folder.best)
+        if other:
+            raise ExportMismatch(f"{folder.best}: not as it was exported: {', '.join(other)}")
+        figures = rescored(folder, plan)
+    told = record.final.validation["best"]
+    test = {metric: interval.value for metric, interval in record.final.test["best"].items()}
+    found = {metric: interval["value"] for metric, interval in figures["test"].items()}
+    return [
+        *(Verified("validation", name, value, figures["validation"][name]) for name, value in told.items()),
+        *(Verified("test", name, value, found[name]) for name, value in test.items()),
+    ]
 
 
 def write_report(run: str | Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ Every compressed variant of a trial is written as an artifact and measured from 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,9 +22,20 @@ from autoft.hardware import Hardware
 from autoft.plugins import Catalog, load_plugins
 from autoft.version import __version__
 
-__all__ = ["Ensemble", "LoadedModel", "Manifest", "load", "predicted", "save_artifact", "save_ensemble"]
+__all__ = [
+    "Ensemble",
+    "LoadedModel",
+    "Manifest",
+    "changed_files",
+    "file_digests",
+    "load",
+    "predicted",
+    "save_artifact",
+    "save_ensemble",
+]
 
 MANIFEST = "autoft.json"
+CARD = "README.md"
 ENSEMBLE = "ensemble"
 
 
@@ -50,6 +62,8 @@ class Manifest(BaseModel):
     """Folders of the models whose predictions are averaged, where the format is ``ensemble``."""
     objective: str = ""
     measured: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    """SHA-256 of each file beside the manifest and the model card, by path; empty where the model was not exported."""
 
 
 @dataclass
@@ -229,6 +243,36 @@ def load(
         if hasattr(model, "eval"):
             model.eval()
     return LoadedModel(model, task, context, manifest, folder)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of a model's files by path; the manifest and the model card, which tell of them, are left out."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in {MANIFEST, CARD}:
+            with path.open("rb") as file:
+                digests[name] = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digests[name].update(block)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return what of an exported model is not as it was exported, in words; nothing where its manifest has no digests.
+
+    Raises:
+        ModelError: the folder holds no model.
+    """
+    known = _read_manifest(folder).files
+    if not known:
+        return []
+    found = file_digests(folder)
+    return [
+        *(f"{name} is missing" for name in known if name not in found),
+        *(f"{name} was added" for name in found if name not in known),
+        *(f"{name} was changed" for name in known if name in found and found[name] != known[name]),
+    ]
 
 
 def _member(folder: Path, name: str) -> Path:

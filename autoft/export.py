@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from autoft.artifact import MANIFEST
+from autoft.artifact import MANIFEST, file_digests
 from autoft.contracts import TaskCard
 from autoft.errors import ExportMismatch, RunFolderError
 from autoft.evaluation import serving_environment
@@ -24,7 +24,7 @@ from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, VariantResult, write_json
 
-__all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "write_card"]
+__all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]
 
 RESCORE_TOLERANCE = 0.001
 """Largest difference between a trial's figure and that of its exported files: 0.1 point, for figures above 1 a share.
@@ -121,6 +121,19 @@ def measure_pick(run: RunDir, plan: Plan, selection: Selection, results: Sequenc
     return _measured_again(run, plan, selection, results, folder, {"decide": True})[0]
 
 
+def rescored(run: RunDir, plan: Plan) -> dict[str, Any]:
+    """Score the exported files on both splits once more, in a fresh process, and measure what they cost.
+
+    Returns:
+        ``{"validation": {metric: value}, "test": {metric: {"value": ...}}, "costs": {...}}``
+
+    Raises:
+        ExportMismatch: they cannot be loaded.
+    """
+    request = {**_common(run, plan), "kind": "model", "folder": str(run.best), "validation": True, "test": True}
+    return _fresh(run, plan, "verify", request)
+
+
 def _common(run: RunDir, plan: Plan) -> dict[str, Any]:
     return {
         "data": str(run.data),
@@ -201,6 +214,7 @@ def write_card(
         "validation": final.validation["best"],
         "costs": final.costs["best"],
     }
+    manifest["files"] = file_digests(folder)
     write_json(folder / MANIFEST, manifest)
 
 

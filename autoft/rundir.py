@@ -169,7 +169,7 @@ class TrialResult(_Record):
     reason: str | None = None
     config: TrialConfig
     seconds: dict[str, float] = {}
-    """By stage: ``load``, ``train``, ``validate``, ``compress``, ``measure``, ``total``."""
+    """By stage: ``load``, ``train`` (``validate`` is a part of it), ``judge``, ``compress``, ``measure``, ``total``."""
     curve: list[CurvePoint] = []
     best_samples: int | None = None
     """Training samples seen at the checkpoint that was kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 import autoft
 from autoft.rundir import read_run
@@ -646,6 +648,35 @@ def test_exported_files_that_are_not_what_was_measured_are_an_error(finished, tm
     done = autoft_command("search", finished / "tiny.yaml", "--run", run, cwd=finished)
     assert done.returncode == 6, done.stdout + done.stderr
     assert "they are not what was measured" in done.stderr
+
+
+def test_verify_finds_a_model_as_it_was_reported_and_tells_where_it_is_not(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/tiny", run)
+    done = autoft_command("verify", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "score what the report says" in done.stdout
+    said = json.loads(autoft_command("verify", run, "--json", cwd=tmp_path).stdout)["verified"]
+    final = json.loads((run / "final.json").read_text())
+    assert {(one["split"], one["metric"]) for one in said} == {
+        *(("validation", name) for name in final["validation"]["best"]),
+        *(("test", name) for name in final["test"]["best"]),
+    }
+    # Other weights of the same shapes: the files load, and say something else.
+    weights = next((run / "best").glob("*.safetensors"))
+    save_file({name: tensor.flip(0) for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (run / "best/further.txt").write_text("not of the model")
+    done = autoft_command("verify", run, cwd=tmp_path)
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert f"further.txt was added, {weights.name} was changed" in done.stderr
+    # Whoever changes the digests too is found by the scores.
+    (run / "best/further.txt").unlink()
+    manifest = json.loads((run / "best/autoft.json").read_text())
+    manifest["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (run / "best/autoft.json").write_text(json.dumps(manifest))
+    done = autoft_command("verify", run, cwd=tmp_path)
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "validation accuracy" in done.stderr
 
 
 def test_a_model_that_learned_nothing_is_told_and_the_shortest_time_still_trains_the_default(

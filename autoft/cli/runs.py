@@ -86,3 +86,31 @@ def pick(
         return
     console().print(terminal.picked(read_run(run), picked.selection, picked.costs))
     print(f"Model:  {shown(picked.path)}")
+
+
+@app.command()
+@told
+def verify(run: RunFolder, as_json: AsJson = False) -> None:
+    """Score a run's exported model again and compare with what its report says; exit code 6 where they differ."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from autoft import api
+    from autoft.errors import ExportMismatch
+    from autoft.processes import silence_libraries
+
+    silence_libraries()
+    found = api.verify(run)
+    if as_json:
+        print(json.dumps({"verified": [{**asdict(one), "same": one.same} for one in found]}))
+    else:
+        table = Table("split", "metric", "the report says", "the files score")
+        for one in found:
+            table.add_row(one.split, one.metric, f"{one.told:.4f}", f"{one.found:.4f}")
+        console().print(table)
+    other = [f"{one.split} {one.metric}" for one in found if not one.same]
+    if other:
+        raise ExportMismatch(f"{run}: the exported files do not score what the report says: {', '.join(other)}")
+    if not as_json:
+        print("The exported files score what the report says.")
