@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import signal
@@ -30,6 +31,7 @@ from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, reci
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
+from autoft.tables import GivenTable, take_tables
 from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
 
@@ -61,9 +63,21 @@ LIKE = 5
 
 @dataclass
 class Run:
-    """A run folder and what is in it."""
+    """A run folder and what is in it; a notebook shows its report."""
 
     path: Path
+
+    def _repr_html_(self) -> str:
+        """Return the report in a frame, for notebooks; apart from the page that shows it."""
+        where = html.escape(str(self.path))
+        if not self.report.is_file():
+            return f"<p>The run in <code>{where}</code> has no report yet.</p>"
+        page = html.escape(self.report.read_text(encoding="utf-8"))
+        # The report's own scripts may run, and reach nothing of the notebook.
+        return (
+            f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-popups" title="Report of {where}" '
+            'style="width:100%;height:640px;border:1px solid #8884;border-radius:6px"></iframe>'
+        )
 
     @property
     def record(self) -> RunRecord:
@@ -99,7 +113,9 @@ def search(
     The same call goes on where an earlier one of the same run folder was cut off.
 
     Args:
-        recipe: a file, or a mapping with the same keys.
+        recipe: a file, or a mapping with the same keys, where ``data`` (or ``train``, ``validation`` and ``test`` in it)
+            may hold the data itself: a DataFrame, a ``Dataset`` or ``DatasetDict`` of the datasets library, an Arrow
+            table, or a list of dicts. It is kept in the run folder, as a file that ``recipe.yaml`` there names.
         overrides: as ``("space.train.epochs=3",)``.
         run: the run folder; default: ``runs/`` and the recipe's name.
         listener: told what happens.
@@ -116,14 +132,17 @@ def search(
     """
     started = time.monotonic()
     listener = listener or Listener()
-    loaded, base = _recipe(recipe, overrides)
+    given = _GivenRecipe(recipe, overrides)
+    folder = RunDir(run or Path("runs") / given.name)
+    loaded, base = given.read(folder)
     catalog = load_plugins()
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
-    folder = RunDir(run or Path("runs") / (loaded.name or "run"))
     folder.create()
     with folder.lock(), _interruptible(listener) as interruption:
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
+        for sentence in given.keep(folder):
+            listener.note(sentence)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         plan = _with_scales(_with_known_time(plan, folder), folder, listener)
         plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
@@ -349,7 +368,8 @@ def _gain_of_auxiliary(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
     """Return what a search of this recipe would do, without reading data or loading a model."""
-    loaded, base = _recipe(recipe, overrides)
+    given = _GivenRecipe(recipe, overrides)
+    loaded, base = given.read(RunDir(Path("runs") / given.name))
     return make_plan(loaded, load_plugins(), Hardware.probe(), base, source=_source(recipe))
 
 
@@ -465,12 +485,13 @@ def serving_costs(
 @contextmanager
 def _in_passing(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Search]:
     """Give a search over a recipe's data, in a folder that is deleted afterwards."""
-    loaded, base = _recipe(recipe, overrides)
-    catalog = load_plugins()
-    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
+    given, catalog = _GivenRecipe(recipe, overrides), load_plugins()
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir(temporary)
+        loaded, base = given.read(folder)
+        plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
         folder.create()
+        given.keep(folder)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         write_json(folder.plan, plan.model_dump(mode="json"))
         yield Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic())
@@ -530,7 +551,19 @@ def write_report(run: str | Path) -> dict[str, Path]:
 def predict(
     model: str | Path, rows: Sequence[Row | str], *, batch_size: int = 32, device: str | None = None
 ) -> list[Mapping[str, Any]]:
-    """Load a model that autoft wrote and return one prediction a row."""
+    """Load a model that autoft wrote and return one prediction a row.
+
+    Args:
+        model: a run folder, its ``best/``, or the folder of another exported model.
+        rows: rows by column role, or plain texts for tasks that need one text only.
+        batch_size: rows a forward pass.
+        device: ``cpu``, ``cuda`` or ``mps``; default: the best there is.
+
+    Raises:
+        ModelError: the folder holds no model, or its files are damaged.
+        PluginError: the task or the format needs a plugin that is not installed.
+        DataError: a row lacks what the task needs.
+    """
     return list(load(model, device=device).predict(rows, batch_size))
 
 
@@ -562,14 +595,15 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
     """
     from autoft.evaluation import judged, references, score
 
-    loaded, base = _recipe(recipe, overrides)
-    catalog = load_plugins()
-    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
-    task = catalog.task(plan.task)
-    pipelines = ", ".join(pipeline.name for pipeline in plan.pipelines)
-    variants = ", ".join(variant.name for variant in plan.variants)
-    yield f"recipe: {plan.task}; pipelines {pipelines}; compression {variants}"
+    given, catalog = _GivenRecipe(recipe, overrides), load_plugins()
     with tempfile.TemporaryDirectory() as folder:
+        loaded, base = given.read(RunDir(folder))
+        plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
+        task = catalog.task(plan.task)
+        pipelines = ", ".join(pipeline.name for pipeline in plan.pipelines)
+        variants = ", ".join(variant.name for variant in plan.variants)
+        yield f"recipe: {plan.task}; pipelines {pipelines}; compression {variants}"
+        given.keep(RunDir(folder))
         prepared = prepare_data(loaded.data, task, plan.options, plan.seed, Path(folder), base)
         sizes = data_summary(prepared)["sizes"]
         yield (
@@ -612,10 +646,42 @@ def data_summary(prepared: PreparedData) -> dict[str, Any]:
     }
 
 
-def _recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe, Path]:
-    if isinstance(recipe, Mapping):
-        return recipe_from_mapping(recipe, overrides), Path.cwd()
-    return load_recipe(recipe, overrides), Path(recipe).absolute().parent
+class _GivenRecipe:
+    """A recipe as a caller gave it; data that it holds itself becomes files of a run folder."""
+
+    def __init__(self, recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> None:
+        self._recipe: str | Path | Mapping[str, Any] = recipe
+        self._tables: list[GivenTable] = []
+        if isinstance(recipe, Mapping):
+            self._recipe, self._tables = take_tables(recipe)
+        self._overrides = overrides
+
+    @property
+    def name(self) -> str:
+        """What the run is called where it is not said."""
+        # Where the files will be does not matter to the name.
+        return self.read(RunDir("."))[0].name or "run"
+
+    def read(self, run: RunDir) -> tuple[Recipe, Path]:
+        """Return the recipe, checked, whose data is in the run folder where it was given, and the folder of its paths.
+
+        Raises:
+            RecipeError: faults in it.
+        """
+        if not isinstance(self._recipe, Mapping):
+            return load_recipe(self._recipe, self._overrides), Path(self._recipe).absolute().parent
+        recipe = dict(self._recipe)
+        if self._tables:
+            recipe["data"] = {**recipe["data"], **{one.split: str(one.path(run)) for one in self._tables}}
+        return recipe_from_mapping(recipe, self._overrides), Path.cwd()
+
+    def keep(self, run: RunDir) -> list[str]:
+        """Write the given data into the run folder, and return a sentence on each split.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        return [one.write(run) for one in self._tables]
 
 
 def _source(recipe: str | Path | Mapping[str, Any]) -> str:

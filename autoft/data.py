@@ -51,6 +51,7 @@ __all__ = [
     "open_data",
     "package_path",
     "prepare_data",
+    "table_of_rows",
 ]
 
 SPLITS = ("train", "validation", "test")
@@ -501,6 +502,16 @@ def _json_table(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> pa.Ta
     if chunk:
         tables.append(_rows_table(chunk, places, str(path)))
     return _concat(tables, str(path)) if tables else pa.table({})
+
+
+def table_of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table; a column that a row lacks is empty there.
+
+    Raises:
+        DataError: a column holds values of different kinds, or such as Arrow does not know.
+    """
+    places = [f"row {number}" for number in range(len(rows))]
+    return _rows_table(rows, places, "the rows")
 
 
 def _rows_table(rows: Sequence[Mapping[str, Any]], places: Sequence[str], origin: str) -> pa.Table:

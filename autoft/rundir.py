@@ -5,6 +5,7 @@
     runs/<name>/
     ├── recipe.yaml            resolved copy
     ├── plan.json              what was decided before the first trial
+    ├── given/                 data that was given in Python, where there is any
     ├── data/                  prepared splits and encoded features, by fingerprint
     ├── trials/0007/           config.json, progress.jsonl, result.json (written last)
     │   └── variants/<name>/   files of the variants that are on the front
@@ -54,6 +55,7 @@ __all__ = [
     "count_states",
     "read_json",
     "read_run",
+    "replacing",
     "write_json",
     "write_text",
 ]
@@ -288,6 +290,11 @@ class RunDir:
         """Prepared splits and encoded features."""
         return self.path / "data"
 
+    @property
+    def given(self) -> Path:
+        """Data that was given in Python and not as files."""
+        return self.path / "given"
+
     def fold(self, number: int) -> Path:
         """Return the folder of a fold's splits; fold 0 is the run's own training and validation split."""
         return self.data / f"fold-{number}" if number else self.data
@@ -410,7 +417,7 @@ class RunDir:
                 line += [_cell(variant.validation.get(name, "")) for name in metrics]
                 line += [_cell(variant.costs.get(name, "")) for name in costs]
                 lines.append(line + values)
-        with _replacing(self.path / "trials.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path / "trials.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(head)
             writer.writerows(lines)
@@ -475,7 +482,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: the disk is full, or the folder cannot be written.
     """
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -498,7 +505,12 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which then takes the place of ``path``: readers see the whole file or none of it.
+
+    Raises:
+        RunFolderError: the disk is full, or the folder cannot be written.
+    """
     # Not mkstemp: its files can be read by their owner only.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
