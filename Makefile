@@ -13,7 +13,7 @@ OFFLINE_STAMP := $(VENV)/.installed-offline
 # Threads that wait in a loop take the cores of the other processes: two torch processes on two cores would be ten times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,8 +37,12 @@ format: $(STAMP)  ## bring the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the pages as a site, in site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with a search box: $(BIN)/mkdocs serve"
+
 clean:  ## delete the environment and what tools left
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site
 
 # torch comes first, for the machine: with an NVIDIA GPU the build of PyPI, else the CPU build, so that no CUDA package is
 # ever pulled in. Where pip is told where wheels are (find-links), it knows better than this file.
@@ -49,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	else \
 		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,gguf,dev]' $(addprefix -e ,$(PLUGINS))
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,gguf,docs,dev]' $(addprefix -e ,$(PLUGINS))
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)
