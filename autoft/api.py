@@ -177,10 +177,21 @@ def _known_settings(plan: Plan, recipe: Recipe) -> list[Setting]:
 def _with_prepared_data(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
     """Prepare the data of a recipe in a run folder, and return the plan with what it says."""
     task = catalog.task(recipe.task)
-    prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds)
-    prepare_folds(prepared, task, plan.folds, plan.seed, run.data)
+    with _at_its_line(recipe):
+        prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds)
+        prepare_folds(prepared, task, plan.folds, plan.seed, run.data)
     plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
-    return _with_auxiliary(plan, recipe, catalog, run, base)
+    with _at_its_line(recipe):
+        return _with_auxiliary(plan, recipe, catalog, run, base)
+
+
+@contextmanager
+def _at_its_line(recipe: Recipe) -> Iterator[None]:
+    """Let an error of the data show the line of the recipe that it is about."""
+    try:
+        yield
+    except DataError as error:
+        raise recipe.located(error) from error.__cause__
 
 
 def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
@@ -604,7 +615,8 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
         variants = ", ".join(variant.name for variant in plan.variants)
         yield f"recipe: {plan.task}; pipelines {pipelines}; compression {variants}"
         given.keep(RunDir(folder))
-        prepared = prepare_data(loaded.data, task, plan.options, plan.seed, Path(folder), base)
+        with _at_its_line(loaded):
+            prepared = prepare_data(loaded.data, task, plan.options, plan.seed, Path(folder), base)
         sizes = data_summary(prepared)["sizes"]
         yield (
             f"data: {sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test rows; columns "
@@ -613,7 +625,8 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
         for warning in (*plan.warnings, *prepared.warnings):
             yield f"warning: {warning}"
         own = [prepared.train[i] for i in range(min(8, len(prepared.train)))]
-        plan = _with_auxiliary(plan, loaded, catalog, RunDir(folder), base)
+        with _at_its_line(loaded):
+            plan = _with_auxiliary(plan, loaded, catalog, RunDir(folder), base)
     demo = list(task.demo_rows())
     facts = {"demo rows": (demo, task.facts(demo, plan.options)), "first rows": (own, prepared.facts)}
     for model in plan.models:

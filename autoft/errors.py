@@ -87,13 +87,26 @@ class SearchFailed(AutoftError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a recipe: ``where`` (a dotted key) and what to do about it."""
+    """One fault of a recipe.
+
+    Attributes:
+        where: a dotted key.
+        message: what is wrong, and what to do about it.
+        place: file and line of the key, as ``recipe.yaml:7``; empty where it stands in no file.
+        line: the line's number.
+        excerpt: the line itself with what is meant underlined, or the override that gave the value.
+    """
 
     where: str
     message: str
+    place: str = ""
+    line: int = 0
+    excerpt: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{self.place}: {text}" if self.place else text
+        return "\n".join([text, *(f"  {line}" for line in self.excerpt.splitlines())])
 
 
 class RecipeError(AutoftError):
@@ -106,7 +119,8 @@ class RecipeError(AutoftError):
         self.source = source
         count = len(self.faults)
         head = f"{source}: {count} fault{'s' if count != 1 else ''}"
-        super().__init__("\n".join([head, *(f"  {fault}" for fault in self.faults)]))
+        told = "\n".join(str(fault) for fault in self.faults)
+        super().__init__("\n".join([head, *(f"  {line}" for line in told.splitlines())]))
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

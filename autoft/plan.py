@@ -34,7 +34,7 @@ from autoft.contracts import (
 )
 from autoft.data import package_path
 from autoft.device import read_profile
-from autoft.errors import DataError, Fault, ModelError, RecipeError, RunFolderError, closest, unknown_name
+from autoft.errors import DataError, Fault, ModelError, RunFolderError, closest, unknown_name
 from autoft.gguf import converted
 from autoft.hardware import Hardware
 from autoft.losses import LOSSES
@@ -709,7 +709,7 @@ class _Planner:
             )
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         if self.faults:
-            raise RecipeError(self.faults, self.source)
+            raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
         threads = recipe.executor.threads or max(1, self.hardware.cores // recipe.executor.workers)
         quality = {

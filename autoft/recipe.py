@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from autoft.errors import Fault, RecipeError, closest
+from autoft.errors import DataError, Fault, RecipeError, closest
+from autoft.lines import Lines, marked
 from autoft.quantities import parse_bytes, parse_multiple, parse_seconds
 
 __all__ = [
@@ -242,6 +243,18 @@ class Recipe(_Section):
     """Weights that stay on disk."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Off unless you trust its author."""
+    _lines: Lines = PrivateAttr(default_factory=Lines)
+
+    def error(self, faults: Sequence[Fault], source: str) -> RecipeError:
+        """Return the error that tells these faults of the recipe, each with its line as far as it has one."""
+        return _error(faults, source, self._lines)
+
+    def located(self, error: DataError) -> DataError:
+        """Return an error of the data that begins with a key of the recipe with the line of that key."""
+        where, colon, message = str(error).partition(": ")
+        if not colon or not re.fullmatch(r"(?:data|auxiliary\[\d+\])(?:\.\w+)*", where):
+            return error
+        return DataError(str(self._lines.located(Fault(where, message))))
 
     @model_validator(mode="after")
     def _flat_space(self) -> Recipe:
@@ -275,22 +288,30 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise RecipeError([Fault(_mark(error), f"is not YAML: {_problem(error)}")], str(path)) from None
+        fault, mark = Fault("", f"is not YAML: {_problem(error)}"), getattr(error, "problem_mark", None)
+        raise RecipeError([marked(fault, str(path), text, mark) if mark else fault], str(path)) from None
     if value is None:
         raise RecipeError([Fault("", "is empty; a recipe needs at least task, model and data")], str(path))
-    return recipe_from_mapping(value, overrides, source=str(path), name=path.stem)
+    lines = Lines.of(text, _StrictLoader, str(path), overrides)
+    return recipe_from_mapping(value, overrides, source=str(path), name=path.stem, lines=lines)
 
 
 def recipe_from_mapping(
-    value: object, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "run"
+    value: object,
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "recipe",
+    name: str = "run",
+    lines: Lines | None = None,
 ) -> Recipe:
-    """Check a recipe that is already a mapping; ``name`` stands in where it has none.
+    """Check a recipe that is already a mapping; ``name`` stands in where it has none, and ``lines`` are of its file.
 
     Raises:
         RecipeError: all faults together.
     """
     if not isinstance(value, Mapping):
         raise RecipeError([Fault("", f"needs keys and values at the top, given {_kind(value)}")], source)
+    lines = lines or Lines(overrides={override.partition("=")[0].strip(): override for override in overrides})
     merged: dict[str, Any] = dict(value)
     faults: list[Fault] = []
     for override in overrides:
@@ -305,8 +326,14 @@ def recipe_from_mapping(
     except ValidationError as error:
         faults.extend(_faults(error))
     if faults:
-        raise RecipeError(faults, source)
+        raise _error(faults, source, lines)
+    recipe._lines = lines
     return recipe if recipe.name else recipe.model_copy(update={"name": name})
+
+
+def _error(faults: Sequence[Fault], source: str, lines: Lines) -> RecipeError:
+    """Return the error with these faults in the order of their lines, those without one first."""
+    return RecipeError(sorted((lines.located(fault) for fault in faults), key=lambda fault: fault.line), source)
 
 
 def budget_section(value: Mapping[str, Any]) -> tuple[BudgetSection, list[Fault]]:
@@ -474,11 +501,6 @@ _StrictLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
-
-
-def _mark(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -1,0 +1,101 @@
+"""Where in its file each key of a recipe stands, so that a fault can show the line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import yaml
+
+from autoft.errors import Fault
+
+__all__ = ["Lines", "marked"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A stretch of one line: number from 1, columns from 0."""
+
+    line: int
+    start: int
+    end: int
+
+
+@dataclass(eq=False)
+class Lines:
+    """The lines of a recipe's file by dotted key, and the keys that came from elsewhere.
+
+    Two recipes that say the same are equal wherever it stands: so are all of these.
+    """
+
+    source: str = ""
+    text: Sequence[str] = ()
+    places: dict[str, _Place] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
+    """By key, the override that gave its value, as ``budget.time=5m``."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lines)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, text: str, loader: type[yaml.SafeLoader], source: str, overrides: Iterable[str] = ()) -> Lines:
+        """Return where the keys of a YAML text stand.
+
+        Args:
+            text: YAML that the loader has read without an error.
+            loader: that reads it.
+            source: the file's name, for messages.
+            overrides: as ``("budget.time=5m",)``: these keys no longer have their value from the file.
+        """
+        given = {override.partition("=")[0].strip(): override for override in overrides}
+        return cls(source, text.splitlines(), dict(_places(yaml.compose(text, Loader=loader), "")), given)
+
+    def located(self, fault: Fault) -> Fault:
+        """Return a fault with the line that it is about, as far as there is one."""
+        key = re.sub(r"\[(\d+)\]", r".\1", fault.where)
+        while key:
+            if key in self.overrides:
+                return replace(fault, excerpt=f"--set {self.overrides[key]}")
+            place = self.places.get(key)
+            if place is not None:
+                excerpt = _excerpt(self.text[place.line - 1], place)
+                return replace(fault, place=f"{self.source}:{place.line}", line=place.line, excerpt=excerpt)
+            key = key.rpartition(".")[0]
+        return fault
+
+
+def marked(fault: Fault, source: str, text: str, mark: yaml.Mark) -> Fault:
+    """Return a fault of the YAML itself with the line and the character that the parser names."""
+    lines = text.splitlines() or [""]
+    line = min(mark.line, len(lines) - 1)
+    place = _Place(line + 1, mark.column, mark.column + 1)
+    return replace(fault, place=f"{source}:{place.line}", line=place.line, excerpt=_excerpt(lines[line], place))
+
+
+def _places(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, _Place]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}{key_node.value}"
+            yield key, _place(key_node, value_node)
+            yield from _places(value_node, f"{key}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield f"{prefix}{number}", _place(item, item)
+            yield from _places(item, f"{prefix}{number}.")
+
+
+def _place(first: yaml.Node, last: yaml.Node) -> _Place:
+    """Return the stretch from the start of one node to the end of another, or of the first where that is on another line."""
+    line, start, end = first.start_mark.line, first.start_mark.column, last.end_mark
+    if end.line != line:
+        end = first.end_mark
+    return _Place(line + 1, start, end.column if end.line == line else start + 1)
+
+
+def _excerpt(text: str, place: _Place) -> str:
+    number = f"{place.line:>6}"
+    marks = "^" * max(1, place.end - place.start)
+    return f"{number} | {text.rstrip()}\n{' ' * len(number)} | {' ' * place.start}{marks}"
