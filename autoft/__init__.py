@@ -18,10 +18,13 @@ from autoft.version import __version__
 
 if TYPE_CHECKING:
     from autoft.api import (
+        Draft,
         Picked,
+        Question,
         Run,
         Verified,
         check,
+        draft,
         explain,
         hardware,
         load,
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Draft",
     "Picked",
+    "Question",
     "Run",
     "Verified",
     "__version__",
     "check",
+    "draft",
     "explain",
     "hardware",
     "load",

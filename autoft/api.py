@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
+from autoft.drafts import Draft, Question, draft_recipe
 from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError
 from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import RESCORE_TOLERANCE, export, measure_final, measure_pick, rescored, write_card
@@ -27,7 +28,7 @@ from autoft.hardware import Hardware
 from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
-from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
+from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
@@ -36,10 +37,13 @@ from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
 
 __all__ = [
+    "Draft",
     "Picked",
+    "Question",
     "Run",
     "Verified",
     "check",
+    "draft",
     "explain",
     "hardware",
     "load",
@@ -47,6 +51,7 @@ __all__ = [
     "memory_forecast",
     "pick",
     "predict",
+    "schema",
     "search",
     "serving_costs",
     "time_forecast",
@@ -375,6 +380,48 @@ def _gain_of_auxiliary(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
         f"{scored[1.0]:.4f} validation {plan.objective}, training alone {scored[0.0]:.4f} "
         f"({scored[1.0] - scored[0.0]:+.4f})."
     ]
+
+
+def draft(
+    data: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path = "recipe.yaml",
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    model: str | None = None,
+    ask: Callable[[Question], str] | None = None,
+) -> Draft:
+    """Look at data, guess its task, columns and model, and return a recipe for it. Nothing is trained or written.
+
+    Args:
+        data: a source, as a recipe names it, or one for each split.
+        output: the file that the recipe's text is for; relative paths in it start from its folder.
+        task: its name, where the data need not tell.
+        columns: by role, columns that need not be guessed.
+        model: to begin with.
+        ask: answers what the data does not say; default: such data is an error that names the choices.
+
+    Raises:
+        DataError: the data cannot be read, no installed task takes it, or it is not clear which does.
+        ModelError: there is no model to begin with.
+        PluginError: the task is not installed.
+    """
+    sources = [str(data)] if isinstance(data, str | Path) else [str(source) for source in data]
+    return draft_recipe(
+        sources,
+        load_plugins(),
+        Hardware.probe(),
+        output=Path(output),
+        task=task,
+        columns=columns,
+        model=model,
+        ask=ask,
+    )
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors."""
+    return recipe_schema()
 
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:

@@ -46,6 +46,8 @@ __all__ = [
     "Split",
     "encoded",
     "grouped_batches",
+    "hub_parts",
+    "is_data_file",
     "load_source",
     "map_columns",
     "open_data",
@@ -172,8 +174,7 @@ def _read_folder(folder: Path) -> pa.Table:
         )
     if (folder / "state.json").is_file():
         return _read_saved(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
-    data = [path for path in files if _kind(path) in _READERS]
+    data = sorted(path for path in folder.iterdir() if is_data_file(path))
     if not data:
         raise DataError(f"{folder}: holds no data files; allowed: {_allowed()}")
     kinds = sorted({_kind(path) for path in data})
@@ -210,12 +211,22 @@ _HUB = re.compile(
 )
 
 
-def _read_hub(source: str) -> pa.Table:
+def hub_parts(source: str) -> dict[str, str | None]:
+    """Return the ``name``, ``config``, ``revision`` and ``split`` that a ``hub://`` source names.
+
+    Raises:
+        DataError: the form is wrong.
+    """
     form = _HUB.fullmatch(source)
     if form is None:
         raise DataError(
             f"{source}: needs the form hub://owner/name@revision#split, or hub://owner/name:config@revision#split"
         )
+    return form.groupdict()
+
+
+def _read_hub(source: str) -> pa.Table:
+    form = hub_parts(source)
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -261,6 +272,11 @@ def _kind(path: Path) -> str:
     name = path.name.lower()
     inner = Path(name.removesuffix(".gz")).suffix
     return inner if not name.endswith(".gz") or inner in _TEXT_KINDS else f"{inner}.gz"
+
+
+def is_data_file(path: Path) -> bool:
+    """Say whether a path is a file of a kind that can be read."""
+    return path.is_file() and not path.name.startswith((".", "_")) and _kind(path) in _READERS
 
 
 def _allowed() -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "load_recipe",
     "recipe_from_mapping",
     "recipe_schema",
+    "schema_line",
     "set_key",
 ]
 
@@ -386,6 +387,11 @@ def recipe_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataSection"}],
     }
     return schema
+
+
+def schema_line(path: str) -> str:
+    """Return the comment by which editors with the YAML language server find the schema of a recipe."""
+    return f"# yaml-language-server: $schema={path}"
 
 
 def _flatten(space: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -60,6 +60,9 @@ class Column:
         guesses: names that users often give this column, tried in order where the recipe maps nothing.
         of: of a ``span``, the role of the text that its places count characters of; a text that is changed outside of
             these places can then keep its spans, with the places counted anew.
+        looks_like: where ``kind`` is the plugin's own, the kind by whose values ``autoft init`` knows such a column:
+            ``text``, ``texts``, ``label``, ``labels``, ``number``, ``tokens``, ``tags``, ``span``, ``image``, ``audio``
+            or ``messages``. Empty: it is known by its name alone.
     """
 
     role: str
@@ -69,6 +72,7 @@ class Column:
     required: bool = True
     guesses: tuple[str, ...] = ()
     of: str = ""
+    looks_like: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ class TaskCard:
         untrained: a base model does this task without training (a causal language model does); the untouched model then
             stands among the baselines.
         generates: predictions are written token by token, so that a predicted row takes many times what a trained one does.
+        alternatives: sets of roles that are not required one by one, of which rows need one whole set, the usual first;
+            ``autoft init`` maps the first that the data has.
+        models: hub ids to begin with, the smallest first; ``autoft init`` names one where nothing installed suits.
     """
 
     name: str
@@ -113,6 +120,14 @@ class TaskCard:
     notice: str = ""
     untrained: bool = False
     generates: bool = False
+    alternatives: tuple[tuple[str, ...], ...] = ()
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        roles = {column.role for column in self.columns}
+        unknown = [role for wanted in self.alternatives for role in wanted if role not in roles]
+        if unknown:
+            raise ValueError(f"alternatives name {unknown[0]!r}, and the columns are {', '.join(sorted(roles))}")
 
     def column(self, role: str) -> Column:
         """Return the column of this role."""
@@ -350,6 +365,18 @@ class Task(ABC):
             DataError: the rows cannot be used for this task (one class only, mixed types ...).
         """
         return {}
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return how much rows look as if they were made for this task, from 0 (not at all) to 1; 0.5 says nothing.
+
+        ``autoft init`` asks it of rows whose columns fit and that :meth:`facts` takes, to choose between tasks: whether the
+        targets are as long as summaries are, or in another script as translations may be.
+
+        Args:
+            rows: some training rows with targets.
+            options: the task's options.
+        """
+        return 0.5
 
     def stratum(self, row: Row) -> str | None:
         """Return the key by which splits are stratified, or None for plain random splits."""

@@ -58,6 +58,7 @@ class Generation(ConditionalGeneration):
                 "what stands before the completion; may be absent",
                 required=False,
                 guesses=("prompt", "instruction", "question", "query", "input", "context", "source"),
+                looks_like="text",
             ),
             Column(
                 "completion",
@@ -73,6 +74,7 @@ class Generation(ConditionalGeneration):
                 "a whole text to learn, instead of prompt and completion",
                 required=False,
                 guesses=("text", "content", "document", "story", "body", "review"),
+                looks_like="text",
             ),
             Column(
                 "messages",
@@ -97,6 +99,12 @@ class Generation(ConditionalGeneration):
             Option("top_p", "probability that the tokens to sample from have together", 0.95),
         ),
         untrained=True,
+        alternatives=(("messages",), ("prompt", "completion"), ("completion",), ("text",)),
+        models=(
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "HuggingFaceTB/SmolLM2-360M-Instruct",
+            "Qwen/Qwen2.5-0.5B-Instruct",
+        ),
     )
 
     def demo_rows(self) -> Sequence[Row]:
@@ -126,6 +134,12 @@ class Generation(ConditionalGeneration):
         if faults:
             raise DataError(f"{len(faults)} of {len(rows)} rows cannot be learned from; {faults[0]}")
         return {"form": form}
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return that conversations are made for this task, and that any other text could be."""
+        conversations = sum(row.get("messages") is not None for row in rows)
+        asked = sum(row.get("prompt") is not None for row in rows)
+        return 0.95 if 2 * conversations > len(rows) else 0.4 if 2 * asked > len(rows) else 0.2
 
     def load_processor(self, source: ModelSource, context: TaskContext) -> Tokenizers:
         """Return the tokenizer; one for conversations has a chat template, a plain one where none came with it.

@@ -96,6 +96,7 @@ class ImageCaptioning(Task):
         metrics=("cider", "caption_bleu", "caption_chrf", "caption_rouge_l", "caption_perplexity"),
         architecture="image-text-to-text",
         generates=True,
+        models=("microsoft/git-base",),
         options=(
             Option("training_caption", "which of a row's captions a step trains on", "random", ("random", "first")),
             Option("num_beams", "captions kept at each step of generation; 1 takes the likeliest token", 1),

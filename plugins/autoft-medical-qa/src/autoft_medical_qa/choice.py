@@ -27,7 +27,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft_medical_qa.options import LETTERS, OPTION_COLUMNS, Choices, notation_of, read_choices, right_place
-from autoft_medical_qa.reading import text
+from autoft_medical_qa.reading import medical_share, text
 from autoft_medical_qa.selective import CONFIDENCE_METRICS, NOTICE, OPTIONS, SUBJECT, SelectiveAnswers
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ class MedicalChoice(SelectiveAnswers, _Choice):
         ignores=("train.class_weights", "train.loss"),
         notice=NOTICE,
         options=OPTIONS,
+        alternatives=(("options",), ("option_a", "option_b")),
+        models=("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
     )
 
     def demo_rows(self) -> Sequence[Row]:
@@ -205,6 +207,10 @@ class MedicalChoice(SelectiveAnswers, _Choice):
             },
             {"question": "How many chambers has the human heart?", "options": ["2", "3", "4"], "answer": "C"},
         )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return that options with a right one are made for this task, the more so where the questions are medical."""
+        return 0.5 + medical_share(rows) / 2
 
     def right_score(self, row: Row, prediction: Prediction, context: TaskContext) -> int | None:
         """Return the place of the right option."""

@@ -9,7 +9,7 @@ from typing import Any
 from autoft_question_answering.task import QuestionAnswering
 
 from autoft.contracts import Column, Prediction, Row, TaskContext
-from autoft_medical_qa.reading import passage, text
+from autoft_medical_qa.reading import medical_share, passage, text
 from autoft_medical_qa.selective import CONFIDENCE_METRICS, NOTICE, OPTIONS, SUBJECT, SelectiveAnswers
 
 __all__ = ["MedicalExtractive"]
@@ -32,6 +32,7 @@ class MedicalExtractive(SelectiveAnswers, QuestionAnswering):
                 "passage",
                 "the text that may hold the answer, or a list of texts",
                 guesses=(*QuestionAnswering.card.column("context").guesses, "contexts", "abstract"),
+                looks_like="texts",
             ),
             SUBJECT,
             QuestionAnswering.card.column("answers"),
@@ -40,6 +41,10 @@ class MedicalExtractive(SelectiveAnswers, QuestionAnswering):
         options=(*QuestionAnswering.card.options, *OPTIONS),
         notice=NOTICE,
     )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return the share of questions that are medical: others are for question answering in general."""
+        return medical_share(rows)
 
     def demo_rows(self) -> Sequence[Row]:
         """Return questions about a short text, written for this plugin, one of them without an answer."""

@@ -9,7 +9,7 @@ from typing import Any
 from autoft_generation.conditional import ConditionalGeneration, conditional_options
 
 from autoft.contracts import Baseline, Column, Prediction, Row, TaskCard, TaskContext
-from autoft_medical_qa.reading import passage, text
+from autoft_medical_qa.reading import medical_share, passage, text
 from autoft_medical_qa.selective import CONFIDENCE_METRICS, NOTICE, OPTIONS, SUBJECT, SelectiveAnswers
 
 __all__ = ["MedicalFree"]
@@ -71,6 +71,7 @@ class MedicalFree(SelectiveAnswers, _Free):
                 "a text to answer from, or a list of texts; may be absent",
                 required=False,
                 guesses=("context", "contexts", "abstract", "passage"),
+                looks_like="texts",
             ),
             SUBJECT,
             Column(
@@ -87,9 +88,16 @@ class MedicalFree(SelectiveAnswers, _Free):
         ignores=("train.class_weights", "train.loss"),
         # The quality of a free answer is no yes or no, which the bound on the risk is about.
         options=(*conditional_options(max_new_tokens=128), *OPTIONS[:2]),
+        models=("google-t5/t5-small", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         notice=NOTICE,
         untrained=True,
     )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return the share of questions that are medical, less where answers are a word or two."""
+        context = TaskContext({}, options, {}, 512)
+        long = sum(len(self.target_texts(row, context)[0]) > 20 for row in rows) / len(rows)
+        return 0.6 * long * medical_share(rows)
 
     def demo_rows(self) -> Sequence[Row]:
         """Return questions of general knowledge, written for this plugin."""

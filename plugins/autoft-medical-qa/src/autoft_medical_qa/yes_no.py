@@ -10,7 +10,7 @@ from autoft_text_classification.task import TextClassification
 
 from autoft.contracts import Baseline, Column, Detail, Prediction, Row, TaskCard, TaskContext
 from autoft.errors import DataError
-from autoft_medical_qa.reading import passage, shown, text
+from autoft_medical_qa.reading import medical_share, passage, shown, text
 from autoft_medical_qa.selective import CONFIDENCE_METRICS, NOTICE, OPTIONS, SUBJECT, SelectiveAnswers
 
 __all__ = ["MedicalYesNo"]
@@ -68,6 +68,7 @@ class MedicalYesNo(SelectiveAnswers, _YesNo):
                 "passage",
                 "what the answer is to be read off: a text, or a list of texts",
                 guesses=("context", "contexts", "abstract", "passage", "snippets"),
+                looks_like="texts",
             ),
             SUBJECT,
             Column(
@@ -83,7 +84,12 @@ class MedicalYesNo(SelectiveAnswers, _YesNo):
         hub_pipeline="text-classification",
         notice=NOTICE,
         options=OPTIONS,
+        models=("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
     )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return that questions with yes, no or maybe are made for this task, the more so where they are medical."""
+        return 0.5 + medical_share(rows) / 2
 
     def demo_rows(self) -> Sequence[Row]:
         """Return questions about small studies, made up for this plugin."""

@@ -31,6 +31,8 @@ GENERATION = ("min_new_tokens", "length_penalty", "no_repeat_ngram_size")
 """Options that are settings of :class:`transformers.GenerationConfig` by the same name."""
 SEAMS = 4
 """Tokens that a cut document may need more where it is tokenized together with the request around it."""
+SHORTEST_SUMMARY, SHORTEST_DOCUMENT = 12, 80
+"""Characters that most summaries and most documents have at least, where rows are guessed to be such."""
 SHOWN = 15
 SHOWN_CHARACTERS = 600
 LENGTH_GROUPS = 4
@@ -73,6 +75,7 @@ class Summarization(ConditionalGeneration):
         metrics=tuple(metric.name for metric in METRICS),
         architecture="conditional-generation",
         generates=True,
+        models=("google-t5/t5-small", "facebook/bart-base", "facebook/bart-large"),
         options=(
             *conditional_options(max_new_tokens=128),
             Option("min_new_tokens", "tokens before which no output ends", 0),
@@ -121,6 +124,15 @@ class Summarization(ConditionalGeneration):
                 "summary": "The library opens later for lack of staff.",
             },
         )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return how much rows look like documents with summaries: long ones with something much shorter."""
+        context = TaskContext({}, options, {}, 512)
+        lengths = [(len(self.source_text(row, context)), len(self.target_texts(row, context)[0])) for row in rows]
+        document, share = median(one for one, _ in lengths), median(two / max(1, one) for one, two in lengths)
+        if median(two for _, two in lengths) < SHORTEST_SUMMARY or document < SHORTEST_DOCUMENT or share > 0.8:
+            return 0.05
+        return 0.8 if share < 0.5 else 0.3
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ROUGE counts and how long summaries are, beside what the base says.

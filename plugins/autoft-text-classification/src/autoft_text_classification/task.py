@@ -89,6 +89,7 @@ class TextClassification(Task):
             "roc_auc",
         ),
         architecture="sequence-classification",
+        models=("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased", "FacebookAI/roberta-base"),
         hub_pipeline="text-classification",
         options=(
             Option(

@@ -88,6 +88,8 @@ class TokenClassification(Task):
         metrics=("entity_f1", "entity_precision", "entity_recall", "entity_f1_macro", "token_accuracy"),
         architecture="token-classification",
         hub_pipeline="token-classification",
+        alternatives=(("tokens", "tags"), ("text", "tags"), ("text", "spans")),
+        models=("distilbert/distilbert-base-cased", "google-bert/bert-base-cased"),
         options=(
             Option("scheme", "of the tags; auto looks at the data, spans are iob2", "auto", ("auto", *SCHEMES)),
             Option(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from autoft.errors import DataError, ModelError, closest
@@ -12,6 +14,7 @@ __all__ = [
     "bleu_tokenizer",
     "has_mecab",
     "language_name",
+    "main_script",
     "model_code",
     "plain_language",
     "script_language",
@@ -125,6 +128,15 @@ def script_language(texts: Iterable[str]) -> str | None:
         if letters and len(re.findall(pattern, letters)) >= share * len(letters):
             return language
     return None
+
+
+def main_script(texts: Iterable[str]) -> str | None:
+    """Return the script that most letters of texts are in, by Unicode's names, as ``LATIN`` or ``CJK``; None without letters."""
+    letters = Counter(char for text in texts for char in text if char.isalpha())
+    scripts: Counter[str] = Counter()
+    for char, count in letters.items():
+        scripts[unicodedata.name(char, "?").split()[0]] += count
+    return scripts.most_common(1)[0][0] if scripts else None
 
 
 def bleu_tokenizer(language: str | None) -> str:

@@ -30,6 +30,7 @@ from autoft_translation.languages import (
     bleu_tokenizer,
     has_mecab,
     language_name,
+    main_script,
     model_code,
     plain_language,
     script_language,
@@ -84,6 +85,7 @@ class Translation(ConditionalGeneration):
         generates=True,
         ignores=("train.class_weights", "train.loss"),
         hub_pipeline="translation",
+        models=("google/mt5-small", "facebook/nllb-200-distilled-600M"),
         options=(
             *conditional_options(),
             Option("source_language", "code of the language to translate from, as en", None),
@@ -106,6 +108,18 @@ class Translation(ConditionalGeneration):
             {"source": "She reads a book.", "target": ["Sie liest ein Buch.", "Sie liest in einem Buch."]},
             {"source": "We are going home now.", "target": ["Wir gehen jetzt nach Hause."]},
         )
+
+    def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
+        """Return how much rows look like translations: other scripts, or texts of like length that share few words."""
+        context = TaskContext({}, options, {}, 512)
+        pairs = [(self.source_text(row, context), self.target_texts(row, context)[0]) for row in rows]
+        scripts = [main_script(texts) for texts in zip(*pairs, strict=True)]
+        shares = sorted(len(target) / max(1, len(source)) for source, target in pairs)
+        low, middle = shares[len(shares) // 20], shares[len(shares) // 2]
+        if scripts[0] != scripts[1] and None not in scripts:
+            return 0.95 if 0.1 < middle < 10 else 0.1
+        alike = sum(_shared(source, target) for source, target in pairs) / len(pairs)
+        return 0.85 if 0.6 < middle < 1.7 and low > 0.25 and alike < 0.35 else 0.05
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return how the target language is cut into words, beside what the base class learns.
@@ -295,3 +309,9 @@ def _tokenizer_languages(tokenizer: Any) -> list[str]:
     return [
         found[1] for token in tokens if (found := re.fullmatch(r"(?:__)?([a-z]{2,3}(?:_[A-Za-z]{2,4})?)(?:__)?", token))
     ]
+
+
+def _shared(source: str, target: str) -> float:
+    """Return which share of the target's words the source has too."""
+    known, found = set(words(source.lower())), words(target.lower())
+    return sum(word in known for word in found) / max(1, len(found))

@@ -1,0 +1,190 @@
+"""Where the rows are: which splits a path, a folder or several files hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoft.data import SPLITS, is_data_file, package_path
+from autoft.errors import DataError, closest
+
+__all__ = ["Sources", "find_sources"]
+
+NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""What a split is called, by the words that file names have."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The source of each split, as a recipe names it.
+
+    Attributes:
+        train: of the training rows.
+        validation: None where it is to be cut.
+        test: None where it is to be cut.
+        beside: splits that were not named and were found beside the file that was.
+        base: folder that relative sources start from.
+    """
+
+    train: str
+    validation: str | None
+    test: str | None
+    beside: tuple[str, ...]
+    base: Path
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The splits that are there, by name."""
+        found = {name: getattr(self, name) for name in SPLITS}
+        return {name: source for name, source in found.items() if source is not None}
+
+
+def find_sources(given: Sequence[str], recipe: Path) -> Sources:
+    """Return the splits that the arguments of ``autoft init`` name.
+
+    Args:
+        given: one source (a file, a folder, ``package://`` or ``hub://``), or a file for each split.
+        recipe: the file that the recipe will be; sources in its folder are named relative to it.
+
+    Raises:
+        DataError: there is no such file, or it is not clear which is which.
+    """
+    base = recipe.absolute().parent
+    if len(given) == 1:
+        found, beside = _splits_of(given[0])
+    else:
+        found, beside = _named(given), ()
+    named = {name: _as_named(source, base) for name, source in found.items()}
+    return Sources(named["train"], named.get("validation"), named.get("test"), beside, base)
+
+
+def _splits_of(source: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the splits of one source, and which of them stand beside the file that was named."""
+    if source.startswith("hub://"):
+        return _hub_splits(source), ()
+    prefix = ""
+    if source.startswith("package://"):
+        path = package_path(source)
+        prefix = source.rstrip("/")
+    else:
+        path = _local(source)
+    if path.is_dir():
+        names = _folder_splits(path)
+        if not names:
+            return {"train": source}, ()
+        return {split: f"{prefix or path}/{name}" for split, name in names.items()}, ()
+    stem = path.name.split(".")[0]
+    if _split_name(stem) != "train":
+        return {"train": source}, ()
+    siblings = {
+        split: name
+        for split, name in _by_split(
+            sorted(other.name for other in path.parent.iterdir() if is_data_file(other))
+        ).items()
+        if split != "train" and name.split(".")[1:] == path.name.split(".")[1:]
+    }
+    folder = source.rpartition("/")[0]
+    return {"train": source, **{s: f"{folder}/{n}" if folder else n for s, n in siblings.items()}}, tuple(siblings)
+
+
+def _local(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = closest(path.name, names)
+    raise DataError(f"no such file: {source}" + (f"; did you mean {path.parent / near}?" if near else ""))
+
+
+def _folder_splits(folder: Path) -> dict[str, str]:
+    """Return the name of each split in a folder; nothing where its files are one data set together."""
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        try:
+            names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{listing}: is damaged ({error}); save the data set again") from error
+        found = _by_split(names)
+        return found if "train" in found else {"train": names[0], **found}
+    if (folder / "state.json").is_file():
+        return {}
+    files = sorted(entry.name for entry in folder.iterdir() if is_data_file(entry))
+    # A folder that `save_to_disk` wrote for each split, without the file that lists them.
+    files += sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file())
+    found = _by_split(files)
+    if found and "train" not in found:
+        raise DataError(
+            f"{folder}: holds {', '.join(found.values())} and no training rows; name the files of each split, as "
+            f"autoft init train.csv {next(iter(found.values()))}"
+        )
+    return found
+
+
+def _by_split(names: Sequence[str]) -> dict[str, str]:
+    """Return the first name of each split, exact names before those that only hold the word."""
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (name.split(".")[0].lower() not in NAMES, name)):
+        split = _split_name(name.split(".")[0])
+        if split is not None:
+            found.setdefault(split, name)
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _split_name(stem: str) -> str | None:
+    words = [word for word in re.split(r"[^a-z]+", stem.lower()) if word in NAMES]
+    return NAMES[words[-1]] if words else None
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """Return which of several sources is which split: by their names, else in the order train, validation, test."""
+    if len(given) > len(SPLITS):
+        raise DataError(f"{len(given)} sources are given; at most one for each of {', '.join(SPLITS)}")
+    names = [_split_name((source.partition("#")[2] or Path(source).name).split(".")[0]) for source in given]
+    if len(set(names)) == len(names) and "train" in names and None not in names:
+        return {str(name): source for name, source in zip(names, given, strict=True)}
+    if any(names):
+        raise DataError(
+            f"which is which of {', '.join(given)}? Name them train, validation and test, or write the recipe's data "
+            "section by hand: {train: ..., validation: ..., test: ...}"
+        )
+    order = ("train", "test") if len(given) == 2 else SPLITS
+    return dict(zip(order, given, strict=True))
+
+
+def _hub_splits(source: str) -> dict[str, str]:
+    """Return the splits of a data set on the hub, where it can be asked."""
+    if "#" in source:
+        return {"train": source}
+    from datasets import get_dataset_split_names
+    from datasets.exceptions import DatasetsError
+
+    from autoft.data import hub_parts
+
+    form = hub_parts(source)
+    try:
+        names = get_dataset_split_names(form["name"], form["config"], revision=form["revision"])
+    # As in reading: the library raises any of these for a data set that is not there, or without a network.
+    except (DatasetsError, OSError, ValueError, RuntimeError):
+        return {"train": source}
+    found = _by_split([str(name) for name in names]) or {"train": str(names[0])}
+    return {split: f"{source}#{name}" for split, name in found.items()}
+
+
+def _as_named(source: str, base: Path) -> str:
+    """Return a source as the recipe names it: below its folder relative to it, elsewhere in full."""
+    if "://" in source:
+        return source
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)

@@ -1,0 +1,248 @@
+"""`autoft init`: from data to a recipe that works, without surprises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from autoft.cli import app
+from autoft.drafts.models import TRIALS, Candidate, kind_of, proposed_models, time_budget, training_seconds
+from autoft.drafts.sources import find_sources
+from autoft.errors import DataError
+from autoft.hardware import Hardware
+from autoft.plugins import load_plugins
+from autoft.recipe import load_recipe
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def reviews(count: int, start: int = 0) -> list[dict]:
+    words = ["warm", "dull", "long", "kind", "loud"]
+    return [
+        {"comment": f"a {words[n % 5]} evening number {n} with music", "stars": 1 if n % 5 in {1, 4} else 2}
+        for n in range(start, start + count)
+    ]
+
+
+def init(*words: object):
+    return CliRunner().invoke(app, ["init", *map(str, words)])
+
+
+def test_a_recipe_is_written_that_the_next_commands_take(place, tiny_model):
+    write(place / "reviews.csv", reviews(120) + reviews(3))
+    done = init("reviews.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.task, recipe.name, recipe.model) == ("text-classification", "reviews", [str(tiny_model)])
+    assert recipe.data.columns == {"text": "comment", "label": "stars"}
+    assert recipe.data.train == "reviews.csv"
+    for said in ("123", "comment", "2 different", "60%", "3 training rows repeat the input of another", "recipe.yaml"):
+        assert said in done.stdout
+    explained = CliRunner().invoke(app, ["explain", "recipe.yaml"])
+    assert explained.exit_code == 0, explained.stderr
+    checked = CliRunner().invoke(app, ["check", "recipe.yaml"])
+    assert checked.exit_code == 0, checked.stderr
+    assert "The recipe works." in checked.stdout
+
+
+def test_what_is_commented_out_is_right_once_it_is_put_in(place, tiny_model):
+    write(place / "reviews.csv", reviews(120))
+    assert init("reviews.csv", "--model", tiny_model).exit_code == 0
+    text = Path("recipe.yaml").read_text()
+    assert yaml.safe_load(text)["task"] == "text-classification"
+    for line in (
+        "  # validation_size",
+        "  # model_size",
+        "  # latency",
+        "  # inference_memory",
+        "# task_options",
+        "# search",
+    ):
+        assert line in text
+        text = text.replace(line, line.replace("# ", "", 1))
+    for key in ("problem", "threshold", "objectives"):
+        text = text.replace(f"#   {key}:", f"  {key}:")
+    Path("full.yaml").write_text(text)
+    recipe = load_recipe("full.yaml")
+    assert recipe.budget.latency.p50 == "5ms"
+    assert recipe.data.validation_size == 0.15
+    assert CliRunner().invoke(app, ["explain", "full.yaml"]).exit_code == 0
+
+
+def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
+    write(place / "reviews.csv", reviews(120))
+    Path("recipe.yaml").write_text("mine")
+    refused = init("reviews.csv", "--model", tiny_model)
+    assert (refused.exit_code, Path("recipe.yaml").read_text()) == (2, "mine")
+    assert "--force" in refused.stderr
+    assert not Path("recipe.schema.json").exists()
+    assert init("reviews.csv", "--model", tiny_model, "--force").exit_code == 0
+    assert load_recipe("recipe.yaml").task == "text-classification"
+
+
+def test_what_the_data_does_not_say_is_an_error_with_the_choices_where_nobody_can_be_asked(place, tiny_model):
+    rows = [{**row, "reply": f"thank you for the {row['comment']} indeed"} for row in reviews(120)]
+    write(place / "reviews.csv", rows)
+    asked = init("reviews.csv", "--model", tiny_model, "--task", "text-classification")
+    assert asked.exit_code == 2
+    assert "--column text=NAME" in asked.stderr
+    assert "\n  comment: " in asked.stderr
+    assert "\n  reply: " in asked.stderr
+    told = init("reviews.csv", "--model", tiny_model, "--task", "text-classification", "--column", "text=reply")
+    assert told.exit_code == 0, told.stderr
+    assert load_recipe("recipe.yaml").data.columns == {"text": "reply", "label": "stars"}
+    first = init("reviews.csv", "--model", tiny_model, "--task", "text-classification", "--yes", "--force")
+    assert first.exit_code == 0, first.stderr
+    assert load_recipe("recipe.yaml").data.columns == {"text": "comment", "label": "stars"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--task", "text-clasification"), "text-classification"),
+        (("--column", "text=coment"), "'comment'"),
+        (("--task", "text-classification", "--column", "txt=comment"), "'text'"),
+        (("--column", "text"), "ROLE=NAME"),
+        (("--task", "translation"), "no columns for source and target"),
+    ],
+)
+def test_wrong_options_are_told_what_is_right(place, tiny_model, words, says):
+    write(place / "reviews.csv", reviews(40))
+    done = init("reviews.csv", "--model", tiny_model, *words)
+    assert done.exit_code in {2, 3}
+    assert says in done.stderr
+    assert not Path("recipe.yaml").exists()
+
+
+def test_json_says_the_same_to_programs(place, tiny_model):
+    write(place / "reviews.csv", reviews(120))
+    found = json.loads(init("reviews.csv", "--model", tiny_model, "--json").stdout)
+    assert (found["task"], found["recipe"]) == ("text-classification", "recipe.yaml")
+    assert found["columns"] == {"text": "comment", "label": "stars"}
+
+
+LAYOUTS = {
+    "one file": (["all.csv"], ["all.csv"], {"train": "all.csv"}),
+    "a training file with the others beside it": (
+        ["d/train.jsonl", "d/dev.jsonl", "d/test.jsonl", "d/README.md"],
+        ["d/train.jsonl"],
+        {"train": "d/train.jsonl", "validation": "d/dev.jsonl", "test": "d/test.jsonl"},
+    ),
+    "a folder with splits": (
+        ["d/train.csv", "d/valid.csv", "d/notes.txt"],
+        ["d"],
+        {"train": "d/train.csv", "validation": "d/valid.csv"},
+    ),
+    "a folder without splits": (["d/a.csv", "d/b.csv"], ["d"], {"train": "d"}),
+    "longer names": (
+        ["d/reviews-train.csv", "d/reviews-test.csv"],
+        ["d"],
+        {"train": "d/reviews-train.csv", "test": "d/reviews-test.csv"},
+    ),
+    "named files": (
+        ["x_test.csv", "x_train.csv"],
+        ["x_test.csv", "x_train.csv"],
+        {"train": "x_train.csv", "test": "x_test.csv"},
+    ),
+    "two files that say nothing": (["a.csv", "b.csv"], ["a.csv", "b.csv"], {"train": "a.csv", "test": "b.csv"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_splits_are_found(place, layout):
+    files, given, wanted = layout
+    for number, name in enumerate(files):
+        path = place / name
+        if path.suffix in {".csv", ".jsonl"}:
+            write(path, reviews(5, 100 * number))
+        else:
+            path.write_text("notes")
+    assert find_sources(given, place / "recipe.yaml").given == wanted
+    elsewhere = find_sources(given, place / "sub" / "recipe.yaml").given
+    assert elsewhere == {split: str(place / source) for split, source in wanted.items()}
+
+
+@pytest.mark.parametrize("given", [["d"], ["nothing.csv"], ["a.csv", "x_test.csv"], ["a.csv"] * 4])
+def test_what_is_no_data_set_is_refused(place, given):
+    write(place / "d" / "test.csv", reviews(5))
+    write(place / "a.csv", reviews(5))
+    write(place / "x_test.csv", reviews(5))
+    with pytest.raises(DataError):
+        find_sources(given, place / "recipe.yaml")
+
+
+def test_splits_of_other_columns_are_refused(place, tiny_model):
+    write(place / "train.csv", reviews(60))
+    write(place / "test.csv", [{"text": "other", "label": 1}])
+    done = init("train.csv", "--model", tiny_model)
+    assert done.exit_code == 2
+    assert "test.csv: has no column 'comment'" in done.stderr
+
+
+CPU = Hardware("cpu", 4, 2**34, (), "a processor", False, "Linux x86_64")
+
+
+def test_time_grows_with_rows_and_the_model_and_shrinks_with_cores():
+    small, large = (Candidate("m", "encoder", n, n, "") for n in (10_000_000, 100_000_000))
+    seconds = training_seconds(small, CPU, 1000, 50)
+    assert training_seconds(small, CPU, 2000, 50) == pytest.approx(2 * seconds)
+    assert training_seconds(large, CPU, 1000, 50) > 8 * seconds
+    one_core = Hardware("cpu", 1, 2**34, (), "a processor", False, "Linux x86_64")
+    assert training_seconds(small, one_core, 1000, 50) > 3 * seconds
+    assert time_budget(0.0) >= 300
+    assert time_budget(1000.0) >= TRIALS * 1000
+    assert time_budget(1e9) == 86400
+
+
+@pytest.mark.parametrize("task", load_plugins().tasks.values(), ids=lambda task: task.card.name)
+def test_every_task_has_a_model_to_begin_with(task):
+    assert proposed_models(task.card, [], None)[0].name.count("/") == 1
+    for script in ("LATIN", "CJK"):
+        assert not proposed_models(task.card, [], script)[0].here
+
+
+def test_what_is_installed_comes_first_the_largest_of_its_kind():
+    card = load_plugins().task("text-classification").card
+    installed = [
+        Candidate("small", "encoder", 4, 2, ""),
+        Candidate("large", "encoder", 22, 11, ""),
+        Candidate("writer", "decoder", 135, 100, ""),
+    ]
+    names = [one.name for one in proposed_models(card, installed, "LATIN")]
+    assert names[:2] == ["large", "small"]
+    assert "writer" not in names
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "encoder"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "decoder"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "git"}, "image-text"),
+        ({"model_type": "dinov2", "architectures": ["Dinov2Model"]}, "image"),
+    ],
+)
+def test_a_model_is_of_the_kind_that_its_configuration_says(config, kind):
+    assert kind_of(config) == kind
