@@ -1,4 +1,4 @@
-"""Commands for the beginning: init."""
+"""Commands for the beginning: init, recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli.common import AsJson, app, shown, told
+from autoft.cli.common import AsJson, app, console, shown, told
 
 SCHEMA = "recipe.schema.json"
 """The file beside a recipe from which editors complete it."""
@@ -92,3 +92,47 @@ def _ask(question: Any) -> str:
         if answer.isdigit() and 1 <= int(answer) <= len(names):
             return str(names[int(answer) - 1])
         print(f"Allowed: 1 to {len(names)}, or {', '.join(names)}")
+
+
+recipes_app = typer.Typer(help="List the recipes that come with autoft, or copy one.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback(invoke_without_command=True)
+@told
+def recipes(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the recipes that come with autoft: what each is for, and what came of it."""
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from autoft.shipped import shipped_recipes
+
+    found = shipped_recipes()
+    if as_json:
+        print(json.dumps({"recipes": [{**asdict(one), "path": str(one.path)} for one in found]}))
+        return
+    table = Table("recipe", "what it is", "measured", show_lines=True)
+    for one in found:
+        table.add_row(*map(escape, (one.name, one.summary, one.measured)))
+    console().print(table)
+    print("Next: autoft recipes copy text-classification/quickstart")
+
+
+@recipes_app.command("copy")
+@told
+def copy(
+    name: Annotated[str, typer.Argument(help="As text-classification/quickstart.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: the recipe's name.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+) -> None:
+    """Copy a recipe, and the script that writes its data where it has one."""
+    from autoft.shipped import copy_recipe
+
+    written = copy_recipe(name, output, force=force)
+    print(f"Wrote {' and '.join(map(str, written))}. Next:")
+    first = written[0].read_text(encoding="utf-8").partition("\n")[0]
+    print(f"  {first.removeprefix('#').strip()}")
