@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         pick,
         predict,
         search,
+        serve,
         verify,
         write_report,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "pick",
     "predict",
     "search",
+    "serve",
     "verify",
     "write_report",
 ]

@@ -32,6 +32,7 @@ from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, reci
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
+from autoft.serving import serve
 from autoft.tables import GivenTable, take_tables
 from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
@@ -53,6 +54,7 @@ __all__ = [
     "predict",
     "schema",
     "search",
+    "serve",
     "serving_costs",
     "time_forecast",
     "verify",

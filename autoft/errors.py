@@ -9,6 +9,7 @@
     ├── PluginError             3   a task or strategy that is missing, broken or clashing
     ├── NothingFeasible         4   the search ended and nothing fits the budget
     ├── RunFolderError          5   a run folder that is busy, damaged, full or of another recipe
+    ├── ServingError            5   a server that cannot start: its address, or packages that it needs
     ├── ExportMismatch          6   the exported files do not score what the trial scored
     └── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
 
@@ -32,6 +33,7 @@ __all__ = [
     "RecipeError",
     "RunFolderError",
     "SearchFailed",
+    "ServingError",
     "closest",
     "unknown_name",
 ]
@@ -69,6 +71,12 @@ class NothingFeasible(AutoftError):
 
 class RunFolderError(AutoftError):
     """A run folder is busy, damaged, full, or belongs to another recipe."""
+
+    exit_code = 5
+
+
+class ServingError(AutoftError):
+    """A server cannot start: its address is taken or not of this machine, or a package is not installed."""
 
     exit_code = 5
 

@@ -28,6 +28,7 @@ __all__ = [
     "Matrix",
     "ModelSource",
     "Option",
+    "Output",
     "Picture",
     "Pictures",
     "Prediction",
@@ -83,6 +84,24 @@ class Option:
     summary: str
     default: str | int | float | bool | None
     choices: tuple[str | int | float | bool | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A part of a prediction, for the documentation of a served model.
+
+    Attributes:
+        name: the key under which a prediction has it.
+        type: what stands there, as ``str``, ``list[float]``, ``Literal["yes", "no"]`` or ``dict[str, Any]``: any type of
+            plain JSON that pydantic knows.
+        summary: one line.
+        required: every prediction has it.
+    """
+
+    name: str
+    type: Any
+    summary: str
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -460,6 +479,14 @@ class Task(ABC):
         ``context.facts["operating_point"]`` from then on.
         """
         return {}
+
+    def inputs(self, context: TaskContext) -> Sequence[Column]:
+        """Return the columns that this model reads, of the card's inputs, for the page of a served model."""
+        return self.card.inputs
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return what a prediction consists of, for the page of a served model; empty: it shows what demo rows got."""
+        return ()
 
     def details(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Sequence[Detail]:
         """Return what the report shows of the chosen model's test predictions beyond the metrics."""

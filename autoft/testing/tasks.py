@@ -77,6 +77,8 @@ def task_checks(bench: Workbench) -> Iterator[Call]:
         yield Call(check_bootstrap_agrees_with_score, (bench, name), name)
     if task.score_targets is not Task.score_targets:
         yield Call(check_targets_are_scored, (bench,))
+    if task.outputs is not Task.outputs:
+        yield Call(check_predictions_are_as_outputs_say, (bench,))
     if task.combine is not Task.combine:
         yield Call(check_predictions_can_be_averaged, (bench,))
     if task.operating_point is not Task.operating_point:
@@ -341,6 +343,26 @@ def check_predictions_are_plain(bench: Workbench) -> None:
         expect(isinstance(prediction, Mapping), f"a prediction is {type(prediction).__name__}, not a mapping")
         plain(dict(prediction), "a prediction")
     unchanged(rows, bench.inputs, "predict()")
+
+
+def check_predictions_are_as_outputs_say(bench: Workbench) -> None:
+    """``outputs()`` names what predictions hold, and nothing else, each of the type that it says."""
+    from pydantic import TypeAdapter, ValidationError
+
+    outputs = {one.name: one for one in bench.task.outputs(bench.context)}
+    for one in outputs.values():
+        one_line(one.summary, f"the summary of the output {one.name!r}")
+    for prediction in bench.task.predict(bench.trained.model, bench.inputs, bench.context):
+        strange = sorted(set(prediction) - set(outputs))
+        expect(not strange, f"a prediction has {', '.join(strange)}, which outputs() does not name")
+        for name, one in outputs.items():
+            if name not in prediction:
+                expect(not one.required, f"a prediction lacks {name!r}, which outputs() says every one has")
+                continue
+            try:
+                TypeAdapter(one.type).validate_python(prediction[name], strict=True)
+            except ValidationError as error:
+                fail(f"{name!r} of a prediction is not as outputs() says: {error.errors()[0]['msg']}")
 
 
 def check_predictions_keep_the_order(bench: Workbench) -> None:

@@ -21,7 +21,19 @@ else:
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")])
-HEAVY = ("torch", "transformers", "peft", "datasets", "optuna", "accelerate", "sklearn", "onnxruntime", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "optuna",
+    "accelerate",
+    "sklearn",
+    "onnxruntime",
+    "matplotlib",
+    "fastapi",
+    "uvicorn",
+)
 
 LOADED = f"""
 import sys

@@ -19,6 +19,7 @@ from autoft.contracts import (
     MarkedText,
     Matrix,
     Option,
+    Output,
     Picture,
     Pictures,
     QualityMetric,
@@ -58,6 +59,9 @@ class Whole(Praise):
             {"sure": one["score"] if one["label"] == row["label"] else 1 - one["score"]}
             for one, row in zip(said, rows, strict=True)
         ]
+
+    def outputs(self, context):
+        return [Output("label", str, "praise or blame"), Output("score", float, "how sure")]
 
     def operating_point(self, rows, predictions, context):
         return {"threshold": min(prediction["score"] for prediction in predictions)}
@@ -323,6 +327,24 @@ class PredictChangesRows(Whole):
         for row in rows:
             row["seen"] = True
         return said
+
+
+@defect("check_predictions_are_as_outputs_say", "a prediction has score, which")
+class UntoldOutput(Whole):
+    def outputs(self, context):
+        return [Output("label", str, "praise or blame")]
+
+
+@defect("check_predictions_are_as_outputs_say", "a prediction lacks 'margin'")
+class AbsentOutput(Whole):
+    def outputs(self, context):
+        return [*super().outputs(context), Output("margin", float, "how far from the other")]
+
+
+@defect("check_predictions_are_as_outputs_say", "'score' of a prediction is not as")
+class OtherOutput(Whole):
+    def outputs(self, context):
+        return [Output("label", str, "praise or blame"), Output("score", str, "how sure")]
 
 
 @defect("check_predictions_keep_the_order", "predictions differ")

@@ -23,6 +23,7 @@ from autoft.contracts import (
     Examples,
     ModelSource,
     Option,
+    Output,
     Prediction,
     Row,
     Task,
@@ -356,6 +357,10 @@ class ConditionalGeneration(Task):
             return []
         features = self._questions(rows, context)
         return [{"text": text} for text in self.generate(model, features, context, batch_size)]
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return the text."""
+        return (Output("text", str, "what the model writes"),)
 
     def score_targets(
         self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32

@@ -15,6 +15,7 @@ from autoft.contracts import (
     Examples,
     ModelSource,
     Option,
+    Output,
     Prediction,
     Row,
     TaskCard,
@@ -237,6 +238,18 @@ class Generation(ConditionalGeneration):
             {**prediction, "samples": self._samples(model, feature, count, context)}
             for prediction, feature in zip(predictions, features, strict=True)
         ]
+
+    def inputs(self, context: TaskContext) -> Sequence[Column]:
+        """Return the prompt and the messages, first what the model was trained on: a whole text is for training only."""
+        roles = ("messages", "prompt") if context.facts.get("form") == "messages" else ("prompt", "messages")
+        return tuple(self.card.column(role) for role in roles)
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return the text, and the samples where the option asks for any."""
+        found = tuple(super().outputs(context))
+        if not int(context.options.get("samples") or 0):
+            return found
+        return (*found, Output("samples", list[str], "sampled outputs beside the likeliest one"))
 
     def baselines(self, rows: Sequence[Row], context: TaskContext) -> Sequence[Baseline]:
         """Return the prompt once more, and the most frequent answer, where answers are no halves of texts."""

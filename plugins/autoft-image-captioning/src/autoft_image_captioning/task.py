@@ -12,6 +12,7 @@ from autoft.contracts import (
     Detail,
     ModelSource,
     Option,
+    Output,
     Picture,
     Pictures,
     Prediction,
@@ -195,6 +196,10 @@ class ImageCaptioning(Task):
                 ids = generate(model, context.processor.scaled(pixels).to(context.device), context)
                 found.extend({"caption": caption} for caption in context.processor.texts(ids))
         return found
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return the caption."""
+        return (Output("caption", str, "what the picture shows"),)
 
     def score_targets(
         self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32

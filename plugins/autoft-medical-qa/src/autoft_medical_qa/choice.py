@@ -20,6 +20,7 @@ from autoft.contracts import (
     Examples,
     ExportSpec,
     ModelSource,
+    Output,
     Prediction,
     Row,
     Table,
@@ -140,6 +141,14 @@ class _Choice(TextClassification):
                     choices = read_choices(rows[i], i)
                     answers[i] = _answer(logs[: len(choices.texts)], choices)
         return answers
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return label, answer and scores."""
+        return (
+            Output("label", str, "the letter of the chosen option, A for the first"),
+            Output("answer", str, "its text"),
+            Output("scores", list[float], "probability of each option, in their order"),
+        )
 
     def reference(self, row: Row, context: TaskContext) -> Any:
         """Return the letter of the right option."""

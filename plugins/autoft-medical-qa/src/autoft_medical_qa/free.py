@@ -8,7 +8,7 @@ from typing import Any
 
 from autoft_generation.conditional import ConditionalGeneration, conditional_options
 
-from autoft.contracts import Baseline, Column, Prediction, Row, TaskCard, TaskContext
+from autoft.contracts import Baseline, Column, Output, Prediction, Row, TaskCard, TaskContext
 from autoft_medical_qa.reading import medical_share, passage, text
 from autoft_medical_qa.selective import CONFIDENCE_METRICS, NOTICE, OPTIONS, SUBJECT, SelectiveAnswers
 
@@ -50,6 +50,10 @@ class _Free(ConditionalGeneration):
         }
         # Who writes nothing says nothing.
         return [{**prediction, "score": scores.get(i, 0.0)} for i, prediction in enumerate(predictions)]
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return those of generation, and the score."""
+        return (*super().outputs(context), Output("score", float, "mean probability of its tokens (geometric)"))
 
     def baselines(self, rows: Sequence[Row], context: TaskContext) -> Sequence[Baseline]:
         """Return the most typical training answer, and the answer of the most similar training question."""

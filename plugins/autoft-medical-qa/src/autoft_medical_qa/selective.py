@@ -20,6 +20,7 @@ from autoft.contracts import (
     Detail,
     Examples,
     Option,
+    Output,
     Prediction,
     Row,
     Series,
@@ -107,6 +108,14 @@ class SelectiveAnswers(Task):
     def predict(self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32) -> list[Prediction]:
         """Return the predictions of the task that this builds on, with ``confidence`` and ``abstained``."""
         return self.decided(super().predict(model, rows, context, batch_size), context)  # type: ignore[safe-super]
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return those of the task that this builds on, with ``confidence`` and ``abstained``."""
+        return (
+            *super().outputs(context),
+            Output("confidence", float, "calibrated probability that the answer is right"),
+            Output("abstained", bool, "the confidence is below the threshold: the answer is not to be relied on"),
+        )
 
     def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
         """Return what several models say together, where the task that this builds on can tell, with its confidence."""

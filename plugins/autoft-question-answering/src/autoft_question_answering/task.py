@@ -24,6 +24,7 @@ from autoft.contracts import (
     ExportSpec,
     ModelSource,
     Option,
+    Output,
     Prediction,
     Row,
     Task,
@@ -426,6 +427,17 @@ class QuestionAnswering(Task):
         for i, window in enumerate(windows):
             scores[window["row"]].append((window, found[i]))
         return [self.decide(row, own, context) for row, own in zip(rows, scores, strict=True)]
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return what :meth:`decide` does."""
+        return (
+            Output("answer", str, "the span that answers the question; an empty text where there is no answer"),
+            Output("start", int, "its first character in the context; -1 without an answer"),
+            Output("end", int, "the one after its last character; -1 without an answer"),
+            Output("score", float, "how likely this answer is among all, or that there is none"),
+            Output("no_answer", float, "how likely it is that there is no answer, beside the best span"),
+            Output("candidates", list[dict[str, Any]], "the best spans, each {answer, start, end, score}"),
+        )
 
     def best_spans(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoft.contracts import (
     Baseline,
@@ -14,6 +15,7 @@ from autoft.contracts import (
     Matrix,
     ModelSource,
     Option,
+    Output,
     Prediction,
     Row,
     Table,
@@ -236,6 +238,31 @@ class TextClassification(Task):
                 for i, answer in zip(chosen, self._answers(model(**inputs).logits, context), strict=True):
                     answers[i] = answer
         return answers
+
+    def inputs(self, context: TaskContext) -> Sequence[Column]:
+        """Return the card's inputs; the second text is needed or not there, as the model was trained."""
+        pair = bool(context.facts.get("pair"))
+        return tuple(
+            replace(column, required=True) if column.role == "text_pair" else column
+            for column in self.card.inputs
+            if pair or column.role != "text_pair"
+        )
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return label, score and scores, or labels and scores with several labels a row."""
+        # Literal[*labels] needs Python 3.11; one takes a tuple just as well.
+        label: Any = Literal[context.labels] if context.labels else str
+        every = "probability of each label, in the order in which labels are listed"
+        if context.facts.get("problem") == "multi":
+            return (
+                Output("labels", list[label], "the labels whose score reaches the threshold"),
+                Output("scores", list[float], every),
+            )
+        return (
+            Output("label", label, "the likeliest label"),
+            Output("score", float, "its probability"),
+            Output("scores", list[float], every),
+        )
 
     def combine(self, predictions: Sequence[Sequence[Prediction]], context: TaskContext) -> list[Prediction] | None:
         """Return what the mean of the models' probabilities says."""

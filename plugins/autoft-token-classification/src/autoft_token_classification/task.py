@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoft.contracts import (
     Baseline,
@@ -13,6 +13,7 @@ from autoft.contracts import (
     ExportSpec,
     ModelSource,
     Option,
+    Output,
     Prediction,
     Row,
     Task,
@@ -265,6 +266,23 @@ class TokenClassification(Task):
             decoder.answer(sentence, scores)
             for sentence, scores in zip(sentences, _scores(model, sentences, context, batch_size), strict=True)
         ]
+
+    def outputs(self, context: TaskContext) -> Sequence[Output]:
+        """Return tags and scores, words of texts, and entities unless tags are plain ones."""
+        found = (
+            Output("tags", list[str], "the tag of each word"),
+            Output("scores", list[float], "probability of each of these tags"),
+            Output("tokens", list[str], "the words, where the row is a text", required=False),
+        )
+        if context.facts.get("scheme") == "plain":
+            return found
+        return (
+            *found,
+            Output("offsets", Literal["characters", "words"], "what start and end of entities count"),
+            Output(
+                "entities", list[dict[str, Any]], "each {label, start, end, text, score}; end is behind the last one"
+            ),
+        )
 
     def member_predictions(
         self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32

@@ -1,0 +1,347 @@
+"""The application: what each address answers, and with which status."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+
+from autoft.artifact import LoadedModel
+from autoft.contracts import Prediction, Row
+from autoft.serving.batching import Batcher, Closed, Failure, QueueFull
+from autoft.serving.fields import Fields, Invalid, Malformed, fields_of
+from autoft.serving.limits import Limits
+from autoft.serving.metrics import Metrics
+from autoft.serving.page import curl_line, page_of
+from autoft.version import __version__
+
+__all__ = ["make_app"]
+
+COMPONENTS = "#/components/schemas/{model}"
+GONE = 499
+"""Status of a request whose caller went away, as proxies count it; nobody reads it."""
+STATUSES = {
+    400: "The body is no JSON object.",
+    408: "The body did not come in time.",
+    413: "The body is too large, or has too many rows.",
+    415: "The content type is not JSON.",
+    422: "A field is missing, unknown, too long or of another type, or the task cannot use a row.",
+    500: "The model failed on a row.",
+    503: "Too much is waiting, the server is about to end, or memory ran out; Retry-After says when to come back.",
+    504: "There was no answer in time.",
+}
+ERROR: Mapping[str, Any] = {
+    "title": "Error",
+    "description": "Why a request has no answer.",
+    "type": "object",
+    "properties": {
+        "detail": {"type": "string", "description": "what is wrong, in a sentence"},
+        "errors": {
+            "type": "array",
+            "description": "each wrong field, with status 422",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "field": {"type": "string", "description": "as rows[3].text"},
+                    "message": {"type": "string"},
+                },
+                "required": ["field", "message"],
+            },
+        },
+    },
+    "required": ["detail"],
+}
+
+
+class Refused(Exception):
+    """A request without an answer: its status, and what the caller is told."""
+
+    def __init__(
+        self, status: int, detail: str, faults: Sequence[tuple[str, str]] = (), retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = faults
+        self.retry_after = retry_after
+
+    def response(self) -> Response:
+        """Return the answer in JSON."""
+        said: dict[str, Any] = {"detail": self.detail}
+        if self.faults:
+            said["errors"] = [{"field": field, "message": message} for field, message in self.faults]
+        headers = {"retry-after": str(round(self.retry_after))} if self.retry_after is not None else None
+        return _json(said, self.status, headers)
+
+
+def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
+    """Return the web application that serves a model.
+
+    The model is asked from one thread that runs as long as the application does, and once here for each of the task's demo
+    rows, which the page and the OpenAPI description show.
+
+    Args:
+        model: as :func:`autoft.load` gives it.
+        limits: of requests and batches; by default those of :class:`Limits`.
+
+    Raises:
+        AutoftError: the model cannot be used.
+    """
+    limits = limits or Limits()
+    fields = fields_of(model, limits)
+    metrics = Metrics(model.manifest)
+    batcher = Batcher(
+        lambda rows: model.predict(rows, limits.batch_size),
+        batch_size=limits.batch_size,
+        wait=limits.wait,
+        capacity=limits.queue,
+        observe=metrics.batch,
+    )
+    metrics.watch(batcher)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        yield
+        await batcher.close()
+
+    card, manifest = model.task.card, model.manifest
+    app = FastAPI(
+        title=f"{card.name}: {manifest.variant} of {manifest.model}",
+        version=__version__,
+        description=" ".join(filter(None, (f"Serves a model for {card.name}: {card.summary}.", card.notice))),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers={404: _not_found, 405: _not_allowed, Exception: _failed},
+    )
+
+    @app.post("/predict", summary="Predict one row, or many", tags=["model"])
+    async def predict(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response, rows = await _answered(request, fields, batcher, limits)
+        except Refused as refused:
+            response, rows = refused.response(), 0
+        except ClientDisconnect:
+            response, rows = Response(status_code=GONE), 0
+        metrics.request(response.status_code, rows, time.perf_counter() - started)
+        return response
+
+    @app.get("/health", summary="Say whether the model answers, and which it is", tags=["server"])
+    async def health() -> Response:
+        said = {
+            "status": "ok" if batcher.alive else "ending",
+            "task": card.name,
+            "model": manifest.model,
+            "variant": manifest.variant,
+            "autoft": __version__,
+            "waiting": batcher.waiting,
+        }
+        return _json(said, 200 if batcher.alive else 503)
+
+    @app.get("/metrics", summary="Counters and timings for Prometheus", tags=["server"])
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    page = page_of(model, fields)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
+
+    app.state.curl = lambda address: curl_line(address, fields)
+    described: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not described:
+            described.update(_openapi(app, fields))
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+async def _answered(request: Request, fields: Fields, batcher: Batcher, limits: Limits) -> tuple[Response, int]:
+    """Return the answer to a request, and how many rows it has.
+
+    Raises:
+        Refused: there is none.
+        ClientDisconnect: the caller went away while sending.
+    """
+    try:
+        body = await asyncio.wait_for(_body(request, limits.body), limits.timeout)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the body did not come within {limits.timeout:g} s") from None
+    try:
+        rows, single = fields.parse(body)
+    except Malformed as error:
+        raise Refused(400, f"the body {error}") from None
+    except Invalid as error:
+        raise Refused(413 if error.many else 422, str(error), error.faults) from None
+    answers = await _waited(request, _submitted(batcher, rows), limits.timeout)
+    faults = [(i, answer) for i, answer in enumerate(answers) if isinstance(answer, Failure)]
+    if faults:
+        raise _refusal(faults, single)
+    return _json(answers[0] if single else {"predictions": answers}), len(rows)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        Refused: it is no JSON by its content type, or larger than allowed.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Forms of other web sites can send any body, but not with this type: a page that somebody looks at cannot ask the
+    # models on that person's machine.
+    if not re.fullmatch(r"application/(?:[\w.+-]+\+)?json", kind):
+        given = f"given {kind[:60]!r}" if kind else "there is none"
+        raise Refused(
+            415, f"the content type has to be application/json, {given}; with curl: -H 'content-type: application/json'"
+        )
+    too_large = Refused(413, f"the body has more than {limit} bytes")
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= limit and announced <= limit:
+            parts.append(part)
+        elif size > 2 * limit:
+            raise too_large
+        # A caller who is still sending would not read a refusal, and lose it: up to a point the rest is thrown away.
+    if size > limit:
+        raise too_large
+    return b"".join(parts)
+
+
+def _submitted(batcher: Batcher, rows: Sequence[Row]) -> asyncio.Future[list[Prediction | Failure]]:
+    try:
+        return batcher.submit(rows)
+    except QueueFull as error:
+        raise Refused(503, "too many rows are waiting; come back later", retry_after=error.retry_after) from None
+    except Closed:
+        raise Refused(503, "the server is about to end", retry_after=5) from None
+
+
+async def _waited(
+    request: Request, future: asyncio.Future[list[Prediction | Failure]], timeout: float
+) -> list[Prediction | Failure]:
+    """Return the answers once they are there; a caller who goes away, or waits too long, gives its rows up."""
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        either: list[asyncio.Future[Any]] = [future, gone]
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        if gone.done():
+            raise ClientDisconnect
+        raise Refused(504, f"there was no answer within {timeout:g} s")
+    finally:
+        future.cancel()
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(faults: Sequence[tuple[int, Failure]], single: bool) -> Refused:
+    def where(i: int) -> str:
+        return "" if single else f"rows[{i}]"
+
+    unusable = [(where(i), re.sub(r"^row 1: ", "", failure.message)) for i, failure in faults if failure.kind == "row"]
+    if len(unusable) == len(faults):
+        detail = "; ".join(f"{field}: {message}" if field else message for field, message in unusable)
+        return Refused(422, detail, unusable)
+    places = ", ".join(where(i) for i, failure in faults if failure.kind != "row") or "the row"
+    if any(failure.kind == "memory" for _, failure in faults):
+        return Refused(503, f"there was not enough memory for {places}", retry_after=5)
+    return Refused(500, f"the model failed on {places}; the log of the server says more")
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # What JSON has no number for becomes null; the standard library would write NaN, which no other reader takes.
+    return Response(to_json(value, inf_nan_mode="null"), status, headers, "application/json")
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    return _json({"detail": "there is nothing here; POST /predict, GET /, /health, /metrics, /openapi.json"}, 404)
+
+
+async def _not_allowed(request: Request, error: Exception) -> Response:
+    headers = getattr(error, "headers", None)
+    return _json({"detail": "this address takes another method; POST /predict, GET the others"}, 405, headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _json({"detail": "an error of the server; its log says more"}, 500)
+
+
+def _openapi(app: FastAPI, fields: Fields) -> dict[str, Any]:
+    """Return FastAPI's description with the types of this model's rows and predictions."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    named, definitions = fields.schemas(COMPONENTS)
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    components.clear()
+    components.update(definitions)
+    components["Error"] = dict(ERROR)
+    post = schema["paths"]["/predict"]["post"]
+    post["description"] = (
+        'A row gets its prediction; `{"rows": [...]}` gets `{"predictions": [...]}`, one for each row in their order. '
+        "Rows of concurrent requests are predicted together."
+    )
+    single = {f"row {i + 1}": {"value": row} for i, row in enumerate(fields.examples)}
+    several = {"several rows": {"value": {"rows": list(fields.examples[:3])}}} if fields.examples else {}
+    post["requestBody"] = {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"oneOf": [named["row"], named["rows"]]},
+                "examples": {**single, **several},
+            }
+        },
+    }
+    answers = {f"row {i + 1}": {"value": dict(answer)} for i, answer in enumerate(fields.answers)}
+    if fields.answers:
+        answers["several rows"] = {"value": {"predictions": [dict(answer) for answer in fields.answers[:3]]}}
+    post["responses"] = {
+        "200": {
+            "description": "What the model says.",
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [named["prediction"], named["predictions"]]},
+                    "examples": answers,
+                }
+            },
+        },
+        **{
+            str(status): {
+                "description": description,
+                "content": {"application/json": {"schema": {"$ref": COMPONENTS.format(model="Error")}}},
+                **(
+                    {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}}
+                    if status == 503
+                    else {}
+                ),
+            }
+            for status, description in STATUSES.items()
+        },
+    }
+    for path, kind in (("/health", "application/json"), ("/metrics", "text/plain")):
+        content = {kind: {"schema": {"type": "object" if path == "/health" else "string"}}}
+        schema["paths"][path]["get"]["responses"] = {"200": {"description": "As it says.", "content": content}}
+    return schema

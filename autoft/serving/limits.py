@@ -1,0 +1,33 @@
+"""How a server gathers requests, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server does at most; every part has a default that suits one machine on a desk.
+
+    Attributes:
+        batch_size: rows a forward pass, of one request or of several.
+        wait: seconds that the first row of a batch waits for others. With 0 a batch is what came in while the model was
+            busy with the one before, and a lone request waits for nothing.
+        queue: rows that wait for the model; beyond, requests are told to come back later (503).
+        rows: of one request (413).
+        characters: of all texts of one field of a row (422).
+        body: bytes of one request (413).
+        pixels: of one image, as its header says, before anything is unpacked (422).
+        timeout: seconds until a request gets an answer (504), and until all of it has come in (408).
+    """
+
+    batch_size: int = 32
+    wait: float = 0.0
+    queue: int = 1024
+    rows: int = 256
+    characters: int = 100_000
+    body: int = 10_000_000
+    pixels: int = 50_000_000
+    timeout: float = 30.0
