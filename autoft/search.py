@@ -60,6 +60,9 @@ FREE_ASKS = 12
 YARDSTICK_SHARE = 0.5
 """Of the time budget: what export and test are thought to need at most, before anything is measured."""
 
+CLOSING_SHARE = 0.7
+"""Of the time kept for export, test and report: what they took on average, as docs/log.md says."""
+
 FINALISTS_SHARE = 0.2
 """Of the time budget: the search leaves so much at most for further seeds of the finalists."""
 
@@ -137,8 +140,11 @@ class Standing:
     best_variant: str | None
     default: float | None
     seconds_left: float
+    """Of the time budget, for the whole command."""
     finished: int
     limit: int | None
+    expected_left: float = math.nan
+    """Seconds until the command is thought to end, at most those that are left; not a number where nothing is known."""
 
 
 class Listener:
@@ -146,6 +152,9 @@ class Listener:
 
     def begin(self, plan: Plan, resumed: int) -> None:
         """The search begins; ``resumed`` trials were done before."""
+
+    def earlier(self, results: Sequence[TrialResult]) -> None:
+        """What earlier calls of the run have done; told right after the beginning, where there is any."""
 
     def forecast(self, forecast: Forecast) -> None:
         """What it will be."""
@@ -169,7 +178,10 @@ class Listener:
         """The command is at a phase: prepare data, search, finalists, export, test, report."""
 
     def note(self, text: str) -> None:
-        """Something that a user should know."""
+        """Something that a user should know, at the end if not before."""
+
+    def interrupted(self) -> None:
+        """The user asked for an end with what there is."""
 
 
 @dataclass
@@ -304,6 +316,42 @@ class Search:
         # Three processes import the libraries anew: for the model, the default and the baselines.
         return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
 
+    def expected_left(self) -> float:
+        """Return the seconds until the command is thought to end, as :class:`Standing` has them.
+
+        Trials that are limited in number end when the last one does, at the mean pace of those so far. Else the time is
+        used up but for a rest that is too short for another trial, on average half of the shortest one.
+        """
+        left, limit = self.seconds_left(), self.plan.trials_limit
+        closing = CLOSING_SHARE * self.reserve()
+        told = self._told()
+        going = [config for config in self.running.values() if not config.derived]
+        following = sum(map(self._expected, self.running.values())) / max(1, len(self.running))
+        if not self.ended:
+            took = [result.seconds["total"] for result in told if result.seconds.get("total")]
+            shortest = self._shortest()
+            by_time = left - closing - (shortest / 2 if math.isfinite(shortest) else 0.0) - following
+            if limit is not None:
+                mean = statistics.fmean(took) if took else self._estimate(self.plan.default_config())
+                waiting = max(0, limit - self._counted() - len(going))
+                by_time = min(by_time, mean * math.ceil(waiting / self.plan.workers))
+            following += max(0.0, by_time)
+        room = max(0.0, left - following - self.reserve())
+        following += min(room, self._together(self._further_seeds(room)) + self._kept_for_compression())
+        return max(0.0, min(left, following + closing))
+
+    def _shortest(self) -> float:
+        """Return the seconds of the shortest configuration that the sampler may propose of the best model."""
+        if not self.pace.seconds_per_sample:
+            return math.inf
+        default, domain = self.plan.default_config(), self.plan.domain("train.epochs")
+        fewest = min(domain.choices) if isinstance(domain, Categorical) else domain.low  # type: ignore[type-var]
+        found = []
+        for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
+            params = {**self.plan.default_params(pipeline.name), "train.epochs": fewest}
+            found.append(default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params}))
+        return min((self._estimate(config) for config in found), default=math.inf)
+
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def go(self) -> None:
@@ -396,6 +444,7 @@ class Search:
         return costs
 
     def _start(self, executor: LocalExecutor) -> None:
+        self.listener.phase("measure models")
         models = [model.name for model in self.plan.models]
         probed = self._probe(executor, self.plan.workers)
         default = self.plan.default_config()
@@ -1141,7 +1190,15 @@ class Search:
         yardstick = next((v for v in default.variants if v.name == "none"), None) if default else None
         value = yardstick.validation.get(self.plan.objective) if yardstick else None
         return Standing(
-            counts, best, best_trial, best_variant, value, self.seconds_left(), self._counted(), self.plan.trials_limit
+            counts,
+            best,
+            best_trial,
+            best_variant,
+            value,
+            self.seconds_left(),
+            self._counted(),
+            self.plan.trials_limit,
+            self.expected_left(),
         )
 
     def _chosen(self, results: Sequence[TrialResult]) -> Selection | None:
