@@ -28,6 +28,7 @@ from autoft.hardware import Hardware
 from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
+from autoft.progress import Audience, ProgressWriter
 from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
 from autoft.search import Interruption, Listener, Search, TrialTime
@@ -145,7 +146,12 @@ def search(
     catalog = load_plugins()
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
     folder.create()
-    with folder.lock(), _interruptible(listener) as interruption:
+    with (
+        folder.lock(),
+        ProgressWriter(folder) as progress,
+        _interruptible(listener) as interruption,
+    ):
+        listener = Audience(progress, listener)
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
@@ -157,7 +163,10 @@ def search(
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
         used = float(read_json(folder.path / "time.json", missing={"seconds": 0.0})["seconds"])
-        listener.begin(plan, len(folder.results()))
+        done = folder.results()
+        listener.begin(plan, len(done))
+        if done:
+            listener.earlier(done)
         for warning in plan.warnings:
             listener.note(warning)
         engine = Search(folder, plan, catalog, listener, interruption, started=started, used=used)
@@ -784,7 +793,7 @@ def _interruptible(listener: Listener) -> Iterator[Interruption]:
         if interruption.asked:
             raise KeyboardInterrupt
         interruption.asked = True
-        listener.note("Finishing with what there is. Press Ctrl-C again to stop now; the same command goes on later.")
+        listener.interrupted()
 
     old = signal.signal(signal.SIGINT, ask)
     try:

@@ -1,182 +1,390 @@
-"""What a search shows while it runs: live on a terminal, lines on a pipe, JSON where a program reads."""
+"""What a search shows while it runs: live on a terminal, lines on a pipe, JSON where a program reads.
+
+A display never holds up the search: what happens is put into a queue, and a thread of its own writes. Where it can't write
+any more, because the terminal was closed or the reader of a pipe has gone, the search goes on without it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+import os
+import queue
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from autoft.estimates.forecast import MemoryForecast
 from autoft.plan import BudgetLimit, Plan, violations
+from autoft.progress import Figures, Follower, View, figures, printable, without_nan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.content import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
+from autoft.screen import COLOURS, Picture, counts_text, describe, outcome, time_left
 from autoft.search import Forecast, Listener, Standing, TrialTime
 
-__all__ = ["JsonListener", "LiveListener", "PlainListener", "choose_listener"]
+__all__ = ["Display", "JsonListener", "LiveListener", "PlainListener", "choose_listener", "outliving_its_terminal"]
+
+REFRESHED_EVERY = 1.0
+"""Seconds between two drawings at most; the clock goes on where nothing happens."""
+
+FASTEST = 0.25
+"""Seconds between two drawings at least."""
+
+QUIET = 300.0
+"""Seconds without a line on a pipe, after which one says what is being done: some systems end a job that says nothing."""
+
+MOST_WAITING = 20_000
+"""Events that wait for a reader who takes none; of more, those that only say how far a training is are dropped."""
 
 
-def choose_listener(as_json: bool) -> Listener:
+def choose_listener(as_json: bool) -> Display:
     """Return the listener for where standard output goes."""
     if as_json:
         return JsonListener(sys.stdout)
     console = Console()
-    return LiveListener(console) if console.is_terminal else PlainListener(sys.stdout)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveListener(console)
+    return PlainListener(sys.stdout)
 
 
-def describe(config: TrialConfig) -> str:
-    """Return a configuration in a few words: model, pipeline and what differs most between trials."""
-    model = config.model.rstrip("/").rsplit("/", 2)
-    short = model[-1] if len(model) < 2 or model[-1] not in {"model", "best"} else model[-2]
-    rate = next((value for name, value in config.params.items() if name.endswith(".learning_rate")), None)
-    epochs = config.params.get("train.epochs")
-    words = [short, config.pipeline, f"{epochs} epoch{'' if epochs == 1 else 's'}"]
-    if isinstance(rate, float):
-        words.append(f"lr {rate:.2g}")
-    chosen = (config.params.get(name) for name in ("augment", "regularize"))
-    words += [str(value) for value in chosen if value not in {None, "none"}]
-    if config.kind == "seed":
-        words.append(f"trial {config.parent} with seed {config.seed}")
-    if config.kind in {"soup", "ensemble"}:
-        what = "weights" if config.kind == "soup" else "predictions"
-        return f"averaged {what} of trials {', '.join(map(str, config.members))}"
-    if config.kind == "compress":
-        return f"trial {config.members[0]} made smaller and trained again"
-    if config.kind == "fold":
-        words.append(f"trial {config.parent} on fold {config.fold + 1}")
-    return ", ".join(words)
+@contextlib.contextmanager
+def outliving_its_terminal() -> Iterator[None]:
+    """Have a command go on when its terminal is closed: the signal that says so is ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(hangup, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(hangup, old)
 
 
-def outcome(result: TrialResult, plan: Plan) -> str:
-    """Return how a trial ended, in one line."""
-    if result.state != "complete":
-        return f"{_STATES[result.state]}: {result.reason}" if result.reason else _STATES[result.state]
-    done = [v for v in result.variants if v.state == "complete" and plan.objective in v.validation]
-    if not done:
-        return f"{plan.objective} {result.validation[plan.objective]:.4f}, {result.reason}"
-    sign = 1 if plan.higher_is_better else -1
-    best = max(done, key=lambda variant: sign * variant.validation[plan.objective])
-    size, latency = best.costs.get("model_size_bytes"), best.costs.get("latency_p50_ms")
-    text = f"{plan.objective} {best.validation[plan.objective]:.4f} ({best.name}"
-    if size and latency:
-        text += f", {format_bytes(size)}, {latency:.2f} ms"
-    smallest = min(done, key=lambda variant: variant.costs.get("model_size_bytes", 0))
-    costs = smallest.costs
-    # Of a further fold only quality is measured.
-    if smallest is not best and {"model_size_bytes", "latency_p50_ms"} <= set(costs):
-        text += (
-            f"); smallest {smallest.validation[plan.objective]:.4f} ({smallest.name}, "
-            f"{format_bytes(costs['model_size_bytes'])}, {costs['latency_p50_ms']:.2f} ms"
-        )
-    return text + ")"
+class Display(Listener):
+    """A listener that writes in a thread of its own; a context, which ends when all is written.
+
+    Subclasses say what to write in ``show_...`` methods, which that thread alone calls. Without the context, each method
+    writes at once.
+    """
+
+    def __init__(self) -> None:
+        self.lost = False
+        """Nothing can be written any more."""
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Display:
+        self._thread = threading.Thread(target=self._write_on, name="display", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._thread is not None
+        self._waiting.put(None)
+        # A reader that takes nothing is waited for here, where all is saved and the run folder is free again.
+        self._thread.join()
+        if self.lost and self.descriptor() == 1:
+            _leave_the_terminal()
+
+    def descriptor(self) -> int | None:
+        """Return the number of the file that it writes to, None where it is none."""
+        return None
+
+    def opened(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which the thread writes."""
+        return contextlib.nullcontext()
+
+    def draw(self) -> None:
+        """Bring what changes up to date; called now and then."""
+
+    def close(self) -> None:
+        """Write what comes last."""
+
+    def _tell(self, event: Callable[[], None], *, dispensable: bool = False) -> None:
+        if self._thread is None:
+            event()
+        elif not self.lost and not (dispensable and self._waiting.qsize() > MOST_WAITING):
+            self._waiting.put(event)
+
+    def _write_on(self) -> None:
+        try:
+            with self.opened():
+                drawn = 0.0
+                while True:
+                    try:
+                        event = self._waiting.get(timeout=REFRESHED_EVERY)
+                        if event is None:
+                            break
+                        event()
+                    except queue.Empty:
+                        drawn = 0.0
+                    if time.monotonic() - drawn >= FASTEST:
+                        self.draw()
+                        drawn = time.monotonic()
+            self.close()
+        except (OSError, ValueError) as error:
+            # The terminal or the pipe is gone (ValueError: closed on this side). There is nobody left to tell.
+            self.lost = True
+            if not isinstance(error, OSError) and "closed file" not in str(error):
+                traceback.print_exc()
+        except Exception:  # noqa: BLE001 - see below
+            # A fault of the display, whatever it is, is no reason to lose a search that takes hours.
+            self.lost = True
+            with contextlib.suppress(OSError, ValueError):
+                traceback.print_exc()
+
+    # What happens, from the thread of the search.
+
+    def begin(self, plan: Plan, resumed: int) -> None:
+        """Show what is searched."""
+        self._tell(lambda: self.show_begin(plan, resumed))
+
+    def earlier(self, results: Sequence[TrialResult]) -> None:
+        """Show what was done before."""
+        self._tell(lambda: self.show_earlier(results))
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Show what it will be."""
+        self._tell(lambda: self.show_forecast(forecast))
+
+    def trial_started(self, config: TrialConfig) -> None:
+        """Show what a trial is."""
+        self._tell(lambda: self.show_trial_started(config))
+
+    def stage(self, trial: int, stage: str) -> None:
+        """Show the stage of a trial."""
+        self._tell(lambda: self.show_stage(trial, stage))
+
+    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Show how far a training is."""
+        self._tell(lambda: self.show_progress(trial, samples, total, rate), dispensable=True)
+
+    def validation(self, trial: int, samples: int, value: float) -> None:
+        """Show a validation."""
+        self._tell(lambda: self.show_validation(trial, samples, value))
+
+    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Show how a trial ended and how the search stands."""
+        self._tell(lambda: self.show_trial_done(result, standing))
+
+    def phase(self, name: str) -> None:
+        """Show the phase."""
+        self._tell(lambda: self.show_phase(name))
+
+    def note(self, text: str) -> None:
+        """Show a note, at the end or now."""
+        self._tell(lambda: self.show_note(text))
+
+    def interrupted(self) -> None:
+        """Say that the search ends with what there is."""
+        self._tell(self.show_interrupted)
+
+    # What is shown of it.
+
+    def show_begin(self, plan: Plan, resumed: int) -> None:
+        """Show what is searched."""
+
+    def show_earlier(self, results: Sequence[TrialResult]) -> None:
+        """Show what was done before."""
+
+    def show_forecast(self, forecast: Forecast) -> None:
+        """Show what it will be."""
+
+    def show_trial_started(self, config: TrialConfig) -> None:
+        """Show what a trial is."""
+
+    def show_stage(self, trial: int, stage: str) -> None:
+        """Show the stage of a trial."""
+
+    def show_progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Show how far a training is."""
+
+    def show_validation(self, trial: int, samples: int, value: float) -> None:
+        """Show a validation."""
+
+    def show_trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Show how a trial ended and how the search stands."""
+
+    def show_phase(self, name: str) -> None:
+        """Show the phase."""
+
+    def show_note(self, text: str) -> None:
+        """Show a note."""
+
+    def show_interrupted(self) -> None:
+        """Say that the search ends with what there is."""
 
 
-_STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
-def counts(standing: Standing) -> str:
-    """Return how many trials ended in each way."""
-    return ", ".join(f"{count} {_STATES[state]}" for state, count in standing.counts.items() if count)
+def _leave_the_terminal() -> None:
+    """Have what is still printed go nowhere: where nobody reads, it would end the command with an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    if _hung_up(2):
+        os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
-class PlainListener(Listener):
-    """One line for each thing that happens: for pipes and log files."""
+def _hung_up(descriptor: int) -> bool:
+    """Say whether a descriptor is that of a terminal that is gone."""
+    try:
+        os.get_terminal_size(descriptor)
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False
+
+
+INTERRUPTED = "Finishing with what there is. Press Ctrl-C again to stop now; the same command goes on later."
+
+
+class PlainListener(Display):
+    """A line for each trial that ends, and for each phase: for pipes, log files and terminals that only write on."""
 
     def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         self.stream, self.plan = stream, None
-        self.shown: dict[int, float] = {}
+        self.notes: list[str] = []
+        self.said = time.monotonic()
+        self.doing = ""
+        self.phase_shown = ""
 
     plan: Plan | None
 
-    def line(self, text: str) -> None:
-        """Write one line."""
-        print(text, file=self.stream, flush=True)
+    def descriptor(self) -> int | None:
+        """Return that of the stream."""
+        return _descriptor(self.stream)
 
-    def begin(self, plan: Plan, resumed: int) -> None:
+    def line(self, text: str) -> None:
+        """Write one line, in what the stream can write."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        text = printable(text).encode(encoding, "replace").decode(encoding)
+        print(text, file=self.stream, flush=True)
+        self.said = time.monotonic()
+
+    def draw(self) -> None:
+        """Say what is being done where nothing was said for long."""
+        if self.doing and time.monotonic() - self.said >= QUIET:
+            self.line(self.doing)
+
+    def close(self) -> None:
+        """Write the notes."""
+        for note in self.notes:
+            self.line(f"note: {note}")
+
+    def show_begin(self, plan: Plan, resumed: int) -> None:
         """Say what is searched."""
         self.plan = plan
         self.line(_headline(plan))
         if resumed:
             self.line(f"Going on: {resumed} trials are done.")
 
-    def forecast(self, forecast: Forecast) -> None:
+    def show_forecast(self, forecast: Forecast) -> None:
         """Say what it will be."""
         self.line(str(forecast))
 
-    def trial_started(self, config: TrialConfig) -> None:
-        """Say what a trial is."""
-        self.line(f"trial {config.number} started: {describe(config)}")
+    def show_trial_started(self, config: TrialConfig) -> None:
+        """Keep what a trial is."""
+        self.doing = f"trial {config.number} goes on: {describe(config)}"
 
-    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
-        """Say how far a training is, at most every 15 seconds."""
-        now = time.monotonic()
-        if now - self.shown.setdefault(trial, now) >= 15:
-            self.shown[trial] = now
-            self.line(f"trial {trial}: {samples} of {total} samples, {rate:.0f} a second")
+    def show_stage(self, trial: int, stage: str) -> None:
+        """Keep the stage."""
+        self.doing = f"trial {trial} goes on: {stage}"
 
-    def trial_done(self, result: TrialResult, standing: Standing) -> None:
-        """Say how a trial ended and how the search stands."""
+    def show_progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+        """Keep how far a training is."""
+        self.doing = f"trial {trial} goes on: {samples} of {total} samples, {rate:.0f} a second"
+
+    def show_trial_done(self, result: TrialResult, standing: Standing) -> None:
+        """Say how a trial ended and how the search stands, on one line."""
         assert self.plan is not None
         seconds = format_seconds(result.seconds.get("total", 0.0))
-        self.line(f"trial {result.number} ended after {seconds}: {outcome(result, self.plan)}")
-        self.line(f"  {_standing(standing, self.plan)}")
+        self.line(
+            f"trial {result.number} ended after {seconds}: {outcome(result, self.plan)}; {describe(result.config)}; "
+            f"{_standing(standing, self.plan)}"
+        )
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         """Say the phase."""
-        self.line(f"[{name}]")
+        self.doing = f"{name} goes on"
+        if name != self.phase_shown:
+            self.line(f"[{name}]")
+        self.phase_shown = name
 
-    def note(self, text: str) -> None:
-        """Say it."""
-        self.line(f"note: {text}")
+    def show_note(self, text: str) -> None:
+        """Keep it for the end."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def show_interrupted(self) -> None:
+        """Say it now."""
+        self.line(INTERRUPTED)
 
 
-class JsonListener(Listener):
+class JsonListener(Display):
     """One JSON object a line, each with its ``event``: for programs."""
 
     def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         self.stream = stream
+
+    def descriptor(self) -> int | None:
+        """Return that of the stream."""
+        return _descriptor(self.stream)
 
     def emit(self, event: str, **body: Any) -> None:
         """Write one object; what is no finite number is null, for JSON has no word for it."""
-        line = json.dumps({"event": event, **_finite(body)}, allow_nan=False, default=str)
+        line = json.dumps({"event": event, **without_nan(body)}, allow_nan=False, default=str)
         print(line, file=self.stream, flush=True)
 
-    def begin(self, plan: Plan, resumed: int) -> None:
+    def show_begin(self, plan: Plan, resumed: int) -> None:
         """Emit ``begin``."""
         self.emit("begin", name=plan.name, task=plan.task, objective=plan.objective, resumed=resumed)
 
-    def forecast(self, forecast: Forecast) -> None:
+    def show_forecast(self, forecast: Forecast) -> None:
         """Emit ``forecast``."""
         self.emit("forecast", **asdict(forecast))
 
-    def trial_started(self, config: TrialConfig) -> None:
+    def show_trial_started(self, config: TrialConfig) -> None:
         """Emit ``trial_started``."""
         self.emit("trial_started", **config.model_dump(mode="json"))
 
-    def stage(self, trial: int, stage: str) -> None:
+    def show_stage(self, trial: int, stage: str) -> None:
         """Emit ``stage``."""
         self.emit("stage", trial=trial, stage=stage)
 
-    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+    def show_progress(self, trial: int, samples: int, total: int, rate: float) -> None:
         """Emit ``progress``."""
         self.emit("progress", trial=trial, samples=samples, total=total, rate=round(rate, 1))
 
-    def validation(self, trial: int, samples: int, value: float) -> None:
+    def show_validation(self, trial: int, samples: int, value: float) -> None:
         """Emit ``validation``."""
         self.emit("validation", trial=trial, samples=samples, value=value)
 
-    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+    def show_trial_done(self, result: TrialResult, standing: Standing) -> None:
         """Emit ``trial_done``."""
         variants = {
             v.name: {"state": v.state, "reason": v.reason, "validation": v.validation, "costs": v.costs}
@@ -192,110 +400,120 @@ class JsonListener(Listener):
             standing=asdict(standing),
         )
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         """Emit ``phase``."""
         self.emit("phase", name=name)
 
-    def note(self, text: str) -> None:
-        """Emit ``note``."""
+    def show_note(self, text: str) -> None:
+        """Emit ``note``, at once."""
         self.emit("note", text=text)
 
+    def show_interrupted(self) -> None:
+        """Emit ``interrupted``."""
+        self.emit("interrupted")
 
-class LiveListener(Listener):
-    """A live display: finished trials above, running ones with their stage and rate, and how the search stands."""
+
+class LiveListener(Display):
+    """A live display: trials that are done above, below them how the run stands, as :mod:`autoft.screen` draws it."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self.console = console
         self.plan: Plan | None = None
-        self.running: dict[int, dict[str, Any]] = {}
-        self.standing: Standing | None = None
-        self.now = ""
-        self.began = time.monotonic()
+        self.follower = Follower()
+        self.results: dict[int, TrialResult] = {}
+        self.figures: Figures | None = None
         self.live: Live | None = None
 
-    def __enter__(self) -> LiveListener:
-        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
-        self.live.start()
-        return self
+    def descriptor(self) -> int | None:
+        """Return that of the console."""
+        return _descriptor(self.console.file)
 
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
+    def opened(self) -> contextlib.AbstractContextManager[object]:
+        """Return the live display, which draws when this listener says so."""
+        self.live = Live(get_renderable=self.render, console=self.console, auto_refresh=False, transient=True)
+        return self.live
 
-    def render(self) -> Group:
+    def draw(self) -> None:
+        """Draw the part that changes."""
+        if self.live is not None:
+            self.live.refresh()
+
+    def close(self) -> None:
+        """Show the notes, which the display did not let scroll by."""
+        for note in self.follower.now.notes:
+            self.console.print(Text(f"note: {printable(note)}", style="yellow"))
+
+    @property
+    def view(self) -> View:
+        """The run as it stands."""
+        if self.plan is not None and self.figures is None:
+            self.figures = figures(self.plan, list(self.results.values()))
+        results = tuple(result for _, result in sorted(self.results.items()))
+        name = self.plan.name if self.plan else "autoft search"
+        view = View(name=name, state="running", plan=self.plan, results=results, progress=self.follower.now)
+        return view if self.figures is None else View(**{**view.__dict__, "figures": self.figures})
+
+    def render(self) -> Picture:
         """Return the part that changes."""
-        rows: list[Any] = []
-        for number, state in sorted(self.running.items()):
-            bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[rate]}"),
-                expand=False,
-            )
-            config: TrialConfig = state["config"]
-            bar.add_task(
-                f"trial {number} [dim]{describe(config)}[/dim]  {state['stage']}",
-                total=state["total"] or None,
-                completed=state["samples"],
-                rate=state["rate"],
-            )
-            rows.append(bar)
-        line = Text(self.now or "starting", style="bold")
-        if self.standing and self.plan:
-            line.append("  " + _standing(self.standing, self.plan, time.monotonic() - self.told), style="not bold")
-        elif self.plan and math.isfinite(self.plan.time_limit):
-            left = self.plan.time_limit - (time.monotonic() - self.began)
-            line.append(f"  {format_seconds(max(left, 0))} left", style="not bold")
-        return Group(*rows, line)
+        return Picture(self.view, history=False)
 
-    told = 0.0
+    def show_earlier(self, results: Sequence[TrialResult]) -> None:
+        """Take over what an earlier call has done."""
+        self.results.update({result.number: result for result in results})
+        self.figures = None
 
-    def begin(self, plan: Plan, resumed: int) -> None:
+    def show_begin(self, plan: Plan, resumed: int) -> None:
         """Say what is searched."""
-        self.plan = plan
-        self.console.print(_headline(plan), highlight=False)
+        self.plan, self.figures = plan, None
+        self.follower.begin(plan, resumed)
+        self.console.print(Text(_headline(plan)))
         if resumed:
-            self.console.print(f"Going on: {resumed} trials are done.", highlight=False)
+            self.console.print(Text(f"Going on: {resumed} trials are done."))
 
-    def forecast(self, forecast: Forecast) -> None:
+    def show_forecast(self, forecast: Forecast) -> None:
         """Say what it will be."""
-        if self.plan:
-            self.plan = self.plan.model_copy(update={"time_limit": forecast.time_limit})
-        self.console.print(str(forecast), highlight=False)
+        self.follower.forecast(forecast)
+        self.console.print(Text(str(forecast), style="dim"))
 
-    def trial_started(self, config: TrialConfig) -> None:
+    def show_trial_started(self, config: TrialConfig) -> None:
         """Add a running trial."""
-        self.running[config.number] = {"config": config, "stage": "load", "samples": 0, "total": 0, "rate": ""}
+        self.follower.trial_started(config)
 
-    def stage(self, trial: int, stage: str) -> None:
+    def show_stage(self, trial: int, stage: str) -> None:
         """Show the stage."""
-        if trial in self.running:
-            self.running[trial].update(stage=stage, rate="" if stage != "train" else self.running[trial]["rate"])
+        self.follower.stage(trial, stage)
 
-    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
+    def show_progress(self, trial: int, samples: int, total: int, rate: float) -> None:
         """Show how far the training is."""
-        if trial in self.running:
-            self.running[trial].update(samples=samples, total=total, rate=f"{rate:.0f} samples/s")
+        self.follower.progress(trial, samples, total, rate)
 
-    def trial_done(self, result: TrialResult, standing: Standing) -> None:
+    def show_validation(self, trial: int, samples: int, value: float) -> None:
+        """Show the value."""
+        self.follower.validation(trial, samples, value)
+
+    def show_trial_done(self, result: TrialResult, standing: Standing) -> None:
         """Move a trial above the live part."""
         assert self.plan is not None
-        state = self.running.pop(result.number, None)
-        self.standing, self.told = standing, time.monotonic()
-        what = describe(state["config"] if state else result.config)
-        style = {"complete": "green", "pruned": "yellow", "infeasible": "magenta", "failed": "red"}[result.state]
+        self.follower.trial_done(result, standing)
+        self.results[result.number], self.figures = result, None
         text = Text(f"trial {result.number:>3} ", style="bold")
-        text.append(outcome(result, self.plan), style=style)
-        text.append(f"  {what}, {format_seconds(result.seconds.get('total', 0.0))}", style="dim")
+        text.append(outcome(result, self.plan), style=f"not bold {COLOURS[result.state]}")
+        took = format_seconds(result.seconds.get("total", 0.0))
+        text.append(f"  {describe(result.config)}, {took}", style="not bold dim")
         self.console.print(text)
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         """Show the phase."""
-        self.now = name
+        self.follower.phase(name)
 
-    def note(self, text: str) -> None:
-        """Say it above the live part."""
-        self.console.print(Text(f"note: {text}", style="yellow"))
+    def show_note(self, text: str) -> None:
+        """Count it; it is shown at the end."""
+        self.follower.note(text)
+
+    def show_interrupted(self) -> None:
+        """Say it now."""
+        self.console.print(Text(INTERRUPTED, style="yellow"))
 
 
 def plan_tables(plan: Plan) -> Group:
@@ -404,10 +622,10 @@ def costs_table(costs: Mapping[str, Mapping[str, Mapping[str, float]]], limits: 
     table = Table(Column("model", overflow="fold"), "compression", *titles, "verdict")
     table.title, table.title_justify = "Measured, untrained", "left"
     for model, variants in costs.items():
-        for name, figures in variants.items():
-            over = [key.replace("_", " ") for key in violations(figures, limits)]
+        for name, measured in variants.items():
+            over = [key.replace("_", " ") for key in violations(measured, limits)]
             verdict = f"over {', '.join(over)}" if over else "fits" if limits else ""
-            cells = (cost_text(column, figures.get(column)) for column in shown)
+            cells = (cost_text(column, measured.get(column)) for column in shown)
             table.add_row(*map(escape, (model, name, *cells, verdict)))
     return table
 
@@ -433,7 +651,7 @@ def _headline(plan: Plan) -> str:
     )
 
 
-def _standing(standing: Standing, plan: Plan, since: float = 0.0) -> str:
+def _standing(standing: Standing, plan: Plan) -> str:
     words = []
     if standing.best is not None:
         words.append(
@@ -441,20 +659,14 @@ def _standing(standing: Standing, plan: Plan, since: float = 0.0) -> str:
         )
     if standing.default is not None:
         words.append(f"default {standing.default:.4f}")
-    words.append(counts(standing) or "no trial done")
+    words.append(counts_text(standing.counts) or "no trial done")
     if standing.limit:
         words.append(f"{standing.finished} of {standing.limit} trials")
-    words.append(f"{format_seconds(max(standing.seconds_left - since, 0.0))} left")
-    return "; ".join(words)
+    expected = standing.expected_left if math.isfinite(standing.expected_left) else None
+    budget = standing.seconds_left if math.isfinite(standing.seconds_left) else None
+    words.append(time_left(expected, budget))
+    return "; ".join(word for word in words if word)
 
 
 def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

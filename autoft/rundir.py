@@ -9,6 +9,7 @@
     ├── data/                  prepared splits and encoded features, by fingerprint
     ├── trials/0007/           config.json, progress.jsonl, result.json (written last)
     │   └── variants/<name>/   files of the variants that are on the front
+    ├── progress.json          what the search is at now, or how it ended
     ├── trials.csv             one line a trial and variant
     ├── baselines.json         figures of the cheap predictors
     ├── selection.json         what was chosen, and why
@@ -286,6 +287,11 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def progress(self) -> Path:
+        """What a search is at, as :mod:`autoft.progress` writes it."""
+        return self.path / "progress.json"
+
+    @property
     def data(self) -> Path:
         """Prepared splits and encoded features."""
         return self.path / "data"
@@ -365,7 +371,8 @@ class RunDir:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunFolderError(
-                f"{self.path}: another search is running in this folder; wait for it, or give --run another one"
+                f"{self.path}: another search is running in this folder, as autoft watch shows; wait for it, or give --run "
+                "another one"
             ) from None
         except OSError as error:
             raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error

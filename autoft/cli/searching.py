@@ -23,10 +23,8 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
-    from contextlib import nullcontext
-
     from autoft import api
-    from autoft.display import LiveListener, choose_listener
+    from autoft.display import choose_listener, outliving_its_terminal
     from autoft.errors import NothingFeasible
     from autoft.report import terminal
     from autoft.rundir import read_run
@@ -34,7 +32,7 @@ def search(
     if like is not None:
         overrides = [*overrides, f"search.like={json.dumps(str(like.absolute()))}"]
     listener = choose_listener(as_json)
-    with listener if isinstance(listener, LiveListener) else nullcontext():
+    with outliving_its_terminal(), listener:
         try:
             done = api.search(recipe, overrides=overrides, run=run, listener=listener)
             missed = None
