@@ -1,0 +1,389 @@
+"""Optuna's dashboard on a run: a copy of its study in memory, made from the run folder alone.
+
+The study of a search lives in the search; what stays are the results of its trials. From these a study is built that has
+what a person wants to see: names, costs, curves, limits. What is done in the browser can't reach the run, and requests that
+would change the copy are refused too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import math
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from autoft.errors import AutoftError, PluginError
+from autoft.plan import Plan
+from autoft.progress import RunReader, View, printable
+from autoft.report.content import column_title, cost_text
+from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult
+from autoft.screen import describe, outcome
+from autoft.space import Categorical, Domain, Float, Int
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["PORT", "Dashboard", "study_of"]
+
+PORT = 8080
+"""Of Optuna's own command too."""
+
+LOOKED_EVERY = 2.0
+"""Seconds between two looks into the run folder at least."""
+
+READING = frozenset({"GET", "HEAD"})
+
+UNITS = {"_bytes": ("MB", 1e6), "_ms": ("ms", 1.0), "_j": ("J", 1.0), "_seconds": ("s", 1.0)}
+
+
+def study_of(view: View, run: RunDir) -> optuna.Study:
+    """Return a study in memory with all trials of a run, under the numbers that they have there.
+
+    A trial has its parameters, the objectives of its best variant that fits (else of its best one), its validation curve,
+    how far it is over each limit, and as user attributes what a person looks for: model, pipeline, variant, costs. Trials
+    that are running are there too. A number that was given to no trial is a failed one that says so.
+
+    Args:
+        view: of the run.
+        run: its folder, for the times.
+
+    Raises:
+        AutoftError: the run has no plan yet.
+    """
+    import optuna
+
+    plan = view.plan
+    if plan is None:
+        raise AutoftError(f"{run.path}: no search has begun here; there is nothing to show yet")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    directions = ["maximize" if _higher(plan, name) else "minimize" for name in plan.objectives]
+    study = optuna.create_study(study_name=plan.name, directions=directions, storage=optuna.storages.InMemoryStorage())
+    with warnings.catch_warnings():
+        # Names of objectives are experimental in Optuna, and told once a study.
+        warnings.simplefilter("ignore")
+        study.set_metric_names([str(name) for name in plan.objectives])
+    study.set_user_attr("task", plan.task)
+    study.set_user_attr("limits", {limit.key: str(limit.given) for limit in plan.budget})
+    results = {result.number: result for result in view.results}
+    going = (
+        {one.trial: one.config for one in view.progress.activities}
+        if view.progress is not None and view.state == "running"
+        else {}
+    )
+    for number in range(max([*results, *going], default=-1) + 1):
+        if number in results:
+            frozen = _finished(plan, results[number], run)
+        elif number in going:
+            frozen = _running(plan, going[number], run)
+        else:
+            frozen = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL, user_attrs={"outcome": "taken back before it was done"}
+            )
+        study.add_trial(frozen)
+    return study
+
+
+def _higher(plan: Plan, name: str) -> bool:
+    return bool(plan.metrics.get(name, {}).get("higher_is_better", False))
+
+
+def _finished(plan: Plan, result: TrialResult, run: RunDir) -> optuna.trial.FrozenTrial:
+    import optuna
+
+    states = optuna.trial.TrialState
+    variant = _best_variant(plan, result)
+    values = _values(plan, variant) if variant is not None else None
+    if result.state == "failed":
+        state, values = states.FAIL, None
+    elif result.state == "complete" and values is not None:
+        state = states.COMPLETE
+    else:
+        state, values = states.PRUNED, None
+    curve = {}
+    if len(plan.objectives) == 1:
+        curve = {point.samples: point.validation.get(plan.objective, math.nan) for point in result.curve}
+    attributes: dict[str, Any] = {"trial": describe(result.config), "variant": variant.name if variant else ""}
+    for column, cost in (variant.costs if variant else {}).items():
+        unit, scale = next((found for ending, found in UNITS.items() if column.endswith(ending)), ("", 1.0))
+        attributes[f"{column_title(column)} {unit}".strip()] = round(cost / scale, 4) if math.isfinite(cost) else None
+    attributes |= {
+        "outcome": outcome(result, plan),
+        "state": result.state,
+        **_names(result.config),
+        "seconds": round(result.seconds.get("total", 0.0), 1),
+        "parameters": result.parameters,
+        "trainable parameters": result.trainable_parameters,
+    }
+    over = {limit.key: (variant.violations.get(limit.key, -1.0) if variant else -1.0) for limit in plan.budget}
+    over.update(result.violations)
+    distributions, params, further = _params(plan, result.config)
+    begun = _time(run.trial(result.number) / "config.json")
+    return optuna.trial.FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=state,
+        value=None,
+        values=values,
+        datetime_start=begun,
+        datetime_complete=begun + datetime.timedelta(seconds=result.seconds.get("total", 0.0)),
+        params=params,
+        distributions=distributions,
+        user_attrs={
+            name: value for name, value in {**attributes, **further}.items() if value is not None and value != ""
+        },
+        # Under this name the dashboard looks for them: above 0 is what does not fit.
+        system_attrs={"constraints": list(over.values())} if over else {},
+        intermediate_values={step: value for step, value in curve.items() if math.isfinite(value)},
+    )
+
+
+def _running(plan: Plan, config: TrialConfig, run: RunDir) -> optuna.trial.FrozenTrial:
+    import optuna
+
+    distributions, params, further = _params(plan, config)
+    return optuna.trial.FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=optuna.trial.TrialState.RUNNING,
+        value=None,
+        datetime_start=_time(run.trial(config.number) / "config.json"),
+        datetime_complete=None,
+        params=params,
+        distributions=distributions,
+        user_attrs={"trial": describe(config), **_names(config), **further},
+        system_attrs={},
+        intermediate_values={},
+    )
+
+
+def _names(config: TrialConfig) -> dict[str, Any]:
+    return {"kind": config.kind, "model": config.model, "pipeline": config.pipeline}
+
+
+def _best_variant(plan: Plan, result: TrialResult) -> VariantResult | None:
+    """Return the variant with the best objective of those that fit, else of all."""
+    sign = 1 if plan.higher_is_better else -1
+    scored = [v for v in result.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
+    fitting = [v for v in scored if v.state == "complete" and not v.violations]
+    return max(fitting or scored, key=lambda v: sign * v.validation[plan.objective], default=None)
+
+
+def _values(plan: Plan, variant: VariantResult) -> list[float] | None:
+    found = [variant.validation.get(name, variant.costs.get(name, math.nan)) for name in plan.objectives]
+    return found if all(math.isfinite(value) for value in found) else None
+
+
+def _params(plan: Plan, config: TrialConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the distributions and values that Optuna knows, and as attributes those that are no question or outside."""
+    distributions, params, further = {}, {}, {}
+    for name, value in {"model": config.model, "pipeline": config.pipeline, **config.params}.items():
+        domain = plan.domain(name) if name in plan.space else None
+        if (
+            domain is None
+            or not domain.contains(value)
+            or (isinstance(domain, Categorical) and len(domain.choices) == 1)
+        ):
+            further[name] = value
+        else:
+            distributions[name], params[name] = _distribution(domain), value
+    return distributions, params, further
+
+
+def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
+    from optuna import distributions
+
+    if isinstance(domain, Float):
+        return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+    if isinstance(domain, Int):
+        return distributions.IntDistribution(domain.low, domain.high, log=domain.log)
+    return distributions.CategoricalDistribution(domain.choices)
+
+
+def _time(path: Path) -> datetime.datetime:
+    """Return when a file was written, now where it is not there."""
+    try:
+        seconds = path.stat().st_mtime
+    except OSError:
+        seconds = time.time()
+    # Optuna's times have no zone; its own are local.
+    return datetime.datetime.fromtimestamp(seconds)
+
+
+def _study_note(view: View) -> str:
+    """Return what the dashboard shows above the trials, as Markdown."""
+    plan = view.plan
+    assert plan is not None
+    told = view.figures
+    lines = [f"**{plan.name}**: {plan.task}, {plan.objective}; {view.state}."]
+    if told.default is not None:
+        lines.append(f"The plain default fine-tune, trial 0, has {plan.objective} {told.default:.4f}.")
+    if told.chosen is not None:
+        one = told.chosen
+        costs = ", ".join(cost_text(c, one.costs.get(c)) for c in ("model_size_bytes", "latency_p50_ms"))
+        lines.append(
+            f"Shipped would be trial {one.trial}, {one.variant}: {plan.objective} {one.objective:.4f}, {costs}."
+        )
+    lines.append("This is a copy for looking at: nothing that is done here changes the run.")
+    return "\n\n".join(lines)
+
+
+def _trial_note(plan: Plan, result: TrialResult) -> str:
+    """Return what the dashboard shows of a trial, as Markdown: each variant with its figures."""
+    columns = ["model_size_bytes", "latency_p50_ms", "inference_memory_bytes"]
+    columns += [limit.column for limit in plan.budget if limit.column not in {*columns, "train_memory_bytes"}]
+    heads = ["variant", "", plan.objective, *map(column_title, columns)]
+    rows = [
+        [
+            one.name,
+            "over the budget" if one.violations else one.reason or one.state,
+            f"{one.validation[plan.objective]:.4f}" if plan.objective in one.validation else "–",
+            *(cost_text(column, one.costs.get(column)) for column in columns),
+        ]
+        for one in result.variants
+    ]
+    text = f"**{_escaped(describe(result.config))}**: {_escaped(outcome(result, plan))}"
+    if rows:
+        table = [heads, ["---"] * len(heads), *rows]
+        text += "\n\n" + "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in table)
+    return text
+
+
+def _escaped(text: str) -> str:
+    """Return text that stands for itself in a table of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text))
+
+
+class Dashboard:
+    """The dashboard's pages over a run folder, for a server of one's own; :meth:`serve` is one.
+
+    Args:
+        run: the folder.
+
+    Raises:
+        PluginError: optuna-dashboard is not installed.
+        RunFolderError: there is no such folder.
+        AutoftError: no search has begun in it.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        try:
+            import optuna_dashboard
+        except ImportError as error:
+            raise PluginError(
+                f'the dashboard needs optuna-dashboard, which cannot be imported ({error}); pip install "autoft[dashboard]"'
+            ) from error
+        # Optuna says at each drawing of which parameters there are few trials.
+        warnings.filterwarnings("ignore", module=r"optuna\..*")
+        self._make = optuna_dashboard.wsgi
+        self._note = optuna_dashboard.save_note
+        self._reader = RunReader(run)
+        self._lock = threading.Lock()
+        self._looked = -math.inf
+        self._seen: object = None
+        self._pages: Callable[..., Iterable[bytes]]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look into the folder, at most every two seconds, and show what changed there.
+
+        Raises:
+            AutoftError: no search has begun in it.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked < LOOKED_EVERY:
+                return
+            view = self._reader.read()
+            going = view.progress.activities if view.progress is not None else []
+            seen = (view.state, tuple(map(id, view.results)), tuple(one.trial for one in going))
+            if seen != self._seen:
+                study = study_of(view, self._reader.run)
+                self._note(study, _study_note(view))
+                assert view.plan is not None, "a study has a plan"
+                for result in view.results:
+                    # What save_note needs of a trial; Optuna's own class would ask the sampler for parameters.
+                    trial = SimpleNamespace(storage=study._storage, study=study, _trial_id=result.number)
+                    self._note(trial, _trial_note(view.plan, result))
+                self._pages, self._seen, self._kept = self._make(study._storage), seen, view.results
+            self._looked = time.monotonic()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request; those that would change something are refused."""
+        if environ["REQUEST_METHOD"] not in READING:
+            return _refused(
+                start_response, "405 Method Not Allowed", "this dashboard only shows the run; it changes nothing"
+            )
+        if not self._addressed(environ):
+            return _refused(
+                start_response, "403 Forbidden", "asked for under a name that this dashboard is not known by"
+            )
+        if environ.get("PATH_INFO", "").startswith(("/api", "/csv")):
+            try:
+                self.refresh()
+            except AutoftError as error:
+                return _refused(start_response, "503 Service Unavailable", str(error))
+        return self._pages(environ, start_response)
+
+    hosts: frozenset[str] | None = None
+    """Names under which it may be asked for; None for all. On the loopback only its own: a page from elsewhere whose name
+    points here could read along otherwise."""
+
+    def _addressed(self, environ: dict[str, Any]) -> bool:
+        if self.hosts is None:
+            return True
+        name = environ.get("HTTP_HOST", "").rsplit("]", 1)
+        host = f"{name[0]}]" if len(name) == 2 else name[0].partition(":")[0]
+        return host.lower() in self.hosts
+
+    def server(self, host: str = "127.0.0.1", port: int = PORT) -> WSGIServer:
+        """Return a server that listens; ``serve_forever`` answers.
+
+        Args:
+            host: name or address of this machine.
+            port: 0 for one that is free.
+
+        Raises:
+            AutoftError: the address cannot be had.
+        """
+        try:
+            server = make_server(host, port, self, server_class=_Server, handler_class=_Handler)
+        except (OSError, OverflowError) as error:
+            raise AutoftError(
+                f"{host}:{port}: cannot be listened at ({error}); give --port another one, as 0 for one that is free"
+            ) from error
+        if _is_loopback(host):
+            self.hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
+        return server
+
+
+def _refused(start_response: Callable[..., Any], status: str, reason: str) -> list[bytes]:
+    body = json.dumps({"reason": reason}).encode()
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of each request."""
