@@ -24,6 +24,7 @@ from autoft.measures import Latency
 from autoft.plan import plan_target, read_plan
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import Interval, RunDir
+from autoft.slices import slices
 
 __all__ = [
     "MeasureError",
@@ -37,6 +38,7 @@ __all__ = [
     "request_rows",
     "score",
     "serving_environment",
+    "slice_figures",
     "start_measuring",
     "wanted_costs",
 ]
@@ -210,6 +212,7 @@ def measure_folder(
     scales: Mapping[str, float] | None = None,
     workers: int = 1,
     asked: Collection[str] = (),
+    objective: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a model from its files, measure what it costs to serve, then score it.
@@ -223,19 +226,20 @@ def measure_folder(
         device: to serve on.
         threads: to serve with.
         test: score the test split, each metric with its bootstrap interval.
-        details: add the task's tables and examples of the test split.
+        details: add the task's tables and examples of the test split, and figures of parts of it.
         costs: measure costs.
         scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
         workers: processes that train and measure at the same time.
         asked: columns that the recipe limits or optimises; metrics that are measured on request are measured for these,
             and with a test.
+        objective: the metric that parts of the test split are scored with.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
         seed: of the bootstrap.
 
     Returns:
         ``{"costs": {...}, "length": tokens, "validation": {...}, "operating_point": {...}, "test": {...}, "details": [...],
-        "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
+        "slices": [...], "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
 
@@ -268,6 +272,9 @@ def measure_folder(
         }
         if details:
             result["details"] = details_json(loaded.task, rows, predictions, loaded.context)
+            result["slices"] = slice_figures(
+                loaded.task, metrics, objective, rows, predictions, refs, loaded.context, seed
+            )
             result["example"] = example_input(loaded.task, rows)
     result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
     return result
@@ -423,6 +430,33 @@ def details_json(
     from dataclasses import asdict
 
     return [{"kind": type(item).__name__.lower(), **asdict(item)} for item in task.details(rows, predictions, context)]
+
+
+def slice_figures(
+    task: Task,
+    metrics: Mapping[str, QualityMetric],
+    objective: str | None,
+    rows: Sequence[Row],
+    predictions: Sequence[Prediction],
+    refs: Sequence[Any],
+    context: TaskContext,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return figures of parts of the test split, each ``{"by", "name", "metric", "figure": interval}``.
+
+    The objective is what parts are scored with; rows of one label with accuracy, where the task has it, since a mean over
+    labels says nothing of one of them.
+    """
+    found = []
+    for part in slices(task.card, rows):
+        labelled = part.by in {column.role for column in task.card.targets}
+        name = "accuracy" if labelled and "accuracy" in metrics else objective
+        if name is None or name not in metrics:
+            continue
+        own = [predictions[i] for i in part.rows]
+        figure = bootstrap_interval(metrics[name], own, [refs[i] for i in part.rows], context, seed=seed)
+        found.append({"by": part.by, "name": part.name, "metric": name, "figure": figure.model_dump()})
+    return found
 
 
 def example_input(task: Task, rows: Sequence[Row]) -> str | dict[str, Any]:

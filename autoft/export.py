@@ -22,7 +22,7 @@ from autoft.evaluation import serving_environment
 from autoft.plan import Plan
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
-from autoft.rundir import Final, Interval, RunDir, Selection, TrialResult, VariantResult, write_json
+from autoft.rundir import Final, Interval, RunDir, Selection, SliceFigure, TrialResult, VariantResult, write_json
 
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]
 
@@ -79,9 +79,12 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
     """
-    final, again = _measured_again(run, plan, selection, results, run.best, {"test": True, "details": True})
+    final, again = _measured_again(
+        run, plan, selection, results, run.best, {"test": True, "details": True, "objective": plan.objective}
+    )
     chosen = _variant(results, selection.trial, selection.variant)
     final.test["best"], final.details = _intervals(again["test"]), again["details"]
+    final.slices = [SliceFigure.model_validate(part) for part in again["slices"]]
     final.example = again["example"]
     common = _common(run, plan)
     default = next((result for result in results if result.number == 0), None)
@@ -152,7 +155,7 @@ def _measured_again(
     selection: Selection,
     results: Sequence[TrialResult],
     folder: Path,
-    wanted: Mapping[str, bool],
+    wanted: Mapping[str, bool | str],
 ) -> tuple[Final, dict[str, Any]]:
     request = {**_common(run, plan), "kind": "model", "folder": str(folder), "validation": True, **wanted}
     again = _fresh(run, plan, folder.name, request)

@@ -47,6 +47,7 @@ __all__ = [
     "RunDir",
     "RunRecord",
     "Selection",
+    "SliceFigure",
     "StepResult",
     "TrialConfig",
     "TrialKind",
@@ -131,6 +132,16 @@ class Interval(_Record):
     low: float
     high: float
     n: int
+
+
+class SliceFigure(_Record):
+    """What the chosen model scores on a part of the test split."""
+
+    by: str
+    """What its rows have in common: ``length``, or the role of a column."""
+    name: str
+    metric: str
+    figure: Interval
 
 
 class StepResult(_Record):
@@ -226,6 +237,8 @@ class Final(_Record):
     """By system, measured in a fresh process from the exported files."""
     details: list[dict[str, Any]] = []
     """The task's own section of the report: tables, marked texts, pictures ..., each with its ``kind``."""
+    slices: list[SliceFigure] = []
+    """Of the chosen model; empty in runs of before they were made."""
     operating_point: dict[str, Any] = {}
     """What the chosen model's validation predictions decided, as a threshold."""
     example: str | dict[str, Any] = "..."

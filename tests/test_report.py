@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import itertools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
+from html import unescape as html_unescape
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoft.contracts import Chart, Mark, MarkedText, Picture, Pictures, Series
 from autoft.errors import RunFolderError
@@ -15,6 +24,8 @@ from autoft.hardware import Hardware
 from autoft.plan import StepPlan, VariantPlan, make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
+from autoft.report.figures import front_points, plain
+from autoft.report.page import script_json
 from autoft.report.terminal import nearest_misses
 from autoft.report.terminal import summary as printed
 from autoft.rundir import (
@@ -154,12 +165,59 @@ def html(tmp_path, catalog, tiny_model) -> str:
     return write(read_run(run.path))["html"].read_text(encoding="utf-8")
 
 
+def drawn(html: str) -> dict[str, dict[str, Any]]:
+    """Return the plots of a page, as its script reads them; Plotly's own classes have checked each."""
+    from plotly.graph_objects import Figure
+
+    figures = json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)[1])
+    for figure in figures.values():
+        Figure(painted(figure))
+    return figures
+
+
+def painted(value: Any) -> Any:
+    """Put a colour in place of each name of one, as the page's script does."""
+    if isinstance(value, dict):
+        return {key: painted(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [painted(entry) for entry in value]
+    return "#123456" if isinstance(value, str) and value.startswith("$") else value
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Go through the texts of a plot that Plotly reads as HTML."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from texts_of(entry)
+    elif isinstance(value, str):
+        yield value
+
+
 def test_the_page_is_one_file_that_asks_nothing_of_the_network(html):
     page = Page(html)
     assert page.open == []
     assert all(reference.startswith("#") for reference in page.references)
     assert not re.search(r"url\((?!#)|@import", html)
-    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert not {"link", "iframe", "img", "object", "embed", "form"} & set(page.tags)
+
+
+def test_the_page_says_itself_that_only_its_own_two_scripts_may_run(html):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[1].replace("&#39;", "'")
+    sources = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert sources["default-src"] == "'none'"
+    assert html.index("Content-Security-Policy") < html.index("<style>") < html.index("<script")
+    own = re.search(r"<script>(.*?)</script>", html, re.DOTALL)[1]
+    packed = re.search(r'<script type="text/plain" id="plotly">(.*?)</script>', html, re.DOTALL)[1]
+    scripts = [own.encode(), gzip.decompress(base64.b64decode(packed))]
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts]
+    assert sources["script-src"].split() == hashes
+    assert "unsafe" not in sources["script-src"]
+
+
+def test_the_page_is_small_enough_for_a_mail(html):
+    assert len(html.encode()) < 2_500_000
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(html):
@@ -169,9 +227,115 @@ def test_ids_are_unique_and_every_reference_has_its_target(html):
     assert used <= set(page.ids)
 
 
+def test_headings_follow_each_other_and_tables_are_labelled(html):
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", html)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    for table in re.findall(r"<table.*?</table>", html, re.DOTALL):
+        assert "<caption>" in table or 'class="intervals"' in table
+        assert '<th class="left" scope="col">' in table or 'scope="col"' in table
+        assert 'scope="row"' in table
+    assert 'lang="en"' in html
+    plots = re.findall(r'<div class="plot"[^>]*>', html)
+    assert plots
+    assert all('role="img"' in plot and re.search(r'aria-label="[^"]{20,}"', plot) for plot in plots)
+
+
+def colours(html: str, theme: str) -> dict[str, str]:
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
+    block = re.search(
+        r":root \{(.*?)\}" if theme == "light" else r':root\[data-theme="dark"\] \{(.*?)\}', style, re.DOTALL
+    )[1]
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+
+
+def luminance(colour: str) -> float:
+    """After WCAG 2.1, relative luminance."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_read_and_seen(html, theme):
+    """WCAG 2.1: 4.5 for text, 3 for lines and points."""
+    found = colours(html, theme)
+    for text in ("ink", "faint", "good", "bad", "limit", "link"):
+        assert min(contrast(found[text], found[ground]) for ground in ("page", "panel")) >= 4.5, text
+    assert contrast(found["ink"], found["mark"]) >= 4.5
+    for place in range(1, 7):
+        assert contrast(found[f"series-{place}"], found["page"]) >= 3, place
+    scale = [luminance(found[f"scale-{place}"]) for place in range(1, 6)]
+    assert scale == sorted(scale, reverse=theme == "light")
+
+
+def test_the_dark_style_is_the_same_by_the_system_and_by_the_button(html):
+    blocks = re.findall(r"(?:not\(\[data-theme=\"light\"\]\)|:root\[data-theme=\"dark\"\]) \{(.*?)\}", html, re.DOTALL)
+    assert len(blocks) == 2
+    assert blocks[0].split() == blocks[1].split()
+
+
 def test_texts_of_the_data_stay_texts(html):
-    assert "<script" not in html
+    assert html.count("<script") == 3
     assert "&lt;script&gt;" in html
+
+
+def test_texts_in_plots_are_shown_and_not_read_as_html(tmp_path, catalog, tiny_model):
+    """Names and reasons come from data and plugins: Plotly reads links and tags in its texts."""
+    run = make_run(tmp_path, catalog, tiny_model)
+    for result in run.results():
+        params = {
+            **result.config.params,
+            "augment": f"{HOSTILE}{result.number % 2}",
+            f"{HOSTILE}.rate": result.number / 10,
+        }
+        config = result.config.model_copy(update={"pipeline": HOSTILE, "params": params})
+        run.write_result(result.model_copy(update={"reason": HOSTILE, "config": config}))
+    write_json(run.path / "importance.json", {HOSTILE: 0.5, "</script><!--\u2028": 0.5})
+    html = write(read_run(run.path))["html"].read_text(encoding="utf-8")
+    assert html.count("<script") == html.count("</script>") == 3
+    assert "\u2028" not in html.split('id="figures"')[1].split("</script>")[0]
+    figures = drawn(html)
+    assert {"history", "parallel", "curves", "importance", "rungs"} <= set(figures)
+    texts = list(texts_of(figures))
+    assert any("&lt;script&gt;" in text for text in texts)
+    for text in texts:
+        assert re.findall(r"<[^>]*>", re.sub(r"<br>|</?b>", "", text)) == []
+
+
+@given(st.recursive(st.text(), lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8))
+def test_json_in_a_script_says_the_same_and_cannot_end_it(value):
+    text = script_json(value)
+    assert json.loads(text) == value
+    assert not set(text) & set("<>&\u2028\u2029")
+
+
+@given(st.text())
+def test_a_text_is_the_same_after_plotly_has_read_it(text):
+    """Plotly replaces these entities, and nothing else begins with < then."""
+    read = plain(text).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert read == text
+    assert not set(plain(text)) & set("<>")
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 1e9), st.integers(0, 20).map(lambda n: n / 20)), min_size=1, max_size=30),
+    st.booleans(),
+)
+def test_the_front_is_what_a_search_over_all_pairs_finds(points, higher):
+    sign = 1 if higher else -1
+    corners = front_points(points, higher)
+    for cost, _ in points:
+        # The line at a cost is the best of all that cost as much or less.
+        line = [q for c, q in corners if c <= cost][-1]
+        assert line == sign * max(sign * q for c, q in points if c <= cost)
+    assert [c for c, _ in corners] == sorted(c for c, _ in corners)
 
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
@@ -215,15 +379,18 @@ def test_marked_texts_show_what_was_found_said_wrongly_and_missed(section):
     assert '<mark class="wrong" title="wrong">Bob<small>place</small></mark>' in section["html"]
     assert '<mark class="missed" title="missed">Bob<small>person</small></mark> in ' in section["html"]
     assert "[+Ann person] met [-Bob place][?Bob person] in [+Rome place]" in section["md"]
-    assert "<script" not in section["html"]
+    assert section["html"].count("<script") == 3
 
 
 def test_pictures_and_charts_of_a_task_are_part_of_the_page(section):
     page = Page(section["html"])
     assert PICTURE in page.references
     assert "<span>said:</span> a dog" in section["html"]
-    assert section["html"].count("<svg ") == 6
-    assert "Reliability" in section["html"]
+    (chart,) = [figure for name, figure in drawn(section["html"]).items() if name.startswith("chart-")]
+    assert (chart["data"][0]["x"], chart["data"][0]["y"]) == ([0.1, 0.9], [0.2, 0.8])
+    assert chart["data"][1]["line"]["dash"] == "dash", "the diagonal"
+    assert 'data-figure="chart-2"' in section["html"]
+    assert f"Picture 1: {HOSTILE}" in html_unescape(section["html"])
     assert "model (said: so): 0.1: 0.2, 0.9: 0.8" in section["md"]
 
 
@@ -244,27 +411,159 @@ def test_every_plot_is_there_and_follows_the_page_in_its_colours(html):
     for title in (
         "Quality against size",
         "Quality against latency",
+        "From the trained model to the shipped one",
         "Search history against trial 0",
         "Importance of the parameters",
         "Curves of the trials",
+        "Early stopping (halving)",
+        "Parameters of the trials",
         "Confusion matrix",
     ):
         assert title in html
-    assert html.count("<svg ") == 5
-    drawn = "".join(re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL))
-    assert "var(--series-1)" in drawn
-    # Black is what Matplotlib falls back to: it would not be seen on a dark page.
-    assert not re.search(r"(fill|stroke): #", drawn)
+    figures = drawn(html)
+    assert set(figures) == {"size", "latency", "waterfall", "history", "curves", "rungs", "importance", "parallel"}
+    places = re.findall(r'data-figure="([^"]+)"', html)
+    assert sorted(places) == sorted(figures)
+    known = set(colours(html, "light")) | {"shade"}
+    used = {text[1:] for text in texts_of(figures) if text.startswith("$")}
+    assert "series-1" in used
+    assert used <= known
+    # A colour of its own would not be seen on a dark page.
+    assert not [text for text in texts_of(figures) if re.fullmatch(r"#[0-9a-fA-F]{3,8}", text)]
+
+
+def test_every_candidate_says_what_it_is_and_whether_it_fits(html):
+    (none, int8) = [trace for trace in drawn(html)["size"]["data"] if trace["name"] in {"none", "onnx-int8"}]
+    assert len(none["hovertext"]) == len(int8["hovertext"]) == 9
+    # 90 MB and 14 ms against limits of 50 MB and 5 ms.
+    assert all("does not fit: model_size 80% over, latency.p50 180% over" in text for text in none["hovertext"])
+    assert all(symbol.endswith("-open") for symbol in none["marker"]["symbol"])
+    assert all("fits the budget" in text and "23 MB" in text and "3.00 ms" in text for text in int8["hovertext"])
+    assert not any(symbol.endswith("-open") for symbol in int8["marker"]["symbol"])
+    assert sum("<b>chosen</b>" in text for text in int8["hovertext"]) == 1
+    assert "validation accuracy 0.7880" in int8["hovertext"][-1]
+
+
+def test_the_waterfall_goes_from_trained_to_shipped(html):
+    quality, size, latency = drawn(html)["waterfall"]["data"]
+    assert quality["x"] == ["as trained", "1. onnx-int8"]
+    assert quality["y"] == [0.79, 0.788]
+    assert (size["y"], latency["y"]) == ([90e6, 23e6], [14.0, 3.0])
+    assert size["text"] == ["90 MB", "23 MB"]
+
+
+def test_the_history_shows_the_best_so_far_and_where_trials_stopped(html):
+    traces = {trace["name"]: trace for trace in drawn(html)["history"]["data"] if trace["x"] != [None]}
+    # Trial 4 was stopped: its last validation, and no part of the best.
+    assert traces["best so far"]["x"] == list(range(10))
+    assert traces["best so far"]["y"] == [0.7, 0.71, 0.72, 0.73, 0.73, 0.75, 0.76, 0.77, 0.78, 0.79]
+    search = traces["search"]
+    assert [symbol for x, symbol in zip(search["x"], search["marker"]["symbol"], strict=True) if x == 4] == ["x-thin"]
+
+
+def test_where_trials_were_stopped_is_counted(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    view = make_content(read_run(run.path)).rungs
+    # Ten trials of three epochs, validated at 0.5 and 1: only after 1/3 is a quarter passed; trial 4 ends there.
+    assert [row[:3] for row in view.rows] == [("25% to 50%", "10", "1")]
+    assert "1 trial stopped before the end took 12 s" in view.note
+
+
+def test_what_failed_is_told_with_its_reason_once(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    for result in run.results():
+        if result.number in {2, 3}:
+            change = {"state": "failed", "reason": "out of luck", "variants": []}
+        elif result.number == 5:
+            change = {"variants": [*result.variants, VariantResult(name="awq", state="failed", reason="no kernel")]}
+        else:
+            continue
+        run.write_result(result.model_copy(update=change))
+    rows = make_content(read_run(run.path)).failures.rows
+    assert [row[1:] for row in rows] == [("failed", "2, 3", "out of luck"), ("failed", "5", "no kernel")]
+    assert rows[1][0].endswith("full, awq")
+
+
+def test_the_first_screen_has_the_model_beside_the_default_and_its_limits(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    content = make_content(read_run(run.path))
+    meters = {meter.label: meter for meter in content.meters}
+    size = meters["model size"]
+    assert (size.value, size.default, size.limit, size.met, size.better) == ("23 MB", "90 MB", "50 MB", True, True)
+    # Lengths are shares of the longest, here the default's.
+    assert (size.length, size.default_length, size.limit_at) == pytest.approx((25.56, 100, 55.56))
+    assert size.compared == "3.9 times smaller than the default's 90 MB"
+    assert meters["latency p50"].met is True
+    assert [row.name for row in content.quality.rows] == ["chosen model", "default fine-tune", "majority class"]
+    assert content.quality.rows[0].interval == "0.700–0.860"
+    assert content.load.count("\n") == 2, "three lines"
+
+
+def test_what_the_figures_do_not_say_is_said(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, budget={"latency": "3.05ms"})
+    caveats = make_content(read_run(run.path)).caveats
+    assert caveats[0] == "The limit on latency.p50 is not met: the exported files are 1.6% over it."
+    assert any("on 50 rows a difference of +0.0000 may be chance" in sentence for sentence in caveats)
+    assert any(sentence.startswith("Tested on 50 rows only") for sentence in caveats)
+    assert any("one training run" in sentence for sentence in caveats)
+
+
+def test_parts_of_the_test_rows_stand_beside_all_of_them(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    assert make_content(read_run(run.path)).slices == [], "a run of before there were any"
+    figures = [
+        {
+            "by": by,
+            "name": name,
+            "metric": "accuracy",
+            "figure": {"value": value, "low": value - 0.1, "high": value, "n": n},
+        }
+        for by, name, value, n in (
+            ("length", "1 to 9", 0.9, 30),
+            ("length", "10 to 99", 0.5, 20),
+            ("label", HOSTILE, 0.8, 9),
+        )
+    ]
+    final = json.loads((run.path / "final.json").read_text())
+    write_json(run.path / "final.json", {**final, "slices": figures})
+    paths = write(read_run(run.path))
+    length, label = make_content(read_run(run.path)).slices
+    assert [(row.name, row.value, row.n) for row in length.rows] == [
+        ("all test rows", "0.7900", 50),
+        ("1 to 9", "0.9000", 30),
+        ("10 to 99", "0.5000", 20),
+    ]
+    assert [row.name for row in label.rows] == ["all test rows", HOSTILE]
+    assert "Test accuracy by length" in paths["html"].read_text(encoding="utf-8")
+    assert "10 to 99" in paths["md"].read_text(encoding="utf-8")
+
+
+def test_repeated_and_leaked_rows_are_told_with_the_data(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    assert "No training row repeats" in make_content(read_run(run.path)).data_notes[0]
+    note = "data.train: 3 of 100 rows are also in data.test: left out"
+    plan = json.loads(run.plan.read_text())
+    write_json(run.plan, {**plan, "warnings": [note]})
+    assert make_content(read_run(run.path)).data_notes == [note]
+
+
+def test_the_commands_that_repeat_the_run_name_its_versions(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    plan = json.loads(run.plan.read_text())
+    write_json(run.plan, {**plan, "environment": {"python": "3.11.7", "autoft": "0.1.0", "torch": "2.13.0+cpu"}})
+    text = make_content(read_run(run.path)).repeat
+    assert text == "# Python 3.11.7\npip install autoft==0.1.0 torch==2.13.0\nautoft search recipe.yaml"
 
 
 def test_a_budget_shows_as_a_line_and_in_the_table(tmp_path, catalog, tiny_model):
     free = make_run(tmp_path / "free", catalog, tiny_model, budget={"model_size": None, "latency": None})
     bound = make_run(tmp_path / "bound", catalog, tiny_model)
-    texts = [write(read_run(run.path))["html"].read_text() for run in (free, bound)]
-    assert ["var(--series-6)" in "".join(re.findall(r"<svg .*?</svg>", text, re.DOTALL)) for text in texts] == [
-        False,
-        True,
-    ]
+    lines = []
+    for run in (free, bound):
+        figures = drawn(write(read_run(run.path))["html"].read_text())
+        shapes = [figures[name]["layout"]["shapes"] for name in ("size", "latency")]
+        lines.append([[shape["x0"] for shape in found if shape["type"] == "line"] for found in shapes])
+    assert lines == [[[], []], [[50e6], [5.0]]]
     rows = {row[0]: row[1:] for row in make_content(read_run(bound.path)).budget.rows}
     assert rows["model_size"] == ("50 MB", "23 MB", "met")
     assert rows["time"] == ("10 min 00 s", "5 min 21 s", "met")
@@ -485,6 +784,18 @@ def test_a_plot_of_one_model_has_two_figures_on_its_axis(tmp_path, catalog, tiny
         ]
         run.write_result(trial_result)
     write_json(run.path / "selection.json", select(plan_of(record), record.trials).model_dump(mode="json"))
-    page = write(read_run(run.path))["html"].read_text(encoding="utf-8")
-    drawn = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
-    assert {"6.4 MB", "8.9 MB", "0.44 ms", "0.61 ms"} <= set(re.findall(r">([0-9.]+ (?:MB|ms))<", drawn))
+    figures = drawn(write(read_run(run.path))["html"].read_text(encoding="utf-8"))
+    axes = [figures[name]["layout"]["xaxis"] for name in ("size", "latency")]
+    assert [axis["ticktext"] for axis in axes] == [["6.4 MB", "8.9 MB"], ["0.44 ms", "0.61 ms"]]
+    for axis in axes:
+        ends = [10**end for end in axis["range"]]
+        assert all(ends[0] < tick < ends[1] for tick in axis["tickvals"])
+
+
+def test_a_long_search_is_rendered_whole(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, trials=200)
+    html = write(read_run(run.path))["html"].read_text(encoding="utf-8")
+    figures = drawn(html)
+    assert sum(len(trace["x"]) for trace in figures["size"]["data"] if "hovertext" in trace) == 2 * 199
+    assert "Trials: 200 rows" in html
+    assert len(html.encode()) < 3_500_000

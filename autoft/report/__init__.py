@@ -6,9 +6,7 @@ record gives the same bytes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from autoft.report.content import Content, make_content
 from autoft.report.summary import summary
@@ -35,27 +33,15 @@ def write(record: RunRecord) -> dict[str, Path]:
 
 
 def render_html(record: RunRecord, content: Content) -> str:
-    """Return the whole page: style and plots inside, nothing from the network."""
+    """Return the whole page: style, plots and what draws them inside, nothing from the network."""
     from autoft.report.figures import figures
+    from autoft.report.page import render_page
 
-    return _render("report.html.j2", escape=True, content=content, figures=figures(record))
+    return render_page("report.html.j2", figures(record), content=content)
 
 
 def render_markdown(content: Content) -> str:
     """Return the report without plots."""
-    return _render("report.md.j2", escape=False, content=content)
+    from autoft.report.page import render_text
 
-
-def _render(template: str, *, escape: bool, **values: Any) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("autoft", "templates"),
-        autoescape=escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    environment.filters["pretty_json"] = lambda value: json.dumps(value, indent=1)
-    return environment.get_template(template).render(**values)
+    return render_text("report.md.j2", escape=False, content=content)

@@ -16,11 +16,37 @@ import yaml
 
 from autoft.plan import Plan, plan_of, violations
 from autoft.quantities import format_bytes, format_seconds
+from autoft.report.answer import caveats, meters, quality, system_names
+from autoft.report.decisions import failures, forecasts, rung_table
 from autoft.report.summary import budget_rows
-from autoft.rundir import Interval, RunRecord, TrialConfig, TrialResult, VariantResult, read_json
+from autoft.report.views import (
+    IntervalView,
+    Meter,
+    TableView,
+    column_title,
+    cost_text,
+    counted,
+    figure_text,
+    interval_text,
+    interval_view,
+    short_model,
+)
+from autoft.rundir import RunRecord, TrialConfig, TrialResult, VariantResult
 from autoft.selection import knees
 
-__all__ = ["Content", "TableView", "Tile", "column_title", "cost_text", "make_content", "miss_rows", "short_model"]
+__all__ = [
+    "KINDS",
+    "STATES",
+    "Content",
+    "Step",
+    "column_title",
+    "cost_text",
+    "make_content",
+    "miss_rows",
+    "short_model",
+    "steps",
+    "varied",
+]
 
 STATES = {"complete": "complete", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
 KINDS = {
@@ -59,26 +85,23 @@ OFFERED = 20
 """Candidates of the selection that are shown."""
 
 
-@dataclass(frozen=True)
-class TableView:
-    """A table of texts; ``left`` names the columns that hold words, and ``marked`` the row to be seen first."""
+SLICES = 12
+"""Parts of the test rows that are shown of each kind, the worst ones."""
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: frozenset[int] = frozenset({0})
-    marked: int | None = None
-    note: str = ""
+CLASSES = 20
+"""Labels of the training rows that are shown with their counts."""
+
+PACKAGES = {"python", "autoft"}
+"""What the environment names beside packages that are installed by their name."""
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One figure of the model that was left, and how it compares with the default."""
+class Step:
+    """What the chosen model was at one point between its training and its files."""
 
-    label: str
-    value: str
-    compared: str
-    better: bool | None = None
+    name: str
+    validation: Mapping[str, float]
+    costs: Mapping[str, float]
 
 
 @dataclass
@@ -90,7 +113,10 @@ class Content:
     headline: str
     outcome: str
     notice: str = ""
-    tiles: list[Tile] = field(default_factory=list)
+    quality: IntervalView | None = None
+    meters: list[Meter] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    """What the figures do not say, the weightiest first."""
     systems: TableView | None = None
     metrics: TableView | None = None
     budget: TableView | None = None
@@ -105,12 +131,19 @@ class Content:
     """Changed pictures: ``{"augment", "before", "after"}``, the latter two as data URIs."""
     misses: TableView | None = None
     details: list[dict[str, Any]] = field(default_factory=list)
+    slices: list[IntervalView] = field(default_factory=list)
+    rungs: TableView | None = None
+    failures: TableView | None = None
     refused: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     data: list[tuple[str, str]] = field(default_factory=list)
+    data_notes: list[str] = field(default_factory=list)
+    """Of the warnings, those about rows: repeated, in two splits, left out."""
+    classes: TableView | None = None
     settings: list[tuple[str, str]] = field(default_factory=list)
     environment: list[tuple[str, str]] = field(default_factory=list)
     recipe: str = ""
+    repeat: str = ""
     load: str = ""
     predict: str = ""
 
@@ -121,25 +154,31 @@ def make_content(record: RunRecord) -> Content:
     counts = record.counts()
     outcome = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count) or "none yet"
     derived = Counter(DERIVED[trial.config.kind] for trial in record.trials if trial.config.derived)
-    parts = [f"{_counted(sum(counts.values()), 'trial')} ({outcome})"]
-    parts += [_counted(count, noun) for noun, count in derived.items()]
+    parts = [f"{counted(sum(counts.values()), 'trial')} ({outcome})"]
+    parts += [counted(count, noun) for noun, count in derived.items()]
     judged = sum(variant.state != "pruned" for trial in record.trials for variant in trial.variants)
     content = Content(
         title=plan.name,
         task=plan.task,
         headline=_headline(record, plan),
         notice=plan.notice,
-        outcome=", ".join([*parts, f"{_counted(judged, 'compressed model')} judged"]),
+        outcome=", ".join([*parts, f"{counted(judged, 'compressed model')} judged"]),
         trials=_trials(record, plan) if record.trials else None,
         predictions=_predictions(record),
-        refused=[(note.what, note.reason) for note in plan.refusals]
+        refused=[(note.what, note.reason.removeprefix(f"{note.what}: ")) for note in plan.refusals]
         + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal]
         + [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited],
+        rungs=rung_table(record, plan),
+        failures=failures(record),
+        caveats=caveats(record, plan),
         warnings=[*plan.warnings, *(record.final.notes if record.final else [])],
         data=_data(plan),
+        data_notes=_data_notes(plan),
+        classes=_classes(plan),
         settings=_settings(plan),
         environment=_environment(plan),
         recipe=yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True),
+        repeat=_repeat(plan),
         budget=_budget(record, plan),
     )
     if record.augmented:
@@ -147,12 +186,13 @@ def make_content(record: RunRecord) -> Content:
         content.samples, content.pictures = _samples(record, plan)
     if record.final is not None:
         content.outcome += f", {format_seconds(record.final.seconds)} in all"
-        content.tiles = _tiles(record, plan)
+        content.quality, content.meters = quality(record, plan), meters(record, plan)
         content.systems = _systems(record, plan)
         content.metrics = _metrics(record, plan)
         content.details = [_detail(item) for item in record.final.details]
+        content.slices = _slices(record, plan)
         example, folder = record.final.example, shlex.quote(record.path.name)
-        content.load = f'import autoft\n\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict({example!r})'
+        content.load = f'import autoft\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict({example!r})'
         content.predict = (
             f"autoft predict {folder} {shlex.quote(example)}"
             if isinstance(example, str)
@@ -167,36 +207,6 @@ def make_content(record: RunRecord) -> Content:
     return content
 
 
-def short_model(name: str) -> str:
-    """Return the last part of a model's name that says something."""
-    parts = [part for part in name.rstrip("/").replace("://", "/").split("/") if part]
-    return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
-
-
-def cost_text(column: str, value: float | None) -> str:
-    """Return a cost with its unit, read from the column's ending."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if column.endswith("_bytes"):
-        return format_bytes(value)
-    if column.endswith("_ms"):
-        return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
-    if column.endswith("_s") or column.endswith("_seconds"):
-        return format_seconds(value)
-    if column.endswith("_j"):
-        if value < 0.1:
-            return f"{value * 1e3:.3g} mJ"
-        return f"{value:.3g} J" if value < 100 else f"{value:.0f} J"
-    return f"{value:.4g}"
-
-
-def column_title(column: str) -> str:
-    """Return a cost's name as a heading: ``latency p50``."""
-    for ending in ("_bytes", "_ms", "_seconds", "_j"):
-        column = column.removesuffix(ending)
-    return column.replace("_", " ")
-
-
 def miss_rows(record: RunRecord, plan: Plan) -> list[tuple[TrialResult, VariantResult, dict[str, float]]]:
     """Return the variants nearest to the budget, the nearest first, one for each model and compression."""
     found: dict[tuple[str, str], tuple[TrialResult, VariantResult, dict[str, float]]] = {}
@@ -207,20 +217,6 @@ def miss_rows(record: RunRecord, plan: Plan) -> list[tuple[TrialResult, VariantR
             if over and (key not in found or sum(over.values()) < sum(found[key][2].values())):
                 found[key] = (trial, variant, over)
     return sorted(found.values(), key=lambda entry: sum(entry[2].values()))[:MISSES]
-
-
-def figure_text(value: float | None, digits: int = 4) -> str:
-    """Return a quality figure, or a dash where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def interval_text(interval: Interval | None) -> str:
-    """Return a figure with its interval."""
-    if interval is None:
-        return "–"
-    if not math.isfinite(interval.value):
-        return "not defined"
-    return f"{interval.value:.4f} ({interval.low:.3f}–{interval.high:.3f})"
 
 
 def _headline(record: RunRecord, plan: Plan) -> str:
@@ -262,47 +258,12 @@ def _ratio(one: Mapping[str, float], other: Mapping[str, float], column: str) ->
     return one[column] / other[column]
 
 
-def _tiles(record: RunRecord, plan: Plan) -> list[Tile]:
-    assert record.final is not None
-    test, costs = record.final.test, record.final.costs
-    best, default = test["best"][plan.objective], test.get("default", {}).get(plan.objective)
-    tiles = []
-    compared, better = "", None
-    if default is not None:
-        difference = best.value - default.value
-        compared = f"default {default.value:.4f}, {difference:+.4f}"
-        inside = default.low <= best.value <= default.high
-        better = None if inside else (difference > 0) == plan.higher_is_better
-    tiles.append(Tile(f"test {plan.objective}", f"{best.value:.4f}", compared, better))
-    for column in ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes"):
-        mine, theirs = costs["best"].get(column), costs.get("default", {}).get(column)
-        if mine is None:
-            continue
-        compared, better = "", None
-        if theirs:
-            ratio = theirs / mine
-            factor = f"÷ {ratio:.2f}" if ratio >= 1 else f"x {1 / ratio:.2f}"
-            compared = f"default {cost_text(column, theirs)}, {factor}"
-            better = None if 0.91 < ratio < 1.1 else ratio > 1
-        tiles.append(Tile(column_title(column), cost_text(column, mine), compared, better))
-    return tiles
-
-
-def _system_names(record: RunRecord) -> dict[str, str]:
-    names = {
-        "best": "chosen model",
-        "default": "default fine-tune",
-        "default-onnx": "default in ONNX Runtime, fp32",
-    }
-    return {**names, **{name: name for name in record.baselines}}
-
-
 def _systems(record: RunRecord, plan: Plan) -> TableView:
     final = record.final
     assert final is not None
     columns = [c for c in _cost_columns(record) if any(c in costs for costs in final.costs.values())]
     rows = []
-    for system, name in _system_names(record).items():
+    for system, name in system_names(record).items():
         if system not in final.test and system not in final.costs:
             continue
         costs = final.costs.get(system, {})
@@ -330,7 +291,7 @@ def _systems(record: RunRecord, plan: Plan) -> TableView:
 def _metrics(record: RunRecord, plan: Plan) -> TableView:
     assert record.final is not None
     test = record.final.test
-    systems = [(key, name) for key, name in _system_names(record).items() if key in test]
+    systems = [(key, name) for key, name in system_names(record).items() if key in test]
     rows = tuple((metric, *(interval_text(test[key].get(metric)) for key, _ in systems)) for metric in test["best"])
     return TableView("Every metric on the test split", ("metric", *(name for _, name in systems)), rows)
 
@@ -412,35 +373,47 @@ def front_remarks(record: RunRecord, plan: Plan) -> dict[tuple[int, str], list[s
     return found
 
 
-def _steps(record: RunRecord, plan: Plan) -> TableView | None:
-    """Return what each step of the chosen chain did; None where it is one step, or its steps are not known."""
+def steps(record: RunRecord, plan: Plan) -> list[Step]:
+    """Return what the chosen model was as trained and after each step of its chain; empty where that is not known.
+
+    It is empty, too, where the chain is one step and what it began from was not measured.
+    """
     selection = record.selection
-    assert selection is not None
+    if selection is None:
+        return []
     trial = record.trial(selection.trial)
     chosen = next(variant for variant in trial.variants if variant.name == selection.variant)
     start = record.trial(trial.config.members[0]) if trial.config.kind == "compress" else trial
     plain = next((variant for variant in start.variants if variant.name == "none" and variant.validation), None)
     chain = next((variant.chain for variant in plan.every_variant if variant.name == chosen.name), [])
     names = [step.label for step in chain]
-    known = [(step.name, step.validation, step.costs) for step in chosen.steps]
+    known = [Step(step.name, step.validation, step.costs) for step in chosen.steps]
     if not known:
         # Chains that do not train are cheap to make, so that their beginnings may be variants too.
         before = {variant.name: variant for variant in trial.variants if variant.validation}
         starts = [("+".join(names[:count]), names[count - 1]) for count in range(1, len(names))]
-        known = [(step, before[name].validation, before[name].costs) for name, step in starts if name in before]
+        known = [Step(step, before[name].validation, before[name].costs) for name, step in starts if name in before]
     if not names or len(known) < len(names) - 1 or (len(names) == 1 and plain is None):
-        return None
-    known.append((names[-1], chosen.validation, chosen.costs))
+        return []
+    known.append(Step(names[-1], chosen.validation, chosen.costs))
     if plain is not None:
-        known.insert(0, ("as trained", plain.validation, plain.costs))
-    columns = [c for c in COMPARED if any(c in costs for _, _, costs in known)]
+        known.insert(0, Step("as trained", plain.validation, plain.costs))
+    return known
+
+
+def _steps(record: RunRecord, plan: Plan) -> TableView | None:
+    """Return what each step of the chosen chain did; None where it is one step, or its steps are not known."""
+    known = steps(record, plan)
+    if not known:
+        return None
+    columns = [c for c in COMPARED if any(c in step.costs for step in known)]
     rows = []
-    for place, (name, validation, costs) in enumerate(known):
-        cells = [figure_text(validation[plan.objective])]
+    for place, step in enumerate(known):
+        cells = [figure_text(step.validation[plan.objective])]
         for column in columns:
-            ratio = _ratio(known[place - 1][2], costs, column) if place else None
-            cells.append(cost_text(column, costs.get(column)) + (f" (÷{ratio:.2f})" if ratio is not None else ""))
-        rows.append((name, *cells))
+            ratio = _ratio(known[place - 1].costs, step.costs, column) if place else None
+            cells.append(cost_text(column, step.costs.get(column)) + (f" (÷{ratio:.2f})" if ratio is not None else ""))
+        rows.append((step.name, *cells))
     titles = ("step", f"validation {plan.objective}", *map(column_title, columns))
     note = "What the model was after each step, in brackets how many times smaller or faster than before it."
     return TableView("From the trained model to this one", titles, tuple(rows), marked=len(rows) - 1, note=note)
@@ -449,7 +422,7 @@ def _steps(record: RunRecord, plan: Plan) -> TableView | None:
 def _trials(record: RunRecord, plan: Plan) -> TableView:
     rows: list[tuple[str, ...]] = []
     marked = None
-    varied = _varied([trial.config for trial in record.trials])
+    differing = varied([trial.config for trial in record.trials])
     sign = 1 if plan.higher_is_better else -1
     for trial in record.trials:
         config = trial.config
@@ -468,12 +441,12 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
                 figure_text(value),
                 best.name if best else "–",
                 format_seconds(trial.seconds["total"]) if "total" in trial.seconds else "–",
-                *(_param(config.params.get(name)) for name in varied),
+                *(_param(config.params.get(name)) for name in differing),
                 trial.reason or "",
             )
         )
     titles = ("trial", "from", "end", "model", "pipeline", f"validation {plan.objective}", "of", "took")
-    columns = (*titles, *varied, "why")
+    columns = (*titles, *differing, "why")
     # A column without an entry says nothing.
     keep = [i for i in range(len(columns)) if any(row[i] not in {"", "–"} for row in rows)]
     return TableView(
@@ -488,17 +461,12 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
 
 def _predictions(record: RunRecord) -> TableView | None:
     """Return what was thought of each trial before, beside what was measured."""
-    rows, errors = [], {"time": list[float](), "training memory": list[float]()}
+    rows = []
     for trial in record.trials:
         seconds, memory = (trial.predicted.get(name) for name in ("seconds", "train_memory_bytes"))
         took, taken = trial.seconds.get("total"), trial.train_memory_bytes
         if seconds is None and memory is None:
             continue
-        # What was stopped before its end says nothing about how long it would have taken.
-        if seconds and took and trial.state == "complete" and _to_the_end(trial):
-            errors["time"].append(abs(seconds / took - 1))
-        if memory and taken:
-            errors["training memory"].append(abs(memory / taken - 1))
         rows.append(
             (
                 str(trial.number),
@@ -511,14 +479,19 @@ def _predictions(record: RunRecord) -> TableView | None:
         )
     if not rows:
         return None
+    found = forecasts(record)
+    errors = {
+        "time": [abs(thought / took - 1) for _, thought, took in found.seconds],
+        "training memory": [abs(needed / taken - 1) for _, needed, taken in found.memory],
+    }
     said = [
-        f"{name}: {statistics.median(some):.0%} off at the median, {max(some):.0%} at most ({_counted(len(some), 'trial')})"
+        f"{name}: {statistics.median(some):.0%} off at the median, {max(some):.0%} at most ({counted(len(some), 'trial')})"
         for name, some in errors.items()
         if some
     ]
-    sizes = _size_errors(record)
+    sizes = [abs(before / measured - 1) for _, _, before, measured in found.size]
     if sizes:
-        said.append(f"size, measured before training: {max(sizes):.2%} off at most ({_counted(len(sizes), 'model')})")
+        said.append(f"size, measured before training: {max(sizes):.2%} off at most ({counted(len(sizes), 'model')})")
     columns = ("trial", "end", "time predicted", "took", "training memory predicted", "measured")
     keep = [i for i in range(len(columns)) if i < 4 or any(row[4] != "–" for row in rows)]
     return TableView(
@@ -528,30 +501,6 @@ def _predictions(record: RunRecord) -> TableView | None:
         left=frozenset({1}),
         note="; ".join(said) + "." if said else "",
     )
-
-
-def _to_the_end(trial: TrialResult) -> bool:
-    """Say whether a training took all of its epochs, and all that can come of it was made."""
-    if any(variant.state == "pruned" for variant in trial.variants):
-        return False
-    epochs = trial.config.params.get("train.epochs")
-    return not trial.curve or epochs is None or trial.curve[-1].epoch > float(epochs) - 0.01
-
-
-def _size_errors(record: RunRecord) -> list[float]:
-    """Return by what share sizes differ from those that were measured before anything was trained.
-
-    The weights take as many bytes; names and settings that stand beside them do not.
-    """
-    known = read_json(record.path / "screening.json", missing={})
-    return [
-        abs(before["model_size_bytes"] / variant.costs["model_size_bytes"] - 1)
-        for trial in record.trials
-        for variant in trial.variants
-        if variant.state == "complete"
-        and (before := known.get(trial.config.model, {}).get(variant.name))
-        and variant.costs.get("model_size_bytes")
-    ]
 
 
 def _augmentation(record: RunRecord, plan: Plan) -> TableView:
@@ -621,7 +570,8 @@ def _excerpts(before: str, after: str) -> tuple[str, str]:
     return first, second
 
 
-def _varied(configs: Sequence[TrialConfig]) -> list[str]:
+def varied(configs: Sequence[TrialConfig]) -> list[str]:
+    """Return the names of the parameters that are not the same in all of these."""
     names = dict.fromkeys(name for config in configs for name in config.params)
     return [name for name in names if len({str(config.params.get(name)) for config in configs}) > 1]
 
@@ -724,6 +674,68 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
     return [*rows, ("fingerprint", str(plan.data.get("fingerprint", "")))]
 
 
+def _data_notes(plan: Plan) -> list[str]:
+    """Return what was found of rows that repeat, or that stand in two splits, and what became of them."""
+    if not plan.data:
+        return []
+    notes = [warning for warning in plan.warnings if warning.startswith("data.")]
+    if not any("repeat the inputs" in note or "are also in" in note for note in notes):
+        notes.append(
+            "No training row repeats the inputs of another one exactly, and none is in two splits; near repeats are not "
+            "looked for."
+        )
+    return notes
+
+
+def _classes(plan: Plan) -> TableView | None:
+    """Return how many training rows have each label, where the task counts them."""
+    counts = plan.facts.get("counts")
+    if not isinstance(counts, Mapping) or not counts or not all(isinstance(n, int) for n in counts.values()):
+        return None
+    order = sorted(counts.items(), key=lambda entry: -entry[1])
+    total = sum(counts.values()) or 1
+    rows = [(str(name), str(count), f"{count / total:.1%}") for name, count in order[:CLASSES]]
+    if len(order) > CLASSES:
+        rest = sum(count for _, count in order[CLASSES:])
+        rows.append((f"{len(order) - CLASSES} rarer ones", str(rest), f"{rest / total:.1%}"))
+    return TableView("Labels of the training rows", ("label", "rows", "share"), tuple(rows))
+
+
+def _slices(record: RunRecord, plan: Plan) -> list[IntervalView]:
+    """Return the test figures of parts of the rows, one view for each way to part them."""
+    assert record.final is not None
+    whole = record.final.test.get("best", {})
+    found = []
+    for by, metric in dict.fromkeys((part.by, part.metric) for part in record.final.slices):
+        figures = [(part.name, part.figure) for part in record.final.slices if (part.by, part.metric) == (by, metric)]
+        note = "Small parts have wide intervals, and of many parts some differ by chance."
+        if by != "length":
+            sign = 1 if plan.metrics.get(metric, {}).get("higher_is_better", True) else -1
+            figures.sort(key=lambda entry: sign * entry[1].value if math.isfinite(entry[1].value) else math.inf)
+            if len(figures) > SLICES:
+                note = f"The worst {SLICES} of {len(figures)}. {note}"
+        figures = figures[:SLICES]
+        if metric in whole:
+            figures.insert(0, ("all test rows", whole[metric]))
+        view = interval_view(f"Test {metric} by {by}", by, figures, marked=0, note=note)
+        if view is not None:
+            found.append(view)
+    return found
+
+
+def _repeat(plan: Plan) -> str:
+    """Return the commands that make the same environment and run the same search."""
+    packages = [
+        f"{name}=={version.split('+')[0]}"
+        for name, version in plan.environment.items()
+        if name not in PACKAGES and version
+    ]
+    python = plan.environment.get("python", "")
+    lines = [f"# Python {python}" if python else "", f"pip install autoft=={plan.autoft}"]
+    lines[-1] += "".join(f" {package}" for package in packages)
+    return "\n".join(filter(None, [*lines, "autoft search recipe.yaml"]))
+
+
 def _settings(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("objective", f"{plan.objective}, {'higher' if plan.higher_is_better else 'lower'} is better"),
@@ -734,6 +746,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
         ("sampler", plan.sampler),
         ("early stopping", plan.early_stopping),
         ("seed", str(plan.seed)),
+        *([("folds", str(plan.folds))] if plan.folds > 1 else []),
         ("tolerance", f"{plan.tolerance:g}"),
     ]
 
@@ -745,7 +758,3 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("memory", format_bytes(hardware["memory_bytes"])))
     rows += [("workers", f"{plan.workers} with {plan.threads} threads each")]
     return [*rows, *((name, version) for name, version in plan.environment.items())]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,190 +1,485 @@
-"""The plots of a report as SVG text, drawn with Matplotlib.
+"""The plots of a report, as Plotly's JSON.
 
-Colours are CSS variables of the page, so that the plots follow its light and dark style; text stays text.
+They are plain values, so that rendering needs no Plotly: the page draws them. Colours are names of the page's own CSS
+variables, as ``$series-1``, which its script replaces, so that plots follow the light and the dark style. Texts of the data are escaped:
+Plotly would read tags in them.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from autoft.plan import Plan, plan_of
-from autoft.report.content import STATES, column_title, cost_text, short_model
+from autoft.report.content import KINDS, STATES, steps, varied
+from autoft.report.decisions import forecasts, rungs
+from autoft.report.views import column_title, cost_text, counted, figure_text, short_model
 from autoft.rundir import Candidate, RunRecord, TrialResult
 from autoft.selection import candidates
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["COLOURS", "SYMBOLS", "Figure", "figures", "frame", "front_points", "limit_line", "plain"]
 
-__all__ = ["Figure", "figures"]
+INK, FAINT, LINE, SHADE = "$ink", "$faint", "$line", "$shade"
+COLOURS = tuple(f"$series-{place}" for place in range(1, 7))
+"""Colours that people with the usual kinds of colour blindness can tell apart; shapes differ, too."""
 
-INK, FAINT, GRID = "#010101", "#020202", "#030303"
-SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
-"""Stand-ins that are replaced by CSS variables when the SVG is written."""
+SCALE = tuple(f"$scale-{place}" for place in range(1, 6))
+"""From the worst to the best."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
+SYMBOLS = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "pentagon",
+    "cross",
+    "star",
+    "triangle-down",
+    "hexagon",
+    "bowtie",
+)
+SHOWN_PARAMETERS = 12
+AXES = 9
+"""Parameters that parallel coordinates have room for."""
+
+ABSENT = -0.12
+"""Where the line of a trial goes that has no such parameter."""
+
 MARKED = 30
 """Points of a chart's line that are still marked one by one."""
-SHOWN_PARAMETERS = 12
+
+REASON = 160
+"""Characters of a reason that a hover shows."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot: its place in the page, heading, what it shows in words, and the SVG."""
+    """A plot: its place in the page, heading, what it shows in words, and what Plotly draws."""
 
     name: str
     title: str
     caption: str
-    svg: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    wide: bool = field(default=False, kw_only=True)
+
+    @property
+    def height(self) -> int:
+        """In pixels, on the screen."""
+        return int(self.layout["height"])
 
 
 def figures(record: RunRecord) -> dict[str, Figure]:
-    """Return the plots that the record has data for, by name: size, latency, history, importance, curves.
+    """Return the plots that the record has data for, by name.
 
-    The charts of the task's own section are ``chart-0``, ``chart-1`` ... by their place in it.
+    The charts of the task's own section are ``chart-0``, ``chart-1`` ... by their place in it; plots of further costs that
+    the budget limits are ``front-`` and the column.
     """
     plan = plan_of(record)
     offered = record.selection.candidates if record.selection else candidates(plan, record.trials)
+    further = {limit.column for limit in plan.budget} - {"model_size_bytes", "latency_p50_ms"}
     drawn: list[Figure | None] = [
         _trade_off(record, plan, offered, "model_size_bytes", "size"),
         _trade_off(record, plan, offered, "latency_p50_ms", "latency"),
+        *(_trade_off(record, plan, offered, column, f"front-{column}") for column in sorted(further)),
+        _waterfall(record, plan),
         _history(record, plan),
-        _importance(record, plan),
         _curves(record, plan),
+        _rungs(record, plan),
+        _importance(record),
+        _parallel(record, plan),
+        *_forecasts(record),
     ]
     details = record.final.details if record.final else []
     drawn += [_chart(place, item) for place, item in enumerate(details) if item["kind"] == "chart"]
     return {figure.name: figure for figure in drawn if figure is not None}
 
 
+def plain(text: object) -> str:
+    """Return a text that Plotly shows as it is: it reads a few tags and entities of HTML."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def frame(height: int, **layout: Any) -> dict[str, Any]:
+    """Return what all plots have in common; the arguments are added to it, ``xaxis`` and ``yaxis`` to theirs."""
+    axis = {
+        "gridcolor": LINE,
+        "linecolor": LINE,
+        "zeroline": False,
+        "automargin": True,
+        "tickfont": {"color": FAINT, "size": 12},
+        "title": {"font": {"color": INK, "size": 13}, "standoff": 8},
+    }
+    found: dict[str, Any] = {
+        "height": height,
+        "autosize": True,
+        "margin": {"l": 12, "r": 16, "t": 12, "b": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": INK, "size": 13},
+        "hoverlabel": {"align": "left", "bgcolor": "$panel", "bordercolor": LINE, "font": {"color": INK, "size": 13}},
+        "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "font": {"size": 12}},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": INK},
+        "showlegend": True,
+    }
+    for name in dict.fromkeys(("xaxis", "yaxis", *(key for key in layout if key[1:].startswith("axis")))):
+        given = dict(layout.pop(name, {}))
+        title = given.pop("title", None)
+        found[name] = {**axis, **given}
+        if title is not None:
+            found[name]["title"] = {**axis["title"], "text": plain(title)}  # type: ignore[dict-item]
+    return {**found, **layout}
+
+
+def limit_line(limit: float, given: str, ends: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a limit on a logarithmic axis as shapes and annotations: the line, and what is beyond it shaded.
+
+    Args:
+        limit: in the column's unit.
+        given: as the recipe says it.
+        ends: logarithms of what the axis begins and ends with.
+    """
+    right = math.log10(limit) > ends[0] + 0.6 * (ends[1] - ends[0])
+    line = {"color": "$limit", "width": 2, "dash": "dash"}
+    shapes = [
+        {"type": "rect", "xref": "x", "yref": "paper", "x0": limit, "x1": limit * 1e6, "y0": 0, "y1": 1}
+        | {"fillcolor": SHADE, "line": {"width": 0}, "layer": "below"},
+        {"type": "line", "xref": "x", "yref": "paper", "x0": limit, "x1": limit, "y0": 0, "y1": 1, "line": line},
+    ]
+    note = {
+        "xref": "x",
+        "yref": "paper",
+        "x": math.log10(limit),
+        "y": 1,
+        "text": plain(f"limit {given}"),
+        "showarrow": False,
+        "xanchor": "right" if right else "left",
+        "yanchor": "top",
+        "xshift": -4 if right else 4,
+        "font": {"color": "$limit", "size": 12},
+    }
+    return shapes, [note]
+
+
+def cost_axis(column: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return a logarithmic axis that holds these costs, with ticks as people write them."""
+    low, high = min(values) / 1.3, max(values) * 1.3
+    marks = (1, 2, 5) if high / low < 120 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [tick for decade in decades for mark in marks if low <= (tick := mark * 10.0**decade) <= high]
+    if len(ticks) < 2:
+        # All cost about the same: no two round figures are between them.
+        ticks = [float(f"{low * 1.1:.2g}"), float(f"{high / 1.1:.2g}")]
+    return {
+        "type": "log",
+        "range": [round(math.log10(low), 4), round(math.log10(high), 4)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g} ms" if column.endswith("_ms") else cost_text(column, tick) for tick in ticks],
+        "title": column_title(column),
+    }
+
+
+def front_points(points: Iterable[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """Return the corners of a front, from the cheapest on: costs and the best quality at that cost or less."""
+    sign = 1 if higher_is_better else -1
+    corners: list[tuple[float, float]] = []
+    dearest = 0.0
+    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        dearest = cost
+        if not corners or sign * quality > sign * corners[-1][1]:
+            corners.append((cost, quality))
+    if corners and dearest > corners[-1][0]:
+        corners.append((dearest, corners[-1][1]))
+    return corners
+
+
 def _trade_off(record: RunRecord, plan: Plan, offered: Sequence[Candidate], column: str, name: str) -> Figure | None:
-    points = [c for c in offered if column in c.costs]
+    points = [c for c in offered if (c.costs.get(column) or 0) > 0 and math.isfinite(c.objective)]
     if not points:
         return None
+    trials = {trial.number: trial for trial in record.trials}
     variants = [v.name for v in plan.every_variant if any(c.variant == v.name for c in points)]
-    models = [m.name for m in plan.models if any(record.trial(c.trial).config.model == m.name for c in points)]
+    variants += sorted({c.variant for c in points} - set(variants))
+    models = [m.name for m in plan.models if any(trials[c.trial].config.model == m.name for c in points)]
     limits = [limit for limit in plan.budget if limit.column == column]
-
-    def draw(axes: Axes) -> None:
-        feasible = [c for c in points if not c.violations]
-        for place, variant in enumerate(variants):
-            for mark, model in enumerate(models):
-                own = [c for c in points if c.variant == variant and record.trial(c.trial).config.model == model]
-                for fits in (True, False):
-                    shown = [c for c in own if (not c.violations) == fits]
-                    colour = SERIES[place % len(SERIES)]
-                    axes.scatter(
-                        [c.costs[column] for c in shown],
-                        [c.objective for c in shown],
-                        s=34,
-                        marker=MARKERS[mark % len(MARKERS)],
-                        facecolors=colour if fits else "none",
-                        edgecolors=colour,
-                        linewidths=1.2,
-                        alpha=0.85,
-                        zorder=3,
-                    )
-        steps = _front(feasible, column, plan)
-        if len(steps) > 1:
-            axes.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.5, zorder=2)
-        for limit in limits:
-            axes.axvline(limit.limit, color=SERIES[5], linestyle="--", linewidth=1.4, zorder=2)
-        if record.selection:
-            chosen = next(
-                c for c in offered if (c.trial, c.variant) == (record.selection.trial, record.selection.variant)
+    marks = {model: SYMBOLS[place % len(SYMBOLS)] for place, model in enumerate(models)}
+    chosen = (record.selection.trial, record.selection.variant) if record.selection else None
+    data: list[dict[str, Any]] = []
+    corners = front_points(((c.costs[column], c.objective) for c in points if not c.violations), plan.higher_is_better)
+    if len(corners) > 1:
+        line = {"color": INK, "width": 1.2, "shape": "hv"}
+        data.append(_scatter(corners, "front", mode="lines", line=line, opacity=0.6, hoverinfo="skip"))
+    for place, variant in enumerate(variants):
+        own = sorted((c for c in points if c.variant == variant), key=lambda c: (bool(c.violations), c.trial))
+        base = [
+            marks.get(trials[c.trial].config.model, "circle") if len(models) > 1 else SYMBOLS[place % len(SYMBOLS)]
+            for c in own
+        ]
+        marker = {
+            "color": COLOURS[place % len(COLOURS)],
+            "size": 9,
+            "symbol": [mark + ("-open" if c.violations else "") for mark, c in zip(base, own, strict=True)],
+            "line": {"width": [1.8 if c.violations else 1 for c in own], "color": COLOURS[place % len(COLOURS)]},
+        }
+        data.append(
+            _scatter(
+                [(c.costs[column], c.objective) for c in own],
+                variant,
+                mode="markers",
+                marker=marker,
+                opacity=0.85,
+                hovertext=[
+                    _candidate_text(c, trials[c.trial], plan, c_is_chosen=(c.trial, c.variant) == chosen) for c in own
+                ],
+                hoverinfo="text",
             )
-            axes.scatter(
-                [chosen.costs[column]],
-                [chosen.objective],
-                s=170,
-                facecolors="none",
-                edgecolors=INK,
-                linewidths=1.6,
-                zorder=4,
-            )
-        axes.set_xscale("log")
-        _cost_axis(axes, column, [c.costs[column] for c in points] + [limit.limit for limit in limits])
-        axes.set_ylabel(f"validation {plan.objective}")
-        handles = [_handle("o", SERIES[i % len(SERIES)], v) for i, v in enumerate(variants)]
-        if len(models) > 1:
-            handles += [_handle(MARKERS[i % len(MARKERS)], FAINT, short_model(m)) for i, m in enumerate(models)]
-        if any(c.violations for c in points):
-            handles.append(_handle("o", FAINT, "over the budget", hollow=True))
-        if record.selection:
-            handles.append(_handle("o", INK, "chosen", hollow=True, size=10))
-        if limits:
-            handles.append(_line(SERIES[5], "budget", "--"))
-        _legend(axes, handles)
-
-    heading = "size" if name == "size" else "latency"
+        )
+    ring = next((c for c in points if (c.trial, c.variant) == chosen), None)
+    if ring is not None:
+        marker = {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2, "color": INK}}
+        data.append(
+            _scatter([(ring.costs[column], ring.objective)], "chosen", mode="markers", marker=marker, hoverinfo="skip")
+        )
+    if len(models) > 1:
+        data += [_key(short_model(model), {"symbol": marks[model], "color": FAINT}) for model in models]
+    if any(c.violations for c in points):
+        data.append(_key("over the budget", {"symbol": "circle-open", "color": FAINT, "line": {"width": 1.8}}))
+    axis = cost_axis(column, [c.costs[column] for c in points] + [limit.limit for limit in limits])
+    shapes, notes = [], []
+    for limit in limits:
+        drawn = limit_line(limit.limit, limit.given, axis["range"])
+        shapes += drawn[0]
+        notes += drawn[1]
+    quality = {"title": f"validation {plan.objective}", **_room([c.objective for c in points])}
+    layout = frame(420, xaxis=axis, yaxis=quality, shapes=shapes, annotations=notes)
+    heading = {"size": "size", "latency": "latency"}.get(name, column_title(column))
     caption = (
         f"Every compressed model of every trial: validation {plan.objective} against {column_title(column)}. The line is the "
         "front: nothing further left is better."
     )
-    return Figure(name, f"Quality against {heading}", caption, _svg(draw, name, 5.6, 4.1))
+    if limits:
+        caption += " The dashed line is the limit; what is in the shade costs too much."
+    return Figure(name, f"Quality against {heading}", caption, data, layout)
 
 
-def _front(points: Sequence[Candidate], column: str, plan: Plan) -> list[tuple[float, float]]:
-    sign = 1 if plan.higher_is_better else -1
-    steps: list[tuple[float, float]] = []
-    for candidate in sorted(points, key=lambda c: (c.costs[column], -sign * c.objective)):
-        if not steps or sign * candidate.objective > sign * steps[-1][1]:
-            steps.append((candidate.costs[column], candidate.objective))
-    if steps:
-        steps.append((max(c.costs[column] for c in points), steps[-1][1]))
-    return steps
+def _candidate_text(candidate: Candidate, trial: TrialResult, plan: Plan, *, c_is_chosen: bool) -> str:
+    config = trial.config
+    repeats = candidate.folds if plan.folds > 1 else candidate.seeds
+    mean = f", mean of {counted(len(repeats), 'fold' if plan.folds > 1 else 'seed')}" if len(repeats) > 1 else ""
+    lines = [
+        f"<b>{plain(candidate.variant)}</b>, trial {candidate.trial} ({KINDS[config.kind]})",
+        f"{plain(short_model(config.model))}, {plain(config.pipeline)}",
+        f"validation {plain(plan.objective)} {figure_text(candidate.objective)}{mean}",
+        *(
+            f"{column_title(column)} {cost_text(column, candidate.costs[column])}"
+            for column in ("model_size_bytes", "latency_p50_ms", "latency_p95_ms", "inference_memory_bytes")
+            if column in candidate.costs
+        ),
+    ]
+    if candidate.violations:
+        over = ", ".join(f"{plain(key)} {share:.0%} over" for key, share in candidate.violations.items())
+        lines.append(f"does not fit: {over}")
+    elif plan.budget:
+        lines.append("fits the budget")
+    if c_is_chosen:
+        lines.append("<b>chosen</b>")
+    elif not candidate.violations:
+        lines.append("on the front" if candidate.front else "another one is at least as good, as small and as fast")
+    return "<br>".join(lines)
+
+
+def _waterfall(record: RunRecord, plan: Plan) -> Figure | None:
+    known = steps(record, plan)
+    if not known:
+        return None
+    names = [plain(f"{place}. {step.name}" if place else step.name) for place, step in enumerate(known)]
+    columns = [c for c in ("model_size_bytes", "latency_p50_ms") if all(c in step.costs for step in known)]
+    final = record.final
+    rows: list[tuple[str, list[float], list[str]]] = [
+        (
+            f"validation {plan.objective}",
+            [step.validation[plan.objective] for step in known],
+            [figure_text(step.validation[plan.objective]) for step in known],
+        )
+    ]
+    rows += [
+        (
+            column_title(column),
+            [step.costs[column] for step in known],
+            [cost_text(column, step.costs[column]) for step in known],
+        )
+        for column in columns
+    ]
+    test = final.test.get("best", {}).get(plan.objective) if final else None
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {}
+    gap, count = 0.09, len(rows)
+    share = (1 - gap * (count - 1)) / count
+    colours = [FAINT] * (len(known) - 1) + [COLOURS[0]]
+    for place, (title, values, texts) in enumerate(rows):
+        top = 1 - place * (share + gap)
+        ending = "" if place == 0 else str(place + 1)
+        trace: dict[str, Any] = {
+            "x": names,
+            "y": [_round(value) for value in values],
+            "xaxis": "x",
+            "yaxis": f"y{ending}",
+            "showlegend": False,
+        }
+        trace |= {"text": texts, "textfont": {"color": INK}, "hoverinfo": "text"}
+        trace["hovertext"] = [f"{name}<br>{plain(title)} {text}" for name, text in zip(names, texts, strict=True)]
+        axis: dict[str, Any] = {
+            "domain": [round(top - share, 4), round(top, 4)],
+            "title": title,
+            "showticklabels": False,
+            "showgrid": False,
+        }
+        if place == 0:
+            trace |= {"type": "scatter", "mode": "lines+markers+text", "textposition": "top center"}
+            trace |= {
+                "line": {"color": FAINT, "width": 2},
+                "marker": {"color": colours, "size": 12},
+                "cliponaxis": False,
+            }
+            low, high = min(values), max(values)
+            room = (high - low) or abs(high) * 0.02 or 1.0
+            axis["range"] = [low - 0.5 * room, high + 0.9 * room]
+        else:
+            trace |= {
+                "type": "bar",
+                "width": 0.45,
+                "marker": {"color": colours},
+                "textposition": "outside",
+                "cliponaxis": False,
+            }
+            axis["range"] = [0, max(values) * 1.25]
+        data.append(trace)
+        layout[f"yaxis{ending}"] = axis
+    layout["xaxis"] = {
+        "anchor": "y" if count == 1 else f"y{count}",
+        "type": "category",
+        "showgrid": False,
+    }
+    caption = "What the trained model was after each step of its compression, on validation rows."
+    if test is not None:
+        caption += f" The shipped files then scored {figure_text(test.value)} on the test rows."
+    return Figure(
+        "waterfall",
+        "From the trained model to the shipped one",
+        caption,
+        data,
+        frame(150 + 130 * count, showlegend=False, **layout),
+        wide=True,
+    )
 
 
 def _history(record: RunRecord, plan: Plan) -> Figure | None:
     trials = [trial for trial in record.trials if not trial.config.derived]
     values = {trial.number: value for trial in trials if (value := _best_value(trial, plan)) is not None}
-    if len(values) < 2:
+    if not trials or not values:
         return None
     sign = 1 if plan.higher_is_better else -1
-
-    def draw(axes: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        looks = {"complete": ("o", SERIES[0]), "pruned": ("x", SERIES[1]), "infeasible": ("s", SERIES[3])}
-        handles = []
-        for state, (marker, colour) in looks.items():
-            shown = [trial for trial in trials if trial.state == state and trial.number in values]
-            if shown:
-                axes.scatter(
-                    [trial.number for trial in shown],
-                    [values[trial.number] for trial in shown],
-                    marker=marker,
-                    color=colour,
-                    s=34,
-                    linewidths=1.4,
-                    zorder=3,
-                )
-                handles.append(_handle(marker, colour, STATES[state]))
-        best, line = -math.inf, []
-        for trial in trials:
-            if trial.state == "complete" and trial.number in values:
-                best = max(best, sign * values[trial.number])
-            if best > -math.inf:
-                line.append((trial.number, sign * best))
-        if line:
-            axes.step(*zip(*line, strict=True), where="post", color=INK, linewidth=1.2, zorder=2)
-            handles.append(_line(INK, "best so far", "-"))
-        default = next((trial for trial in trials if trial.number == 0), None)
-        yardstick = next((v for v in default.variants if v.name == "none"), None) if default else None
-        if yardstick and plan.objective in yardstick.validation:
-            axes.axhline(yardstick.validation[plan.objective], color=SERIES[2], linestyle="--", linewidth=1.4, zorder=1)
-            handles.append(_line(SERIES[2], "default, uncompressed", "--"))
-        axes.set_xlabel("trial")
-        axes.set_ylabel(f"validation {plan.objective}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes, handles)
-
+    marks = {"complete": "circle", "pruned": "x-thin", "infeasible": "square-open", "failed": "triangle-down-open"}
+    data: list[dict[str, Any]] = []
+    best, line = -math.inf, []
+    for trial in trials:
+        if trial.state == "complete" and trial.number in values:
+            best = max(best, sign * values[trial.number])
+        if best > -math.inf:
+            line.append((trial.number, sign * best))
+    if line:
+        shape = {"color": INK, "width": 1.5, "shape": "hv"}
+        data.append(_scatter(line, "best so far", mode="lines", line=shape, hoverinfo="skip"))
+    default = next((trial for trial in trials if trial.number == 0), None)
+    yardstick = next((v for v in default.variants if v.name == "none"), None) if default else None
+    if yardstick and plan.objective in yardstick.validation:
+        value = yardstick.validation[plan.objective]
+        shape = {"color": COLOURS[2], "width": 1.5, "dash": "dash"}
+        ends = [(0, value), (max(trial.number for trial in trials), value)]
+        data.append(_scatter(ends, "default, uncompressed", mode="lines", line=shape, hoverinfo="skip"))
+    kinds = [kind for kind in KINDS if any(trial.config.kind == kind for trial in trials)]
+    for place, kind in enumerate(kinds):
+        own = [trial for trial in trials if trial.config.kind == kind and trial.number in values]
+        # A cross is all outline, so its colour is that of the line.
+        colour = COLOURS[(0, 1, 3, 4, 5)[place % 5]]
+        marker = {
+            "color": colour,
+            "size": 10,
+            "symbol": [marks[trial.state] for trial in own],
+            "line": {"width": 2, "color": colour},
+        }
+        data.append(
+            _scatter(
+                [(trial.number, values[trial.number]) for trial in own],
+                KINDS[kind],
+                mode="markers",
+                marker=marker,
+                showlegend=False,
+                legendgroup=kind,
+                hovertext=[_trial_text(trial, plan, values[trial.number]) for trial in own],
+                hoverinfo="text",
+            )
+        )
+        data.append(_key(KINDS[kind], {"symbol": "circle", "color": colour}) | {"legendgroup": kind})
+    lost = [trial for trial in trials if trial.number not in values]
+    if lost:
+        low = min(values.values())
+        marker = {
+            "symbol": "triangle-down-open",
+            "size": 10,
+            "color": "$limit",
+            "line": {"width": 2, "color": "$limit"},
+        }
+        data.append(
+            _scatter(
+                [(trial.number, low) for trial in lost],
+                "without a figure",
+                mode="markers",
+                marker=marker,
+                hovertext=[_trial_text(trial, plan, None) for trial in lost],
+                hoverinfo="text",
+            )
+        )
+    states = {trial.state for trial in trials if trial.number in values}
+    for state, mark in marks.items():
+        if len(states) > 1 and state in states:
+            data.append(_key(STATES[state], {"symbol": mark, "color": FAINT, "line": {"width": 2, "color": FAINT}}))
+    last = max(trial.number for trial in trials)
+    axis: dict[str, Any] = {"title": "trial", "range": [-0.5 - 0.02 * last, last + 0.5 + 0.02 * last]}
+    if last <= 20:
+        axis["dtick"] = 1 if last < 12 else 2
     caption = "Each trial's best compressed model in the order of the search; stopped trials where they stopped."
-    return Figure("history", "Search history against trial 0", caption, _svg(draw, "history", 5.6, 4.1))
+    layout = frame(420, xaxis=axis, yaxis={"title": f"validation {plan.objective}", **_room(list(values.values()))})
+    return Figure("history", "Search history against trial 0", caption, data, layout)
+
+
+def _trial_text(trial: TrialResult, plan: Plan, value: float | None) -> str:
+    config = trial.config
+    lines = [
+        f"<b>trial {trial.number}</b>, {KINDS[config.kind]}, {STATES[trial.state]}",
+        f"{plain(short_model(config.model))}, {plain(config.pipeline)}",
+    ]
+    if value is not None:
+        lines.append(f"validation {plain(plan.objective)} {figure_text(value)}")
+    lines += [
+        f"{plain(name)} = {plain(_param(config.params[name]))}"
+        for name in list(config.params)
+        if "learning_rate" in name
+    ]
+    if trial.reason:
+        lines.append(plain(_cut(trial.reason)))
+    return "<br>".join(lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REASON else text[:REASON].rsplit(" ", 1)[0] + " …"
+
+
+def _param(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _best_value(trial: TrialResult, plan: Plan) -> float | None:
@@ -195,173 +490,337 @@ def _best_value(trial: TrialResult, plan: Plan) -> float | None:
     return max(finite, key=lambda value: sign * value) if finite else None
 
 
-def _importance(record: RunRecord, plan: Plan) -> Figure | None:
-    if not record.importance:
-        return None
-    ranked = sorted(record.importance.items(), key=lambda item: item[1])[-SHOWN_PARAMETERS:]
-
-    def draw(axes: Axes) -> None:
-        axes.barh([name for name, _ in ranked], [share for _, share in ranked], color=SERIES[0], height=0.62, zorder=2)
-        axes.set_xlabel("share of what explains good trials")
-        axes.set_xlim(0, max(0.01, *(share for _, share in ranked)) * 1.05)
-        axes.grid(visible=False, axis="y")
-
-    caption = (
-        "PED-ANOVA over the finished trials: which parameters the good ones have in common. With few trials, a hint."
-    )
-    height = max(1.6, 0.8 + 0.3 * len(ranked))
-    return Figure("importance", "Importance of the parameters", caption, _svg(draw, "importance", 5.6, height))
-
-
 def _curves(record: RunRecord, plan: Plan) -> Figure | None:
     trials = [trial for trial in record.trials if trial.curve and not trial.config.derived]
     if not trials:
         return None
     chosen = record.selection.trial if record.selection else None
-
-    def draw(axes: Axes) -> None:
-        handles = []
-        for trial in sorted(trials, key=lambda t: (t.number == chosen, t.number == 0)):
-            colour, width, alpha = FAINT, 1.0, 0.55
-            if trial.number == 0:
-                colour, width, alpha = SERIES[2], 2.0, 1.0
-            if trial.number == chosen:
-                colour, width, alpha = SERIES[0], 2.0, 1.0
-            xs = [point.epoch for point in trial.curve]
-            ys = [point.validation[plan.objective] for point in trial.curve]
-            axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha, marker="o", markersize=3)
-        if chosen is not None:
-            handles.append(_line(SERIES[0], f"chosen (trial {chosen})" + (", the default" if chosen == 0 else ""), "-"))
-        if chosen != 0 and any(trial.number == 0 for trial in trials):
-            handles.append(_line(SERIES[2], "default (trial 0)", "-"))
-        if any(trial.number not in {0, chosen} for trial in trials):
-            handles.append(_line(FAINT, "other trials", "-"))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(f"validation {plan.objective}")
-        _legend(axes, handles)
-
+    told = {number for number in (0, chosen) if number is not None}
+    others = [trial for trial in trials if trial.number not in told]
+    stopped = [trial for trial in others if trial.state != "complete"]
+    ended = [trial for trial in others if trial.state == "complete"]
+    data = []
+    for name, group, dash in (("other trials", ended, "solid"), ("stopped", stopped, "dot")):
+        if group:
+            line = {"color": FAINT, "width": 1.2, "dash": dash}
+            data.append(_curve(group, plan, name, line, opacity=0.65, marker={"size": 4}))
+    shown = [(0, COLOURS[2], "default (trial 0)")] if chosen != 0 else []
+    if chosen is not None:
+        shown.append((chosen, COLOURS[0], f"chosen (trial {chosen})" + (", the default" if chosen == 0 else "")))
+    for number, colour, name in shown:
+        own = [trial for trial in trials if trial.number == number]
+        if own:
+            data.append(_curve(own, plan, name, {"color": colour, "width": 2.5}, marker={"size": 6}))
     caption = "Validation while training, before compression; the best checkpoint of a trial is kept, not the last."
-    return Figure("curves", "Curves of the trials", caption, _svg(draw, "curves", 5.6, 4.1))
+    layout = frame(420, xaxis={"title": "epoch"}, yaxis={"title": f"validation {plan.objective}"})
+    return Figure("curves", "Curves of the trials", caption, data, layout)
+
+
+def _curve(
+    trials: Sequence[TrialResult], plan: Plan, name: str, line: dict[str, Any], **changes: Any
+) -> dict[str, Any]:
+    points: list[tuple[float | None, float | None]] = []
+    texts: list[str] = []
+    for trial in trials:
+        for point in trial.curve:
+            value = point.validation.get(plan.objective, math.nan)
+            points.append((point.epoch, value))
+            texts.append(
+                f"<b>trial {trial.number}</b>, epoch {point.epoch:.3g}, {point.seconds:.0f} s<br>validation "
+                f"{plain(plan.objective)} {figure_text(value)}<br>training loss {point.train_loss:.4g}<br>learning rate {point.learning_rate:.3g}"
+            )
+        # One trace for all lines: a gap stands between two.
+        points.append((None, None))
+        texts.append("")
+    return _scatter(points, name, mode="lines+markers", line=line, hovertext=texts, hoverinfo="text", **changes)
+
+
+def _rungs(record: RunRecord, plan: Plan) -> Figure | None:
+    found = rungs(record, plan)
+    if not any(one.stopped for one in found):
+        return None
+    data = []
+    looks = ((False, "went on", COLOURS[0], "circle"), (True, "stopped here", COLOURS[1], "x-thin"))
+    for stopped, name, colour, mark in looks:
+        own = [one for one in found if one.stopped is stopped]
+        marker = {"color": colour, "symbol": mark, "size": 9, "line": {"width": 2 if stopped else 0, "color": colour}}
+        # Beside each other, so that trials of about the same value are seen apart.
+        points = [(one.share + ((one.trial.number * 7) % 11 - 5) * 0.004, one.value) for one in own]
+        texts = [f"{_trial_text(one.trial, plan, one.value)}<br>after {one.share:.0%} of its training" for one in own]
+        data.append(
+            _scatter(points, name, mode="markers", marker=marker, opacity=0.8, hovertext=texts, hoverinfo="text")
+        )
+    axis = {"title": "share of a trial's own training", "tickformat": ".0%", "dtick": 0.25, "range": [0, 1.05]}
+    caption = (
+        "The best score so far of each trial at each quarter of its training. Trials compete with those of their own model and of "
+        "smaller ones; one that is within half a standard error of the best is not stopped."
+    )
+    layout = frame(420, xaxis=axis, yaxis={"title": f"validation {plan.objective}"})
+    return Figure("rungs", f"Early stopping ({plan.early_stopping})", caption, data, layout)
+
+
+def _importance(record: RunRecord) -> Figure | None:
+    if not record.importance:
+        return None
+    ranked = sorted(record.importance.items(), key=lambda item: item[1])[-SHOWN_PARAMETERS:]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [_round(share) for _, share in ranked],
+        "y": [plain(name) for name, _ in ranked],
+        "marker": {"color": COLOURS[0]},
+        "text": [f"{share:.0%}" for _, share in ranked],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+    }
+    most = max(0.01, *(share for _, share in ranked))
+    axis = {"title": "share of what explains good trials", "tickformat": ".0%", "range": [0, most * 1.15]}
+    layout = frame(130 + 26 * len(ranked), xaxis=axis, yaxis={"type": "category"}, showlegend=False)
+    caption = (
+        "PED-ANOVA over the finished trials: which parameters the good ones have in common. With few trials, a hint."
+    )
+    return Figure("importance", "Importance of the parameters", caption, [bars], layout)
+
+
+def _parallel(record: RunRecord, plan: Plan) -> Figure | None:
+    """Draw trials as lines over axes of their parameters: in SVG, where Plotly's own type needs a GPU and does not print."""
+    trials = [trial for trial in record.trials if not trial.config.derived]
+    values = {trial.number: value for trial in trials if (value := _best_value(trial, plan)) is not None}
+    trials = [trial for trial in trials if trial.number in values]
+    names = sorted(varied([trial.config for trial in trials]), key=lambda name: -record.importance.get(name, 0.0))
+    settings = {trial.number: dict(trial.config.params) for trial in trials}
+    for name in ("pipeline", "model"):
+        if len({getattr(trial.config, name) for trial in trials}) > 1:
+            names.insert(0, name)
+            for trial in trials:
+                settings[trial.number][name] = getattr(trial.config, name)
+    if len(trials) < 3 or not names:
+        return None
+    names = names[:AXES]
+    axes = [_Axis.of(name, [settings[trial.number].get(name) for trial in trials], plan) for name in names]
+    goal = _Axis.numbers(plan.objective, list(values.values()), log=False)
+    axes.append(goal)
+    sign = 1 if plan.higher_is_better else -1
+    chosen = record.selection.trial if record.selection else None
+    order = sorted(trials, key=lambda trial: sign * values[trial.number])
+    groups: dict[int, list[TrialResult]] = {}
+    for place, trial in enumerate(order):
+        if trial.number != chosen:
+            groups.setdefault(len(SCALE) * place // len(order), []).append(trial)
+    data = []
+    labels = ("worst fifth", "below the middle", "middle", "above the middle", "best fifth")
+
+    def lines(own: Sequence[TrialResult], name: str, line: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        points: list[tuple[float | None, float | None]] = []
+        texts: list[str] = []
+        for trial in own:
+            head = _trial_text(trial, plan, values[trial.number])
+            for place, axis in enumerate(axes):
+                value = settings[trial.number].get(axis.name) if axis is not goal else values[trial.number]
+                points.append((place, axis.place(value)))
+                shown = "not a parameter of it" if value is None else plain(axis.text(value))
+                texts.append(f"{plain(axis.name)}: {shown}<br>{head}")
+            points.append((None, None))
+            texts.append("")
+        return _scatter(points, name, mode="lines+markers", line=line, hovertext=texts, hoverinfo="text", **changes)
+
+    for place, own in sorted(groups.items()):
+        line = {"color": SCALE[place], "width": 1.4}
+        data.append(lines(own, labels[place], line, marker={"size": 5}, opacity=0.5 + 0.1 * place))
+    own = [trial for trial in trials if trial.number == chosen]
+    if own:
+        data.append(lines(own, f"chosen (trial {chosen})", {"color": INK, "width": 3}, marker={"size": 7}))
+    notes = []
+    for place, axis in enumerate(axes):
+        for at, text in axis.ticks():
+            notes.append(
+                {"x": place, "y": at, "text": plain(text), "showarrow": False, "xanchor": "left", "xshift": 5}
+                | {"font": {"size": 11, "color": FAINT}, "bgcolor": "$page", "opacity": 0.9}
+            )
+    shapes = [
+        {
+            "type": "line",
+            "x0": place,
+            "x1": place,
+            "y0": ABSENT,
+            "y1": 1,
+            "layer": "below",
+            "line": {"color": LINE, "width": 1.5},
+        }
+        for place in range(len(axes))
+    ]
+    ticks = {
+        "tickvals": list(range(len(axes))),
+        "ticktext": [plain(axis.name.replace(".", ".\u200b")) for axis in axes],
+        "range": [-0.15, len(axes) - 0.45],
+        "showgrid": False,
+        "tickangle": -35,
+    }
+    layout = frame(
+        480,
+        xaxis=ticks,
+        yaxis={"visible": False, "range": [ABSENT - 0.06, 1.06]},
+        shapes=shapes,
+        annotations=notes,
+    )
+    layout["legend"]["y"] = -0.32
+    layout["margin"]["l"] = 70
+    caption = f"Each line is a trial, coloured by its validation {plan.objective}; – at the bottom: not a parameter of that trial."
+    return Figure("parallel", "Parameters of the trials", caption, data, layout, wide=True)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One parameter of parallel coordinates, from 0 to 1."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    absent: bool = False
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any], plan: Plan) -> _Axis:
+        there = [value for value in values if value is not None]
+        absent = len(there) < len(values)
+        if any(isinstance(value, bool | str) for value in there):
+            texts = [short_model(str(value)) if name == "model" else str(value) for value in there]
+            return cls(name, choices=tuple(dict.fromkeys(sorted(texts))), absent=absent)
+        log = bool(plan.space.get(name, {}).get("log")) and all(value > 0 for value in there)
+        return cls.numbers(name, there, log=log, absent=absent)
+
+    @classmethod
+    def numbers(cls, name: str, values: Sequence[float], *, log: bool, absent: bool = False) -> _Axis:
+        return cls(name, float(min(values)), float(max(values)), log, absent=absent)
+
+    def place(self, value: Any) -> float:
+        if value is None:
+            return ABSENT
+        if self.choices:
+            at = self.choices.index(self.text(value))
+            return at / (len(self.choices) - 1) if len(self.choices) > 1 else 0.5
+        low, high, here = self.low, self.high, float(value)
+        if self.log:
+            low, high, here = math.log(low), math.log(high), math.log(here)
+        return (here - low) / (high - low) if high > low else 0.5
+
+    def text(self, value: Any) -> str:
+        if self.choices:
+            return short_model(str(value)) if self.name == "model" else str(value)
+        return f"{value:.4g}"
+
+    def ticks(self) -> list[tuple[float, str]]:
+        absent = [(ABSENT, "–")] if self.absent else []
+        if self.choices:
+            return [*absent, *((self.place(choice), choice) for choice in self.choices)]
+        return [*absent, *((self.place(value), self.text(value)) for value in dict.fromkeys((self.low, self.high)))]
+
+
+def _forecasts(record: RunRecord) -> list[Figure | None]:
+    found = forecasts(record)
+    size = [(trial, before, measured, name) for trial, name, before, measured in found.size]
+    return [
+        _agreement("predicted-time", "Time of a trial", "seconds", [(*one, "") for one in found.seconds]),
+        _agreement("predicted-memory", "Training memory", "memory_bytes", [(*one, "") for one in found.memory]),
+        _agreement("predicted-size", "Size of the files", "size_bytes", size),
+    ]
+
+
+def _agreement(
+    name: str, title: str, column: str, pairs: Sequence[tuple[TrialResult, float, float, str]]
+) -> Figure | None:
+    """Draw what was predicted against what was measured; None where there is nothing to compare."""
+    pairs = [pair for pair in pairs if pair[1] > 0 and pair[2] > 0]
+    if not pairs:
+        return None
+    column = "a_seconds" if column == "seconds" else column
+    ends = [value for pair in pairs for value in pair[1:3]]
+    low, high = min(ends) / 1.3, max(ends) * 1.3
+    axis = cost_axis(column, ends)
+    diagonal = _scatter(
+        [(low, low), (high, high)],
+        "equal",
+        mode="lines",
+        line={"color": FAINT, "dash": "dash", "width": 1.2},
+        hoverinfo="skip",
+    )
+    texts = [
+        f"<b>trial {trial.number}</b>{f', {plain(what)}' if what else ''}<br>predicted {cost_text(column, before)}<br>measured "
+        f"{cost_text(column, measured)} ({before / measured - 1:+.1%})"
+        for trial, before, measured, what in pairs
+    ]
+    points = _scatter(
+        [(before, measured) for _, before, measured, _ in pairs],
+        "trials",
+        mode="markers",
+        marker={"color": COLOURS[0], "size": 9},
+        opacity=0.8,
+        hovertext=texts,
+        hoverinfo="text",
+    )
+    layout = frame(320, xaxis={**axis, "title": "predicted"}, yaxis={**axis, "title": "measured"}, showlegend=False)
+    caption = "On the dashed line, what was predicted is what was measured."
+    return Figure(name, f"{title}, predicted and measured", caption, [diagonal, points], layout)
 
 
 def _chart(place: int, item: Mapping[str, Any]) -> Figure:
-    def draw(axes: Axes) -> None:
-        handles = []
-        for number, series in enumerate(item["series"]):
-            colour = SERIES[number % len(SERIES)]
-            marker = "o" if len(series["x"]) <= MARKED else None
-            axes.plot(series["x"], series["y"], color=colour, linewidth=2, marker=marker, markersize=3)
-            handles.append(_line(colour, series["name"], "-"))
-        if item["diagonal"]:
-            both = [value for series in item["series"] for value in (*series["x"], *series["y"])] or [0.0, 1.0]
-            ends = (min(0.0, *both), max(1.0, *both))
-            axes.plot(ends, ends, color=FAINT, linewidth=1, linestyle="--")
-        axes.set_xlabel(item["x_label"])
-        axes.set_ylabel(item["y_label"])
-        _legend(axes, handles if len(handles) > 1 else [])
-
-    name = f"chart-{place}"
-    return Figure(name, item["title"], item["caption"], _svg(draw, name, 5.6, 4.1))
-
-
-def _cost_axis(axes: Axes, column: str, values: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    low, high = min(values) / 1.3, max(values) * 1.3
-    axes.set_xlim(low, high)
-    steps = (1, 2, 5) if high / low < 120 else (1,)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
-    if len(ticks) < 2:
-        # All cost about the same: no two round figures are between them.
-        ticks = [float(f"{low * 1.1:.2g}"), float(f"{high / 1.1:.2g}")]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(column, value)))
-    axes.set_xlabel(column_title(column))
-
-
-def _tick(column: str, value: float) -> str:
-    return f"{value:g} ms" if column.endswith("_ms") else cost_text(column, value)
-
-
-def _handle(marker: str, colour: str, label: str, *, hollow: bool = False, size: int = 6) -> Any:
-    from matplotlib.lines import Line2D
-
-    face = "none" if hollow else colour
-    return Line2D(
-        [], [], linestyle="none", marker=marker, color=colour, markerfacecolor=face, markersize=size, label=label
-    )
-
-
-def _line(colour: str, label: str, style: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, linestyle=style, label=label)
-
-
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
-    if handles:
-        axes.legend(
-            handles=list(handles),
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            ncols=3,
-            frameon=False,
-            fontsize=9,
-            handletextpad=0.5,
-            columnspacing=1.2,
+    data = []
+    for number, series in enumerate(item["series"]):
+        colour = COLOURS[number % len(COLOURS)]
+        mode = "lines+markers" if len(series["x"]) <= MARKED else "lines"
+        texts = [
+            f"{plain(series['name'])}<br>{plain(item['x_label'])} {x:.4g}<br>{plain(item['y_label'])} {y:.4g}"
+            for x, y in zip(series["x"], series["y"], strict=True)
+        ]
+        data.append(
+            _scatter(
+                list(zip(series["x"], series["y"], strict=True)),
+                series["name"],
+                mode=mode,
+                line={"color": colour, "width": 2},
+                marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+                hovertext=texts,
+                hoverinfo="text",
+            )
         )
+    if item["diagonal"]:
+        both = [value for series in item["series"] for value in (*series["x"], *series["y"])] or [0.0, 1.0]
+        ends = (min(0.0, *both), max(1.0, *both))
+        line = {"color": FAINT, "width": 1.2, "dash": "dash"}
+        data.append(_scatter(list(zip(ends, ends, strict=True)), "equal", mode="lines", line=line, hoverinfo="skip"))
+    layout = frame(380, xaxis={"title": item["x_label"]}, yaxis={"title": item["y_label"]})
+    layout["showlegend"] = len(item["series"]) > 1
+    return Figure(f"chart-{place}", item["title"], item["caption"], data, layout)
 
 
-def _svg(draw: Callable[[Axes], None], name: str, width: float, height: float) -> str:
-    """Return the plot as SVG text that is the same for the same data, with ids of its own."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
-
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "autoft",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.8,
-        "xtick.color": FAINT,
-        "ytick.color": FAINT,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
+def _scatter(points: Sequence[tuple[Any, Any]], name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": [_round(x) for x, _ in points],
+        "y": [_round(y) for _, y in points],
+        "name": plain(name),
+        **changes,
     }
-    with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=(width, height))
-        FigureCanvasSVG(canvas)
-        draw(canvas.add_subplot())
-        canvas.patch.set_alpha(0.0)
-        for axes in canvas.axes:
-            axes.patch.set_alpha(0.0)
-        out = io.StringIO()
-        canvas.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    return _page_style(text[text.index("<svg") :], name)
 
 
-def _page_style(svg: str, name: str) -> str:
-    """Replace the stand-in colours by the page's variables, and make ids unique within the page."""
-    colours = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)"}
-    colours.update({colour: f"var(--series-{place})" for place, colour in enumerate(SERIES, start=1)})
-    for colour, variable in colours.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    # The page sets the width; the drawing keeps its proportions.
-    svg = re.sub(r'(<svg [^>]*?) ?width="[^"]+"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) ?height="[^"]+"', r"\1", svg, count=1)
-    svg = re.sub(r"font: (\d+)px '?[^;\"]*", r"font-size: \1px; font-family: inherit", svg)
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+def _key(name: str, marker: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of the legend that no point stands for."""
+    return _scatter([(None, None)], name, mode="markers", marker={"size": 9, **marker}, hoverinfo="skip")
+
+
+def _room(values: Sequence[float]) -> dict[str, Any]:
+    """Return the range of an axis where all values are the same: Plotly would show a whole unit on both sides."""
+    low, high = min(values), max(values)
+    if low < high:
+        return {}
+    room = abs(low) * 0.05 or 0.05
+    return {"range": [_round(low - room), _round(high + room)]}
+
+
+def _round(value: float | None) -> float | None:
+    """Return a number as JSON knows it, to six digits: more cannot be seen."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}") if isinstance(value, float) else value

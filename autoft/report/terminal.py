@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.plan import plan_of
-from autoft.report.content import TableView, cost_text, front_remarks, make_content
+from autoft.report.content import front_remarks, make_content
+from autoft.report.views import TableView, cost_text
 from autoft.rundir import RunRecord, Selection
 
 __all__ = ["front", "front_rows", "nearest_misses", "picked", "summary"]

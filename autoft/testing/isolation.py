@@ -33,6 +33,7 @@ HEAVY = frozenset(
         "pandas",
         "peft",
         "PIL",
+        "plotly",
         "sacrebleu",
         "scipy",
         "seqeval",

@@ -1,7 +1,7 @@
 """Write sentences of Python documentation in which the names from code are marked: what is a parameter, a class ...?
 
 The sentences are real: docstrings of packages that autoft installs anyway (scipy, pandas, networkx, optuna,
-scikit-learn, numpy, matplotlib; all under BSD or MIT-like licences). Their authors mark what comes from code, as in
+scikit-learn, numpy), and of matplotlib, which has to be installed; all under BSD or MIT-like licences. Their authors mark what comes from code, as in
 ``If `axis` is None``. Here the marks are taken off, and become spans to find again. What a name is follows from the code:
 
 - ``parameter``: of the function or class that the docstring documents;

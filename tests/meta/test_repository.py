@@ -30,7 +30,7 @@ HEAVY = (
     "accelerate",
     "sklearn",
     "onnxruntime",
-    "matplotlib",
+    "plotly",
     "fastapi",
     "uvicorn",
 )
