@@ -30,7 +30,8 @@ from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter
 from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema
-from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json
+from autoft.report.comparison import comparison_json, make_comparison, render_comparison
+from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json, write_text
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
 from autoft.serving import serve
@@ -45,6 +46,7 @@ __all__ = [
     "Run",
     "Verified",
     "check",
+    "compare",
     "draft",
     "explain",
     "hardware",
@@ -615,6 +617,22 @@ def write_report(run: str | Path) -> dict[str, Path]:
     """Render the reports of a run folder again and return their paths by kind."""
     record = read_run(run)
     return report.write(record)
+
+
+def compare(runs: Sequence[str | Path], *, output: str | Path | None = None) -> dict[str, Any]:
+    """Return what there is to say of several runs beside each other, as ``autoft compare --json`` prints it.
+
+    Args:
+        runs: two run folders or more.
+        output: a file that the comparison is written to as a page, too.
+
+    Raises:
+        RunFolderError: fewer than two folders, the same one twice, or no run; or the page cannot be written.
+    """
+    comparison = make_comparison([read_run(run) for run in runs])
+    if output is not None:
+        write_text(Path(output), render_comparison(comparison))
+    return comparison_json(comparison)
 
 
 def predict(

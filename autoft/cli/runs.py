@@ -1,4 +1,4 @@
-"""Commands on the folder of a run: report, pick."""
+"""Commands on the folders of runs: report, compare, pick."""
 
 from __future__ import annotations
 
@@ -23,6 +23,31 @@ def report(run: RunFolder) -> None:
     console().print(terminal.summary(record) if record.selection else terminal.nearest_misses(record))
     for path in paths.values():
         print(shown(path))
+
+
+@app.command()
+@told
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two run folders or more.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default: compare.html here, with --json nowhere.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put several runs on one page: fronts, chosen models, settings that differ, and whether their rows are the same."""
+    from autoft.report import terminal
+    from autoft.report.comparison import comparison_json, make_comparison, render_comparison
+    from autoft.rundir import read_run, write_text
+
+    comparison = make_comparison([read_run(run) for run in runs])
+    page = output or (None if as_json else Path("compare.html"))
+    if page is not None:
+        write_text(page, render_comparison(comparison))
+    if as_json:
+        print(json.dumps(comparison_json(comparison)))
+        return
+    console().print(terminal.compared(comparison))
+    print(page)
 
 
 @app.command()

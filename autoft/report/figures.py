@@ -19,7 +19,7 @@ from autoft.report.views import column_title, cost_text, counted, figure_text, s
 from autoft.rundir import Candidate, RunRecord, TrialResult
 from autoft.selection import candidates
 
-__all__ = ["COLOURS", "SYMBOLS", "Figure", "figures", "frame", "front_points", "limit_line", "plain"]
+__all__ = ["COLOURS", "SYMBOLS", "Figure", "cost_axis", "figures", "frame", "front_points", "limit_line", "plain"]
 
 INK, FAINT, LINE, SHADE = "$ink", "$faint", "$line", "$shade"
 COLOURS = tuple(f"$series-{place}" for place in range(1, 7))

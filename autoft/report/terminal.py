@@ -10,11 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.plan import plan_of
+from autoft.report.comparison import Comparison
 from autoft.report.content import front_remarks, make_content
 from autoft.report.views import TableView, cost_text
 from autoft.rundir import RunRecord, Selection
 
-__all__ = ["front", "front_rows", "nearest_misses", "picked", "summary"]
+__all__ = ["compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
+
+NARROW = frozenset({"pipeline", "default's test", "inference memory"})
+"""Columns of a comparison that its page has and a terminal has no room for."""
 
 WIDE = frozenset({"latency p95", "train memory"})
 """Columns that the files of the report have and a terminal has no room for."""
@@ -82,6 +86,18 @@ def nearest_misses(record: RunRecord) -> Group:
     if content.misses:
         parts += [Text(f"{content.misses.title}:"), _table(content.misses)]
     parts.append(Text(content.outcome, style="dim"))
+    return Group(*parts)
+
+
+def compared(comparison: Comparison) -> Group:
+    """Return several runs side by side: what may be compared, what was chosen, and what was set differently."""
+    parts: list[Text | Table] = [Text(comparison.notes[0], style="bold")]
+    if comparison.chosen:
+        parts += [Text(), _table(comparison.chosen, without=NARROW)]
+    if comparison.notes[1:]:
+        parts += [Text(), *(Text(f"- {note}") for note in comparison.notes[1:])]
+    if comparison.settings:
+        parts += [Text(), Text(f"{comparison.settings.title}:", style="bold"), _table(comparison.settings)]
     return Group(*parts)
 
 

@@ -1,0 +1,448 @@
+"""Several runs side by side: what was chosen in each, whether their figures may be compared, and what was set differently."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import RunFolderError
+from autoft.plan import Plan, plan_of
+from autoft.quantities import format_seconds
+from autoft.report.summary import summary
+from autoft.report.views import (
+    IntervalView,
+    TableView,
+    column_title,
+    cost_text,
+    counted,
+    figure_text,
+    interval_text,
+    interval_view,
+    short_model,
+)
+from autoft.rundir import RunRecord, read_json
+
+if TYPE_CHECKING:
+    from autoft.report.figures import Figure
+
+__all__ = ["Comparison", "compared_figures", "comparison_json", "make_comparison", "render_comparison"]
+
+COSTS = ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes")
+
+SAME = "the same"
+"""What stands in a table of settings where a run has what the first one has."""
+
+IGNORED = frozenset({"name", "memory_bytes"})
+"""Settings that say nothing of a difference: a run's own name; what memory was free."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run as the comparison calls it."""
+
+    name: str
+    record: RunRecord
+    plan: Plan
+    test_rows: str
+    """Which rows it was tested on, as a fingerprint; empty where that is not known."""
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.plan.data.get("fingerprint", ""))
+
+    def tested(self, system: str = "best") -> Any:
+        final = self.record.final
+        return final.test.get(system, {}).get(self.plan.objective) if final else None
+
+
+@dataclass
+class Comparison:
+    """Several runs, ready to be rendered."""
+
+    title: str
+    runs: list[_Run]
+    same_data: bool
+    """All splits of all runs have the same rows; False, too, where that is not known."""
+    same_test: bool
+    """The test rows of all runs are the same."""
+    notes: list[str] = field(default_factory=list)
+    """What may be compared, and what may not."""
+    chosen: TableView | None = None
+    quality: IntervalView | None = None
+    metrics: TableView | None = None
+    settings: TableView | None = None
+
+
+def make_comparison(records: Sequence[RunRecord]) -> Comparison:
+    """Return what there is to say of these runs beside each other, in the order given.
+
+    Raises:
+        RunFolderError: fewer than two runs, or the same one twice; or a folder's plan is damaged.
+    """
+    if len(records) < 2:
+        raise RunFolderError("compare: needs two run folders or more, as autoft compare runs/a runs/b")
+    paths = [record.path.resolve() for record in records]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise RunFolderError(f"{twice}: is named twice; compare it with another run")
+    runs = [
+        _Run(name, record, plan_of(record), _test_rows(record))
+        for name, record in zip(_names(paths), records, strict=True)
+    ]
+    prints, tests = [run.fingerprint for run in runs], [run.test_rows or run.fingerprint for run in runs]
+    same_data = all(prints) and len(set(prints)) == 1
+    same_test = same_data or (all(tests) and len(set(tests)) == 1)
+    comparison = Comparison(" · ".join(run.name for run in runs), runs, same_data, same_test)
+    comparison.notes = _notes(comparison)
+    comparison.chosen = _chosen(runs)
+    comparison.quality = _quality(runs)
+    comparison.metrics = _metrics(runs)
+    comparison.settings = _settings(runs)
+    return comparison
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the page: one HTML file, nothing from the network."""
+    from autoft.report.page import render_page
+
+    return render_page("compare.html.j2", compared_figures(comparison), content=comparison)
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison for programs; its keys only grow."""
+    settings = comparison.settings
+    values = _values(comparison.runs)
+    return {
+        "same_data": comparison.same_data,
+        "same_test": comparison.same_test,
+        "notes": comparison.notes,
+        "runs": [
+            {
+                "name": run.name,
+                "path": str(run.record.path),
+                "fingerprint": run.fingerprint,
+                **{key: value for key, value in summary(run.record).items() if key in _SUMMARY},
+            }
+            for run in comparison.runs
+        ],
+        "settings": {
+            row[0]: {run.name: values[run.name].get(row[0]) for run in comparison.runs}
+            for row in (settings.rows if settings else ())
+        },
+    }
+
+
+_SUMMARY = ("autoft", "task", "objective", "trials", "variants", "seconds", "baselines", "best", "budget")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for each folder, with as many of the folders above it as tell all apart."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _test_rows(record: RunRecord) -> str:
+    splits = read_json(record.path / "data" / "meta.json", missing={}).get("splits", {})
+    return str(splits.get("test", ""))
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    runs = comparison.runs
+    notes = []
+    if comparison.same_data:
+        notes.append("All runs have the same rows in the same splits, so their figures may be compared.")
+    elif comparison.same_test:
+        notes.append(
+            "The runs were trained or validated on different rows and tested on the same ones: test figures may be compared, "
+            "validation figures may not."
+        )
+    elif all(run.test_rows or run.fingerprint for run in runs):
+        notes.append("The test rows are NOT the same: figures of different rows do not say which model is better.")
+    else:
+        known = [run.name for run in runs if not (run.test_rows or run.fingerprint)]
+        notes.append(f"Of {', '.join(known)} it is not known what rows it has, so figures are not to be compared.")
+    for what, values in (
+        ("tasks", [run.plan.task for run in runs]),
+        ("objectives", [run.plan.objective for run in runs]),
+    ):
+        if len(set(values)) > 1:
+            told = ", ".join(f"{value} ({run.name})" for run, value in zip(runs, values, strict=True))
+            notes.append(f"The {what} differ: {told}.")
+    machines = {(run.plan.hardware.get("cpu"), run.plan.device, run.plan.threads) for run in runs}
+    targets = {run.plan.target.name if run.plan.target else "" for run in runs}
+    if len(machines) > 1 or len(targets) > 1:
+        notes.append(
+            "Latencies were not measured on the same device with as many threads: compare sizes, and not times."
+        )
+    unfinished = [run.name for run in runs if run.record.final is None]
+    if unfinished:
+        notes.append(f"Not finished, or without a model that fits: {', '.join(unfinished)}.")
+    return notes + _verdicts(comparison)
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
+    """Return of the best run and each other one whether their intervals overlap; nothing where rows or objectives differ."""
+    runs = [run for run in comparison.runs if run.tested() is not None and math.isfinite(run.tested().value)]
+    if not comparison.same_test or len(runs) < 2 or len({(run.plan.task, run.plan.objective) for run in runs}) > 1:
+        return []
+    sign = 1 if runs[0].plan.higher_is_better else -1
+    first, *rest = sorted(runs, key=lambda run: -sign * run.tested().value)
+    best, objective = first.tested(), first.plan.objective
+    said = []
+    for run in rest:
+        other = run.tested()
+        apart = other.high < best.low or other.low > best.high
+        told = (
+            f"{first.name} has {figure_text(best.value)} test {objective}, {run.name} {figure_text(other.value)} "
+            f"({other.value - best.value:+.4f})"
+        )
+        said.append(
+            f"{told}: the 95 % intervals do not overlap."
+            if apart
+            else f"{told}: the 95 % intervals overlap, so that on {counted(best.n, 'row')} this may be chance."
+        )
+    return said
+
+
+def _chosen(runs: Sequence[_Run]) -> TableView:
+    rows = []
+    objectives = {run.plan.objective for run in runs}
+    for run in runs:
+        # Where all have the same objective, the heading names it.
+        before = f"{run.plan.objective} " if len(objectives) > 1 else ""
+        selection, final = run.record.selection, run.record.final
+        costs = final.costs.get("best", {}) if final else {}
+        config = run.record.trial(selection.trial).config if selection else None
+        count = sum(run.record.counts().values())
+        seconds = final.seconds if final else sum(trial.seconds.get("total", 0.0) for trial in run.record.trials)
+        rows.append(
+            (
+                run.name,
+                short_model(config.model) if config else "–",
+                config.pipeline if config else "–",
+                selection.variant if selection else "–",
+                f"{before}{interval_text(run.tested())}" if run.tested() is not None else "–",
+                interval_text(run.tested("default")),
+                *(cost_text(column, costs.get(column)) for column in COSTS),
+                str(count),
+                format_seconds(seconds) if seconds else "–",
+            )
+        )
+    told = objectives.pop() if len(objectives) == 1 else "figure"
+    titles = ("run", "model", "pipeline", "compression", f"test {told} (95 % interval)", "default's test")
+    columns = (*titles, *map(column_title, COSTS), "trials", "took")
+    return TableView("What was chosen", columns, tuple(rows), left=frozenset({0, 1, 2, 3}))
+
+
+def _quality(runs: Sequence[_Run]) -> IntervalView | None:
+    """Return the test figures on one scale; of runs whose objective is another one than the first's, none."""
+    objective = runs[0].plan.objective
+    figures = []
+    for run in runs:
+        if run.plan.objective != objective or run.tested() is None:
+            continue
+        figures.append((run.name, run.tested()))
+        if run.tested("default") is not None:
+            figures.append((f"{run.name}, default", run.tested("default")))
+    direction = "higher" if runs[0].plan.higher_is_better else "lower"
+    note = f"95 % bootstrap intervals over the test rows; {direction} is better."
+    return interval_view(f"Test {objective}", "run", figures, note=note) if len(figures) > 1 else None
+
+
+def _metrics(runs: Sequence[_Run]) -> TableView | None:
+    finished = [run for run in runs if run.record.final and "best" in run.record.final.test]
+    names = dict.fromkeys(name for run in finished for name in run.record.final.test["best"])  # type: ignore[union-attr]
+    if len(finished) < 2:
+        return None
+    rows = tuple(
+        (name, *(interval_text(run.record.final.test["best"].get(name)) for run in finished))  # type: ignore[union-attr]
+        for name in names
+    )
+    return TableView("Every metric on the test split", ("metric", *(run.name for run in finished)), rows)
+
+
+def _values(runs: Sequence[_Run]) -> dict[str, dict[str, Any]]:
+    """Return all settings of each run, by its name: those of the recipe, then versions and hardware."""
+    return {
+        run.name: {
+            **_flat(run.record.recipe),
+            **{f"version of {name}": version for name, version in run.plan.environment.items()},
+            **{f"hardware: {name}": value for name, value in run.plan.hardware.items() if name not in IGNORED},
+            "device": run.plan.device,
+            "threads": run.plan.threads,
+        }
+        for run in runs
+    }
+
+
+def _settings(runs: Sequence[_Run]) -> TableView | None:
+    values = _values(runs)
+    keys = dict.fromkeys(key for run in runs for key in values[run.name])
+    rows = []
+    for key in keys:
+        texts = [_setting(values[run.name].get(key)) for run in runs]
+        if len(set(texts)) > 1:
+            rows.append((key, texts[0], *(SAME if text == texts[0] else text for text in texts[1:])))
+    if not rows:
+        return None
+    columns = ("setting", *(run.name for run in runs))
+    left = frozenset(range(len(columns)))
+    return TableView("Settings that differ", columns, tuple(rows), left=left)
+
+
+def _flat(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return a nested section by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if not before and key in IGNORED:
+            continue
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "–"
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def compared_figures(comparison: Comparison) -> dict[str, Figure]:
+    """Return the fronts over each other, against size and latency, and the best so far against time; by name.
+
+    Runs whose objective is not that of most are left out: their figures have another scale.
+    """
+    objectives = Counter((run.plan.objective, run.plan.higher_is_better) for run in comparison.runs)
+    (objective, higher), _ = objectives.most_common(1)[0]
+    shown = [run for run in comparison.runs if (run.plan.objective, run.plan.higher_is_better) == (objective, higher)]
+    drawn = [
+        _fronts(shown, objective, higher, "model_size_bytes", "size"),
+        _fronts(shown, objective, higher, "latency_p50_ms", "latency"),
+        _progress(shown, objective, higher),
+    ]
+    return {figure.name: figure for figure in drawn if figure is not None}
+
+
+def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, name: str) -> Figure | None:
+    from autoft.report.figures import COLOURS, SYMBOLS, Figure, cost_axis, frame, front_points, limit_line, plain
+    from autoft.selection import candidates
+
+    data: list[dict[str, Any]] = []
+    costs: list[float] = []
+    limits: dict[float, str] = {}
+    for place, run in enumerate(runs):
+        selection = run.record.selection
+        offered = selection.candidates if selection else candidates(run.plan, run.record.trials)
+        points = [c for c in offered if (c.costs.get(column) or 0) > 0 and math.isfinite(c.objective)]
+        if not points:
+            continue
+        costs += [c.costs[column] for c in points]
+        limits |= {limit.limit: limit.given for limit in run.plan.budget if limit.column == column}
+        colour, group = COLOURS[place % len(COLOURS)], {"legendgroup": run.name}
+        symbol = SYMBOLS[place % len(SYMBOLS)]
+        corners = front_points(((c.costs[column], c.objective) for c in points if not c.violations), higher)
+        line = {"color": colour, "width": 2, "shape": "hv"}
+        xs: list[float | None] = [cost for cost, _ in corners] or [None]
+        ys: list[float | None] = [value for _, value in corners] or [None]
+        data.append(
+            {"type": "scatter", "mode": "lines", "name": plain(run.name), "line": line, "hoverinfo": "skip", **group}
+            | {"x": xs, "y": ys}
+        )
+        texts = [
+            f"<b>{plain(run.name)}</b>, trial {c.trial}, {plain(c.variant)}<br>"
+            f"{plain(short_model(run.record.trial(c.trial).config.model))}, {plain(run.record.trial(c.trial).config.pipeline)}<br>"
+            f"validation {plain(objective)} {figure_text(c.objective)}<br>{column_title(column)} {cost_text(column, c.costs[column])}"
+            + ("<br>does not fit" if c.violations else "")
+            for c in points
+        ]
+        marker = {"color": colour, "size": 8, "symbol": [symbol + ("-open" if c.violations else "") for c in points]}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": plain(run.name),
+                "showlegend": False,
+                "marker": marker,
+                **group,
+            }
+            | {"x": [c.costs[column] for c in points], "y": [c.objective for c in points]}
+            | {"hovertext": texts, "hoverinfo": "text", "opacity": 0.7}
+        )
+        ring = next(
+            (c for c in points if selection and (c.trial, c.variant) == (selection.trial, selection.variant)), None
+        )
+        if ring is not None:
+            marker = {"symbol": "circle-open", "size": 19, "color": colour, "line": {"width": 2.5, "color": colour}}
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "showlegend": False,
+                    "marker": marker,
+                    "hoverinfo": "skip",
+                    **group,
+                }
+                | {"x": [ring.costs[column]], "y": [ring.objective], "name": plain(f"{run.name}, chosen")}
+            )
+    if not costs:
+        return None
+    axis = cost_axis(column, [*costs, *limits])
+    shapes, notes = [], []
+    for limit, given in limits.items():
+        lines, told = limit_line(limit, given, axis["range"])
+        # Of several limits, shades over each other would say nothing.
+        shapes += lines[-1:]
+        notes += told
+    layout = frame(440, xaxis=axis, yaxis={"title": f"validation {objective}"}, shapes=shapes, annotations=notes)
+    caption = (
+        f"Every compressed model of each run: validation {objective} against {column_title(column)}. The lines are the fronts, rings "
+        "the chosen models; hollow points do not fit their run's budget."
+    )
+    return Figure(name, f"Fronts against {name}", caption, data, layout)
+
+
+def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | None:
+    from autoft.report.figures import COLOURS, SYMBOLS, Figure, frame, plain
+
+    sign = 1 if higher else -1
+    data = []
+    for place, run in enumerate(runs):
+        spent, best = 0.0, -math.inf
+        xs, ys, texts = list[float](), list[float](), list[str]()
+        for trial in run.record.trials:
+            # Workers train beside each other.
+            spent += trial.seconds.get("total", 0.0) / max(1, run.plan.workers)
+            values = [v.validation.get(objective, math.nan) for v in trial.variants]
+            finite = [sign * value for value in values if math.isfinite(value)]
+            if trial.config.derived or not finite:
+                continue
+            best = max(best, *finite)
+            xs.append(round(spent / 60, 4))
+            ys.append(sign * best)
+            texts.append(f"<b>{plain(run.name)}</b>, trial {trial.number}<br>best so far {figure_text(sign * best)}")
+        if xs:
+            colour = COLOURS[place % len(COLOURS)]
+            data.append(
+                {"type": "scatter", "mode": "lines+markers", "name": plain(run.name), "x": xs, "y": ys}
+                | {"line": {"color": colour, "width": 2, "shape": "hv"}, "hovertext": texts, "hoverinfo": "text"}
+                | {"marker": {"size": 6, "symbol": SYMBOLS[place % len(SYMBOLS)]}}
+            )
+    if not data:
+        return None
+    layout = frame(440, xaxis={"title": "minutes of trials"}, yaxis={"title": f"best validation {objective} so far"})
+    caption = (
+        "The best compressed model so far after the time that trials took; preparing, export and test not counted."
+    )
+    return Figure("progress", "How the searches went", caption, data, layout)
