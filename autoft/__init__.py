@@ -18,11 +18,13 @@ from autoft.version import __version__
 
 if TYPE_CHECKING:
     from autoft.api import (
+        Added,
         Draft,
         Picked,
         Question,
         Run,
         Verified,
+        add,
         check,
         compare,
         draft,
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Added",
     "Draft",
     "Picked",
     "Question",
     "Run",
     "Verified",
     "__version__",
+    "add",
     "check",
     "compare",
     "draft",

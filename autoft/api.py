@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from autoft import report
+from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.contracts import Row
 from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
-from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError
+from autoft.editors import recipe_schema_of
+from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError, SearchFailed
 from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import RESCORE_TOLERANCE, export, measure_final, measure_pick, rescored, write_card
 from autoft.hardware import Hardware
@@ -29,7 +31,7 @@ from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_t
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter
-from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema
+from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.report.comparison import comparison_json, make_comparison, render_comparison
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json, write_text
 from autoft.search import Interruption, Listener, Search, TrialTime
@@ -40,11 +42,13 @@ from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
 
 __all__ = [
+    "Added",
     "Draft",
     "Picked",
     "Question",
     "Run",
     "Verified",
+    "add",
     "check",
     "compare",
     "draft",
@@ -262,8 +266,17 @@ def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) ->
 
 
 def _finish(
-    folder: RunDir, plan: Plan, catalog: Catalog, listener: Listener, started: float, used: float, *, worked: bool
+    folder: RunDir,
+    plan: Plan,
+    catalog: Catalog,
+    listener: Listener,
+    started: float,
+    used: float,
+    *,
+    worked: bool,
+    counted: bool = True,
 ) -> None:
+    """Select, export, test and report; unless ``counted``, what it takes is not of the search's time."""
     results = folder.results()
     try:
         selection = select(plan, results)
@@ -299,11 +312,11 @@ def _finish(
             listener.note(note)
         write_card(folder.best, plan, catalog.task(plan.task).card, selection, results, final)
     if worked:
-        final.seconds = _count_time(folder, used, started, worked=True)
+        final.seconds = _count_time(folder, used, started, worked=True) if counted else used
         write_json(final_path, final.model_dump(mode="json"))
     listener.phase("report")
     report.write(read_run(folder.path))
-    _count_time(folder, used, started, worked=worked)
+    _count_time(folder, used, started, worked=worked and counted)
 
 
 def _cut_short(results: Sequence[TrialResult]) -> list[str]:
@@ -433,8 +446,8 @@ def draft(
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of recipes, for editors."""
-    return recipe_schema()
+    """Return the JSON schema of recipes with the names of all that is installed, for editors."""
+    return recipe_schema_of(load_plugins())
 
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
@@ -519,6 +532,88 @@ def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None)
         )
     slack = sign * (best - quality) / max(1.0, abs(best))
     return select(plan.model_copy(update={"tolerance": slack}), results)
+
+
+@dataclass(frozen=True)
+class Added:
+    """A configuration of the user's own that was tried in a run."""
+
+    path: Path
+    """The run folder."""
+    trial: TrialResult
+    chosen: bool
+    """Whether the run now ships it."""
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(self.path)
+
+
+def add(
+    run: str | Path,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    start: int | None = None,
+    pipeline: str | None = None,
+    model: str | None = None,
+    listener: Listener | None = None,
+) -> Added:
+    """Try one configuration of your own in a run: validated, compressed and measured as its other trials are.
+
+    It is trained to its end, whatever that takes; its time is not taken from the budget of the search. The selection, and
+    where another model is chosen now, export and test are done again, and the report says so.
+
+    Args:
+        run: the folder of a run with a trial that is done.
+        settings: by parameter name, as ``{"lora.rank": 32}``, or as ``["lora.rank=32"]``; they may lie outside of what the run
+            searches.
+        start: the trial whose settings hold where none are given; default: the defaults.
+        pipeline: of the run; default: that of ``start``, or the first that has the parameters.
+        model: of the run; default: that of ``start``, or the first.
+        listener: told what happens.
+
+    Raises:
+        RecipeError: names or values that are wrong, all of them, or the run has this configuration already.
+        NothingFeasible: nothing fits the run's budget, this trial included.
+        RunFolderError: the folder is no run, busy, damaged or full.
+        SearchFailed: it was stopped before it was done, or no worker starts.
+        ExportMismatch: the exported files do not score what was measured.
+    """
+    started = time.monotonic()
+    listener = listener or Listener()
+    folder, catalog = RunDir(run), load_plugins()
+    plan = plan_of(read_run(folder.path))
+    given, faults = (dict(settings), []) if isinstance(settings, Mapping) else settings_of(settings)
+    with folder.lock(), _interruptible(listener) as interruption:
+        folder.clear_partial()
+        results = folder.results()
+        if not results:
+            raise RunFolderError(
+                f"{folder.path}: no trial is done that this one could be beside; run autoft search first"
+            )
+        config = added_configuration(
+            plan, catalog, results, given, start=start, pipeline=pipeline, model=model, faults=faults
+        )
+        used = read_json(folder.path / "time.json", missing={"seconds": 0.0})
+        free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, "workers": 1})
+        with ProgressWriter(folder) as progress:
+            audience = Audience(progress, listener)
+            audience.begin(free, len(results))
+            audience.earlier(results)
+            engine = Search(folder, free, catalog, audience, interruption, started=started)
+            try:
+                trial = engine.add(config)
+                if trial is None:
+                    raise SearchFailed("stopped before it was done; nothing was added to the run")
+                write_json(folder.path / "importance.json", engine.importance())
+                folder.write_trials_csv(engine.results.values())
+                _finish(folder, plan, catalog, audience, started, float(used["seconds"]), worked=True, counted=False)
+            finally:
+                # What a user adds takes nothing of the time that the recipe gives the search.
+                write_json(folder.path / "time.json", used)
+    selection = Selection.model_validate(read_json(folder.path / "selection.json"))
+    return Added(folder.path, folder.read_result(trial.number), selection.trial == trial.number)
 
 
 def memory_forecast(plan: Plan) -> list[MemoryForecast]:

@@ -61,6 +61,8 @@ class Manifest(BaseModel):
     members: list[str] = []
     """Folders of the models whose predictions are averaged, where the format is ``ensemble``."""
     objective: str = ""
+    columns: dict[str, str] = {}
+    """What the training data called the column of each role."""
     measured: dict[str, Any] = {}
     files: dict[str, str] = {}
     """SHA-256 of each file beside the manifest and the model card, by path; empty where the model was not exported."""

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import queue
+import shlex
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -52,14 +54,25 @@ MOST_WAITING = 20_000
 """Events that wait for a reader who takes none; of more, those that only say how far a training is are dropped."""
 
 
-def choose_listener(as_json: bool) -> Display:
-    """Return the listener for where standard output goes."""
+def choose_listener(as_json: bool, folder: Path | None = None) -> Display:
+    """Return the listener for where standard output goes; ``folder`` is that of the run, as a user types it."""
     if as_json:
-        return JsonListener(sys.stdout)
+        return JsonListener(sys.stdout, folder)
     console = Console()
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveListener(console)
-    return PlainListener(sys.stdout)
+        return LiveListener(console, folder)
+    return PlainListener(sys.stdout, folder)
+
+
+def opening(folder: Path | None, resumed: int) -> list[str]:
+    """Return what is said under the first line: where the model will be, how it is loaded, and what was done before."""
+    lines = []
+    if folder is not None:
+        command = f"autoft predict {shlex.quote(str(folder))}"
+        lines.append(f"Into {folder}: the report, and the model that `{command}` loads.")
+    if resumed:
+        lines.append(f"Going on: {resumed} trial{'s are' if resumed > 1 else ' is'} done.")
+    return lines
 
 
 @contextlib.contextmanager
@@ -264,9 +277,9 @@ INTERRUPTED = "Finishing with what there is. Press Ctrl-C again to stop now; the
 class PlainListener(Display):
     """A line for each trial that ends, and for each phase: for pipes, log files and terminals that only write on."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, folder: Path | None = None) -> None:
         super().__init__()
-        self.stream, self.plan = stream, None
+        self.stream, self.folder, self.plan = stream, folder, None
         self.notes: list[str] = []
         self.said = time.monotonic()
         self.doing = ""
@@ -298,9 +311,8 @@ class PlainListener(Display):
     def show_begin(self, plan: Plan, resumed: int) -> None:
         """Say what is searched."""
         self.plan = plan
-        self.line(_headline(plan))
-        if resumed:
-            self.line(f"Going on: {resumed} trials are done.")
+        for line in (_headline(plan), *opening(self.folder, resumed)):
+            self.line(line)
 
     def show_forecast(self, forecast: Forecast) -> None:
         """Say what it will be."""
@@ -347,9 +359,9 @@ class PlainListener(Display):
 class JsonListener(Display):
     """One JSON object a line, each with its ``event``: for programs."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, folder: Path | None = None) -> None:
         super().__init__()
-        self.stream = stream
+        self.stream, self.folder = stream, folder
 
     def descriptor(self) -> int | None:
         """Return that of the stream."""
@@ -362,7 +374,7 @@ class JsonListener(Display):
 
     def show_begin(self, plan: Plan, resumed: int) -> None:
         """Emit ``begin``."""
-        self.emit("begin", name=plan.name, task=plan.task, objective=plan.objective, resumed=resumed)
+        self.emit("begin", name=plan.name, task=plan.task, objective=plan.objective, resumed=resumed, run=self.folder)
 
     def show_forecast(self, forecast: Forecast) -> None:
         """Emit ``forecast``."""
@@ -416,9 +428,9 @@ class JsonListener(Display):
 class LiveListener(Display):
     """A live display: trials that are done above, below them how the run stands, as :mod:`autoft.screen` draws it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, folder: Path | None = None) -> None:
         super().__init__()
-        self.console = console
+        self.console, self.folder = console, folder
         self.plan: Plan | None = None
         self.follower = Follower()
         self.results: dict[int, TrialResult] = {}
@@ -467,9 +479,8 @@ class LiveListener(Display):
         """Say what is searched."""
         self.plan, self.figures = plan, None
         self.follower.begin(plan, resumed)
-        self.console.print(Text(_headline(plan)))
-        if resumed:
-            self.console.print(Text(f"Going on: {resumed} trials are done."))
+        for line in (_headline(plan), *opening(self.folder, resumed)):
+            self.console.print(Text(line))
 
     def show_forecast(self, forecast: Forecast) -> None:
         """Say what it will be."""
@@ -642,12 +653,13 @@ def times_table(times: Sequence[TrialTime]) -> Table:
 
 def _headline(plan: Plan) -> str:
     sizes = plan.data["sizes"]
-    limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget)
+    limits = [plan.time_text, *(f"{limit.key} {limit.given}" for limit in plan.budget)]
+    told = ", ".join(limit for limit in limits if limit)
     return (
         f"{plan.name}: {plan.task}, {sizes['train']} training, {sizes['validation']} validation, {sizes['test']} test rows; "
         f"{len(plan.models)} model{'s' if len(plan.models) > 1 else ''}, {len(plan.pipelines)} "
-        f"pipeline{'s' if len(plan.pipelines) > 1 else ''}, {len(plan.variants)} compressions; "
-        f"{plan.time_text}" + (f", {limits}" if limits else "")
+        f"pipeline{'s' if len(plan.pipelines) > 1 else ''}, {len(plan.variants)} "
+        f"compression{'s' if len(plan.variants) > 1 else ''}" + (f"; {told}" if told else "")
     )
 
 

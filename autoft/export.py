@@ -212,6 +212,7 @@ def write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
     if final.operating_point:
         manifest["facts"]["operating_point"] = final.operating_point
+    manifest["columns"] = plan.data.get("columns", {})
     manifest["measured"] = {
         "test": {name: interval.model_dump() for name, interval in final.test.get("best", {}).items()},
         "validation": final.validation["best"],

@@ -67,8 +67,8 @@ Model = TypeVar("Model", bound=BaseModel)
 TrialState = Literal["complete", "pruned", "infeasible", "failed"]
 """How a trial ended: with figures; stopped early; outside the budget or the memory; or with an error."""
 
-TrialKind = Literal["default", "known", "published", "search", "seed", "fold", "soup", "ensemble", "compress"]
-"""Where a configuration comes from: the plain default, what did well elsewhere, published settings, the sampler; or it is another trial's, with a
+TrialKind = Literal["default", "known", "published", "search", "added", "seed", "fold", "soup", "ensemble", "compress"]
+"""Where a configuration comes from: the plain default, what did well elsewhere, published settings, the sampler, the user; or it is another trial's, with a
 further seed or on a further fold; or it is made of several: a soup averages weights, an ensemble predictions."""
 
 

@@ -90,6 +90,9 @@ FOUNDED = 2
 QUARTERS = 4
 """Into how many parts each training is cut: at the end of one, trials are compared."""
 
+GIVEN = frozenset({"default", "added"})
+"""Kinds of trials that are trained to their end and compressed in every way, whatever others reached."""
+
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
 
@@ -109,10 +112,12 @@ class Forecast:
     time_limit: float
 
     def __str__(self) -> str:
-        count = f"about {self.configurations} configurations" if self.configurations > 1 else "one configuration"
+        count = (
+            f"about {self.configurations} configurations fit" if self.configurations > 1 else "one configuration fits"
+        )
         return (
             f"One default training takes about {format_seconds(self.trial_seconds)} here ({self.precision}); "
-            f"{count} fit in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "
+            f"{count} in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "
             f"disk up to {format_bytes(self.disk_bytes)}."
         )
 
@@ -396,6 +401,24 @@ class Search:
                 if further is None:
                     return
                 waiting.append(further)
+
+    def add(self, config: TrialConfig) -> TrialResult | None:
+        """Train one configuration that the user gave, to its end and on all folds, and return what came of it.
+
+        Returns:
+            None where an interruption ended it.
+
+        Raises:
+            SearchFailed: no worker starts.
+            RunFolderError: the disk is full.
+        """
+        number = self._number()
+        self.queue = [config.model_copy(update={"number": number})]
+        with LocalExecutor(self.run, 1, self.plan.threads, mapped=self.plan.train_memory is not None) as executor:
+            self._probe(executor, 1)
+            self.listener.phase("search")
+            self._loop(executor, lambda: self.queue.pop(0) if self.queue else self._next_fold(number), None)
+        return self.results.get(number)
 
     def times(self) -> list[TrialTime]:
         """Return what the default configuration of each pipeline over each model takes, from a few real steps of each.
@@ -681,7 +704,7 @@ class Search:
             precision=self.precision,
             screened=self.too_much.get(config.model, {}),
             reached=self._reached(config),
-            seconds=seconds,
+            seconds=seconds if math.isfinite(seconds) else None,
             expected=self._expected(config),
         )
 
@@ -692,7 +715,7 @@ class Search:
         use: as a repeat, in an average, as a teacher, or where the objectives are several.
         """
         plan = self.plan
-        if config.derived or config.kind == "default" or len(plan.objectives) > 1 or plan.folds > 1:
+        if config.derived or config.kind in GIVEN or len(plan.objectives) > 1 or plan.folds > 1:
             return {}
         if plan.ensemble > 1 or plan.teachers > 1:
             return {}
@@ -776,10 +799,10 @@ class Search:
         there = {config.fold for config in going if config.parent == result.number and config.kind == "fold"}
         return [fold for fold in range(1, self.plan.folds) if fold not in there]
 
-    def _next_fold(self) -> TrialConfig | None:
+    def _next_fold(self, only: int | None = None) -> TrialConfig | None:
         if self.plan.folds == 1:
             return None
-        for result in self._told():
+        for result in self._told() if only is None else [self.results[only]]:
             missing = self._missing_folds(result) if result.state == "complete" else []
             if missing:
                 update = {"kind": "fold", "parent": result.number, "fold": missing[0], "number": self._number()}
@@ -1353,7 +1376,7 @@ class _Study:
             if model == config.model:
                 behind = judged and sign * value < self.best_at[key] - self._standard_error(value) / 2
         # At its end there is nothing left to save.
-        return behind and config.kind != "default" and rung < QUARTERS
+        return behind and config.kind not in GIVEN and rung < QUARTERS
 
     def behind_at_fold(self, number: int, fold: int, value: float) -> bool:
         """Enter what a configuration scored on a fold and say whether it is behind the best on the folds so far.
@@ -1437,7 +1460,13 @@ class _Study:
         self._end_watch(number, None, self.optuna.trial.TrialState.FAIL)
 
     def reopen(self, result: TrialResult) -> bool:
-        """Enter a trial of an earlier call that goes on; False where the space no longer has its configuration."""
+        """Enter a trial of an earlier call that goes on; False where the space does not have its configuration."""
+        values = {"model": result.config.model, "pipeline": result.config.pipeline, **result.config.params}
+        if result.config.kind == "added" and not all(
+            name in self.plan.space and self.plan.domain(name).contains(value) for name, value in values.items()
+        ):
+            # The user may try what the search does not; its sampler has no place for it.
+            return False
         try:
             self.fixed(result.config, result.number)
         except (ValueError, KeyError):

@@ -16,7 +16,7 @@ app = typer.Typer(
     name="autoft",
     help="Search, fine-tune and compress transformers until they fit your hardware.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

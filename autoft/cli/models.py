@@ -28,7 +28,7 @@ def predict(
 
     silence_libraries()
     loaded = load(model)
-    rows = _rows(text, source, loaded.task.card)
+    rows = _rows(text, source, loaded.task.card, loaded.manifest.columns)
     with output.open("w", encoding="utf-8") if output else _Standard() as file:
         for chunk in _chunks(rows, 16 * batch_size):
             for prediction in loaded.predict(chunk, batch_size):
@@ -45,7 +45,7 @@ class _Standard:
         sys.stdout.flush()
 
 
-def _rows(text: list[str] | None, source: Path | None, card: Any) -> Iterator[Any]:
+def _rows(text: list[str] | None, source: Path | None, card: Any, columns: dict[str, str]) -> Iterator[Any]:
     from dataclasses import replace
 
     from autoft.data import load_source, map_columns
@@ -55,7 +55,11 @@ def _rows(text: list[str] | None, source: Path | None, card: Any) -> Iterator[An
         raise DataError("give texts or --input, not both")
     if source:
         wanted = replace(card, columns=card.inputs)
-        table = map_columns(load_source(str(source), base=Path.cwd(), where="--input"), wanted, {}, "--input")
+        table = load_source(str(source), base=Path.cwd(), where="--input")
+        # A file like that of the training has its names; one with the roles' own names needs none.
+        roles = {column.role for column in wanted.columns} - set(table.column_names)
+        mapping = {role: name for role, name in columns.items() if role in roles and name in table.column_names}
+        table = map_columns(table, wanted, mapping, "--input")
         for batch in table.to_batches(max_chunksize=1024):
             yield from batch.to_pylist()
     elif text:

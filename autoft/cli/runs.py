@@ -139,3 +139,55 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         raise ExportMismatch(f"{run}: the exported files do not score what the report says: {', '.join(other)}")
     if not as_json:
         print("The exported files score what the report says.")
+
+
+@app.command()
+@told
+def add(
+    run: RunFolder,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="A parameter, as lora.rank=32; repeatable.")
+    ] = [],  # noqa: B006 - typer copies it
+    start: Annotated[
+        int | None,
+        typer.Option("--from", metavar="TRIAL", help="Start from this trial's settings; default: the defaults."),
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="One of the run's; default: that which has the parameters.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="One of the run's; default: the first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Try a configuration of your own in a run, and choose anew; a model that is chosen now is tested."""
+    from autoft import api
+    from autoft.display import choose_listener, outliving_its_terminal
+    from autoft.plan import plan_of
+    from autoft.report import terminal
+    from autoft.screen import outcome
+
+    listener = choose_listener(as_json, shown(run.absolute()))
+    with outliving_its_terminal(), listener:
+        added = api.add(run, settings, start=start, pipeline=pipeline, model=model, listener=listener)
+    record, trial = added.run.record, added.trial
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "event": "added",
+                    "run": str(added.path),
+                    "trial": trial.number,
+                    "state": trial.state,
+                    "chosen": added.chosen,
+                }
+            )
+        )
+        return
+    console().print(terminal.summary(record))
+    print(f"Added:  trial {trial.number}, {outcome(trial, plan_of(record))}")
+    print(
+        "Chosen: this trial"
+        if added.chosen
+        else f"Chosen: trial {record.selection.trial if record.selection else '-'}, as before"
+    )
+    if record.final is not None:
+        print("\n".join(terminal.closing(record, str(shown(run.absolute())))))

@@ -27,11 +27,13 @@ def search(
     from autoft.display import choose_listener, outliving_its_terminal
     from autoft.errors import NothingFeasible
     from autoft.report import terminal
+    from autoft.report.content import usage
     from autoft.rundir import read_run
 
     if like is not None:
         overrides = [*overrides, f"search.like={json.dumps(str(like.absolute()))}"]
-    listener = choose_listener(as_json)
+    where = shown(run_folder(recipe, overrides, run).absolute())
+    listener = choose_listener(as_json, where)
     with outliving_its_terminal(), listener:
         try:
             done = api.search(recipe, overrides=overrides, run=run, listener=listener)
@@ -45,20 +47,20 @@ def search(
             print(f"Report: {folder / 'report.html'}")
         raise missed
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "event": "finished",
-                    "run": str(done.path),
-                    "report": str(done.report),
-                    "best": str(done.path / "best"),
-                }
-            )
-        )
+        python, command = usage(done.record, str(done.path))
+        told = {
+            "event": "finished",
+            "run": str(done.path),
+            "report": str(done.report),
+            "best": str(done.path / "best"),
+            "predict": command,
+            "python": ["import autoft", *python],
+        }
+        print(json.dumps(told))
         return
-    console().print(terminal.summary(done.record))
-    print(f"Report: {shown(done.report)}")
-    print(f"Model:  {shown(done.path / 'best')}")
+    record = done.record
+    console().print(terminal.summary(record))
+    print("\n".join(terminal.closing(record, str(where))))
 
 
 @app.command()
@@ -132,8 +134,19 @@ def explain(
 
 @app.command()
 @told
-def schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
-    from autoft.recipe import recipe_schema
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it to a file, as recipe.schema.json.")
+    ] = None,
+) -> None:
+    """Print the JSON schema of recipes with the names of all that is installed, for editors."""
+    from autoft.editors import recipe_schema_of
+    from autoft.plugins import load_plugins
+    from autoft.recipe import schema_line
 
-    print(json.dumps(recipe_schema(), indent=1))
+    text = json.dumps(recipe_schema_of(load_plugins()), indent=1)
+    if output is None:
+        print(text)
+        return
+    output.write_text(text + "\n", encoding="utf-8")
+    print(f"Wrote {output}. A recipe beside it says where it is, for editors:\n  {schema_line(output.name)}")

@@ -45,6 +45,7 @@ __all__ = [
     "miss_rows",
     "short_model",
     "steps",
+    "usage",
     "varied",
 ]
 
@@ -54,6 +55,7 @@ KINDS = {
     "known": "known to do well",
     "published": "published settings",
     "search": "search",
+    "added": "added by hand",
     "seed": "further seed",
     "fold": "further fold",
     "soup": "averaged weights",
@@ -191,13 +193,8 @@ def make_content(record: RunRecord) -> Content:
         content.metrics = _metrics(record, plan)
         content.details = [_detail(item) for item in record.final.details]
         content.slices = _slices(record, plan)
-        example, folder = record.final.example, shlex.quote(record.path.name)
-        content.load = f'import autoft\nmodel = autoft.load("{record.path.name}/best")\nmodel.predict({example!r})'
-        content.predict = (
-            f"autoft predict {folder} {shlex.quote(example)}"
-            if isinstance(example, str)
-            else f"echo {shlex.quote(json.dumps(example, ensure_ascii=False))} | autoft predict {folder}"
-        )
+        python, content.predict = usage(record, record.path.name)
+        content.load = "\n".join(["import autoft", *python])
     if record.selection is not None:
         content.reason = record.selection.reason
         content.steps = _steps(record, plan)
@@ -205,6 +202,23 @@ def make_content(record: RunRecord) -> Content:
     else:
         content.misses = _misses(record, plan)
     return content
+
+
+def usage(record: RunRecord, folder: str) -> tuple[list[str], str]:
+    """Return how the model of a finished run is used, in Python after ``import autoft`` and on the command line.
+
+    The row to try it with is one such as the task knows.
+
+    Args:
+        record: with a final model.
+        folder: the run folder as it is called from where the commands are run.
+    """
+    example: Any = record.final.example if record.final else "..."
+    python = [f"model = autoft.load({json.dumps(f'{folder}/best')})", f"model.predict({[example]!r})"]
+    if isinstance(example, str):
+        return python, f"autoft predict {shlex.quote(folder)} {shlex.quote(example)}"
+    row = shlex.quote(json.dumps(example, ensure_ascii=False))
+    return python, f"echo {row} | autoft predict {shlex.quote(folder)}"
 
 
 def miss_rows(record: RunRecord, plan: Plan) -> list[tuple[TrialResult, VariantResult, dict[str, float]]]:

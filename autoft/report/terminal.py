@@ -11,11 +11,11 @@ from rich.text import Text
 
 from autoft.plan import plan_of
 from autoft.report.comparison import Comparison
-from autoft.report.content import front_remarks, make_content
+from autoft.report.content import front_remarks, make_content, usage
 from autoft.report.views import TableView, cost_text
 from autoft.rundir import RunRecord, Selection
 
-__all__ = ["compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
+__all__ = ["closing", "compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
 
 NARROW = frozenset({"pipeline", "default's test", "inference memory"})
 """Columns of a comparison that its page has and a terminal has no room for."""
@@ -36,6 +36,23 @@ def summary(record: RunRecord) -> Group:
         parts.append(Text(f"Chosen because of {content.reason}."))
     parts.append(Text(content.outcome, style="dim"))
     return Group(*parts)
+
+
+def closing(record: RunRecord, folder: str) -> list[str]:
+    """Return the last lines of a search: where report and model are, and how the model is used.
+
+    Args:
+        record: with a final model.
+        folder: the run folder as it is called from where the search ran.
+    """
+    python, command = usage(record, folder)
+    return [
+        f"Report:  {folder}/report.html",
+        f"Model:   {folder}/best",
+        f"Predict: {command}",
+        f"Python:  {python[0]}",
+        f"         {python[1]}",
+    ]
 
 
 def front(record: RunRecord) -> Group:
