@@ -48,6 +48,7 @@ __all__ = [
     "grouped_batches",
     "hub_parts",
     "is_data_file",
+    "load_inputs",
     "load_source",
     "map_columns",
     "open_data",
@@ -673,6 +674,45 @@ def map_columns(table: pa.Table, card: TaskCard, mapping: Mapping[str, str], whe
     return complete
 
 
+def load_inputs(
+    source: str,
+    card: TaskCard,
+    mapping: Mapping[str, str],
+    *,
+    known: Mapping[str, str] | None = None,
+    base: Path,
+    where: str,
+) -> tuple[pa.Table, pa.Table, list[bool]]:
+    """Read rows to predict.
+
+    Args:
+        source: as :func:`load_source` takes it.
+        card: of the task; its columns are those that a prediction needs.
+        mapping: from role to column, as ``--column`` gives it; roles left out are guessed.
+        known: what the training data called the column of each role; a file like it needs no mapping.
+        base: the folder from which relative paths start.
+        where: for messages.
+
+    Returns:
+        the rows with roles as columns; the same rows as the source has them; and for each whether it has a value in all
+        required columns.
+
+    Raises:
+        DataError: the source cannot be read, or a required role has no column.
+    """
+    table = load_source(source, base=base, where=where)
+    named = {column.role for column in card.columns} - set(table.column_names)
+    taken = {role: name for role, name in (known or {}).items() if role in named and name in table.column_names}
+    try:
+        columns, _ = _resolve_columns(table.column_names, card, {**taken, **mapping}, where)
+    except DataError as error:
+        said, mark, _ = str(error).partition(" Say which is which, as")
+        role = next(iter(column.role for column in card.columns))
+        raise DataError(f"{said} Say which is which, as --column {role}=NAME" if mark else said) from error
+    mapped = _with_files(_selected(table, card, columns, where), card, source, base, where)
+    return mapped, table, _complete(mapped, card).tolist()
+
+
 def _required(card: TaskCard) -> str:
     return ", ".join(column.role for column in card.columns if column.required)
 
@@ -1149,30 +1189,7 @@ class _Preparation:
             self.notes.append(
                 f"{where}: {_rows(dropped, table.num_rows)} left out for want of a value in {_required(self.card)}"
             )
-        return _roomy(self.with_files(mapped, source, where))
-
-    def with_files(self, table: pa.Table, source: str, where: str) -> pa.Table:
-        """Return the table with absolute paths in columns that name files; they stand beside the data."""
-        for column in self.card.columns:
-            if column.kind not in FILE_KINDS or column.role not in table.column_names:
-                continue
-            values = table[column.role]
-            if not _is_text(values.type):
-                continue
-            folders = [self.base, Path.cwd()]
-            if not source.startswith("hub://"):
-                path = package_path(source) if source.startswith("package://") else _local_path(source, self.base)
-                folders.insert(0, path if path.is_dir() else path.parent)
-            paths = [_first_file(value, folders) for value in values.to_pylist()]
-            lost = [value for value, path in zip(values.to_pylist(), paths, strict=True) if value and path is None]
-            if lost:
-                looked = ", ".join(dict.fromkeys(map(str, folders)))
-                raise DataError(
-                    f"{where}: {_rows(len(lost), len(paths))} name a file that is not there, as {lost[0]!r} (looked in {looked})"
-                )
-            at = table.column_names.index(column.role)
-            table = table.set_column(at, column.role, pa.array(paths, pa.string()))
-        return table
+        return _roomy(_with_files(mapped, self.card, source, self.base, where))
 
     def cleaned(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         """Take duplicates and rows of held-out splits out of ``train``, and test rows out of ``validation``."""
@@ -1250,6 +1267,30 @@ class _Preparation:
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a generator of its own for each purpose: one draw does not move the next."""
         return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
+
+
+def _with_files(table: pa.Table, card: TaskCard, source: str, base: Path, where: str) -> pa.Table:
+    """Return the table with absolute paths in columns that name files; they stand beside the data."""
+    for column in card.columns:
+        if column.kind not in FILE_KINDS or column.role not in table.column_names:
+            continue
+        values = table[column.role]
+        if not _is_text(values.type):
+            continue
+        folders = [base, Path.cwd()]
+        if not source.startswith("hub://"):
+            path = package_path(source) if source.startswith("package://") else _local_path(source, base)
+            folders.insert(0, path if path.is_dir() else path.parent)
+        paths = [_first_file(value, folders) for value in values.to_pylist()]
+        lost = [value for value, path in zip(values.to_pylist(), paths, strict=True) if value and path is None]
+        if lost:
+            looked = ", ".join(dict.fromkeys(map(str, folders)))
+            raise DataError(
+                f"{where}: {_rows(len(lost), len(paths))} name a file that is not there, as {lost[0]!r} (looked in {looked})"
+            )
+        at = table.column_names.index(column.role)
+        table = table.set_column(at, column.role, pa.array(paths, pa.string()))
+    return table
 
 
 def _first_file(value: str | None, folders: Sequence[Path]) -> str | None:

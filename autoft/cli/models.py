@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from autoft.cli.common import app, told
+
+TABLES = (".csv", ".tsv", ".parquet")
+"""Suffixes of outputs that are tables; all others get JSON lines."""
+NAMED = 5
+"""Row numbers that a message still lists."""
 
 
 @app.command()
@@ -19,67 +28,171 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A run folder, or a model that autoft exported.", show_default=False)],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; none: rows from --input or standard input.")] = None,
     source: Annotated[Path | None, typer.Option("--input", help="A data file with the task's columns.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the JSON lines go; default: standard output.")] = None,
+    columns: Annotated[
+        list[str],
+        typer.Option(
+            "--column", metavar="ROLE=NAME", help="Which column of --input is which, as text=review; repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where predictions go: .csv, .tsv and .parquet as a table, else as JSON lines; default: standard output."
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Put the columns of the input beside the predictions.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward pass.")] = 32,
 ) -> None:
-    """Predict texts, a data file, or standard input (a text or a JSON object a line); one JSON object a line."""
+    """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
     from autoft.api import load
     from autoft.processes import silence_libraries
 
     silence_libraries()
     loaded = load(model)
-    rows = _rows(text, source, loaded.task.card, loaded.manifest.columns)
-    with output.open("w", encoding="utf-8") if output else _Standard() as file:
-        for chunk in _chunks(rows, 16 * batch_size):
-            for prediction in loaded.predict(chunk, batch_size):
-                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+    rows = _rows(text, source, loaded, _mapping(columns))
+    empty: list[int] = []
+    with _written(output) as write:
+        while chunk := list(islice(rows, 16 * batch_size)):
+            whole = [row for row in chunk if row.given is not None]
+            predictions = iter(_predicted(loaded, whole, batch_size))
+            for row in chunk:
+                said = next(predictions) if row.given is not None else {}
+                if row.given is None:
+                    empty.append(row.number)
+                write({**row.kept, **said} if keep else said)
+    if empty:
+        named = ", ".join(map(str, empty[:NAMED])) + (" ..." if len(empty) > NAMED else "")
+        print(
+            f"warning: {len(empty)} row{'s have' if len(empty) > 1 else ' has'} no value in a column that the task needs, and an "
+            f"empty prediction: {named}",
+            file=sys.stderr,
+        )
 
 
-class _Standard:
-    """Standard output as a context that stays open."""
+@dataclass(frozen=True)
+class _Row:
+    """A row to predict: its number in the input from 1, what the model gets (None: a column is empty), what the user gave."""
 
-    def __enter__(self) -> Any:
-        return sys.stdout
-
-    def __exit__(self, *exception: object) -> None:
-        sys.stdout.flush()
+    number: int
+    given: Any
+    kept: Mapping[str, Any]
 
 
-def _rows(text: list[str] | None, source: Path | None, card: Any, columns: dict[str, str]) -> Iterator[Any]:
-    from dataclasses import replace
+def _mapping(columns: Sequence[str]) -> dict[str, str]:
+    from autoft.errors import DataError
 
-    from autoft.data import load_source, map_columns
+    pairs = [column.partition("=") for column in columns]
+    wrong = next(
+        (column for column, (role, mark, name) in zip(columns, pairs, strict=True) if not (role and name)), None
+    )
+    if wrong is not None:
+        raise DataError(f"--column {wrong}: needs the form ROLE=NAME, as text=review")
+    return {role: name for role, _, name in pairs}
+
+
+def _rows(text: Sequence[str] | None, source: Path | None, loaded: Any, mapping: Mapping[str, str]) -> Iterator[_Row]:
     from autoft.errors import DataError
 
     if text and source:
         raise DataError("give texts or --input, not both")
     if source:
-        wanted = replace(card, columns=card.inputs)
-        table = load_source(str(source), base=Path.cwd(), where="--input")
-        # A file like that of the training has its names; one with the roles' own names needs none.
-        roles = {column.role for column in wanted.columns} - set(table.column_names)
-        mapping = {role: name for role, name in columns.items() if role in roles and name in table.column_names}
-        table = map_columns(table, wanted, mapping, "--input")
-        for batch in table.to_batches(max_chunksize=1024):
-            yield from batch.to_pylist()
-    elif text:
-        yield from text
+        yield from _file_rows(source, loaded, mapping)
+        return
+    role = loaded.task.card.inputs[0].role
+    for number, row in enumerate(text or _typed_rows(), start=1):
+        yield _Row(number, row, {role: row} if isinstance(row, str) else row)
+
+
+def _file_rows(source: Path, loaded: Any, mapping: Mapping[str, str]) -> Iterator[_Row]:
+    from dataclasses import replace
+
+    from autoft.data import load_inputs
+
+    card = replace(loaded.task.card, columns=tuple(loaded.task.inputs(loaded.context)))
+    mapped, table, complete = load_inputs(
+        str(source), card, mapping, known=loaded.manifest.columns, base=Path.cwd(), where="--input"
+    )
+    number = 0
+    for start in range(0, table.num_rows, 1024):
+        for given, kept in zip(
+            mapped.slice(start, 1024).to_pylist(), table.slice(start, 1024).to_pylist(), strict=True
+        ):
+            yield _Row(number + 1, given if complete[number] else None, kept)
+            number += 1
+
+
+def _typed_rows() -> Iterator[Any]:
+    from autoft.errors import DataError
+
+    for number, line in enumerate(sys.stdin, start=1):
+        stripped = line.strip()
+        if not stripped:
+            continue
+        if not stripped.startswith("{"):
+            yield stripped
+            continue
+        try:
+            yield json.loads(stripped)
+        except ValueError as error:
+            raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
+
+
+def _predicted(loaded: Any, rows: Sequence[_Row], batch_size: int) -> Sequence[Mapping[str, Any]]:
+    from autoft.errors import DataError
+
+    try:
+        found: Sequence[Mapping[str, Any]] = loaded.predict([row.given for row in rows], batch_size)
+    except DataError as error:
+        # A task counts the rows that it is given, which are a part of the input.
+        def number(match: re.Match[str]) -> str:
+            at = int(match[1])
+            return f"row {rows[at - 1].number}" if 1 <= at <= len(rows) else match[0]
+
+        raise DataError(re.sub(r"^row (\d+)\b", number, str(error))) from error
+    return found
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
+    """Yield what a row is given to; a table is written when all are there."""
+    if output is None:
+        yield lambda row: sys.stdout.write(_line(row))
+        sys.stdout.flush()
+    elif output.suffix.lower() in TABLES:
+        if not output.parent.is_dir():
+            raise FileNotFoundError(2, "No such file or directory", str(output))
+        rows: list[Mapping[str, Any]] = []
+        yield rows.append
+        _write_table(output, rows)
     else:
-        for number, line in enumerate(sys.stdin, start=1):
-            stripped = line.strip()
-            if not stripped:
-                continue
-            if not stripped.startswith("{"):
-                yield stripped
-                continue
-            try:
-                yield json.loads(stripped)
-            except ValueError as error:
-                raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
+        with output.open("w", encoding="utf-8") as file:
+            yield lambda row: file.write(_line(row))
 
 
-def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    from itertools import islice
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
-    while chunk := list(islice(rows, size)):
-        yield chunk
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+        pyarrow.parquet.write_table(pa.table(columns), path)
+        return
+    import csv
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        writer.writerow(names)
+        writer.writerows(_cells(row.get(name) for name in names) for row in rows)
+
+
+def _cells(values: Iterable[Any]) -> list[Any]:
+    """Return values as a cell holds them: lists and objects as JSON."""
+    return [
+        json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+        for value in values
+    ]

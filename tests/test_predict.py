@@ -1,0 +1,103 @@
+"""``autoft predict`` as a user sees it: one prediction a row whatever the file, and messages that name the row."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from autoft.artifact import load, save_artifact
+from autoft.cli import app
+from autoft.testing.workbench import Workbench
+
+TEXTS = ["a warm film", "flat jokes, flat ending", "", "  ", "the cast is superb"]
+
+
+@pytest.fixture(scope="module")
+def classifier(catalog, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    bench = Workbench(catalog.task("text-classification"), catalog)
+    save_artifact(folder, bench.load_model(), bench.target, writer=None, variant="none", objective="")
+    return folder
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A csv with columns of its own, two of its rows without text."""
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review"])
+        writer.writerows(enumerate(TEXTS, start=1))
+    return tmp_path / "reviews.csv"
+
+
+def predict(*words, typed=None):
+    return CliRunner().invoke(app, ["predict", *map(str, words)], input=typed)
+
+
+def labels(folder):
+    said = iter(load(folder).predict([text for text in TEXTS if text.strip()]))
+    return [next(said)["label"] if text.strip() else None for text in TEXTS]
+
+
+def test_a_row_without_text_keeps_its_place_and_is_told(classifier, reviews):
+    done = predict(classifier, "--input", reviews)
+    assert done.exit_code == 0
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one.get("label") for one in said] == labels(classifier)
+    assert said[2] == said[3] == {}
+    assert "2 rows have no value in a column that the task needs, and an empty prediction: 3, 4" in done.stderr
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t"), ("CSV", ",")])
+def test_a_table_of_text_has_the_columns_of_the_input_and_json_in_its_cells(suffix, mark, classifier, reviews):
+    out = reviews.with_name(f"said.{suffix}")
+    assert predict(classifier, "--input", reviews, "--output", out, "--keep").exit_code == 0
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter=mark))
+    assert [row["review"] for row in rows] == TEXTS
+    assert [row["label"] or None for row in rows] == labels(classifier)
+    assert sum(json.loads(rows[0]["scores"])) == pytest.approx(1)
+
+
+def test_parquet_keeps_lists_as_lists(classifier, reviews):
+    out = reviews.with_name("said.parquet")
+    assert predict(classifier, "--input", reviews, "--output", out).exit_code == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["label", "score", "scores"]
+    assert table["label"].to_pylist() == labels(classifier)
+    assert len(table["scores"][0].as_py()) == 2
+
+
+def test_a_column_may_be_named(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.jsonl").write_text('{"zzz": "a warm film"}\n{"zzz": "flat jokes"}\n')
+    lacking = predict(classifier, "--input", "odd.jsonl")
+    assert lacking.exit_code == 2
+    assert "Its columns: zzz. Say which is which, as --column text=NAME" in lacking.stderr
+    assert len(predict(classifier, "--input", "odd.jsonl", "--column", "text=zzz").stdout.splitlines()) == 2
+    wrong = predict(classifier, "--input", "odd.jsonl", "--column", "text")
+    assert (wrong.exit_code, "needs the form ROLE=NAME" in wrong.stderr) == (2, True)
+
+
+def test_a_message_names_the_row_of_the_whole_input(catalog, tmp_path, monkeypatch):
+    """Tasks count the rows that they are given, which are a part of the file."""
+    monkeypatch.chdir(tmp_path)
+    bench = Workbench(catalog.task("token-classification"), catalog)
+    save_artifact(tmp_path / "m", bench.load_model(), bench.target, writer=None, variant="none", objective="")
+    rows = [{"tokens": ["a", "b"]}] * 40
+    rows[36] = {"tokens": None}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = predict("m", "--input", "rows.jsonl", "--batch-size", "1")
+    assert done.exit_code == 2
+    assert "row 37: needs 'tokens'" in done.stderr
+
+
+def test_a_broken_line_of_standard_input_is_named(classifier):
+    done = predict(classifier, typed='a film\n\n{"text": "b"}\n{"text": \n')
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: standard input, line 4: is not a JSON object")
