@@ -357,6 +357,24 @@ CASES = [
     Case("predicting with a folder that holds no model", lambda place: ["predict", ".", "text"], 2, "autoft.json"),
     Case("predicting with a damaged manifest", damaged_manifest, 2, "autoft.json: is damaged"),
     Case("predicting for a task that is not installed", manifest_of_another_task, 3, "text-classification"),
+    Case(
+        "serving a folder that holds no model",
+        lambda place: ["serve", ".", "--port", "0", "--threads", "1"],
+        2,
+        "autoft.json",
+    ),
+    Case(
+        "serving on an address of another machine",
+        lambda place: ["serve", ".", "--host", "203.0.113.7"],
+        5,
+        "is no address of this machine",
+    ),
+    Case(
+        "a time limit of a server without a unit",
+        lambda place: ["serve", ".", "--timeout", "30"],
+        2,
+        "needs a duration with a unit",
+    ),
 ]
 
 

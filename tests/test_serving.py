@@ -18,10 +18,13 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import metadata, requires, version
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from autoft.artifact import load, save_artifact
@@ -253,6 +256,45 @@ def test_a_model_of_text_pairs_asks_for_both_texts(pair_classifier, classifier):
     assert (lacking.status_code, lacking.json()["errors"][0]["field"]) == (422, "text_pair")
     # One that was trained on single texts would ignore the second in silence.
     assert ask(make_app(classifier), {"text": "a film", "text_pair": "a scene"}).status_code == 422
+
+
+class Sociable:
+    """What it says of a row depends on how many others there are, as quantization by the range of a batch does."""
+
+    def predict(self, model, rows, context, batch_size=32):
+        said = super().predict(model, rows, context, batch_size)
+        return [{**one, "score": one["score"] / len(rows[:batch_size])} for one in said]
+
+
+def test_rows_whose_company_changes_their_answer_are_predicted_one_by_one(classifier):
+    task = type("Whole", (Sociable, type(classifier.task)), {})()
+    sociable = replace(classifier, task=task)
+    texts = sentences(20)
+    alone = [sociable.predict([text])[0] for text in texts]
+
+    def scores(limits):
+        app = make_app(sociable, limits)
+        rows = {"rows": [{"text": text} for text in texts]}
+        return app.state.batch_size, ask(app, rows).json()["predictions"]
+
+    size, said = scores(Limits())
+    assert size == 1
+    assert difference(said, alone, TOLERANCE) is None
+    # Who asks for batches gets them.
+    size, said = scores(Limits(batch_size=20))
+    assert size == 20
+    assert said[0]["score"] == pytest.approx(alone[0]["score"] / 20, rel=1e-3)
+    assert make_app(classifier).state.batch_size > 1
+
+
+def test_whoever_starts_a_server_is_told_of_company_and_of_other_machines():
+    from autoft.serving.server import Address
+
+    common = {"url": "http://x", "example": "curl", "title": "t"}
+    assert Address(loopback=True, batch_size=32, company=0.001, **common).warnings == ()
+    both = Address(loopback=False, batch_size=1, company=0.2, **common).warnings
+    assert [re.search("password|one by one", warning)[0] for warning in both] == ["password", "one by one"]
+    assert "other company" in Address(loopback=True, batch_size=8, company=float("inf"), **common).warnings[0]
 
 
 # --------------------------------------------------------------------------------------------------- refusals
@@ -786,3 +828,52 @@ def test_a_missing_package_is_told_with_its_cure(package, classifier, monkeypatc
     result = CliRunner().invoke(command, ["serve", str(classifier.folder)])
     assert result.exit_code == 5
     assert f"needs {package}, which is not installed; pip install 'autoft[serve]'" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def image(classifier, tmp_path_factory):
+    """What ``--docker`` writes."""
+    if "serve" not in (metadata("autoft").get_all("Provides-Extra") or ()):
+        pytest.skip("autoft was installed before it had the extra serve")
+    folder = tmp_path_factory.mktemp("docker") / "image"
+    words = ["serve", str(classifier.folder), "--docker", str(folder), "--max-rows", "7"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_an_image_pins_everything_that_the_model_needs(image):
+    lines = (image / "requirements.txt").read_text().splitlines()
+    wheels = {line.removeprefix("./wheels/") for line in lines if line.startswith("./wheels/")}
+    assert {path.name for path in (image / "wheels").iterdir()} == wheels
+    pins = [Requirement(line) for line in lines if not line.startswith("./")]
+    assert all(str(pin.specifier) == f"=={version(pin.name).partition('+')[0]}" for pin in pins)
+    have = {canonicalize_name(pin.name) for pin in pins}
+    have |= {canonicalize_name(wheel.partition("-")[0]) for wheel in wheels}
+    assert {"autoft", "autoft-text-classification", "fastapi", "uvicorn", "torch", "transformers"} <= have
+    assert not have & {"pytest", "ruff", "mypy", "autoft-translation"}
+    # Whatever something in it needs is in it too.
+    for name in have:
+        for one in map(Requirement, requires(name) or ()):
+            if one.marker is None or one.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(one.name) in have, f"{name} needs {one}"
+
+
+def test_an_image_starts_the_server_as_a_user_without_rights(image, tmp_path):
+    text = (image / "Dockerfile").read_text()
+    assert re.search(r"^USER (?!root)\w+$", text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+    words = json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1])
+    assert words[:5] == ["autoft", "serve", "/model", "--host", "0.0.0.0"]
+    assert words[-2:] == ["--max-rows", "7"]
+    with server(image / "model", *words[7:], cwd=tmp_path) as (_, url, _):
+        check = re.search(r'CMD \["python", "-c", "(.+)"\]', text)[1].replace("http://127.0.0.1:8000", url)
+        subprocess.run([sys.executable, "-c", check], check=True, timeout=SECONDS)
+        assert httpx.post(f"{url}/predict", json={"rows": [{"text": "a"}] * 8}).status_code == 413
+
+
+def test_an_image_is_not_written_over_other_files(classifier, tmp_path):
+    (tmp_path / "mine").write_text("")
+    result = CliRunner().invoke(command, ["serve", str(classifier.folder), "--docker", str(tmp_path)])
+    assert result.exit_code == 5
+    assert "is not empty" in result.stderr

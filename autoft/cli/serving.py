@@ -25,8 +25,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; default: one a core.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows of one or several requests that are predicted together.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1, help="Rows that are predicted together; default: 32, or 1 where company changes a row's answer."
+        ),
+    ] = None,
     wait: Annotated[
         str, typer.Option(help="How long the first row of a batch waits for others, as 5ms; 0: not at all.")
     ] = "0",
@@ -91,13 +94,8 @@ def _write_docker(model: Path, folder: Path, given: dict[str, object]) -> None:
 def _greet(address: Address) -> None:
     print(f"{address.title}\n{address.url}   a page to try it; Ctrl-C ends")
     print(f"Example: {address.example}", flush=True)
-    if not address.loopback:
-        print(
-            "warning: other machines reach this server, and it asks nobody for a password and encrypts nothing; put a "
-            "proxy that does before it, or leave out --host",
-            file=sys.stderr,
-            flush=True,
-        )
+    for warning in address.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _log_to_stderr() -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,11 +23,14 @@ from autoft.serving.fields import Fields, Invalid, Malformed, fields_of
 from autoft.serving.limits import Limits
 from autoft.serving.metrics import Metrics
 from autoft.serving.page import curl_line, page_of
+from autoft.serving.server import ALIKE
 from autoft.version import __version__
 
 __all__ = ["make_app"]
 
 COMPONENTS = "#/components/schemas/{model}"
+BATCH = 32
+"""Rows a forward pass, where the caller does not say and it makes no difference to the rows."""
 GONE = 499
 """Status of a request whose caller went away, as proxies count it; nobody reads it."""
 STATUSES = {
@@ -98,10 +102,12 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     """
     limits = limits or Limits()
     fields = fields_of(model, limits)
+    batch_size = limits.batch_size or (1 if fields.company > ALIKE else BATCH)
+    fields = replace(fields, limits=replace(limits, batch_size=batch_size))
     metrics = Metrics(model.manifest)
     batcher = Batcher(
-        lambda rows: model.predict(rows, limits.batch_size),
-        batch_size=limits.batch_size,
+        lambda rows: model.predict(rows, batch_size),
+        batch_size=batch_size,
         wait=limits.wait,
         capacity=limits.queue,
         observe=metrics.batch,
@@ -159,6 +165,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     async def root() -> Response:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
 
+    app.state.batch_size, app.state.company = batch_size, fields.company
     app.state.curl = lambda address: curl_line(address, fields)
     described: dict[str, Any] = {}
 

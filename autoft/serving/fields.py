@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,8 @@ class Fields:
         inputs: the columns of a row.
         examples: rows as requests have them, of the task's demo rows.
         answers: what the model says of these.
+        company: how much it matters to a row which others are predicted with it: the largest difference of a number of the
+            demo rows' predictions, infinite where anything else differs.
         limits: of the server.
     """
 
@@ -113,6 +116,7 @@ class Fields:
     inputs: tuple[Column, ...]
     examples: tuple[dict[str, Any], ...]
     answers: tuple[Prediction, ...]
+    company: float
     limits: Limits
 
     def parse(self, body: bytes) -> tuple[list[Row], bool]:
@@ -171,6 +175,7 @@ def fields_of(model: LoadedModel, limits: Limits) -> Fields:
         extra="forbid",
     )
     examples, answers = _tried_demo_rows(model, inputs)
+    together = model.predict(examples) if len(examples) > 1 else answers
     outputs = tuple(model.task.outputs(model.context)) or _seen(answers)
     prediction = _typed_dict(
         "Prediction",
@@ -191,6 +196,7 @@ def fields_of(model: LoadedModel, limits: Limits) -> Fields:
         inputs=inputs,
         examples=tuple(_written(one, inputs) for one in examples),
         answers=tuple(answers),
+        company=_difference(list(answers), list(together)),
         limits=limits,
     )
 
@@ -298,6 +304,17 @@ def _tried_demo_rows(model: LoadedModel, inputs: Sequence[Column]) -> tuple[list
             examples.append(one)
             break
     return examples, answers
+
+
+def _difference(one: Any, other: Any) -> float:
+    """Return how far the numbers of two predictions are apart at most; infinite where anything else differs."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+        return max((_difference(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return max(map(_difference, one, other), default=0.0)
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other)
+    return 0.0 if one == other else math.inf
 
 
 def _written(row: Mapping[str, Any], inputs: Sequence[Column]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ class Limits:
     """What a server does at most; every part has a default that suits one machine on a desk.
 
     Attributes:
-        batch_size: rows a forward pass, of one request or of several.
+        batch_size: rows a forward pass, of one request or of several. None is 32 for models to which it makes no
+            difference which rows go together, and 1 for others: where activations are quantized by the range that they have
+            in a batch, the same row would get other answers in other company.
         wait: seconds that the first row of a batch waits for others. With 0 a batch is what came in while the model was
             busy with the one before, and a lone request waits for nothing.
         queue: rows that wait for the model; beyond, requests are told to come back later (503).
@@ -23,7 +25,7 @@ class Limits:
         timeout: seconds until a request gets an answer (504), and until all of it has come in (408).
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     wait: float = 0.0
     queue: int = 1024
     rows: int = 256

@@ -77,7 +77,7 @@ def page_of(model: LoadedModel, fields: Fields) -> Page:
             *([("pixels of an image", f"{limits.pixels:,}")] if any(c["widget"] == "file" for c in columns) else []),
             ("until an answer", format_seconds(limits.timeout)),
             ("rows that wait", f"{limits.queue:,}"),
-            ("rows predicted together", f"{limits.batch_size:,}"),
+            ("rows predicted together", f"{limits.batch_size or 1:,}"),
         ],
     )
     return Page(html, {"content-security-policy": _policy(html), "x-content-type-options": "nosniff"})

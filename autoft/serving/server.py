@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "serve"]
 
+ALIKE = 0.01
+"""Difference of a row's predictions, alone and with others, from which on it matters; in half precision floating point makes
+some thousandths."""
 CONNECTIONS = 1000
 """Connections at a time; further ones are told 503 by uvicorn."""
 
@@ -37,12 +41,38 @@ class Address:
         loopback: only this machine reaches it.
         example: a command for the shell.
         title: what is served.
+        batch_size: rows that are predicted together.
+        company: how far the demo rows' predictions are apart, alone and together (:class:`~autoft.serving.fields.Fields`).
     """
 
     url: str
     loopback: bool
     example: str
     title: str
+    batch_size: int
+    company: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever starts it has to know."""
+        found = []
+        if not self.loopback:
+            found.append(
+                "other machines reach this server, and it asks nobody for a password and encrypts nothing; put a proxy "
+                "that does before it, or leave out --host"
+            )
+        if self.company > ALIKE:
+            apart = f"by up to {self.company:.2g}" if self.company < math.inf else "in more than numbers"
+            reason = (
+                f"what this model says of a row depends on the rows beside it (the demo rows differ {apart}), as where a "
+                "quantization goes by the range of a whole batch"
+            )
+            found.append(
+                f"{reason}: rows are predicted one by one; --batch-size 32 is faster, with answers that vary"
+                if self.batch_size == 1
+                else f"{reason}: with --batch-size {self.batch_size} the same row gets other answers in other company"
+            )
+        return tuple(found)
 
 
 def serve(
@@ -156,12 +186,16 @@ def _run(app: FastAPI, listener: socket.socket, limits: Limits, ready: Callable[
         timeout_graceful_shutdown=round(limits.timeout) + 5,
     )
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    # The address that stands for all of a machine's is none to ask.
+    asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{asked}]" if ":" in asked else asked
     address = Address(
         url=f"http://{shown}:{port}",
         loopback=ipaddress.ip_address(host.partition("%")[0]).is_loopback,
         example=app.state.curl(f"http://{shown}:{port}"),
         title=app.title,
+        batch_size=app.state.batch_size,
+        company=app.state.company,
     )
 
     class Server(uvicorn.Server):
