@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import io
 import json
 import os
@@ -653,6 +654,19 @@ def test_rows_that_were_given_up_leave_room():
     assert asyncio.run(go()) == [{"square": n * n} for n in (1, 4, 5)]
 
 
+def test_a_model_that_does_not_come_back_does_not_keep_the_server_from_ending(caplog):
+    async def go():
+        gate = threading.Event()
+        batcher = Batcher(lambda rows: gate.wait(SECONDS) and squares(rows), batch_size=1, wait=0.0, capacity=9)
+        batcher.start()
+        batcher.submit([1])
+        await batcher.close(timeout=0.1)
+        gate.set()
+
+    asyncio.run(go())
+    assert "the model did not come back" in caplog.text
+
+
 def test_health_says_when_the_server_is_about_to_end(classifier):
     app = make_app(classifier)
 
@@ -695,6 +709,28 @@ def test_names_cannot_put_markup_into_the_page(classifier):
     assert "<img" not in page.text
     assert page.text.count("</script>") == 2
     assert metrics.status_code == schema.status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize(
+    "name", ["text-classification", "token-classification", "image-captioning", "medical-qa-choice"]
+)
+def test_a_browser_shows_the_answer_to_the_first_example(name, shelf, tmp_path):
+    model = shelf(name)
+    with server(model.folder, cwd=tmp_path) as (_, url, _):
+        words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        # Names are not looked up: what the page would fetch from elsewhere fails, and is logged.
+        words += ["--virtual-time-budget=20000", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        words += [f"--user-data-dir={tmp_path / 'chromium'}", "--dump-dom", f"{url}/#try"]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+        row = httpx.get(f"{url}/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        said = httpx.post(f"{url}/predict", json=row["application/json"]["examples"]["row 1"]["value"]).json()
+    answer = re.search(r'<div id="answer">(.*?)<details', shown.stdout, re.DOTALL)[1]
+    words_of = {"text-classification": "label", "image-captioning": "caption", "medical-qa-choice": "answer"}
+    assert html.escape(said[words_of[name]] if name in words_of else said["tags"][0]) in answer
+    assert "there and back" in answer
+    assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
 
 
 # ---------------------------------------------------------------------------------------------- a real server

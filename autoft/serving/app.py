@@ -118,7 +118,8 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
         yield
-        await batcher.close()
+        # Who still waits has its answer by then, or its 504.
+        await batcher.close(limits.timeout)
 
     card, manifest = model.task.card, model.manifest
     app = FastAPI(

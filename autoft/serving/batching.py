@@ -109,13 +109,19 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="autoft-model", daemon=True)
         self._thread.start()
 
-    async def close(self) -> None:
-        """Take nothing more, answer what waits, and end the thread."""
+    async def close(self, timeout: float | None = None) -> None:
+        """Take nothing more, answer what waits, and end the thread.
+
+        Args:
+            timeout: seconds after which a model that does not come back is left alone; it ends with the process.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, timeout)
+            if self._thread.is_alive():
+                log.warning("the model did not come back within %g s; %d rows have no answer", timeout, self.waiting)
 
     def submit(self, rows: Sequence[Row]) -> asyncio.Future[list[Prediction | Failure]]:
         """Return what will be a prediction or a failure for each row; cancelling it gives its rows up.
