@@ -38,6 +38,7 @@ from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
 from autoft.serving import serve
 from autoft.tables import GivenTable, take_tables
+from autoft.trackers import TrackerListener
 from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
 
@@ -68,7 +69,7 @@ __all__ = [
     "write_report",
 ]
 
-FREE = ("budget", "executor", "storage")
+FREE = ("budget", "executor", "storage", "trackers")
 """Sections of a recipe that may change between calls of one run."""
 
 LIKE = 5
@@ -155,9 +156,10 @@ def search(
     with (
         folder.lock(),
         ProgressWriter(folder) as progress,
+        TrackerListener(folder, Audience(progress, listener).note) as trackers,
         _interruptible(listener) as interruption,
     ):
-        listener = Audience(progress, listener)
+        listener = Audience(progress, trackers, listener)
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
@@ -890,7 +892,7 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     if differing:
         raise RunFolderError(
             f"{folder.path}: holds a run of another recipe (differs in {', '.join(differing)}); give --run another "
-            "folder, or delete this one. Only budget, executor and storage may change between calls of a run"
+            "folder, or delete this one. Only budget, executor, storage and trackers may change between calls of a run"
         )
 
 

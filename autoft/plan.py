@@ -6,6 +6,7 @@ Nothing here imports torch: a plan is made, and explained, in well under a secon
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import math
@@ -379,6 +380,8 @@ class Plan(_Plan):
     folds: int = 1
     ensemble: int = 0
     storage_bytes: int
+    trackers: list[str] = []
+    """Where trials are logged to as well."""
     workers: int
     threads: int
     device: str
@@ -707,6 +710,11 @@ class _Planner:
                 "search.ensemble",
                 "is chosen on one validation split, and search.folds asks for several; use one of them",
             )
+        for place, tracker in enumerate(recipe.trackers):
+            # A folder of that name, as wandb itself leaves one where it runs, is no package.
+            found = importlib.util.find_spec(tracker)
+            if found is None or found.origin is None:
+                self.fault(f"trackers[{place}]", f'{tracker} is not installed; pip install "autoft[{tracker}]"')
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         if self.faults:
             raise recipe.error(self.faults, self.source)
@@ -754,6 +762,7 @@ class _Planner:
             folds=search.folds,
             ensemble=ensemble if search.folds == 1 else 0,
             storage_bytes=parse_bytes(recipe.storage.weights),
+            trackers=list(dict.fromkeys(recipe.trackers)),
             workers=recipe.executor.workers,
             threads=threads,
             device=self.hardware.device,

@@ -242,6 +242,11 @@ class Recipe(_Section):
     """Workers, threads and device."""
     storage: StorageSection = StorageSection()
     """Weights that stay on disk."""
+    trackers: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]],
+        BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+    ] = []
+    """Log each trial there as well, below the run folder unless the tracker's own settings in the environment say otherwise."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Off unless you trust its author."""
     _lines: Lines = PrivateAttr(default_factory=Lines)

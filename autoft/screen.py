@@ -418,7 +418,7 @@ def _front(view: View, width: int) -> list[Line]:
     rows = [[f"{one.objective:.4f}", *(cost_text(c, one.costs.get(c)) for c in columns)] for one in told.front]
     widths = [max(cell_len(row[place]) for row in [heads, *rows]) for place in range(len(heads))]
     labels = [_point(one, told.chosen, width) for one in told.front]
-    head = "best that fit" if width >= NARROW else "  that fit"
+    head = "best that fit" if width >= NARROW else "  fits"
     longest = max(cell_len(label) for label in [head, *labels])
     while len(widths) > 1 and sum(widths) + 2 * len(widths) + min(longest, 24) > width:
         widths.pop()

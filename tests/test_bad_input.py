@@ -228,6 +228,7 @@ CASES = [
     Case("an unknown key of a limit", explain(budget={"latency": {"p51": "3ms"}}), 2, "p50"),
     Case("an unknown sampler", explain(search={"sampler": "tep"}), 2, "Did you mean 'tpe'?"),
     Case("an unknown effort", explain(effort="fast"), 2, "allowed: quick, balanced or best"),
+    Case("an unknown tracker", explain(trackers=["tensorbord"]), 2, "Did you mean 'tensorboard'?"),
     Case("a share above 1", explain(data={"train": "reviews.csv", "test_size": 1.5}), 2, "a share below 1"),
     Case(
         "the test split as the split that drives",
