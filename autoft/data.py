@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast, overload
 
@@ -56,6 +56,9 @@ __all__ = [
     "prepare_data",
     "table_of_rows",
 ]
+
+SLICE = "slice:"
+"""How roles begin that the recipe's ``data.slices`` adds to the rows; the column's name follows."""
 
 SPLITS = ("train", "validation", "test")
 FILE_KINDS = frozenset({"image", "audio"})
@@ -959,7 +962,7 @@ class Split(Sequence[Row]):
     def inputs(self, card: TaskCard) -> list[Row]:
         """Return all rows without the columns that a prediction must not see."""
         targets = {column.role for column in card.targets}
-        kept = [name for name in self.table.column_names if name not in targets]
+        kept = [name for name in self.table.column_names if name not in targets and not name.startswith(SLICE)]
         return list(self.table.select(kept).to_pylist())
 
 
@@ -1183,13 +1186,28 @@ class _Preparation:
         self.notes += notes
         if name == "train":
             self.columns = columns
-        mapped = map_columns(table, self.card, columns, where)
+        mapped = map_columns(table, *self.sliced(table, columns, where), where)
         dropped = table.num_rows - mapped.num_rows
         if dropped:
             self.notes.append(
                 f"{where}: {_rows(dropped, table.num_rows)} left out for want of a value in {_required(self.card)}"
             )
         return _roomy(_with_files(mapped, self.card, source, self.base, where))
+
+    def sliced(self, table: pa.Table, columns: Mapping[str, str], where: str) -> tuple[TaskCard, dict[str, str]]:
+        """Return the card and the columns with those of ``data.slices`` added, which neither task nor model reads."""
+        wanted = list(dict.fromkeys(self.section.slices))
+        for name in wanted:
+            if name not in table.column_names:
+                raise DataError(f"data.slices: {where}: {unknown_name('column', name, table.column_names)}")
+            if name in columns.values():
+                role = next(role for role, column in columns.items() if column == name)
+                raise DataError(
+                    f"data.slices: {where}: the column {name!r} is read as {role!r} already; name one that the task does not read"
+                )
+        kept = {f"{SLICE}{name}": name for name in wanted}
+        further = tuple(Column(role, "source", "where a row comes from", required=False) for role in kept)
+        return replace(self.card, columns=(*self.card.columns, *further)), {**columns, **kept}
 
     def cleaned(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         """Take duplicates and rows of held-out splits out of ``train``, and test rows out of ``validation``."""

@@ -138,7 +138,7 @@ class SliceFigure(_Record):
     """What the chosen model scores on a part of the test split."""
 
     by: str
-    """What its rows have in common: ``length``, or the role of a column."""
+    """What its rows have in common: ``length``, the role of the label, or a column that ``data.slices`` names."""
     name: str
     metric: str
     figure: Interval

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoft.contracts import Row, TaskCard
+from autoft.data import SLICE
 
 __all__ = ["Slice", "slices"]
 
@@ -21,16 +22,13 @@ MOST = 100
 FEWEST = 5
 """Rows of which a figure is given: an interval over fewer says nothing."""
 
-SOURCES = frozenset({"category", "source"})
-"""Kinds of columns that say where a row comes from."""
-
 
 @dataclass(frozen=True)
 class Slice:
     """Some rows of a split.
 
     Attributes:
-        by: what they have in common: ``length``, or the role of a column.
+        by: what they have in common: ``length``, the role of the label, or a column that ``data.slices`` names.
         name: the range of lengths, or the value.
         rows: their places in the split.
     """
@@ -46,14 +44,17 @@ def slices(card: TaskCard, rows: Sequence[Row]) -> list[Slice]:
     A row with several labels is in the part of each.
 
     Args:
-        card: says which columns are texts, labels and sources.
+        card: says which columns are texts and labels.
         rows: of one split, with targets.
     """
     found = _by_length(card, rows)
     for column in card.columns:
         several = column.kind == "labels"
-        if (column.target and column.kind in {"label", "labels"}) or column.kind in SOURCES:
+        if column.target and column.kind in {"label", "labels"}:
             found += _by_value(column.role, [_values(row.get(column.role), several) for row in rows])
+    for role in dict.fromkeys(key for row in rows for key in row if key.startswith(SLICE)):
+        values = [_values(row.get(role), True) for row in rows]
+        found += _by_value(role.removeprefix(SLICE), values)
     return found
 
 

@@ -595,6 +595,23 @@ def test_an_unfinished_run_has_a_report(tmp_path, catalog, tiny_model, trials):
     assert ("baselines" in json.loads(paths["json"].read_text())) is True
 
 
+def test_an_unfinished_run_says_what_it_has_come_to(tmp_path, catalog, tiny_model):
+    def headline(name, **settings):
+        return make_content(
+            read_run(make_run(tmp_path / name, catalog, tiny_model, finished=False, **settings).path)
+        ).headline
+
+    assert headline("none", trials=0).endswith("No trial is done.")
+    # Of six trials the last is the best; 50 MB and 5 ms leave the compressed model.
+    assert headline("some", trials=6).endswith(
+        f"trial 5 ({tiny_model.name}, full, onnx-int8), validation accuracy 0.7480, which fits the budget."
+    )
+    run = make_run(tmp_path / "failed", catalog, tiny_model, trials=3, finished=False)
+    for result in run.results():
+        run.write_result(result.model_copy(update={"state": "failed", "reason": "no luck", "variants": []}))
+    assert make_content(read_run(run.path)).headline.endswith("3 trials failed, 3 of them with: no luck")
+
+
 def test_report_json_is_json_with_null_for_what_is_not_defined(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.contracts import Column, TaskCard, TaskContext
+from autoft.data import prepare_data
+from autoft.errors import DataError
 from autoft.evaluation import slice_figures
+from autoft.recipe import DataSection
 from autoft.slices import FEWEST, slices
 
 CARD = TaskCard(
@@ -18,7 +23,6 @@ CARD = TaskCard(
         Column("text", "text", ""),
         Column("tokens", "tokens", "", required=False),
         Column("label", "label", "", target=True),
-        Column("from", "category", "", required=False),
     ),
     metrics=("accuracy",),
     architecture="sequence-classification",
@@ -62,11 +66,62 @@ def test_tokens_count_with_the_spaces_between_them():
 
 
 def test_where_rows_come_from_parts_them_too():
-    rows = [{"text": "x", "label": "a", "from": "web" if i % 3 else "mail"} for i in range(30)]
+    rows = [{"text": "x", "label": "a", "slice:from": "web" if i % 3 else "mail"} for i in range(30)]
+    rows[0]["slice:from"] = None
     assert {(part.by, part.name): len(part.rows) for part in slices(CARD, rows)} == {
         ("from", "web"): 20,
-        ("from", "mail"): 10,
+        ("from", "mail"): 9,
     }
+
+
+def prepared(tmp_path, catalog, **data):
+    section = DataSection(train=str(tmp_path / "train.jsonl"), validation_size=20, test_size=40, **data)
+    return prepare_data(
+        section, catalog.task("text-classification"), {"problem": "auto"}, 0, tmp_path / "data", tmp_path
+    )
+
+
+@pytest.fixture
+def sourced(tmp_path) -> Path:
+    lines = [
+        {"text": f"text {i}", "label": "ab"[i % 2], "source": ["web", "mail"][i % 4 == 0], "n": i} for i in range(200)
+    ]
+    lines[7]["text"] = None
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_column_that_the_recipe_names_comes_along_and_stays_with_its_row(sourced, catalog):
+    found = prepared(sourced, catalog, slices=["source"])
+    task = catalog.task("text-classification")
+    for row in found.test[:]:
+        number = int(row["text"].split()[1])
+        assert row["slice:source"] == ["web", "mail"][number % 4 == 0]
+    assert "source" not in found.columns
+    assert set(found.test.inputs(task.card)[0]) == {"text"}
+    parts = {(part.by, part.name): len(part.rows) for part in slices(task.card, found.test[:])}
+    assert parts["source", "web"] + parts["source", "mail"] == 40
+
+
+def test_the_same_rows_are_repeats_whatever_their_source(sourced, catalog):
+    lines = (sourced / "train.jsonl").read_text().splitlines()
+    again = json.dumps({**json.loads(lines[5]), "source": "elsewhere"})
+    (sourced / "train.jsonl").write_text("\n".join([*lines, again]) + "\n", encoding="utf-8")
+    notes = " ".join(prepared(sourced, catalog, slices=["source"]).warnings)
+    assert "1 of 200 rows repeat the inputs of an earlier row" in notes
+    assert "different targets" not in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sorce", r"data.slices: data.train: unknown column 'sorce'. Did you mean 'source'\?"),
+        ("label", "is read as 'label' already"),
+    ],
+)
+def test_a_column_that_is_not_there_or_taken_is_told(sourced, catalog, name, message):
+    with pytest.raises(DataError, match=message):
+        prepared(sourced, catalog, slices=[name])
 
 
 def test_rows_of_all_one_kind_are_not_parted():

@@ -32,7 +32,7 @@ from autoft.report.views import (
     short_model,
 )
 from autoft.rundir import RunRecord, TrialConfig, TrialResult, VariantResult
-from autoft.selection import knees
+from autoft.selection import candidates, knees
 
 __all__ = [
     "KINDS",
@@ -199,7 +199,7 @@ def make_content(record: RunRecord) -> Content:
         content.reason = record.selection.reason
         content.steps = _steps(record, plan)
         content.candidates = _candidates(record, plan)
-    else:
+    elif all(candidate.violations for candidate in candidates(plan, record.trials)):
         content.misses = _misses(record, plan)
     return content
 
@@ -242,7 +242,7 @@ def _headline(record: RunRecord, plan: Plan) -> str:
             return f"Nothing that was tried fits the budget ({limits})."
         if record.trials and all(trial.state == "infeasible" for trial in record.trials):
             return f"Nothing that was tried fits {f'the budget ({limits})' if limits else 'into memory'}."
-        return "No model has been chosen yet."
+        return f"No model has been chosen yet. {_so_far(record, plan)}"
     chosen = record.trial(selection.trial)
     what = f"{short_model(chosen.config.model)}, {chosen.config.pipeline}, {selection.variant}"
     if final is None or "best" not in final.test:
@@ -264,6 +264,26 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     if ratio is not None and ratio >= 1.1:
         words.append(f"{ratio:.1f} times as fast")
     return text + (f", at {' and '.join(words)}." if words else ".")
+
+
+def _so_far(record: RunRecord, plan: Plan) -> str:
+    """Return what a run has come to that has not chosen a model."""
+    if not record.trials:
+        return "No trial is done."
+    if all(trial.state == "failed" for trial in record.trials):
+        (reason, times), *_ = Counter(trial.reason or "no reason is known" for trial in record.trials).most_common(1)
+        return f"{counted(len(record.trials), 'trial')} failed, {times} of them with: {reason}"
+    found = [c for c in candidates(plan, record.trials) if not c.violations]
+    if not found:
+        return "Nothing that fits has been found."
+    sign = 1 if plan.higher_is_better else -1
+    best = max(found, key=lambda c: sign * c.objective)
+    config = record.trial(best.trial).config
+    fits = ", which fits the budget" if plan.budget else ""
+    return (
+        f"Best so far: trial {best.trial} ({short_model(config.model)}, {config.pipeline}, {best.variant}), validation "
+        f"{plan.objective} {figure_text(best.objective)}{fits}."
+    )
 
 
 def _ratio(one: Mapping[str, float], other: Mapping[str, float], column: str) -> float | None:

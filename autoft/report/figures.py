@@ -485,7 +485,11 @@ def _param(value: object) -> str:
 def _best_value(trial: TrialResult, plan: Plan) -> float | None:
     sign = 1 if plan.higher_is_better else -1
     known = [v.validation[plan.objective] for v in trial.variants if plan.objective in v.validation]
-    known += [trial.curve[-1].validation[plan.objective]] if not known and trial.curve else []
+    if not known and plan.objective in trial.validation:
+        # Trained to its end and not compressed: the checkpoint that was kept, which need not be the last.
+        known.append(trial.validation[plan.objective])
+    elif not known and trial.curve:
+        known.append(trial.curve[-1].validation[plan.objective])
     finite = [value for value in known if math.isfinite(value)]
     return max(finite, key=lambda value: sign * value) if finite else None
 

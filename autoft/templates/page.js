@@ -28,7 +28,7 @@
   function parts(plot) {
     const figure = figures[plot.dataset.figure];
     const layout = painted(figure.layout);
-    layout.font.family = getComputedStyle(document.body).fontFamily;
+    layout.font.family = layout.hoverlabel.font.family = getComputedStyle(document.body).fontFamily;
     const narrow = plot.clientWidth < 480;
     if (coarse) layout.dragmode = false;
     if (printing) {
