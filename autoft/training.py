@@ -250,6 +250,7 @@ def train(
     after_step: Callable[[torch.nn.Module, int, int], None] | None = None,
     parts: int = 1,
     trim: bool = False,
+    backward: Callable[[torch.Tensor], None] | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -275,6 +276,8 @@ def train(
         parts: cut each batch into so many, one forward pass each, and add up their gradients; twice as many are taken
             whenever memory runs out. The batch of a step of the optimiser stays what it is.
         trim: give freed memory back to the system in each step; tensors of batches of other lengths would stay in the heap.
+        backward: adds up the gradients of a loss, as :meth:`autoft.shared_base.Seat.sharing` gives it; None for the loss's
+            own backward pass.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -340,7 +343,13 @@ def train(
             here = {k: v.to(accelerator.device) for k, v in task.collate(part, context).items()}
             return regularization.loss(compute, here) if regularization else compute(here)
 
-    gradients = _Gradients(loss_of, accelerator.backward, trainable, parts)
+    def add_up(loss: torch.Tensor) -> None:
+        if backward is None:
+            accelerator.backward(loss)
+        else:
+            backward(loss / accumulation)
+
+    gradients = _Gradients(loss_of, add_up, trainable, parts)
     seen, losses, shown = 0, [], 0.0
     begin = time.monotonic()
     end = False
