@@ -387,6 +387,11 @@ class _Member:
     rows: int = 0
     """Of its first batch."""
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of its layers."""
+        return max(int(layer.lora_A[ADAPTER].weight.shape[0]) for layer in self.adapted.values())
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -590,10 +595,9 @@ class _Base:
 
         Nothing is moved while a pass has not gone backwards, whose gradients are of the matrices as they lie.
         """
-        now = tuple((member.seat.number, member.rows) for member in self.members)
-        if self.pending or now == self.stacked:
+        if self.pending or tuple((member.seat.number, member.rows) for member in self.members) == self.stacked:
             return
-        self.members.sort(key=lambda member: (member.rows, member.seat.number))
+        self.members.sort(key=lambda member: (member.rows, member.rank, member.seat.number))
         for name, layer in self.layers.items():
             layer.stack([(member, member.adapted[name]) for member in self.members if name in member.adapted])
         self.stacked = tuple((member.seat.number, member.rows) for member in self.members)
@@ -844,6 +848,7 @@ class _Layer:
         self.b.requires_grad_(True)
         scales = [float(layer.scaling[ADAPTER]) for _, layer in owners]
         self.scales = torch.tensor(scales, dtype=first.dtype, device=first.device)[:, None, None]
+        self.ranks = [a.shape[0] for a, _ in pairs]
         self.rates = [float(getattr(layer.lora_dropout[ADAPTER], "p", 0.0)) for _, layer in owners]
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -854,44 +859,69 @@ class _Layer:
         parts = _passing.get()
         if x.shape[0] != parts[-1].end:
             raise _Unfit(f"{self.name} is given something else than the rows of the batch")
+        runs = self._runs(parts)
+        stacks = self._stacks([places for _, _, places in runs if places])
         pieces = []
-        for begin, end, places in self._runs(parts):
+        for begin, end, places in runs:
             piece = result[begin:end]
-            pieces.append(piece if places is None else self._updated(x[begin:end], piece, places))
+            pieces.append(self._updated(x[begin:end], piece, places, *next(stacks)) if places else piece)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _runs(self, parts: Sequence[_Part]) -> list[tuple[int, int, list[int] | None]]:
-        """Return rows whose updates are one product: of neighbours with equally many rows; None for those without any."""
-        runs: list[tuple[int, int, list[int] | None]] = []
-        size = -1
+    def _runs(self, parts: Sequence[_Part]) -> list[tuple[int, int, list[int]]]:
+        """Return rows whose updates are one product, with the places of their trials: none for those without an update.
+
+        They are of neighbours with equally many rows. On a CPU their ranks are equal too: there zeros cost what other
+        numbers do, and a further product costs little.
+        """
+        runs: list[tuple[int, int, list[int]]] = []
+        last: tuple[int, int] | None = None
         for part in parts:
-            place, rows = self.places.get(id(part.member)), part.end - part.begin
-            if runs and (place is None) == (runs[-1][2] is None) and (place is None or rows == size):
+            place = self.places.get(id(part.member))
+            like = None
+            if place is not None:
+                like = part.end - part.begin, self.ranks[place] if self.a.device.type == "cpu" else 0
+            if runs and like == last:
                 begin, _, places = runs[-1]
-                runs[-1] = begin, part.end, None if place is None or places is None else [*places, place]
+                runs[-1] = begin, part.end, places if place is None else [*places, place]
             else:
-                runs.append((part.begin, part.end, None if place is None else [place]))
-            size = rows
+                runs.append((part.begin, part.end, [] if place is None else [place]))
+            last = like
         return runs
 
-    def _updated(self, x: torch.Tensor, result: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    def _stacks(self, wanted: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield the matrices and scales of these places, each as one tensor that is no longer than its largest rank."""
         import torch
 
-        a, b, scales = (self._taken(one, places) for one in (self.a, self.b, self.scales))
-        count = len(places)
-        given = x.to(a.dtype).reshape(count, -1, x.shape[-1])
-        rates = [self.rates[place] for place in places]
+        every = (self.a, self.b, self.scales)
+        if len(wanted) == 1 and len(wanted[0]) == len(self.a) and list(wanted[0]) == list(range(len(self.a))):
+            yield every
+            return
+        if [place for places in wanted for place in places] == list(range(len(self.a))):
+            # One backward pass for all pieces; each taken by itself would have a gradient as large as the whole.
+            pieces = list(zip(*(torch.split(one, [len(places) for places in wanted]) for one in every), strict=True))
+        else:
+            pieces = [(self.a[list(places)], self.b[list(places)], self.scales[list(places)]) for places in wanted]
+        for places, (a, b, scales) in zip(wanted, pieces, strict=True):
+            rank = max(self.ranks[place] for place in places)
+            yield a[:, :rank], b[:, :rank], scales
+
+    def _updated(
+        self,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        places: Sequence[int],
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scales: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the outputs of some rows with the updates of the trials at these places."""
+        import torch
+
+        given = x.to(a.dtype).reshape(len(places), -1, x.shape[-1])
         if self.base.body.training:
-            given = _dropped(given, rates, [1] * count)
+            given = _dropped(given, [self.rates[place] for place in places], [1] * len(places))
         update = torch.bmm(torch.bmm(given, a.transpose(1, 2)) * scales, b)
         return (result + update.reshape(result.shape)).to(result.dtype)
-
-    def _taken(self, stack: Any, places: Sequence[int]) -> Any:
-        if len(places) == len(stack) and list(places) == list(range(len(stack))):
-            return stack
-        if list(places) == list(range(places[0], places[0] + len(places))):
-            return stack[places[0] : places[0] + len(places)]
-        return stack[list(places)]
 
     def hand_out(self, seats: set[int]) -> None:
         """Give the trials of these seats, by identity, their parts of the gradients."""
@@ -1137,8 +1167,7 @@ def _forget(module: Any, own: Any) -> None:
 def _cheapest(calls: Sequence[tuple[int, int, Seat]], floor: int) -> list[list[Seat]]:
     """Return the division of calls, given by length and rows, that costs least: a pass takes its tokens or the floor.
 
-    Lengths that are computed together are neighbours in the best division, so that each prefix of the sorted calls has a
-    best one.
+    Calls that are computed together are neighbours in length; then each prefix of the sorted calls has a best division.
     """
     calls = sorted(calls, key=lambda call: (call[0], call[2].number))
     best: list[tuple[float, int]] = [(0.0, 0)]

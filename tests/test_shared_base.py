@@ -615,16 +615,15 @@ def test_calls_are_divided_as_costs_least(calls, floor):
         return sum(max(floor, sum(rows for _, rows in part) * max(length for length, _ in part)) for part in parts)
 
     def divisions(items):
+        """All cuts of calls in the order of their lengths."""
         if not items:
             yield []
             return
-        first, rest = items[0], items[1:]
-        for division in divisions(rest):
-            yield [[first], *division]
-            for i, part in enumerate(division):
-                yield [*division[:i], [first, *part], *division[i + 1 :]]
+        for end in range(1, len(items) + 1):
+            for rest in divisions(items[end:]):
+                yield [items[:end], *rest]
 
     named = [(length, rows, SimpleNamespace(number=i)) for i, (length, rows) in enumerate(calls)]
     found = _cheapest(named, floor)
     assert sorted(one.number for part in found for one in part) == list(range(len(calls)))
-    assert cost([[calls[one.number] for one in part] for part in found]) == min(map(cost, divisions(calls)))
+    assert cost([[calls[one.number] for one in part] for part in found]) == min(map(cost, divisions(sorted(calls))))
