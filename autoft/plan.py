@@ -101,6 +101,9 @@ TRAIN_SPACE: dict[str, Domain] = {
 }
 """Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
 
+AT_ONCE = 8
+"""How many LoRA trials a worker trains at once on a GPU, at most, where the recipe leaves it open."""
+
 REACHES: tuple[Reach, ...] = ("head", "layers", "all")
 
 STARTS: tuple[State, ...] = ("dense", "adapted")
@@ -383,6 +386,8 @@ class Plan(_Plan):
     trackers: list[str] = []
     """Where trials are logged to as well."""
     workers: int
+    together: int = 1
+    """How many LoRA trials of one model a worker trains at once, at most."""
     threads: int
     device: str
     trust_remote_code: bool
@@ -716,6 +721,7 @@ class _Planner:
             if found is None or found.origin is None:
                 self.fault(f"trackers[{place}]", f'{tracker} is not installed; pip install "autoft[{tracker}]"')
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
+        together = self.together(objectives)
         if self.faults:
             raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
@@ -764,6 +770,7 @@ class _Planner:
             storage_bytes=parse_bytes(recipe.storage.weights),
             trackers=list(dict.fromkeys(recipe.trackers)),
             workers=recipe.executor.workers,
+            together=together,
             threads=threads,
             device=self.hardware.device,
             trust_remote_code=recipe.trust_remote_code,
@@ -779,6 +786,22 @@ class _Planner:
         metric = self.catalog.metrics_of(self.task).get(objective)
         written = self.task.card.generates and metric is not None and metric.uses != "targets"
         return GENERATED_ROWS if written else PREDICTED_ROWS
+
+    def together(self, objectives: Sequence[str]) -> int:
+        """Return how many trials a worker may train at once: one where the memory of each training counts."""
+        given = self.recipe.executor.together
+        counts = self.recipe.budget.train_memory is not None or "train_memory_bytes" in objectives
+        if given == "auto":
+            return AT_ONCE if self.hardware.device == "cuda" and not counts else 1
+        if given < 1:
+            self.fault("executor.together", f"has to be auto or at least 1, given {given}")
+        elif given > 1 and counts:
+            self.fault(
+                "executor.together",
+                "trials that train together share their memory, and this recipe asks for that of each training; set it "
+                "to 1, or leave train_memory out of budget and objectives",
+            )
+        return given
 
     def target_device(self) -> TargetDevice | None:
         given = self.recipe.budget.target

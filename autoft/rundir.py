@@ -191,6 +191,8 @@ class TrialResult(_Record):
     """Of the kept checkpoint as it was trained."""
     parts: int = 1
     """Into how many each batch was cut, its gradients added up, so that the training fits into memory."""
+    together: int = 1
+    """How many trials the training went on with over one base, itself included; ``train_memory_bytes`` is then of all."""
     parameters: int | None = None
     trainable_parameters: int | None = None
     train_memory_bytes: int | None = None

@@ -93,6 +93,9 @@ QUARTERS = 4
 GIVEN = frozenset({"default", "added"})
 """Kinds of trials that are trained to their end and compressed in every way, whatever others reached."""
 
+CHANGE_THE_BASE = frozenset({"pissa", "olora"})
+"""Values of ``lora.start`` that change the weights that trials could share."""
+
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
 
@@ -210,7 +213,8 @@ class _Pace:
             return
         model, pipeline = result.config.model, _trained_by(result.config)
         seen = result.curve[-1].samples
-        training = result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)
+        # Of trials that train together each waits for the others.
+        training = (result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)) / result.together
         self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
         self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
         if any(variant.state == "complete" for variant in result.variants):
@@ -282,6 +286,11 @@ class Search:
             self.pace.learn(result, self.rows_at_checkpoint, sum(plan.auxiliary_steps(result.config.params)))
         self.study = _Study(plan)
         self.running: dict[int, TrialConfig] = {}
+        """By worker, the trial that it is at, the first of them where they train together."""
+        self.mates: dict[int, list[TrialConfig]] = {}
+        """By worker, the others that train together with that one."""
+        self.aside: list[TrialConfig] = []
+        """Proposals that were not sent to a worker yet."""
         self.stages: dict[int, str] = {}
         """At which stage each worker was last."""
         for result in self._told():
@@ -292,6 +301,8 @@ class Search:
         for result in self.results.values():
             self._at_fold(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
+        self.apart: set[int] = set()
+        """Trials that are run by themselves: a worker was lost while they trained together."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
         self.startup = STARTUP_SECONDS
@@ -589,26 +600,33 @@ class Search:
     def _loop(self, executor: LocalExecutor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
         dry = False
+
+        def another() -> TrialConfig | None:
+            going = sum(not config.derived for config in self._going())
+            if limit is not None and self._counted() + going >= limit and self._next_fold() is None:
+                self.ended = f"all {limit} trials are done"
+                return None
+            return propose()
+
         while True:
-            while idle and not dry and not self.interruption.asked:
-                going = sum(not config.derived for config in self.running.values())
-                if limit is not None and self._counted() + going >= limit and self._next_fold() is None:
-                    self.ended = f"all {limit} trials are done"
-                    break
-                config = propose()
+            while idle and (self.aside or not dry) and not self.interruption.asked:
+                config = self._set_aside() or another()
                 if config is None:
                     dry = True
                     break
-                self._send(executor, min(idle), config)
+                self._send(executor, min(idle), *self._with_mates(config, another))
                 idle.discard(min(idle))
             if not self.running:
                 return
             if self.interruption.asked and any(result.state == "complete" for result in self.results.values()):
-                for worker, config in list(self.running.items()):
+                for worker in list(self.running):
                     executor.stop(worker)
+                for config in self._going():
                     self.study.forget(config.number)
                     self._discard(config.number)
                 self.running.clear()
+                self.mates.clear()
+                self.aside.clear()
                 return
             event = executor.poll(0.25)
             if event is not None:
@@ -625,25 +643,39 @@ class Search:
             case "progress":
                 self.listener.progress(body["trial"], body["samples"], body["total"], body["rate"])
             case "validation":
-                config = self.running[event.worker]
+                config = self._trial_of(event)
                 point = body["point"]
                 value = point["validation"][self.plan.objective]
                 self.listener.validation(config.number, point["samples"], value)
                 stop = self.study.behind(config, point["epoch"], value)
                 executor.send(event.worker, "decide", stop=stop or self.interruption.asked)
             case "done":
-                config = self.running.pop(event.worker)
-                idle.add(event.worker)
+                config = self._trial_of(event)
+                left = [c for c in [self.running.pop(event.worker), *self.mates.pop(event.worker, [])] if c != config]
+                if left:
+                    self.running[event.worker], self.mates[event.worker] = left[0], left[1:]
+                else:
+                    idle.add(event.worker)
                 self._finish(self.run.read_result(config.number))
             case "renew":
                 executor.stop(event.worker)
                 executor.start(event.worker)
-                self._send(executor, event.worker, self.running[event.worker])
+                self._send(executor, event.worker, self.running[event.worker], *self.mates.get(event.worker, []))
             case "lost":
                 config_lost = self.running.pop(event.worker, None)
+                mates = self.mates.pop(event.worker, [])
                 executor.stop(event.worker)
                 executor.start(event.worker)
                 idle.add(event.worker)
+                if config_lost is not None and mates:
+                    # Whose fault it was shows when each is run by itself.
+                    for config in (config_lost, *mates):
+                        self._discard(config.number)
+                        self.apart.add(config.number)
+                        self.aside.append(config)
+                    numbers = ", ".join(str(config.number) for config in (config_lost, *mates))
+                    self.listener.note(f"Trials {numbers} are begun again, each by itself: {body['reason']}.")
+                    return
                 if config_lost is not None:
                     killed = body["code"] == -9
                     smaller = self._in_more_parts(config_lost, self.stages.get(event.worker)) if killed else None
@@ -685,28 +717,101 @@ class Search:
             return None
         return config.model_copy(update={"parts": parts})
 
-    def _send(self, executor: LocalExecutor, worker: int, config: TrialConfig) -> None:
+    def _send(self, executor: LocalExecutor, worker: int, *configs: TrialConfig) -> None:
+        """Send trials to a worker; several train together."""
         self._check_disk()
         self.began = True
-        self.running[worker] = config
-        folder = self.run.trial(config.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.model_dump(mode="json"))
-        self.listener.trial_started(config)
+        self.running[worker], self.mates[worker] = configs[0], list(configs[1:])
+        self.aside = [config for config in self.aside if config not in configs]
+        requests = []
+        for config in configs:
+            folder = self.run.trial(config.number)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", config.model_dump(mode="json"))
+            self.listener.trial_started(config)
+            requests.append(self._request(config, len(configs)))
+        if len(requests) == 1:
+            executor.send(worker, "trial", **requests[0])
+        else:
+            executor.send(worker, "trials", trials=requests)
+
+    def _request(self, config: TrialConfig, together: int) -> dict[str, Any]:
+        """Return what a worker is told of a trial, which is one of so many that train together."""
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
         # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
         reserve = self.reserve() if self.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
-        seconds = max(5.0, self.seconds_left() - reserve - model_overhead)
-        executor.send(
-            worker,
-            "trial",
-            config=config.model_dump(mode="json"),
-            precision=self.precision,
-            screened=self.too_much.get(config.model, {}),
-            reached=self._reached(config),
-            seconds=seconds if math.isfinite(seconds) else None,
-            expected=self._expected(config),
-        )
+        seconds = max(5.0, self.seconds_left() - reserve - together * model_overhead)
+        return {
+            "config": config.model_dump(mode="json"),
+            "precision": self.precision,
+            "screened": self.too_much.get(config.model, {}),
+            "reached": self._reached(config),
+            "competes": self._competes(config),
+            "seconds": seconds if math.isfinite(seconds) else None,
+            "expected": self._expected(config),
+        }
+
+    # -- together -----------------------------------------------------------------------------------------------
+
+    def _going(self) -> list[TrialConfig]:
+        """Return the trials that workers are at, and those that wait for one."""
+        return [*self.running.values(), *(mate for mates in self.mates.values() for mate in mates), *self.aside]
+
+    def _trial_of(self, event: Event) -> TrialConfig:
+        """Return the trial that a worker speaks of."""
+        there = [self.running[event.worker], *self.mates.get(event.worker, [])]
+        return next((config for config in there if config.number == event.body.get("trial")), there[0])
+
+    def _set_aside(self) -> TrialConfig | None:
+        """Return the next proposal that waits and still fits into the time, or None; others are given up."""
+        while self.aside:
+            config = self.aside[0]
+            if config.derived or config.number in self.apart or not self.results or self._fits(config, self._room()):
+                return config
+            self.aside.pop(0)
+            self.study.forget(config.number)
+        return None
+
+    def _kin(self, config: TrialConfig) -> tuple[str, str | None] | None:
+        """Return what trials that train together have in common, or None for one that trains by itself.
+
+        It is LoRA over a model that it leaves as it is, with one call of the model a step.
+        """
+        plan, params = self.plan, config.params
+        if plan.together < 2 or config.kind in {*GIVEN, "soup", "ensemble", "compress"}:
+            return None
+        pipeline = plan.pipeline(config.pipeline)
+        if pipeline.adapter != "lora" or params.get("lora.start") in CHANGE_THE_BASE or config.parts > 1:
+            return None
+        if (params.get("regularize") or "none") != "none" or params.get("train.gradient_checkpointing"):
+            return None
+        if any(plan.auxiliary_steps(params)) or config.number in self.apart:
+            return None
+        return config.model, pipeline.quantizer
+
+    def _with_mates(self, config: TrialConfig, another: Callable[[], TrialConfig | None]) -> list[TrialConfig]:
+        """Return a trial with those that train together with it: of the proposals that wait, and of further ones.
+
+        Proposals are taken as they come, and those of another kind wait for their turn: as many as train together at most.
+        """
+        kin = self._kin(config)
+        if kin is None:
+            return [config]
+        if config not in self.aside:
+            self.aside.insert(0, config)
+        found = [config]
+        found += [one for one in self.aside if one is not config and self._kin(one) == kin][: self.plan.together - 1]
+        while len(found) < self.plan.together > len(self.aside) - len(found):
+            room = self._room() if self.results else math.inf
+            if sum(self._estimate(one) for one in found) > room:
+                break
+            further = another()
+            if further is None:
+                break
+            self.aside.append(further)
+            if self._kin(further) == kin:
+                found.append(further)
+        return found
 
     def _reached(self, config: TrialConfig) -> dict[str, float]:
         """Return the best that is known of each variant that would cost what this trial's does, by name.
@@ -715,9 +820,7 @@ class Search:
         use: as a repeat, in an average, as a teacher, or where the objectives are several.
         """
         plan = self.plan
-        if config.derived or config.kind in GIVEN or len(plan.objectives) > 1 or plan.folds > 1:
-            return {}
-        if plan.ensemble > 1 or plan.teachers > 1:
+        if not self._competes(config):
             return {}
         sign, found = 1 if plan.higher_is_better else -1, dict[str, float]()
         for result in self.results.values():
@@ -732,6 +835,12 @@ class Search:
                 if variant.state == "complete" and sign * value > sign * best:
                     found[variant.name] = value
         return found
+
+    def _competes(self, config: TrialConfig) -> bool:
+        """Say whether a trial is of no use where another one scores more at the same cost."""
+        plan = self.plan
+        further = len(plan.objectives) > 1 or plan.folds > 1 or plan.ensemble > 1 or plan.teachers > 1
+        return not (further or config.derived or config.kind in GIVEN)
 
     def _expected(self, config: TrialConfig) -> float:
         """Return the seconds that a configuration is thought to take."""
@@ -795,7 +904,7 @@ class Search:
         """Return on which folds a complete trial has still to be trained; those that a worker is at count as done."""
         if result.config.derived:
             return []
-        going = [*(r.config for r in self._repeats(result)), *self.running.values()]
+        going = [*(r.config for r in self._repeats(result)), *self._going()]
         there = {config.fold for config in going if config.parent == result.number and config.kind == "fold"}
         return [fold for fold in range(1, self.plan.folds) if fold not in there]
 
@@ -846,7 +955,7 @@ class Search:
                 if not self.results or not self._never_fits(config.model) or self._fits(config, room):
                     return self.study.fixed(config, 0)
             # Without a result there is nothing to export: what comes first is trained, however short the time.
-            elif (self._fits(config, room) or not (self.results or self.running)) and not self._illegal(config):
+            elif (self._fits(config, room) or not (self.results or self._going())) and not self._illegal(config):
                 return self.study.fixed(config, self._number())
         given: list[dict[str, Any]] = []
         too_long = 0
@@ -881,7 +990,7 @@ class Search:
         It is trained even where the time left seems too short: it ends with what it has, and a model that was trained for
         a moment is more than none.
         """
-        if not self.results or self.running or self.seconds_left() <= self.reserve():
+        if not self.results or self._going() or self.seconds_left() <= self.reserve():
             return None
         if any(self._values(result) is not None for result in self._told()):
             return None
@@ -1171,7 +1280,7 @@ class Search:
     def _number(self) -> int:
         # Number 0 is the default's, also where it does not come first.
         kept = [0] if any(config.kind == "default" for config in self.queue) else []
-        taken = [*kept, *self.results, *(config.number for config in self.running.values())]
+        taken = [*kept, *self.results, *(config.number for config in self._going())]
         return max(taken, default=-1) + 1
 
     # -- standing -----------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from autoft.plan import (
 from autoft.plugins import Catalog, load_plugins
 from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
+from autoft.shared_base import Seat
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
@@ -197,7 +198,11 @@ def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def run_trial(
-    place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None = None
+    place: Workplace,
+    config: TrialConfig,
+    callbacks: Callbacks,
+    deadline: float | None = None,
+    seat: Seat | None = None,
 ) -> TrialResult:
     """Run one configuration to its end; never raises for what a configuration can bring about.
 
@@ -206,6 +211,7 @@ def run_trial(
         config: what to train.
         callbacks: told of stages, progress and validations.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
+        seat: among trials that train at the same time.
 
     Returns:
         the result, whose state says how it ended; weights of its variants lie in the trial's folder.
@@ -216,7 +222,7 @@ def run_trial(
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
     try:
-        Trial(place, config, callbacks, deadline, result).go()
+        Trial(place, config, callbacks, deadline, result, seat).go()
     except FreshWorkerNeeded:
         raise
     except Exception as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
@@ -403,11 +409,19 @@ class Trial:
     """One configuration at work; what comes of it is written into ``result``."""
 
     def __init__(
-        self, place: Workplace, config: TrialConfig, callbacks: Callbacks, deadline: float | None, result: TrialResult
+        self,
+        place: Workplace,
+        config: TrialConfig,
+        callbacks: Callbacks,
+        deadline: float | None,
+        result: TrialResult,
+        seat: Seat | None = None,
     ) -> None:
         """Prepare it; the arguments are those of :func:`run_trial`."""
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
-        self.deadline, self.result = deadline, result
+        self.deadline, self.result, self.seat = deadline, result, seat
+        # Of this trial: while others train at the same time, the place may be told something else.
+        self.screened, self.reached = place.screened, place.reached
         self.remembered: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
         """What teachers say of training rows together, by their names, once a compressor has asked."""
         self.begun = Begun()
@@ -439,8 +453,12 @@ class Trial:
         there = len(self.place.splits(config.fold).validation)
         rows = plan.rows_of_validation(there)
         validate = self.place.validator(target.context, rows, config.fold)
-        with self._stage("train"), Regularization(self._regularizers(), model, target) as regularization:
-            outcome = self._train(model, target, validate, auxiliary, regularization)
+        with (
+            self._stage("train"),
+            Regularization(self._regularizers(), model, target) as regularization,
+            self._sharing(model, auxiliary, regularization) as backward,
+        ):
+            outcome = self._train(model, target, validate, auxiliary, regularization, backward)
         assert outcome.best is not None
         result = self.result
         result.seconds["validate"] = outcome.validate_seconds
@@ -459,7 +477,11 @@ class Trial:
             with self._stage("judge"):
                 result.validation = self.place.validator(target.context, fold=config.fold)(model)
         result.parts = outcome.parts
-        notes = [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []
+        alone = self.seat.why_alone if self.seat else ""
+        if self.seat is not None and not alone:
+            result.together = len(self.seat.cohort.seats)
+        notes = [f"computed by itself: {alone}"] if alone else []
+        notes += [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []
         if outcome.out_of_time:
             notes.append(f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}")
         result.reason = "; ".join(notes) or None
@@ -530,7 +552,7 @@ class Trial:
         """Return which variants are made of every trial: those that need no training, if any of them can fit."""
         every = self.plan.variants_of(self.config.pipeline)
         quick = [variant for variant in every if not variant.trains]
-        return quick if any(variant.name not in self.place.screened for variant in quick) else every
+        return quick if any(variant.name not in self.screened for variant in quick) else every
 
     def conclude(self) -> None:
         """Say how the trial ended, from how its variants did."""
@@ -627,6 +649,7 @@ class Trial:
         validate: Callable[[Any], dict[str, float]],
         auxiliary: Sequence[Auxiliary],
         regularization: Regularization,
+        backward: Callable[[torch.Tensor], None] | None,
     ) -> TrainOutcome:
         params, place = self.config.params, self.place
         rate = float(params[f"{self.adapter.name}.learning_rate"])  # type: ignore[arg-type]
@@ -640,7 +663,7 @@ class Trial:
             features = place.features(self.config.model, target.context, self.config.fold)
         rows = given[:] if augmentation else given
         # Whatever changes texts, weights or the loss leaves nothing to recall.
-        plain = features is not None and not auxiliary and not regularization.chain
+        plain = features is not None and not auxiliary and not regularization.chain and backward is None
         with self._recalled(model, target, features) if features is not None and plain else nullcontext():
             return train(
                 model,
@@ -663,7 +686,16 @@ class Trial:
                 after_step=self.adapter.after_step,
                 parts=self.parts,
                 trim=place.plan.train_memory is not None,
+                backward=backward,
             )
+
+    def _sharing(
+        self, model: torch.nn.Module, auxiliary: Sequence[Auxiliary], regularization: Regularization
+    ) -> AbstractContextManager[Callable[[torch.Tensor], None] | None]:
+        """Have the model compute with those of the other trials, where there are any and one call is all that a step is."""
+        if self.seat is None or auxiliary or regularization.chain:
+            return nullcontext()
+        return self.seat.sharing(model)
 
     def _recalled(self, model: torch.nn.Module, target: Target, features: Features) -> AbstractContextManager[int]:
         """Have the model recall what its frozen layers said of texts, in this trial or an earlier one."""
@@ -731,15 +763,15 @@ class Trial:
         # What variants of the best trial start from that are trained again, whether it fits the budget itself or not.
         again = any(other.trains for other in self.plan.variants_of(self.config.pipeline, rescues=True))
         kept = yardstick or (plain and again)
-        if variant.name in self.place.screened and not kept:
-            outcome.costs = {**self.place.screened[variant.name], **memory}
+        if variant.name in self.screened and not kept:
+            outcome.costs = {**self.screened[variant.name], **memory}
             outcome.violations = violations(outcome.costs, self.plan.budget)
             outcome.state, outcome.reason = "infeasible", "over the budget: " + ", ".join(outcome.violations)
             return outcome
         # What is behind is not the best trial, whose files others start from.
         if not yardstick and self._is_behind(variant.name):
             outcome.state = "pruned"
-            outcome.reason = f"another trial's reaches {self.place.reached[variant.name]:.4g} at the same cost"
+            outcome.reason = f"another trial's reaches {self.reached[variant.name]:.4g} at the same cost"
             return outcome
         self.callbacks.stage(f"compress: {variant.name}")
         try:
@@ -785,7 +817,7 @@ class Trial:
 
     def _is_behind(self, variant: str) -> bool:
         """Say whether a variant cannot reach the front: even if compressing loses nothing, one that costs the same is better."""
-        reached = self.place.reached.get(variant)
+        reached = self.reached.get(variant)
         sign = 1 if self.plan.higher_is_better else -1
         own = self.result.validation.get(self.plan.objective, math.nan)
         return reached is not None and sign * own < sign * reached

@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,10 +28,11 @@ from autoft.evaluation import start_measuring
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.processes import release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
+from autoft.shared_base import Cohort, Seat
 from autoft.training import Progress
 from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
 
-__all__ = ["gpu_share", "limit_gpu_memory", "main", "probe_model", "time_pipeline"]
+__all__ = ["at_once", "fitting", "gpu_share", "limit_gpu_memory", "main", "probe_model", "time_pipeline"]
 
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
@@ -177,6 +180,58 @@ def time_pipeline(place: Workplace, name: str, pipeline: str) -> float:
     return _seconds_per_sample(place, model, target, features, batches, place.precision.get(name, "fp32"))
 
 
+def fitting(peaks: Sequence[float | None], base: float, limit: float) -> int:
+    """Return how many trainings, from the first on, fit into a memory at once; at least one.
+
+    Args:
+        peaks: bytes that each needs alone, the base included; from one on that is not known, none is added.
+        base: bytes of what they share.
+        limit: bytes that there are.
+    """
+    left, count = limit, 0
+    for peak in peaks:
+        left -= math.inf if peak is None else max(0.0, peak - (base if count else 0.0))
+        if left < 0:
+            break
+        count += 1
+    return max(1, count)
+
+
+def at_once(place: Workplace, configs: Sequence[TrialConfig]) -> int:
+    """Return how many of these trials, from the first on, are to be trained at once, by what a GPU's memory is predicted to hold.
+
+    On a CPU, where trials train together only because the recipe says so, it is all of them.
+    """
+    import torch
+
+    plan = place.plan
+    if plan.device != "cuda":
+        return len(configs)
+    from autoft.estimates.verdicts import Constants, constants_of, predict, setting_of
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    peaks: list[float | None] = []
+    for config in configs:
+        features = place.features(
+            config.model, place.target(config.model, config.params, config.seed).context, config.fold
+        )
+        rows = place.splits(config.fold).train[:8]
+        model, pipeline = plan.model(config.model), plan.pipeline(config.pipeline)
+        setting = replace(
+            setting_of(plan, place.catalog, model, pipeline, rows, **config.params),
+            length=int(features.lengths.max()),
+            precision=place.precision.get(config.model, "fp32"),
+        )
+        known = constants_of(setting, place.catalog) or Constants(0)
+        prediction = predict(setting, place.catalog, known, place.run.cache)
+        peak = prediction.peak_bytes
+        peaks.append(None if peak is None else peak * (1 + prediction.margin))
+    # Of a quantized base it is not known what is left of its files.
+    quantized = plan.pipeline(configs[0].pipeline).quantizer is not None
+    base = 0 if quantized else plan.model(configs[0].model).size_bytes
+    return fitting(peaks, float(base), gpu_share(plan.train_memory, plan.workers, total) * total)
+
+
 def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
     """Return what it takes to predict and score a validation row."""
 
@@ -230,6 +285,8 @@ class _Worker:
                     self.say("screened", model=name, costs=screen(self.place, name))
             elif request["op"] == "trial":
                 self.trial(request)
+            elif request["op"] == "trials":
+                self.together(request["trials"])
             self.place.served = True
             release_memory()
             if number < 2:
@@ -239,12 +296,7 @@ class _Worker:
     def trial(self, request: dict[str, Any]) -> None:
         assert self.place is not None
         config = TrialConfig.model_validate(request["config"])
-        self.place.precision.update(request["precision"])
-        self.place.screened, self.place.reached = request["screened"], request["reached"]
-        self.number = config.number
-        callbacks = Callbacks(self.stage, self.progress, self.validation)
-        seconds = request["seconds"]
-        deadline = None if seconds is None else time.monotonic() + seconds
+        callbacks, deadline = self._prepared(request)
         if config.kind in {"soup", "ensemble"}:
             result = combine(self.place, config, callbacks)
         elif config.kind == "compress":
@@ -259,22 +311,89 @@ class _Worker:
                 # What this process keeps from before may be what was missing.
                 self.say("renew", trial=config.number)
                 return
+        self._done(result, request)
+
+    def together(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Run trials that train at the same time, as many at once as fit into the memory."""
+        assert self.place is not None
+        waiting = [{**one, "until": _until(one)} for one in requests]
+        while waiting:
+            self.place.precision.update(waiting[0]["precision"])
+            count = at_once(self.place, [TrialConfig.model_validate(one["config"]) for one in waiting])
+            now, waiting = waiting[:count], waiting[count:]
+            if len(now) == 1:
+                self.trial(now[0])
+                continue
+            cohort: Cohort[dict[str, Any] | None] = Cohort(self.place.plan.seed)
+            found = cohort.run([partial(self._seated, one, now) for one in now])
+            for one in found:
+                if isinstance(one, Exception):
+                    raise one
+                if one is not None:
+                    release_memory()
+                    self.trial(one)
+
+    def _seated(self, request: dict[str, Any], every: Sequence[dict[str, Any]], seat: Seat) -> dict[str, Any] | None:
+        """Run a trial among others; return it where it has to be run by itself, as there was no memory for all."""
+        assert self.place is not None
+        config = TrialConfig.model_validate(request["config"])
+        callbacks, deadline = self._prepared(request)
+        result = run_trial(self.place, config, callbacks, deadline, seat)
+        if "memory" in result.violations:
+            return request
+        self._done(result, request)
+        if request["competes"]:
+            for other in every:
+                if other["competes"] and other is not request:
+                    self._told_reached(result, other)
+        return None
+
+    def _told_reached(self, result: TrialResult, request: dict[str, Any]) -> None:
+        """Have a trial that is still training know what another one reaches at the same cost, as the search would tell it."""
+        assert self.place is not None
+        plan, own, config = self.place.plan, TrialConfig.model_validate(request["config"]), result.config
+        alike = [(plan.pipeline(one.pipeline).leaves, one.params.get("train.max_length")) for one in (own, config)]
+        if alike[0] != alike[1]:
+            return
+        sign, reached = 1 if plan.higher_is_better else -1, request["reached"]
+        for variant in result.variants:
+            value = variant.validation.get(plan.objective, math.nan)
+            if variant.state == "complete" and sign * value > sign * reached.get(variant.name, -sign * math.inf):
+                reached[variant.name] = value
+
+    def _prepared(self, request: dict[str, Any]) -> tuple[Callbacks, float | None]:
+        """Tell the place what a trial may know, and return whom it tells, and until when it may train."""
+        assert self.place is not None
+        self.place.precision.update(request["precision"])
+        self.place.screened, self.place.reached = request["screened"], request["reached"]
+        number = request["config"]["number"]
+        callbacks = Callbacks(
+            partial(self.stage, number), partial(self.progress, number), partial(self.validation, number)
+        )
+        return callbacks, request["until"] if "until" in request else _until(request)
+
+    def _done(self, result: TrialResult, request: dict[str, Any]) -> None:
         result.predicted["seconds"] = request["expected"]
         self.run.write_result(result)
-        self.say("done", trial=config.number)
+        self.say("done", trial=result.number)
 
-    def stage(self, name: str) -> None:
-        self.say("stage", trial=self.number, stage=name)
+    def stage(self, number: int, name: str) -> None:
+        self.say("stage", trial=number, stage=name)
 
-    def progress(self, progress: Progress) -> None:
-        self.say("progress", trial=self.number, samples=progress.samples, total=progress.total, rate=progress.rate)
+    def progress(self, number: int, progress: Progress) -> None:
+        self.say("progress", trial=number, samples=progress.samples, total=progress.total, rate=progress.rate)
 
-    def validation(self, point: CurvePoint) -> bool:
-        self.say("validation", trial=self.number, point=point.model_dump())
+    def validation(self, number: int, point: CurvePoint) -> bool:
+        self.say("validation", trial=number, point=point.model_dump())
         line = sys.stdin.readline()
         if not line:
             os._exit(0)
         return bool(json.loads(line)["stop"])
+
+
+def _until(request: dict[str, Any]) -> float | None:
+    """Return when the training of a request has to end, as :func:`time.monotonic` has it."""
+    return None if request["seconds"] is None else time.monotonic() + float(request["seconds"])
 
 
 def main() -> int:
