@@ -36,7 +36,7 @@ from autoft.progress import Figures, Follower, View, figures, printable, without
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.content import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
-from autoft.screen import COLOURS, Picture, counts_text, describe, outcome, time_left
+from autoft.screen import COLOURS, Picture, counts_text, describe, forgive_characters, outcome, time_left, tried
 from autoft.search import Forecast, Listener, Standing, TrialTime
 
 __all__ = ["Display", "JsonListener", "LiveListener", "PlainListener", "choose_listener", "outliving_its_terminal"]
@@ -56,6 +56,7 @@ MOST_WAITING = 20_000
 
 def choose_listener(as_json: bool, folder: Path | None = None) -> Display:
     """Return the listener for where standard output goes; ``folder`` is that of the run, as a user types it."""
+    forgive_characters(sys.stdout)
     if as_json:
         return JsonListener(sys.stdout, folder)
     console = Console()
@@ -335,7 +336,7 @@ class PlainListener(Display):
         assert self.plan is not None
         seconds = format_seconds(result.seconds.get("total", 0.0))
         self.line(
-            f"trial {result.number} ended after {seconds}: {outcome(result, self.plan)}; {describe(result.config)}; "
+            f"trial {result.number} ended after {seconds}: {outcome(result, self.plan)}; {tried(result)}; "
             f"{_standing(standing, self.plan)}"
         )
 
@@ -347,8 +348,10 @@ class PlainListener(Display):
         self.phase_shown = name
 
     def show_note(self, text: str) -> None:
-        """Keep it for the end."""
-        if text not in self.notes:
+        """Keep it for the end; without the context there is none, so say it now."""
+        if self._thread is None:
+            self.line(f"note: {text}")
+        elif text not in self.notes:
             self.notes.append(text)
 
     def show_interrupted(self) -> None:
@@ -511,7 +514,7 @@ class LiveListener(Display):
         text = Text(f"trial {result.number:>3} ", style="bold")
         text.append(outcome(result, self.plan), style=f"not bold {COLOURS[result.state]}")
         took = format_seconds(result.seconds.get("total", 0.0))
-        text.append(f"  {describe(result.config)}, {took}", style="not bold dim")
+        text.append(f"  {tried(result)}, {took}", style="not bold dim")
         self.console.print(text)
 
     def show_phase(self, name: str) -> None:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -29,10 +31,12 @@ __all__ = [
     "counts_text",
     "describe",
     "fitted",
+    "forgive_characters",
     "outcome",
     "picture",
     "sparkline",
     "time_left",
+    "tried",
 ]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -187,6 +191,12 @@ def about(seconds: float) -> str:
     return f"{round(2 * hours) / 2:g} h" if hours < 48 else f"{round(hours / 24)} days"
 
 
+def forgive_characters(stream: TextIO) -> None:
+    """Have a stream write a question mark for what its encoding has not: no label is worth an error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
 def clock(seconds: float) -> str:
     """Return a time that goes on, as a clock shows it: ``4:07``, ``2:05:00``."""
     whole = max(0, int(seconds))
@@ -235,6 +245,12 @@ def describe(config: TrialConfig) -> str:
     if config.kind == "fold":
         words.append(f"trial {config.parent} on fold {config.fold + 1}")
     return printable(", ".join(words))
+
+
+def tried(result: TrialResult) -> str:
+    """Return what a trial was, as :func:`describe`; of one that did not fit before anything was trained, the model alone."""
+    text = describe(result.config)
+    return text.split(",")[0] if result.state == "infeasible" and not result.curve and not result.seconds else text
 
 
 def outcome(result: TrialResult, plan: Plan) -> str:
@@ -503,7 +519,7 @@ def _trial_line(view: View, result: TrialResult, width: int) -> Text:
             (f"trial {result.number:>3}", "bold", 0),
             (text, style, 0),
             (f"{format_seconds(result.seconds.get('total', 0.0))}", "dim", 1),
-            (describe(result.config), "dim", 2),
+            (tried(result), "dim", 2),
         ],
         width,
     )

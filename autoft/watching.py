@@ -13,7 +13,7 @@ from rich.text import Text
 
 from autoft.progress import RunReader, View, printable, without_nan
 from autoft.quantities import format_seconds
-from autoft.screen import Picture, describe, outcome, picture, time_left
+from autoft.screen import Picture, forgive_characters, outcome, picture, time_left, tried
 
 __all__ = ["watch"]
 
@@ -40,6 +40,7 @@ def watch(run: str | Path, stream: TextIO, *, once: bool = False, as_json: bool 
         RunFolderError: there is no such folder.
     """
     reader = RunReader(run)
+    forgive_characters(stream)
     console = Console(file=stream)
     if as_json:
         _as_json(reader, stream, once, every)
@@ -98,7 +99,7 @@ def _lines(reader: RunReader, stream: TextIO, every: float) -> None:
         for result in view.results:
             if result.number not in told and view.plan is not None:
                 seconds = format_seconds(result.seconds.get("total", 0.0))
-                line = f"trial {result.number} ended after {seconds}: {outcome(result, view.plan)}; {describe(result.config)}"
+                line = f"trial {result.number} ended after {seconds}: {outcome(result, view.plan)}; {tried(result)}"
                 print(printable(line), file=stream, flush=True)
                 told.add(result.number)
         if view.state != state:

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from autoft.display import JsonListener, LiveListener, PlainListener, choose_listener, forecast_tables, plan_tables
@@ -18,6 +20,7 @@ from autoft.estimates.forecast import MemoryForecast, ServingForecast
 from autoft.estimates.verdicts import Prediction
 from autoft.hardware import Hardware
 from autoft.plan import RefusalNote, make_plan
+from autoft.progress import RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, write_json
 from autoft.screen import outcome
@@ -104,6 +107,12 @@ def test_on_a_pipe_a_trial_is_one_line_and_notes_come_once_at_the_end(plan):
     assert "[export]" in lines
     assert lines[-1] == "note: the disk is slow"
     assert text.count("the disk is slow") == 1
+
+
+def test_without_a_context_a_note_is_said_at_once(plan):
+    stream = io.StringIO()
+    PlainListener(stream).note("the disk is slow")
+    assert stream.getvalue() == "note: the disk is slow\n"
 
 
 def test_a_stream_of_few_characters_gets_what_it_can_write(plan):
@@ -201,6 +210,46 @@ def test_a_search_outlives_its_terminal(plan, tmp_path, closed):
         assert b"trial  39" in shown
         assert b"after the display" in shown
         assert shown.rindex(b"\x1b[?25h") < shown.rindex(b"after the display"), "the cursor is shown again"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_a_whole_search_goes_on_when_nobody_reads_any_more(tmp_path, tiny_model, reviews, kind):
+    """After its first trial the terminal, or the pipe, is closed: the second trial, export, test and report follow."""
+    import pty
+
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": str(reviews), "validation_size": 80, "test_size": 80},
+        "budget": {"time": "30m", "trials": 2},
+        "effort": "quick",
+        "compress": ["none"],
+        "space": {"train.epochs": 1},
+        "search": {"finalist_seeds": 0},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "autoft", "search", str(tmp_path / "tiny.yaml"), "--run", str(tmp_path / "run")]
+    if kind == "terminal":
+        child, reader = pty.fork()
+        if child == 0:
+            os.environ.update(TERM="xterm-256color")
+            os.execv(sys.executable, command)
+    else:
+        reader, writer = os.pipe()
+        child = subprocess.Popen(command, stdout=writer, stderr=subprocess.DEVNULL)
+        os.close(writer)
+    shown = b""
+    while not re.search(rb"trial +0 ", shown):
+        shown += os.read(reader, 65536)
+    os.close(reader)
+    assert (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if kind == "terminal" else child.wait()) == 0
+    run = RunReader(tmp_path / "run").read()
+    assert run.state == "finished"
+    assert [result.state for result in run.results] == ["complete", "complete"]
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "best" / "autoft.json").is_file()
 
 
 @pytest.mark.parametrize(

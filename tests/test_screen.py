@@ -14,7 +14,7 @@ from autoft.plan import make_plan
 from autoft.progress import Activity, Progress, View, figures
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, count_states
-from autoft.screen import BLOCKS, Picture, about, bar, fitted, picture, sparkline, time_left
+from autoft.screen import BLOCKS, Picture, about, bar, fitted, forgive_characters, picture, sparkline, time_left
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 NOW = 1_800_000_000.0
@@ -153,6 +153,15 @@ def test_a_terminal_without_unicode_gets_ascii(view):
     Console(file=file, width=80, height=40, force_terminal=True, color_system=None).print(Picture(view, now=NOW))
     file.flush()
     assert b"train #####..... 50%" in raw.getvalue()
+
+
+def test_labels_that_a_terminal_cannot_write_cost_no_line(view):
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="latin-1")
+    forgive_characters(file)
+    Console(file=file, width=120, height=40, force_terminal=True, color_system=None).print("模型 é")
+    file.flush()
+    assert raw.getvalue().decode("latin-1").strip() == "?? é"
 
 
 def test_states_without_a_search(plan):
