@@ -8,6 +8,7 @@
     ├── given/                 data that was given in Python, where there is any
     ├── data/                  prepared splits and encoded features, by fingerprint
     ├── trials/0007/           config.json, progress.jsonl, result.json (written last)
+    │   ├── adapter/           what its adapter learned, where it has one, as long as any of its variants is there
     │   └── variants/<name>/   files of the variants that are on the front
     ├── progress.json          what the search is at now, or how it ended
     ├── trials.csv             one line a trial and variant
@@ -16,6 +17,7 @@
     ├── final.json             test figures and the measurements of the exported files
     ├── best/                  the model
     ├── picks/                 other models of the front, as ``autoft pick`` exported them
+    ├── exports/               models in other formats, as ``autoft export`` wrote them
     ├── report.html, report.md, report.json
     └── logs/                  what workers and libraries printed
 """
@@ -346,6 +348,10 @@ class RunDir:
     def augmented(self, number: int) -> Path:
         """Return the file of what augmentation did to some rows of a trial; absent where there was none."""
         return self.trial(number) / "augmented.json"
+
+    def adapter(self, number: int) -> Path:
+        """Return the folder of what a trial's adapter learned, in PEFT's format; absent where it learned nothing apart."""
+        return self.trial(number) / "adapter"
 
     def result(self, number: int) -> Path:
         """Return the result file of a trial; it exists when the trial is done."""

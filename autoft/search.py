@@ -1382,6 +1382,8 @@ class Search:
                 variant.folder = None
                 self.run.write_result(result)
                 shutil.rmtree(folder, ignore_errors=True)
+            if not any(variant.folder for variant in result.variants):
+                shutil.rmtree(self.run.adapter(result.number), ignore_errors=True)
 
     def _discard(self, number: int) -> None:
         shutil.rmtree(self.run.trial(number), ignore_errors=True)

@@ -179,6 +179,8 @@ def weights_to_keep(
 ) -> set[tuple[int, str]]:
     """Return which variants' files stay: the default's as the yardstick, the chosen one, and the front as space allows.
 
+    Last come the uncompressed weights of the chosen trial, from which `autoft export` makes other formats.
+
     The default's own front comes before that of all: further seeds may show that what beat it was luck.
 
     Args:
@@ -201,6 +203,9 @@ def weights_to_keep(
         front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
     wanted = [(c.trial, c.variant) for c in front]
     wanted += [*_to_compress(plan, results, sizes), *_to_average(plan, results, sizes)]
+    if front and (front[0].trial, "none") in sizes:
+        # What other formats of the chosen model are made from.
+        wanted.append((front[0].trial, "none"))
     used = sum(sizes[key] for key in keep)
     for position, key in enumerate(wanted):
         if key in keep:

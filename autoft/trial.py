@@ -485,6 +485,7 @@ class Trial:
         if outcome.out_of_time:
             notes.append(f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}")
         result.reason = "; ".join(notes) or None
+        self._keep_adapter(model)
         with self._stage("merge"):
             dense = self._merge(model, target, validate)
         variants = self._variants()
@@ -730,6 +731,12 @@ class Trial:
         path = self.place.run.augmented(self.config.number)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"augment": name, "samples": augmentation.samples(rows, self.place.task.card)})
+
+    def _keep_adapter(self, model: torch.nn.Module) -> None:
+        """Write what the adapter learned, which merging takes apart; a few megabytes, for other bases and later exports."""
+        folder = self.place.run.adapter(self.config.number)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.adapter.save_learned(model, folder)
 
     def _merge(
         self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]

@@ -175,6 +175,19 @@ def test_a_trial_with_fewer_folds_is_neither_chosen_nor_on_the_front_and_keeps_i
     assert weights_to_keep(make_plan(), results, sizes) == set(sizes)
 
 
+def test_the_weights_of_the_chosen_trial_stay_for_other_formats_after_the_front_where_there_is_room():
+    # int8 beats its own weights in size and time at the same accuracy: they are not on the front.
+    results = [
+        trial(0, ("none", 0.80, 90, 10)),
+        trial(1, ("none", 0.90, 90, 10), ("int8", 0.90, 23, 2)),
+        trial(2, ("none", 0.85, 90, 10), ("int8", 0.85, 20, 1)),
+    ]
+    sizes = {(0, "none"): 90, (1, "none"): 90, (1, "int8"): 23, (2, "none"): 90, (2, "int8"): 20}
+    front = {(0, "none"), (1, "int8"), (2, "int8")}
+    assert weights_to_keep(make_plan(), results, sizes) == {*front, (1, "none")}
+    assert weights_to_keep(make_plan(storage=150), results, sizes) == front
+
+
 def test_a_trial_that_was_given_up_at_a_fold_is_no_candidate():
     behind = trial(1, ("none", 0.99, 90, 10)).model_copy(update={"state": "pruned"})
     assert [c.trial for c in candidates(make_plan(), [trial(0, ("none", 0.80, 90, 10)), behind])] == [0]

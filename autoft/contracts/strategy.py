@@ -367,6 +367,18 @@ class Adapter(Strategy):
         """Return the model that :meth:`save` wrote, on the context's device, in evaluation mode."""
         return _from_files(folder, target)
 
+    def save_learned(self, model: Any, folder: Path) -> bool:
+        """Write what was learned, without the base, in PEFT's format, and say whether there is such a thing.
+
+        Called with the trained model before :meth:`merge`; the files stay as long as any of the trial's do, for
+        ``autoft export --format adapter``. Nothing is written by default.
+
+        Args:
+            model: as :meth:`attach` returned it, trained.
+            folder: not there yet.
+        """
+        return False
+
     def parameter_groups(
         self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
     ) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Refusal, State, Target
@@ -149,6 +150,12 @@ class PeftAdapter(Adapter):
         take_out_saved(adapted)
         merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
         return merged.eval()
+
+    def save_learned(self, model: Any, folder: Path) -> bool:
+        """Write the adapter and the head as PEFT does."""
+        # Tables of words that were not trained are the base's own; PEFT would ask the hub whether they have grown.
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return True
 
     def _onto(self, base: torch.nn.Module, trained: PeftModel, target: Target) -> PeftModel:
         """Return the dense base with the trained adapter on top."""
