@@ -25,8 +25,11 @@ from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of
 from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError, SearchFailed
 from autoft.estimates.forecast import MemoryForecast, forecast
-from autoft.export import RESCORE_TOLERANCE, export, measure_final, measure_pick, rescored, write_card
+from autoft.export import RESCORE_TOLERANCE, measure_final, measure_pick, rescored, write_card
+from autoft.export import export as export_variant
+from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
+from autoft.hub import push_folder
 from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
@@ -45,6 +48,7 @@ from autoft.workloads import latency_scales, measure_profile, measure_workloads
 __all__ = [
     "Added",
     "Draft",
+    "Exported",
     "Picked",
     "Question",
     "Run",
@@ -54,12 +58,14 @@ __all__ = [
     "compare",
     "draft",
     "explain",
+    "export",
     "hardware",
     "load",
     "measure_device",
     "memory_forecast",
     "pick",
     "predict",
+    "push",
     "schema",
     "search",
     "serve",
@@ -298,7 +304,7 @@ def _finish(
         worked = True
         tested_before = final_path.is_file()
         listener.phase("export")
-        export(folder, plan, selection, results)
+        export_variant(folder, plan, selection, results)
         listener.phase("test")
         final = measure_final(folder, plan, selection, results)
         if tested_before:
@@ -312,7 +318,7 @@ def _finish(
         final.notes.extend(_gain_of_auxiliary(plan, results))
         for note in final.notes:
             listener.note(note)
-        write_card(folder.best, plan, catalog.task(plan.task).card, selection, results, final)
+        write_card(folder.best, plan, catalog.task(plan.task), selection, results, final)
     if worked:
         final.seconds = _count_time(folder, used, started, worked=True) if counted else used
         write_json(final_path, final.model_dump(mode="json"))
@@ -513,11 +519,54 @@ def pick(
         target = Path(output).absolute() if output else folder.path / "picks" / f"{selection.trial:04d}-{slug}"
         if target.exists() and not (target / MANIFEST).is_file():
             raise RunFolderError(f"{target}: is there already, and holds no exported model; give another folder")
-        export(folder, plan, selection, results, target)
+        export_variant(folder, plan, selection, results, target)
         final = measure_pick(folder, plan, selection, results, target)
         final.example = record.final.example if record.final else final.example
-        write_card(target, plan, catalog.task(plan.task).card, selection, results, final)
+        write_card(target, plan, catalog.task(plan.task), selection, results, final)
     return Picked(target, selection, final.validation["best"], final.costs["best"])
+
+
+def export(
+    model: str | Path,
+    format: str,
+    *,
+    output: str | Path | None = None,
+    trial: int | None = None,
+    variant: str | None = None,
+) -> Exported:
+    """Write a trained model in a format that other programs load, and compare its answers with the model's own.
+
+    The folder has the model, its tokenizer, labels and preprocessing as JSON, and a card whose code loads it without
+    autoft. Nothing is left behind where the answers differ.
+
+    Args:
+        model: a run folder, or the folder of a model that autoft wrote.
+        format: ``safetensors``, ``adapter``, ``onnx``, ``onnx-fp16``, ``onnx-int8`` or ``openvino``.
+        output: the folder; default: ``exports/`` in the run folder, or beside the model's.
+        trial: of the run; default: the chosen one.
+        variant: of the trial; default: what the format is best made from.
+
+    Raises:
+        ModelError: the format does not suit the model, or a package is missing.
+        RunFolderError: what it would be made from is not there, or ``output`` is something else.
+        ExportMismatch: the exported files do not answer as the model does.
+    """
+    return export_format(model, format, output=output, trial=trial, variant=variant)
+
+
+def push(model: str | Path, repo: str, *, public: bool = False) -> str:
+    """Upload a model with its card to a hub and return its address; the token comes from ``HF_TOKEN`` alone.
+
+    Args:
+        model: a run folder, whose ``best/`` is taken, or a folder that :func:`export` or :func:`pick` wrote.
+        repo: as ``owner/name``.
+        public: everybody may see it; by default only its owner may.
+
+    Raises:
+        RunFolderError: the folder holds no model with a card.
+        HubError: the name, the token or the hub is at fault.
+    """
+    return push_folder(model, repo, public=public)
 
 
 def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None) -> Selection:

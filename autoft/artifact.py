@@ -27,9 +27,11 @@ __all__ = [
     "LoadedModel",
     "Manifest",
     "changed_files",
+    "context_of",
     "file_digests",
     "load",
     "predicted",
+    "read_manifest",
     "save_artifact",
     "save_ensemble",
 ]
@@ -182,7 +184,7 @@ def save_ensemble(folder: Path, members: Sequence[Path], objective: str, variant
     for name, member in zip(names, members, strict=True):
         shutil.copytree(member, folder / name, copy_function=_linked, dirs_exist_ok=True)
     update = {"format": ENSEMBLE, "members": names, "objective": objective, "variant": variant}
-    manifest = _read_manifest(members[0]).model_copy(update=update)
+    manifest = read_manifest(members[0]).model_copy(update=update)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -212,19 +214,12 @@ def load(
     folder = Path(path).absolute()
     if not (folder / MANIFEST).is_file() and (folder / "best" / MANIFEST).is_file():
         folder = folder / "best"
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     catalog = catalog or load_plugins()
     task = catalog.task(manifest.task)
     hardware = Hardware.probe()
     source = ModelSource(name=manifest.model, path=str(folder), trust_remote_code=trust_remote_code)
-    context = TaskContext(
-        facts=manifest.facts,
-        options=manifest.options,
-        params=manifest.params,
-        max_length=manifest.max_length,
-        device=device or hardware.device,
-        reserved=manifest.reserved,
-    )
+    context = context_of(manifest, device or hardware.device)
     if manifest.format == ENSEMBLE:
         members = [load(_member(folder, name), catalog=catalog, device=context.device) for name in manifest.members]
         context = replace(context, processor=members[0].context.processor)
@@ -266,7 +261,7 @@ def changed_files(folder: Path) -> list[str]:
     Raises:
         ModelError: the folder holds no model.
     """
-    known = _read_manifest(folder).files
+    known = read_manifest(folder).files
     if not known:
         return []
     found = file_digests(folder)
@@ -277,13 +272,30 @@ def changed_files(folder: Path) -> list[str]:
     ]
 
 
+def context_of(manifest: Manifest, device: str) -> TaskContext:
+    """Return what a task knows of a model on disk, without its processor."""
+    return TaskContext(
+        facts=manifest.facts,
+        options=manifest.options,
+        params=manifest.params,
+        max_length=manifest.max_length,
+        device=device,
+        reserved=manifest.reserved,
+    )
+
+
 def _member(folder: Path, name: str) -> Path:
     if Path(name).name != name:
         raise ModelError(f"{folder / MANIFEST}: is damaged: a member is in {name!r}, which is no folder beside it")
     return folder / name
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Return what the folder of a model says of it.
+
+    Raises:
+        ModelError: it holds no model, or what it says is damaged.
+    """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; give a run folder or a model that autoft exported")

@@ -11,7 +11,8 @@
     ├── RunFolderError          5   a run folder that is busy, damaged, full or of another recipe
     ├── ServingError            5   a server that cannot start: its address, or packages that it needs
     ├── ExportMismatch          6   the exported files do not score what the trial scored
-    └── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
+    ├── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
+    └── HubError                8   a model hub that cannot be reached, or refuses
 
 Each message says where, what is allowed, what was given and, for names, the closest one.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "ExportMismatch",
     "Fault",
+    "HubError",
     "ModelError",
     "NothingFeasible",
     "PluginError",
@@ -91,6 +93,12 @@ class SearchFailed(AutoftError):
     """The search cannot go on: the first trials failed alike, or a worker does not start."""
 
     exit_code = 7
+
+
+class HubError(AutoftError):
+    """A model hub cannot be reached, or refuses."""
+
+    exit_code = 8
 
 
 @dataclass(frozen=True)

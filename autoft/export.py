@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from autoft.artifact import MANIFEST, file_digests
-from autoft.contracts import TaskCard
+from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
+from autoft.card import front_matter, templates, usage, write_settings
+from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError
 from autoft.evaluation import serving_environment
 from autoft.plan import Plan
@@ -178,48 +177,46 @@ def _measured_again(
 def write_card(
     folder: Path,
     plan: Plan,
-    card: TaskCard,
+    task: Task,
     selection: Selection,
     results: Sequence[TrialResult],
     final: Final,
 ) -> None:
-    """Write the model card of an exported folder, and the measured figures into its manifest."""
+    """Write the model card of an exported folder, its labels and preprocessing, and the figures into its manifest."""
     result = next(r for r in results if r.number == selection.trial)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("autoft", "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-    )
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    text = environment.get_template("model_card.md.j2").render(
-        plan=plan,
-        selection=selection,
-        result=result,
-        final=final,
-        format=manifest["format"],
-        members=_variant(results, selection.trial, selection.variant).members,
-        pipeline=card.hub_pipeline,
-        labels=manifest["facts"].get("labels"),
-        files=sorted(path.name for path in folder.iterdir()),
-        notice=card.notice,
-        operating_point=final.operating_point,
-        bytes=format_bytes,
-        python=repr,
-        folder=folder.name,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    manifest = read_manifest(folder)
     if final.operating_point:
-        manifest["facts"]["operating_point"] = final.operating_point
-    manifest["columns"] = plan.data.get("columns", {})
-    manifest["measured"] = {
+        manifest.facts["operating_point"] = final.operating_point
+    manifest.columns = plan.data.get("columns", {})
+    manifest.measured = {
         "test": {name: interval.model_dump() for name, interval in final.test.get("best", {}).items()},
         "validation": final.validation["best"],
         "costs": final.costs["best"],
     }
-    manifest["files"] = file_digests(folder)
-    write_json(folder / MANIFEST, manifest)
+    shown: dict[str, Any] = {"runtime": "", "name": folder.name}
+    if manifest.format != ENSEMBLE:
+        write_settings(task, manifest, folder)
+        shown |= usage(task, manifest, folder, folder.name) or {}
+    manifest.files = file_digests(folder)
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    library = {"transformers": "transformers", "onnx": "onnx"}.get(shown["runtime"], "autoft")
+    text = (
+        templates()
+        .get_template("model_card.md.j2")
+        .render(
+            front=front_matter(task.card, manifest, plan, library=library, name=plan.name),
+            plan=plan,
+            selection=selection,
+            result=result,
+            final=final,
+            members=_variant(results, selection.trial, selection.variant).members,
+            notice=task.card.notice,
+            operating_point=final.operating_point,
+            bytes=format_bytes,
+            **shown,
+        )
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _intervals(figures: Mapping[str, Any]) -> dict[str, Interval]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 # In this order the commands stand in `autoft --help`; importing is what registers them.
-from autoft.cli import starting, searching, watching, models, serving, runs, plugins, machine  # isort: skip  # noqa: F401
+from autoft.cli import starting, searching, watching, models, serving, exporting, runs, plugins, machine  # isort: skip  # noqa: F401
 from autoft.cli.common import app
 from autoft.version import __version__
 

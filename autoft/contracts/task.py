@@ -445,6 +445,14 @@ class Task(ABC):
         """Return how to trace the model for export, or None where this task's models cannot be exported."""
         return None
 
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return what a program has to know to use an exported model without this class, as plain JSON; nothing by default.
+
+        It becomes a part of ``preprocessing.json`` beside the model: what is put before a text, thresholds, lengths. Under
+        ``example_texts`` may stand the demo rows as the tokenizer is given them, for the card of the model.
+        """
+        return {}
+
     def score_targets(
         self, model: Any, rows: Sequence[Row], context: TaskContext, batch_size: int = 32
     ) -> Sequence[Mapping[str, Any]] | None:

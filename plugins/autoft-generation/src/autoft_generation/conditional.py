@@ -50,6 +50,8 @@ NEW_DECODER_POSITIONS = 512
 """Tokens that a new decoder can write."""
 SHOWN_EXAMPLES = 20
 SHOWN_CHARACTERS = 400
+_TOLD = ("decoder_start_token_id", "forced_bos_token_id")
+"""Settings of generation that a program has to give, beside those of the search for a text."""
 OWN_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
 """Types of models that keep two of their positions for themselves."""
 
@@ -393,6 +395,30 @@ class ConditionalGeneration(Task):
                     size = len(encoded[i][1].encode())
                     scored[i] = {"log_likelihood": -total, "target_tokens": count, "target_bytes": size}
         return scored
+
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return how texts are written, what is put before an input, and demo rows as the tokenizer is given them."""
+        settings = self._generation(context)
+        kept = {"max_new_tokens", "num_beams", "do_sample", "eos_token_id", "pad_token_id", *_TOLD}
+        rows = [
+            {column.role: row[column.role] for column in self.card.inputs if column.role in row}
+            for row in self.demo_rows()
+        ]
+        if self._causal(context):
+            ready, room = (
+                [self._prompt_text(row, i, context) for i, row in enumerate(rows, 1)],
+                self.prompt_room(context),
+            )
+            prefix = ""
+        else:
+            prefix, room = self.prefix(context), _least(context.max_length, context.processor.positions)
+            ready = [prefix + self._source(row, i, context) for i, row in enumerate(rows, 1)]
+        return {
+            "max_length": room,
+            "prefix": prefix,
+            "generation": {name: value for name, value in settings.items() if name in kept and value is not None},
+            "example_texts": ready,
+        }
 
     def reference(self, row: Row, context: TaskContext) -> Any:
         """Return all right answers."""

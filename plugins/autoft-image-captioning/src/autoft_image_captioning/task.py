@@ -24,7 +24,13 @@ from autoft.contracts import (
 )
 from autoft.errors import DataError
 from autoft_image_captioning.baselines import most_frequent, nearest_picture
-from autoft_image_captioning.captioners import generate, load_captioner, next_token_logits, positions
+from autoft_image_captioning.captioners import (
+    generate,
+    load_captioner,
+    longest_caption,
+    next_token_logits,
+    positions,
+)
 from autoft_image_captioning.cider import cider_d
 from autoft_image_captioning.metrics import caption_tokens
 from autoft_image_captioning.pictures import open_picture, thumbnail
@@ -234,6 +240,15 @@ class ImageCaptioning(Task):
         import torch
 
         return (most_frequent(rows), nearest_picture(rows, torch.get_num_threads()))
+
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return how captions are written; how pictures are resized, the image processor's own file says."""
+        return {
+            "max_new_tokens": longest_caption(context),
+            "num_beams": int(context.options.get("num_beams") or 1),
+            "start_token_id": context.processor.start,
+            "end_token_id": context.processor.end,
+        }
 
     def details(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Sequence[Detail]:
         """Return how varied captions are, and the pictures with the best and the worst ones."""

@@ -242,6 +242,14 @@ class QuestionAnswering(Task):
         dynamic = {name: {0: "batch", 1: "seq"} for name in inputs}
         return ExportSpec(inputs=inputs, dynamic=dynamic, outputs=("start_logits", "end_logits"))
 
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return how long answers and questions are, how windows overlap, and when a question is left unanswered."""
+        return {
+            **{name: int(context.options[name]) for name in ("max_answer_tokens", "max_question_tokens", "stride")},
+            "unanswerable": bool(context.facts.get("unanswerable")),
+            "no_answer_threshold": self.threshold(context),
+        }
+
     # ------------------------------------------------------------------------------------------------ windows
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:

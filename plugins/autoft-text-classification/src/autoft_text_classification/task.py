@@ -290,6 +290,16 @@ class TextClassification(Task):
         batch = dict(self._tokens(rows, context, padding=True, return_tensors="pt"))
         return ExportSpec(inputs=batch, dynamic={name: {0: "batch", 1: "seq"} for name in batch})
 
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return whether texts come in pairs, and with several labels a row the score from which a label is given."""
+        found: dict[str, Any] = {"text_pair": bool(context.facts.get("pair"))}
+        if context.facts.get("problem") == "multi":
+            found |= {
+                "threshold": float(context.options.get("threshold", 0.5)),
+                "always_a_label": not context.facts.get("empty", True),
+            }
+        return found
+
     def details(
         self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
     ) -> Sequence[Table | Matrix | Examples]:

@@ -26,7 +26,7 @@ from autoft.pretrained import load_network, load_tokenizer
 from autoft_token_classification.answers import Decoder
 from autoft_token_classification.schemes import SCHEMES, detect_scheme, order_tags, read_entities, split_tag
 from autoft_token_classification.sentences import Sentence, read_list, read_sentence, read_tags, true_entities
-from autoft_token_classification.windows import Window, cut_windows
+from autoft_token_classification.windows import Window, cut_windows, word_prefix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -332,6 +332,14 @@ class TokenClassification(Task):
         windows = [parts[0].inputs for parts in cut_windows(sentences, context.processor, context.max_length)]
         batch = _padded(windows, context)
         return ExportSpec(inputs=batch, dynamic={name: {0: "batch", 1: "seq"} for name in batch})
+
+    def export_settings(self, context: TaskContext) -> dict[str, Any]:
+        """Return how words are given to the tokenizer, and how their tags are read."""
+        return {
+            "word_prefix": word_prefix(context.processor),
+            "scheme": context.facts["scheme"],
+            "decoding": context.options.get("decoding", "argmax"),
+        }
 
     def details(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Sequence[Detail]:
         """Return figures and kinds of errors for each type, and sentences with what was found and missed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Window", "cut_windows"]
+__all__ = ["Window", "cut_windows", "word_prefix"]
 
 INPUTS = ("input_ids", "token_type_ids")
 """What of a tokenizer's output is kept; the attention mask of a window without padding is all ones."""
@@ -44,7 +44,7 @@ def cut_windows(sentences: Sequence[Sequence[str]], tokenizer: Any, max_length: 
     """
     if not sentences:
         return []
-    lead = " " if _needs_space(tokenizer) else ""
+    lead = word_prefix(tokenizer)
     spelt = [[lead + word for word in words] or [""] for words in sentences]
     encoded = _encode(spelt, tokenizer, max_length)
     # Words of signs that the tokenizer drops have no sub-word to be judged by.
@@ -100,6 +100,11 @@ def _windows(parts: Sequence[_Part], count: int) -> list[Window]:
     for word, (_, number, place) in enumerate(best):
         chosen[-number].append((word, place))
     return [Window(inputs, tuple(words)) for (inputs, _), words in zip(parts, chosen, strict=True)]
+
+
+def word_prefix(tokenizer: Any) -> str:
+    """Return what is put before each word, that it is read as in running text."""
+    return " " if _needs_space(tokenizer) else ""
 
 
 @lru_cache(maxsize=4)

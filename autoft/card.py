@@ -1,0 +1,258 @@
+"""What goes beside a model for people and programs without autoft.
+
+Its labels and preprocessing as JSON, the code that loads and asks it, and the head of its card as hubs read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from autoft.artifact import Manifest, context_of
+from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
+from autoft.plan import Plan
+from autoft.rundir import write_json
+
+__all__ = ["LABELS", "PREPROCESSING", "front_matter", "license_of", "templates", "usage", "write_settings"]
+
+LABELS = "labels.json"
+PREPROCESSING = "preprocessing.json"
+EXAMPLES = 2
+"""Inputs that the code of a card shows."""
+ASKED = (
+    ("labels", "sequence-classification", {"text"}),
+    ("tags", "token-classification", {"tokens"}),
+    ("answers", "question-answering", {"question", "context"}),
+)
+"""Which lines of code fit which kind of model, by what rows have; others show scores alone."""
+GRAPHS = ("model.onnx", "decoder.onnx")
+
+HUB_TASKS = {
+    "text-classification": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "translation": "translation",
+    "summarization": "summarization",
+    "generation": "text-generation",
+    "image-captioning": "image-to-text",
+}
+"""Names that the hub has for what a task does; medical tasks have none of their own."""
+HUB_METRICS = {
+    "accuracy": "accuracy",
+    "f1_macro": "f1",
+    "entity_f1": "seqeval",
+    "qa_f1": "f1",
+    "exact_match": "exact_match",
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def front_matter(card: TaskCard, manifest: Manifest, plan: Plan | None, *, library: str, name: str) -> str:
+    """Return the YAML head of a model card, without the lines around it.
+
+    Args:
+        card: of the task.
+        manifest: of the model; its measured figures are told.
+        plan: of the run, where it is known: where model and data come from.
+        library: that loads the files.
+        name: of the model.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    pipeline = HUB_TASKS.get(card.name)
+    measured = manifest.measured.get("test") or {}
+    split = "test" if measured else "validation"
+    figures = {metric: _value(value) for metric, value in (measured or manifest.measured.get("validation", {})).items()}
+    data = _data(plan)
+    results = [
+        EvalResult(
+            task_type=pipeline or card.name,
+            dataset_type=data or "custom",
+            dataset_name=data or f"own data, {split} split",
+            dataset_split=split,
+            metric_type=HUB_METRICS.get(metric, metric),
+            metric_name=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in figures.items()
+        if math.isfinite(value)
+    ]
+    planned = next((one for one in plan.models if one.name == manifest.model), None) if plan else None
+    local = planned is not None and Path(planned.path).is_dir()
+    hub = manifest.model if HUB_ID.fullmatch(manifest.model) and not local else None
+    found = ModelCardData(
+        base_model=hub,
+        library_name=library,
+        pipeline_tag=pipeline,
+        license=license_of(manifest.model, plan),
+        datasets=data,
+        metrics=sorted({HUB_METRICS.get(metric, metric) for metric in figures}) or None,
+        tags=["autoft", card.name],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    yaml: str = found.to_yaml(line_break="\n")
+    return yaml.strip()
+
+
+def license_of(model: str, plan: Plan | None) -> str | None:
+    """Return the licence of a base model as the card beside its weights says it; None where none does.
+
+    The licence of a Python package is that of its code: one that carries MiniLM's weights (Apache-2.0) says MIT.
+    """
+    import yaml
+    from huggingface_hub import ModelCard
+
+    planned = next((one for one in plan.models if one.name == model), None) if plan else None
+    path = Path(planned.path) / "README.md" if planned else None
+    if path is not None and path.is_file():
+        try:
+            said = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
+        except (ValueError, yaml.YAMLError):
+            # A page that is no card.
+            return None
+        return said if isinstance(said, str) else None
+    return None
+
+
+def _data(plan: Plan | None) -> str | None:
+    """Return the hub's name of the data, where it is from there."""
+    source = str(plan.data.get("source", "")) if plan else ""
+    return source.removeprefix("hub://").split("@")[0].split("#")[0] if source.startswith("hub://") else None
+
+
+def _value(figure: Any) -> float:
+    return float(figure["value"]) if isinstance(figure, dict) else float(figure)
+
+
+def templates() -> jinja2.Environment:
+    """Return the environment in which cards are rendered."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("autoft", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["python"] = repr
+    return environment
+
+
+def write_settings(task: Task, manifest: Manifest, folder: Path) -> None:
+    """Write ``preprocessing.json``, and ``labels.json`` where a model has labels, into its folder.
+
+    Args:
+        task: knows what is done to inputs.
+        manifest: of the model.
+        folder: with the files of the processor.
+    """
+    context = _context(task, manifest, folder)
+    tokenizer = _tokenizer(context.processor)
+    settings: dict[str, Any] = {
+        "task": task.card.name,
+        "base_model": manifest.model,
+        "inputs": [column.role for column in task.card.inputs],
+        "max_length": context.max_length,
+        "truncation": True,
+    }
+    if tokenizer is not None:
+        settings |= {
+            "lowercase": _lowers(tokenizer),
+            "padding_side": tokenizer.padding_side,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    settings |= task.export_settings(context)
+    write_json(folder / PREPROCESSING, settings)
+    if context.labels:
+        write_json(folder / LABELS, {"labels": list(context.labels)})
+
+
+def usage(task: Task, manifest: Manifest, folder: Path, name: str, *, of: str = "") -> dict[str, Any] | None:
+    """Return what ``usage.md.j2`` needs to show how a folder is used without autoft; None where it cannot be.
+
+    Args:
+        task: of the model.
+        manifest: of the model.
+        folder: with the model, its processor, and what :func:`write_settings` wrote.
+        name: of the folder, in the code that is shown.
+        of: ``adapter`` or ``openvino`` for such files; what else is there is told by the files.
+    """
+    settings = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+    config = folder / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else dict(manifest.config)
+    graphs = any((folder / graph).is_file() for graph in GRAPHS)
+    plain = not graphs and any(folder.glob("*.safetensors")) and manifest.format in {"transformers", *BESIDE}
+    runtime = of or ("onnx" if graphs else "transformers" if plain else "")
+    if not runtime:
+        return None
+    context = context_of(manifest, "cpu")
+    return {
+        "name": name,
+        "runtime": runtime,
+        "kind": _kind(task, _context(task, manifest, folder), known),
+        "base": manifest.model,
+        "model_class": next(iter(known.get("architectures") or ["AutoModel"])),
+        "labels": list(context.labels),
+        "multi": context.facts.get("problem") == "multi",
+        "settings": settings,
+        "target": (folder / "target").is_dir(),
+        "beside": (folder / "adapter").is_dir(),
+        "examples": _examples(task, context, settings),
+    }
+
+
+BESIDE = ("prompt-tuning", "p-tuning", "prefix-tuning")
+"""Adapters that stay beside their base: their files are those of the base, and PEFT's in ``adapter/``."""
+
+
+def _context(task: Task, manifest: Manifest, folder: Path) -> TaskContext:
+    context = context_of(manifest, "cpu")
+    return replace(context, processor=task.load_processor(ModelSource(manifest.model, str(folder)), context))
+
+
+def _kind(task: Task, context: TaskContext, config: Mapping[str, Any]) -> str:
+    """Return which lines of code show how the model is used."""
+    if task.export_inputs(context) is not None:
+        roles = {column.role for column in task.card.inputs}
+        for kind, architecture, needed in ASKED:
+            if task.card.architecture == architecture and needed <= roles:
+                return kind
+        return "scores"
+    if any(column.kind == "image" for column in task.card.inputs):
+        return "caption"
+    if task.card.architecture in {"causal-lm", "conditional-generation"}:
+        return "seq2seq" if config.get("is_encoder_decoder") else "causal"
+    return "scores"
+
+
+def _examples(task: Task, context: TaskContext, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return demo rows as the code of the card writes them, never rows of the user's data."""
+    rows = list(task.demo_rows())[:EXAMPLES]
+    roles = [column.role for column in task.card.inputs]
+    found = [{role: row[role] for role in roles if role in row} for row in rows]
+    if context.facts.get("pair"):
+        found = [{**row, "text_pair": row["text"]} for row in found]
+    texts = settings.get("example_texts")
+    return [{**row, "ready": text} for row, text in zip(found, texts, strict=False)] if texts else found
+
+
+def _tokenizer(processor: Any) -> Any:
+    """Return the tokenizer of a processor, which may be one, or hold one."""
+    if hasattr(processor, "pad_token_id"):
+        return processor
+    return next((found for name in ("source", "tokenizer") if (found := getattr(processor, name, None))), None)
+
+
+def _lowers(tokenizer: Any) -> bool:
+    """Say whether a tokenizer reads capitals as small letters."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return bool(getattr(tokenizer, "do_lower_case", False))
+    return "A" not in normalizer.normalize_str("A")

@@ -1,0 +1,48 @@
+"""The card of an exported model: what it is, how it was checked, and how to load it without autoft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoft.card import front_matter, templates, usage
+from autoft.formats.agreement import Agreement
+from autoft.formats.base import Format, Origin
+from autoft.plan import plan_of
+from autoft.quantities import format_bytes
+
+__all__ = ["write_readme"]
+
+
+def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreement: Agreement) -> None:
+    """Write the card of an exported folder.
+
+    Args:
+        origin: the model that was exported.
+        wanted: the format.
+        folder: with all other files.
+        name: that the folder will have.
+        agreement: how the files compare with the model.
+    """
+    record, manifest = origin.record, origin.loaded.manifest
+    plan = plan_of(record) if record else None
+    result = record.trial(origin.trial) if record and origin.trial is not None else None
+    if result is not None and not manifest.measured:
+        own = next(one.validation for one in result.variants if one.name == origin.variant)
+        manifest = manifest.model_copy(update={"measured": {"validation": own}})
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    text = (
+        templates()
+        .get_template("exported.md.j2")
+        .render(
+            front=front_matter(origin.task.card, manifest, plan, library=wanted.library, name=name),
+            task=origin.task.card,
+            origin=origin,
+            result=result,
+            format=wanted,
+            agreement=agreement,
+            files={str(path.relative_to(folder)): format_bytes(path.stat().st_size) for path in files},
+            measured=manifest.measured,
+            **(usage(origin.task, manifest, folder, name, of=wanted.usage) or {}),
+        )
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,258 @@
+"""``autoft push`` against a hub of our own on this machine, which speaks the few requests that an upload makes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autoft.artifact import Manifest
+from autoft.card import front_matter, license_of
+from autoft.errors import HubError, ModelError, RunFolderError
+from autoft.hub import push_folder
+from autoft.plugins import load_plugins
+
+TOKEN = "hf_" + "x" * 30
+
+
+class Hub(ThreadingHTTPServer):
+    """Keeps what is uploaded; one name is public already, one token may write."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Requests)
+        self.files: dict[str, bytes] = {}
+        self.repos: dict[str, bool] = {"me/seen": False}
+        """By name, whether it is private."""
+        self.asked: list[tuple[str, str]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Requests(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, format, *args) -> None:
+        pass
+
+    def answer(self, value: object, status: int = 200) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def allowed(self) -> bool:
+        self.server.asked.append((self.command, self.path))
+        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+            return True
+        self.answer({"error": "who are you?"}, 401)
+        return False
+
+    def do_GET(self) -> None:
+        if not self.allowed():
+            return
+        name = self.path.removeprefix("/api/models/").split("?")[0].removesuffix("/revision/main")
+        if name in self.server.repos:
+            siblings = [{"rfilename": path} for path in self.server.files]
+            self.answer({"id": name, "private": self.server.repos[name], "sha": "0" * 40, "siblings": siblings})
+        else:
+            self.answer({"error": "no such repository"}, 404)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self.allowed():
+            return
+        if self.path == "/api/repos/create":
+            given = json.loads(body)
+            name = "/".join(filter(None, (given.get("organization") or "me", given["name"])))
+            taken = name in self.server.repos
+            private = given.get("visibility") == "private" or given.get("private") is True
+            self.server.repos.setdefault(name, private)
+            self.answer({"url": f"{self.server.address}/{name}", "id": name, "name": name}, 409 if taken else 200)
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        elif "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            name = self.path.removeprefix("/api/models/").split("/commit/")[0]
+            address = f"{self.server.address}/{name}/commit/{'1' * 40}"
+            self.answer({"commitUrl": address, "commitOid": "1" * 40, "success": True})
+        else:
+            self.answer({"error": self.path}, 500)
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[Hub]:
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    from huggingface_hub import constants
+
+    # What the variables HF_HUB_OFFLINE and HF_ENDPOINT become when the library is imported, which it is already here.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def manifest(**changes) -> Manifest:
+    figures = {"test": {"accuracy": {"value": 0.8125, "low": 0.7, "high": 0.9, "n": 80}}, "validation": {}, "costs": {}}
+    given = {
+        "autoft": "0.1.0",
+        "task": "text-classification",
+        "format": "transformers",
+        "model": "distilbert/distilbert-base-uncased",
+        "config": {},
+        "facts": {"labels": ["bad", "good"]},
+        "options": {},
+        "params": {},
+        "max_length": 64,
+        "variant": "none",
+        "measured": figures,
+    }
+    return Manifest.model_validate({**given, **changes})
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    card = load_plugins().task("text-classification").card
+    head = front_matter(card, manifest(), None, library="transformers", name="reviews")
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# reviews\n", encoding="utf-8")
+    (folder / "autoft.json").write_text(manifest().model_dump_json(), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / ".lock").write_text("")
+    return folder
+
+
+def test_all_files_arrive_as_they_are_and_only_the_owner_sees_them(hub, model):
+    address = push_folder(model, "me/reviews")
+    assert address.endswith("/me/reviews")
+    assert hub.repos["me/reviews"] is True
+    assert hub.files == {p.name: p.read_bytes() for p in model.iterdir() if p.name != ".lock"}
+
+
+def test_a_second_push_replaces_what_is_there(hub, model):
+    push_folder(model, "me/reviews")
+    (model / "model.safetensors").write_bytes(b"other")
+    push_folder(model, "me/reviews")
+    assert hub.files["model.safetensors"] == b"other"
+    assert hub.repos["me/reviews"] is True
+
+
+def test_it_is_public_only_where_that_is_said(hub, model):
+    push_folder(model, "me/open", public=True)
+    assert hub.repos["me/open"] is False
+    with pytest.raises(HubError, match="is public; give --public"):
+        push_folder(model, "me/seen")
+    assert "model.safetensors" in hub.files
+    hub.files.clear()
+    push_folder(model, "me/seen", public=True)
+    assert "model.safetensors" in hub.files
+
+
+def test_of_a_run_best_is_taken(hub, model, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "plan.json").write_text("{}")
+    model.rename(run / "best")
+    push_folder(run, "me/reviews")
+    assert set(hub.files) == {"README.md", "autoft.json", "model.safetensors"}
+
+
+def test_without_a_token_nothing_is_asked(hub, model, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match="set the environment variable HF_TOKEN"):
+        push_folder(model, "me/reviews")
+    assert hub.asked == []
+
+
+def test_a_refused_token_is_said_and_not_shown(hub, model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong_and_secret")
+    with pytest.raises(HubError, match="the token in HF_TOKEN is not known there") as told:
+        push_folder(model, "me/reviews")
+    assert "hf_wrong_and_secret" not in str(told.value)
+
+
+def test_the_token_is_written_nowhere(hub, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    push_folder(model, "me/reviews")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_no_network_is_said(hub, model, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:9: cannot be reached"):
+        push_folder(model, "me/reviews")
+
+
+def test_offline_is_said(hub, model, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        push_folder(model, "me/reviews")
+
+
+def test_a_name_that_is_none_is_said(hub, model):
+    with pytest.raises(HubError, match="is no name of a repository"):
+        push_folder(model, "me/re views!")
+
+
+def test_folders_without_a_model_or_a_card_are_refused(hub, model, tmp_path):
+    with pytest.raises(RunFolderError, match="no such folder"):
+        push_folder(tmp_path / "none", "me/reviews")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunFolderError, match="holds no model"):
+        push_folder(tmp_path / "empty", "me/reviews")
+    (model / "README.md").write_text("---\nlicense: [\n---\n# no card\n")
+    with pytest.raises(ModelError, match="is no card that a hub can read"):
+        push_folder(model, "me/reviews")
+    (model / "README.md").unlink()
+    with pytest.raises(RunFolderError, match=r"has no README\.md"):
+        push_folder(model, "me/reviews")
+    assert hub.asked == []
+
+
+def test_the_head_of_a_card_reads_back_as_the_hub_reads_it(model):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(model / "README.md").data
+    assert data.base_model == "distilbert/distilbert-base-uncased"
+    assert data.pipeline_tag == "text-classification"
+    assert data.library_name == "transformers"
+    assert data.license is None
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.8125)
+
+
+@pytest.mark.parametrize("name", ["../models/mine", "package://somewhere/model", "./here"])
+def test_a_base_model_of_this_machine_is_no_name_of_the_hub(name):
+    card = load_plugins().task("text-classification").card
+    assert "base_model" not in front_matter(card, manifest(model=name), None, library="onnx", name="reviews")
+
+
+def test_the_licence_is_that_of_the_card_beside_the_weights(tmp_path):
+    planned = SimpleNamespace(models=[SimpleNamespace(name="mine", path=str(tmp_path))])
+    assert license_of("mine", planned) is None
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Weights\n")
+    assert license_of("mine", planned) == "apache-2.0"
+    (tmp_path / "README.md").write_text("# A page\n")
+    assert license_of("mine", planned) is None
