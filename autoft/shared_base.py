@@ -96,6 +96,8 @@ class Cohort(Generic[T]):
         self.seats: list[Seat] = []
         self.back = threading.Semaphore(0)
         self.abandoned = False
+        self.failed: tuple[list[Seat], str] | None = None
+        """Whose joined pass raised what, until it is known whether it was the fault of one."""
         self.own: _Chance | None = None
         """Chance of joined passes."""
 
@@ -194,7 +196,8 @@ class Cohort(Generic[T]):
                     answers = [_Failed(error)] * len(seats)
                 else:
                     # What one trial's rows bring about must not end the others: each computes its own, and the one
-                    # whose fault it is meets it there.
+                    # whose fault it is meets it there. Where it is nobody's, they stay by themselves.
+                    self.failed = list(seats), f"{type(error).__name__}: {error}"
                     answers = [_ALONE] * len(seats)
         if calls[0].site == "body" and answers[0] is not _ALONE and not isinstance(answers[0], _Failed):
             self.counts.passes += 1
@@ -209,6 +212,12 @@ class Cohort(Generic[T]):
         """Add up the gradients of the losses that wait, in one pass."""
         import torch
 
+        if self.failed is not None:
+            tried, why = self.failed
+            self.failed = None
+            for seat in tried:
+                if not any(one.done for one in tried):
+                    seat.why_alone = why
         losses: list[Any] = [seat.asked for seat in seats]
         answer: Any = None
         if self.base is not None:

@@ -627,3 +627,84 @@ def test_calls_are_divided_as_costs_least(calls, floor):
     found = _cheapest(named, floor)
     assert sorted(one.number for part in found for one in part) == list(range(len(calls)))
     assert cost([[calls[one.number] for one in part] for part in found]) == min(map(cost, divisions(sorted(calls))))
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(4, 2e-4), (8, 2e-2)])
+def test_a_quantized_base_is_shared(tmp_path, bits, tolerance):
+    """In 8 bits a column of activations is kept in 16 where any row of the batch is large in it, so that rows matter to others."""
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BitsAndBytesConfig
+
+    folder = tmp_path / "base"
+    wide = {**SIZES, "hidden_size": 128, "intermediate_size": 128}
+    torch.manual_seed(0)
+    config = BertConfig(**wide, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    BertModel(config).save_pretrained(folder)
+    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if bits == 4 else {"load_in_8bit": True}
+
+    def work(number, seat=None):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=3,
+            quantization_config=BitsAndBytesConfig(**how, llm_int8_skip_modules=["classifier", "pooler"]),
+        )
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # As autoft's quantizers do: with bitsandbytes' layout for evaluation nothing can be trained any more.
+                module.support_avx512bf16_for_cpu = False
+        torch.manual_seed(number)
+        lora = LoraConfig(
+            r=4 * number,
+            target_modules=["query", "value", "dense"],
+            exclude_modules=".*pooler.*",
+            modules_to_save=["classifier"],
+            init_lora_weights=False,
+        )
+        model = get_peft_model(model, lora).train()
+        ids = torch.tensor(texts(3 + number, number, (5 + number, 6 + number)))
+
+        def steps(backward):
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+            losses = []
+            for _ in range(4):
+                mask = torch.ones_like(ids)
+                loss = model(input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 3).loss
+                (backward or torch.Tensor.backward)(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(float(loss))
+            return losses
+
+        if seat is None:
+            return steps(None)
+        with seat.sharing(model) as backward:
+            return steps(backward)
+
+    cohort = Cohort(floor=10**6)
+    found = cohort.run([lambda seat, n=n: work(n, seat) for n in (1, 2, 3)])
+    expected = [work(n) for n in (1, 2, 3)]
+    assert not any(isinstance(one, Exception) for one in found), found
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    assert [seat.why_alone for seat in cohort.seats] == [""] * 3
+    assert cohort.counts.passes == 4
+
+
+def test_a_pass_that_fails_by_nobodys_fault_is_said_and_not_tried_again(monkeypatch):
+    from autoft import shared_base
+
+    tried = []
+
+    def broken(self, members, calls):
+        tried.append(len(calls))
+        raise ZeroDivisionError("this is broken")
+
+    trials = [trial(1), trial(2)]
+    alone = [go(one, "bert") for one in trials]
+    monkeypatch.setattr(shared_base._Base, "_forward", broken)
+    cohort, found = together(trials, "bert")
+    assert tried == [2]
+    assert [seat.why_alone for seat in cohort.seats] == ["ZeroDivisionError: this is broken"] * 2
+    for one, expected in zip(found, alone, strict=True):
+        assert_alike(one, expected)
