@@ -174,7 +174,7 @@ class ExecutorSection(_Section):
     """Worker processes; each gets its share of the cores."""
     threads: int | None = Field(default=None, ge=1)
     """Threads a worker; default: cores divided by workers."""
-    together: int | Literal["auto"] = "auto"
+    together: int | Literal["auto"] = 1
     """LoRA trials of one model that a worker trains at once over one base; `auto`: as many as fit on a GPU, one on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to train on."""

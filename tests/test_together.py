@@ -336,6 +336,7 @@ def planned(tmp_path, tiny_model, **changes):
 def test_on_a_cpu_trials_train_together_only_where_the_recipe_says_so(tmp_path, tiny_model):
     assert planned(tmp_path, tiny_model).together == 3
     assert planned(tmp_path, tiny_model, executor={"device": "cpu"}).together == 1
+    assert planned(tmp_path, tiny_model, executor={"device": "cpu", "together": "auto"}).together == 1
 
 
 @pytest.mark.parametrize(
