@@ -69,6 +69,7 @@ class Place:
 def place(tmp_path, tiny_model, reviews, monkeypatch) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     with reviews.open(encoding="utf-8", newline="") as file:
         rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
     place = Place(tmp_path, tiny_model, rows[:120])
@@ -204,6 +205,14 @@ def manifest_of_another_task(place: Place) -> list[str]:
     manifest |= {"facts": {}, "options": {}, "params": {}, "max_length": 8, "variant": "none"}
     (place.folder / "best/autoft.json").write_text(json.dumps(manifest))
     return ["predict", "best", "text"]
+
+
+def model_with_card(place: Place) -> list[str]:
+    folder = place.folder / "best"
+    folder.mkdir()
+    (folder / "autoft.json").write_text("{}")
+    (folder / "README.md").write_text("---\nlibrary_name: autoft\n---\n# A model\n")
+    return ["push", "best", "me/reviews"]
 
 
 CASES = [
@@ -376,6 +385,13 @@ CASES = [
         2,
         "needs a duration with a unit",
     ),
+        "an export of a folder that is not there", lambda place: ["export", "bst", "--format", "onnx"], 5, "no such run"
+    ),
+    Case(
+        "an unknown format of an export", lambda place: ["export", ".", "--format", "onxx"], 2, "Did you mean 'onnx'?"
+    ),
+    Case("a push of a folder that holds no model", lambda place: ["push", ".", "me/reviews"], 5, "holds no model"),
+    Case("a push without a token", model_with_card, 8, "HF_TOKEN"),
 ]
 
 

@@ -64,12 +64,15 @@ def _table(done: Any) -> Any:
 
 
 def _as_json(done: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    values = {**asdict(done), "path": str(done.path), "size_bytes": done.size_bytes}
-    # JSON has no figure for what is not known.
-    values["agreement"] = {k: None if isinstance(v, float) and v != v else v for k, v in values["agreement"].items()}
-    return values
+    return {
+        "path": str(done.path),
+        "format": done.format,
+        "trial": done.trial,
+        "variant": done.variant,
+        "size_bytes": done.size_bytes,
+        "files": dict(done.files),
+        "agreement": done.agreement.figures(),
+    }
 
 
 @app.command()

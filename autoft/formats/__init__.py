@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _finished(wanted: Format, origin: Origin, folder: Path, name: str) -> Agreem
     write_settings(origin.task, origin.loaded.manifest, folder)
     agreement = compare(origin, wanted.read(folder, origin), origin.reread(folder), shown_rows(origin))
     _verify(agreement, wanted.tolerance, wanted.name)
-    write_json(folder / CHECKED, {"format": wanted.name, **asdict(agreement)})
+    write_json(folder / CHECKED, {"format": wanted.name, **agreement.figures()})
     write_readme(origin, wanted, folder, name, agreement)
     return agreement
 

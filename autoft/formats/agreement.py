@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autoft.artifact import predicted
@@ -67,6 +67,14 @@ class Agreement:
     latency_ms: float = math.nan
     exported_latency_ms: float = math.nan
     differing: tuple[tuple[Prediction, Prediction], ...] = ()
+
+    def figures(self) -> dict[str, str | int | float | None]:
+        """Return all but the answers, as JSON has it: None for what is not known.
+
+        Answers of tasks that write are texts about the user's rows, and these figures are handed on with a model.
+        """
+        found = {name: value for name, value in asdict(self).items() if name != "differing"}
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in found.items()}
 
 
 def shown_rows(origin: Origin) -> Shown:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoft.card import front_matter, templates, usage
 from autoft.formats.agreement import Agreement
-from autoft.formats.base import Format, Origin
+from autoft.formats.base import EXACT, Format, Origin
 from autoft.plan import plan_of
 from autoft.quantities import format_bytes
 
@@ -29,12 +29,17 @@ def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreem
     if result is not None and not manifest.measured:
         own = next(one.validation for one in result.variants if one.name == origin.variant)
         manifest = manifest.model_copy(update={"measured": {"validation": own}})
+    told = manifest
+    if wanted.tolerance is not EXACT and manifest.format != wanted.name:
+        # The figures are those of the model before it was rounded; of these files only the comparison's are known.
+        own = {agreement.metric: agreement.exported_quality} if agreement.metric else {}
+        told = manifest.model_copy(update={"measured": {"validation": own}})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = (
         templates()
         .get_template("exported.md.j2")
         .render(
-            front=front_matter(origin.task.card, manifest, plan, library=wanted.library, name=name),
+            front=front_matter(origin.task.card, told, plan, library=wanted.library, name=name),
             task=origin.task.card,
             origin=origin,
             result=result,

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import autoft
+from autoft.artifact import save_artifact
 from autoft.errors import AutoftError
 from autoft.plugins import load_plugins
+from autoft.testing.workbench import Workbench
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 FORMATS = ["safetensors", "onnx", "onnx-fp16", "onnx-int8", "openvino"]
@@ -87,3 +89,37 @@ def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path
 
 def test_the_page_has_all_tasks_and_formats():
     assert set(table()) >= {(task, format) for task in KINDS for format in FORMATS}
+
+
+SUBJECTS = (
+    {"text": "The striker scored twice.", "label": ["sport"]},
+    {"text": "Parliament pays for the stadium.", "label": ["politics", "sport"]},
+    {"text": "The minister resigned.", "label": ["politics"]},
+    {"text": "The goalkeeper was injured.", "label": ["sport"]},
+)
+PAIRS = (
+    {"text": "A dog runs.", "text_pair": "An animal moves.", "label": "follows"},
+    {"text": "A dog runs.", "text_pair": "A dog sleeps.", "label": "contradicts"},
+    {"text": "A child reads.", "text_pair": "Somebody reads.", "label": "follows"},
+    {"text": "A child reads.", "text_pair": "Nobody reads.", "label": "contradicts"},
+)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx"])
+@pytest.mark.parametrize("rows", [SUBJECTS, PAIRS], ids=["several labels", "pairs"])
+def test_the_code_for_several_labels_and_for_pairs_answers_as_the_model_does(rows, format, without, tmp_path):
+    from autoft_text_classification.task import TextClassification
+
+    class Own(TextClassification):
+        def demo_rows(self):
+            return rows
+
+    bench = Workbench(Own(), load_plugins())
+    folder = tmp_path / "model"
+    save_artifact(folder, bench.trained.model, bench.target, writer=None, variant="none", objective="accuracy")
+    done = autoft.export(folder, format, output=tmp_path / "out")
+    # The card asks the demo rows of the installed task, and where a second text is needed, each beside itself.
+    demo = load_plugins().task("text-classification").demo_rows()[:2]
+    asked = [{"text": row["text"], **({"text_pair": row["text"]} if rows is PAIRS else {})} for row in demo]
+    expected = [answer.get("labels", answer.get("label")) for answer in autoft.load(folder).predict(asked)]
+    assert [sorted(one) for one in without.answers(done.path)] == [sorted(one) for one in expected]
