@@ -556,6 +556,7 @@ def plan_tables(plan: Plan) -> Group:
         "trained along": ", ".join(one.task for one in plan.auxiliary) or "nothing",
         "ensemble": f"of up to {plan.ensemble} trials" if plan.ensemble > 1 else "none",
         "weights kept": format_bytes(plan.storage_bytes),
+        "trackers": ", ".join(plan.trackers) or "none",
         "workers": f"{plan.workers} with {plan.threads} threads each, on {plan.device}",
     }.items():
         settings.add_row(key, escape(str(value)))

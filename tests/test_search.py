@@ -740,3 +740,25 @@ def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
     assert (further.parent, further.fold) == (3, 2)
     again._finish(untimed(done(further, 0.89)))
     assert sorted(trial.value for trial in again.study.study.trials) == pytest.approx([0.84, 0.85])
+
+
+def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog, trials_limit=5)
+    search.plan = search.plan.model_copy(update={"time_limit": 5000.0})
+    monkeypatch.setattr(search, "reserve", lambda: 100.0)
+    for number, seconds in enumerate((20.0, 40.0)):
+        trial = untimed(done(search.study.ask(number), 0.5))
+        trial.seconds = {"total": seconds, "train": seconds - 10.0}
+        search._finish(trial)
+    monkeypatch.setattr(search, "seconds_left", lambda: 4000.0)
+    # Three more at the mean of the two, and what the end takes of the time that is kept for it.
+    assert search.expected_left() == pytest.approx(3 * 30 + 70)
+    search.plan = search.plan.model_copy(update={"trials_limit": None})
+    # The budget, but for half of the shortest trial: an epoch of the small model, 1,000 rows, and its measuring.
+    assert search.expected_left() == pytest.approx(4000 - (0.01 * 1000 + 10) / 2)
+    search.ended = "the time is used up"
+    assert search.expected_left() == pytest.approx(70)
+    monkeypatch.setattr(search, "seconds_left", lambda: 25.0)
+    assert search.expected_left() == 25.0, "never more than the budget leaves"
+    monkeypatch.setattr(search, "seconds_left", lambda: -5.0)
+    assert search.expected_left() == 0.0
