@@ -385,6 +385,7 @@ CASES = [
         2,
         "needs a duration with a unit",
     ),
+    Case(
         "an export of a folder that is not there", lambda place: ["export", "bst", "--format", "onnx"], 5, "no such run"
     ),
     Case(
