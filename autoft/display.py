@@ -36,7 +36,7 @@ from autoft.progress import Figures, Follower, View, figures, printable, without
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.content import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
-from autoft.screen import COLOURS, Picture, counts_text, describe, forgive_characters, outcome, time_left, tried
+from autoft.screen import Picture, counts_text, describe, forgive_characters, outcome, time_left, trial_line, tried
 from autoft.search import Forecast, Listener, Standing, TrialTime
 
 __all__ = ["Display", "JsonListener", "LiveListener", "PlainListener", "choose_listener", "outliving_its_terminal"]
@@ -511,11 +511,7 @@ class LiveListener(Display):
         assert self.plan is not None
         self.follower.trial_done(result, standing)
         self.results[result.number], self.figures = result, None
-        text = Text(f"trial {result.number:>3} ", style="bold")
-        text.append(outcome(result, self.plan), style=f"not bold {COLOURS[result.state]}")
-        took = format_seconds(result.seconds.get("total", 0.0))
-        text.append(f"  {tried(result)}, {took}", style="not bold dim")
-        self.console.print(text)
+        self.console.print(trial_line(self.plan, result, self.console.width))
 
     def show_phase(self, name: str) -> None:
         """Show the phase."""

@@ -36,6 +36,7 @@ __all__ = [
     "picture",
     "sparkline",
     "time_left",
+    "trial_line",
     "tried",
 ]
 
@@ -116,7 +117,7 @@ def picture(
         kept = min(len(view.results), max(0, height - len(lines) - 1))
         lines += [blank] if kept else []
         lines += [
-            Line(_trial_line(view, result, width), 9) for result in list(view.results)[len(view.results) - kept :]
+            Line(trial_line(view.plan, result, width), 9) for result in list(view.results)[len(view.results) - kept :]
         ]
     ranks = sorted(range(len(lines)), key=lambda place: (lines[place].rank, place))[:height]
     shown = [lines[place].text for place in sorted(ranks)]
@@ -510,15 +511,22 @@ def _foot(view: View, width: int) -> list[Line]:
     return lines
 
 
-def _trial_line(view: View, result: TrialResult, width: int) -> Text:
-    assert view.plan is not None or not view.results
-    style = COLOURS[result.state]
-    text = outcome(result, view.plan) if view.plan is not None else STATES[result.state]
+def trial_line(plan: Plan | None, result: TrialResult, width: int) -> Text:
+    """Return a trial that is done on one line, where that is wide enough for how it ended.
+
+    Args:
+        plan: of the search; without it only the state is told.
+        result: of the trial.
+        width: cells.
+    """
+    text = outcome(result, plan) if plan is not None else STATES[result.state]
+    best, also, smallest = text.partition("; smallest ")
     return fitted(
         [
             (f"trial {result.number:>3}", "bold", 0),
-            (text, style, 0),
-            (f"{format_seconds(result.seconds.get('total', 0.0))}", "dim", 1),
+            (best, COLOURS[result.state], 0),
+            (f"smallest {smallest}" if also else "", COLOURS[result.state], 3),
+            (format_seconds(result.seconds.get("total", 0.0)), "dim", 1),
             (tried(result), "dim", 2),
         ],
         width,

@@ -302,7 +302,7 @@ def test_the_live_display_shows_trial_stage_rate_best_and_what_is_left(plan):
     listener.note("the disk is slow")
     listener.console.print(listener.render())
     shown = stream.getvalue()
-    assert "trial   1 accuracy 0.8000 (onnx-int8, 23.7 MB, 2.50 ms)" in shown
+    assert "trial   1  accuracy 0.8000 (onnx-int8, 23.7 MB, 2.50 ms)  12 s  tiny, full" in shown
     assert "best 0.8000" in shown
     assert re.search(r"> trial 1 onnx-int8 +0.8000 +23.7 MB +2.50 ms", shown)
     assert "about 40 s left" in shown

@@ -14,7 +14,18 @@ from autoft.plan import make_plan
 from autoft.progress import Activity, Progress, View, figures
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, count_states
-from autoft.screen import BLOCKS, Picture, about, bar, fitted, forgive_characters, picture, sparkline, time_left
+from autoft.screen import (
+    BLOCKS,
+    Picture,
+    about,
+    bar,
+    fitted,
+    forgive_characters,
+    picture,
+    sparkline,
+    time_left,
+    trial_line,
+)
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 NOW = 1_800_000_000.0
@@ -133,6 +144,15 @@ def test_a_wide_one_shows_what_each_worker_does_and_what_was_done(view):
     assert "✓ prepare data  ✓ measure models  ▸ search  export  test  report" in text
     assert "trial   3  accuracy 0.7300" in text
     assert "(at most 5.5 min)" in text
+
+
+def test_a_trial_that_is_done_takes_one_line(plan):
+    wide = "trial   3  accuracy 0.7300 (none, 45 MB, 3.00 ms)  smallest 0.7250 (onnx-int8, 23 MB, 2.00 ms)  12 s  tiny, full, "
+    assert trial_line(plan, trial(3, "tiny"), 150).plain == wide + "3 epochs, lr 0.0002"
+    assert trial_line(plan, trial(3, "tiny"), 90).plain == (
+        "trial   3  accuracy 0.7300 (none, 45 MB, 3.00 ms)  12 s  tiny, full, 3 epochs, lr 0.0002"
+    )
+    assert trial_line(plan, trial(3, "tiny"), 60).plain == "trial   3  accuracy 0.7300 (none, 45 MB, 3.00 ms)  12 s"
 
 
 def test_rich_draws_the_same_lines_without_folding_them(view):
