@@ -717,7 +717,7 @@ class _Base:
                 found = self.body(**inputs)
         finally:
             _passing.reset(token)
-        return [_cut(found, part, call, begin, length) for part, call in zip(parts, calls, strict=True)]
+        return _shares(found, calls, length)
 
     def _joined(self, name: str, values: Sequence[Any], length: int) -> Any:
         """Return the values of one argument below each other, rows filled up at their ends."""
@@ -870,11 +870,15 @@ class _Layer:
             raise _Unfit(f"{self.name} is given something else than the rows of the batch")
         runs = self._runs(parts)
         stacks = self._stacks([places for _, _, places in runs if places])
-        pieces = []
-        for begin, end, places in runs:
-            piece = result[begin:end]
-            pieces.append(self._updated(x[begin:end], piece, places, *next(stacks)) if places else piece)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(runs) == 1:
+            return self._updated(x, result, runs[0][2], *next(stacks)) if runs[0][2] else result
+        sizes = [end - begin for begin, end, _ in runs]
+        # Split, and not cut out one by one: each cut would have a gradient as large as the whole.
+        pieces = [
+            self._updated(mine, piece, places, *next(stacks)) if places else piece
+            for (_, _, places), mine, piece in zip(runs, torch.split(x, sizes), torch.split(result, sizes), strict=True)
+        ]
+        return torch.cat(pieces)
 
     def _runs(self, parts: Sequence[_Part]) -> list[tuple[int, int, list[int]]]:
         """Return rows whose updates are one product, with the places of their trials: none for those without an update.
@@ -929,8 +933,11 @@ class _Layer:
         given = x.to(a.dtype).reshape(len(places), -1, x.shape[-1])
         if self.base.body.training:
             given = _dropped(given, [self.rates[place] for place in places], [1] * len(places))
-        update = torch.bmm(torch.bmm(given, a.transpose(1, 2)) * scales, b)
-        return (result + update.reshape(result.shape)).to(result.dtype)
+        low = torch.bmm(given, a.transpose(1, 2)) * scales
+        if result.dtype == b.dtype or torch.is_autocast_enabled(result.device.type):
+            onto = result.reshape(len(places), -1, result.shape[-1])
+            return torch.baddbmm(onto, low, b).reshape(result.shape)
+        return (result + torch.bmm(low, b).reshape(result.shape)).to(result.dtype)
 
     def hand_out(self, seats: set[int]) -> None:
         """Give the trials of these seats, by identity, their parts of the gradients."""
@@ -984,8 +991,12 @@ class _Saved:
         parts = _passing.get()
         if x.shape[0] != parts[-1].end or any(isinstance(one, torch.Tensor) for one in (*args, *kwargs.values())):
             raise _Unfit(f"{self.name} is given something else than the rows of the batch")
+        pieces = torch.split(x, [part.end - part.begin for part in parts])
         return torch.cat(
-            [part.member.body.get_submodule(self.name)(x[part.begin : part.end], *args, **kwargs) for part in parts]
+            [
+                part.member.body.get_submodule(self.name)(piece, *args, **kwargs)
+                for part, piece in zip(parts, pieces, strict=True)
+            ]
         )
 
 
@@ -1035,14 +1046,14 @@ def _attend(
         return found
     if _rate(module) != dropout or kwargs.get("position_bias") is not None or query.shape[0] != parts[-1].end:
         raise _Unfit(f"the dropout of {name} is not found")
+    sizes = [part.end - part.begin for part in parts]
     pieces = []
-    for part in parts:
-        mine = slice(part.begin, part.end)
+    for part, *mine in zip(parts, *(torch.split(one, sizes) for one in (query, key, value)), strict=True):
         mask = attention_mask
         if mask is not None and mask.shape[0] == query.shape[0]:
-            mask = mask[mine]
+            mask = mask[part.begin : part.end]
         rate = _rate(part.member.body.get_submodule(name))
-        pieces.append(attend(module, query[mine], key[mine], value[mine], mask, dropout=rate, **kwargs)[0])
+        pieces.append(attend(module, *mine, mask, dropout=rate, **kwargs)[0])
     return torch.cat(pieces), None
 
 
@@ -1208,8 +1219,8 @@ def _mask(calls: Sequence[_Call], length: int) -> torch.Tensor:
     return mask
 
 
-def _cut(value: Any, part: _Part, call: _Call, rows: int, length: int) -> Any:
-    """Return a trial's share of what a body returned: its rows, without the padding of others.
+def _shares(value: Any, calls: Sequence[_Call], length: int) -> list[Any]:
+    """Return each call's share of what a body returned: its rows, without the padding of others.
 
     Raises:
         _Unfit: the body returned something else than rows.
@@ -1217,17 +1228,23 @@ def _cut(value: Any, part: _Part, call: _Call, rows: int, length: int) -> Any:
     import torch
 
     if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return [value] * len(calls)
     if isinstance(value, torch.Tensor):
-        if value.ndim not in (2, 3) or value.shape[0] != rows:
+        sizes = [call.rows for call in calls]
+        if value.ndim not in (2, 3) or value.shape[0] != sum(sizes):
             raise _Unfit("its body returns something else than rows")
-        mine = value[part.begin : part.end]
-        return mine[:, : call.length] if value.ndim == 3 and length and value.shape[1] == length else mine
+        padded = value.ndim == 3 and length and value.shape[1] == length
+        return [
+            mine[:, : call.length] if padded and call.length < length else mine
+            for call, mine in zip(calls, torch.split(value, sizes), strict=True)
+        ]
     if isinstance(value, tuple | list):
-        return type(value)(_cut(one, part, call, rows, length) for one in value)
+        shares = [_shares(one, calls, length) for one in value]
+        return [type(value)(own) for own in zip(*shares, strict=True)]
     if isinstance(value, dict):
         # transformers' outputs are dictionaries whose class takes their items.
-        return type(value)(**{name: _cut(one, part, call, rows, length) for name, one in value.items()})
+        named = {name: _shares(one, calls, length) for name, one in value.items()}
+        return [type(value)(**{name: own[i] for name, own in named.items()}) for i in range(len(calls))]
     raise _Unfit(f"its body returns a {type(value).__name__}")
 
 
