@@ -109,13 +109,16 @@ def frame(height: int, **layout: Any) -> dict[str, Any]:
         "linecolor": LINE,
         "zeroline": False,
         "automargin": True,
+        # Labels that turn where they have no room change the room that they have.
+        "tickangle": 0,
         "tickfont": {"color": FAINT, "size": 12},
         "title": {"font": {"color": INK, "size": 13}, "standoff": 8},
     }
     found: dict[str, Any] = {
         "height": height,
         "autosize": True,
-        "margin": {"l": 12, "r": 16, "t": 12, "b": 12},
+        # Wide enough for usual labels: a margin that follows them changes the legend's lines, these the height, and that the labels.
+        "margin": {"l": 72, "r": 16, "t": 12, "b": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 13},

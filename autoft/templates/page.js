@@ -47,7 +47,13 @@
     for (const plot of plots) {
       const [data, layout] = parts(plot);
       const buttons = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-      Plotly.react(plot, data, layout, { ...buttons, responsive: !printing, displayModeBar: coarse ? false : "hover" });
+      // One that has no room must not take the others with it.
+      const failed = (error) => { plot.textContent = "No plot: " + error.message + ". The tables have the figures."; };
+      try {
+        Plotly.react(plot, data, layout, { ...buttons, responsive: !printing, displayModeBar: coarse ? false : "hover" }).catch(failed);
+      } catch (error) {
+        failed(error);
+      }
     }
   }
 
