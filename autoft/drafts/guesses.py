@@ -26,6 +26,7 @@ NAMED, GUESSED, TELLING, FITTING = 1.0, 0.9, 0.7, 0.5
 only such a column has, as pictures, or values that would do, as texts."""
 
 TELLING_KINDS = frozenset({"tokens", "tags", "span", "image", "audio", "messages"})
+FEW_LABELS = 20
 TELLS = 3.0
 """How many columns of other kinds one of these stands for: a task that has no use for it is hardly meant."""
 
@@ -135,7 +136,7 @@ def _guess(task: Task, data: Survey, given: Mapping[str, str]) -> Guess:
             f"the task {card.name} says {likeness!r} of how much rows are like its own; it has to be from 0 to 1"
         )
     content = [name for name, view in data.columns.items() if not view.identifies and view.values]
-    weights = {name: TELLS if data.columns[name].kinds & TELLING_KINDS else 1.0 for name in content}
+    weights = {name: TELLS if _tells(data.columns[name]) else 1.0 for name in content}
     covered = sum(weights[name] for name in content if name in columns.values()) / max(1.0, sum(weights.values()))
     score = names * (0.5 + 0.5 * covered) * 2 * likeness
     rivals = tuple(
@@ -144,6 +145,11 @@ def _guess(task: Task, data: Survey, given: Mapping[str, str]) -> Guess:
         if match.others
     )
     return Guess(task, columns, score, _reasons(card, data, matched), rivals)
+
+
+def _tells(view: ColumnView) -> bool:
+    """Say whether a column was made for something that only few tasks do: pictures, spans, or a handful of labels."""
+    return bool(view.kinds & TELLING_KINDS) or ("label" in view.kinds and len(view.labels) <= FEW_LABELS)
 
 
 def _match(card: TaskCard, wanted: Sequence[str], data: Survey, given: Mapping[str, str]) -> dict[str, _Match] | None:

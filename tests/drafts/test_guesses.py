@@ -207,3 +207,14 @@ def test_a_likeness_that_is_no_share_is_the_plugins_fault(monkeypatch):
 def test_alternatives_name_roles_of_the_card():
     with pytest.raises(ValueError, match="'tags'"):
         TaskCard("x", "y", (Column("text", "text", "t"),), ("m",), "a", alternatives=(("text", "tags"),))
+
+
+def test_a_handful_of_labels_beside_a_short_and_a_long_text_is_a_question():
+    table = {
+        "subject": [" ".join(text.split()[:6]) for text in CONTEXTS],
+        "body_text": CONTEXTS,
+        "verdict": [["yes", "no"][n % 2] for n in ROWS],
+    }
+    guesses, _ = guess_tasks(TASKS, survey(pa.table(table)), {})
+    close = {guess.task.card.name for guess in guesses if guess.score >= AMBIGUOUS * guesses[0].score}
+    assert {"summarization", "text-classification"} <= close

@@ -132,7 +132,7 @@ class Summarization(ConditionalGeneration):
         document, share = median(one for one, _ in lengths), median(two / max(1, one) for one, two in lengths)
         if median(two for _, two in lengths) < SHORTEST_SUMMARY or document < SHORTEST_DOCUMENT or share > 0.8:
             return 0.05
-        return 0.8 if share < 0.5 else 0.3
+        return 0.7 if share < 0.5 else 0.3
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ROUGE counts and how long summaries are, beside what the base says.
