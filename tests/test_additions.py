@@ -128,14 +128,14 @@ def test_what_is_there_already_or_has_no_settings_is_refused(plan, catalog, resu
 def finished(tmp_path_factory, tiny_model, reviews) -> Path:
     folder = tmp_path_factory.mktemp("added")
     with reviews.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[:161]
+        rows = [["comment", "verdict"], *list(csv.reader(file))[1:161]]
     with (folder / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     recipe = {
         "task": "text-classification",
         "name": "tiny",
         "model": str(tiny_model),
-        "data": "reviews.csv",
+        "data": {"train": "reviews.csv", "columns": {"text": "comment", "label": "verdict"}},
         "budget": {"time": "20m", "trials": 1},
         "pipelines": ["full", "lora"],
         "compress": ["none"],
@@ -149,24 +149,33 @@ def finished(tmp_path_factory, tiny_model, reviews) -> Path:
     return folder
 
 
-def test_a_better_configuration_is_shipped_and_the_run_goes_on_as_before(finished, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
-    monkeypatch.chdir(folder)
-    before = read_run("runs/tiny")
-    spent = (folder / "runs/tiny/time.json").read_text()
-    words = [
-        "add",
-        "runs/tiny",
-        "--set",
-        "full.learning_rate=0.01",
-        "--set",
-        "train.epochs=12",
-        "--set",
-        "train.head=fitted",
-    ]
-    done = CliRunner().invoke(app, words)
+BETTER = (
+    "add",
+    "runs/tiny",
+    "--set",
+    "full.learning_rate=0.01",
+    "--set",
+    "train.epochs=12",
+    "--set",
+    "train.head=fitted",
+)
+
+
+@pytest.fixture(scope="module")
+def improved(finished, tmp_path_factory):
+    """A copy of the run with a better configuration added, and what the command said."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("improved") / "copy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(app, BETTER)
     assert done.exit_code == 0, (done.stderr, done.exception)
-    record = read_run("runs/tiny")
+    return folder, done.stdout
+
+
+def test_a_better_configuration_is_shipped_and_the_run_goes_on_as_before(finished, improved, monkeypatch):
+    folder, said = improved
+    monkeypatch.chdir(folder)
+    before, record = read_run(finished / "runs/tiny"), read_run("runs/tiny")
     assert [(trial.number, trial.config.kind) for trial in record.trials] == [(0, "default"), (1, "added")]
     added = record.trial(1)
     assert (added.config.params["train.epochs"], added.config.params["full.learning_rate"]) == (12, 0.01)
@@ -175,27 +184,42 @@ def test_a_better_configuration_is_shipped_and_the_run_goes_on_as_before(finishe
     assert added.validation["accuracy"] > before.trial(0).validation["accuracy"]
     assert (record.selection.trial, before.selection.trial) == (1, 0)
     assert any("the test split was scored again" in note for note in record.final.notes)
-    assert "Chosen: this trial" in done.stdout
-    assert "added by hand" in (folder / "runs/tiny/report.html").read_text()
-    assert (folder / "runs/tiny/time.json").read_text() == spent
+    assert "Chosen: this trial" in said
+    assert "Predict: autoft predict runs/tiny " in said
+    assert "added by hand" in Path("runs/tiny/report.html").read_text()
+    time = "runs/tiny/time.json"
+    assert Path(time).read_text() == (finished / time).read_text()
+    assert record.final.seconds == before.final.seconds
     assert autoft.load("runs/tiny").predict("good superb film")
     # The sampler knows nothing of values that it would not propose, and the search has nothing more to do.
     again = CliRunner().invoke(app, ["search", "recipe.yaml"])
     assert again.exit_code == 0, again.stderr
     assert [trial.number for trial in read_run("runs/tiny").trials] == [0, 1]
-    refused = CliRunner().invoke(app, words)
+    refused = CliRunner().invoke(app, BETTER)
     assert refused.exit_code == 2
     assert "trial 1 of this run has these settings" in refused.stderr
 
 
-def test_a_worse_configuration_changes_nothing_but_the_record(finished, tmp_path):
-    folder = Path(shutil.copytree(finished / "runs/tiny", tmp_path / "run"))
+def test_a_worse_configuration_changes_nothing_but_the_record(improved, tmp_path):
+    folder = Path(shutil.copytree(improved[0] / "runs/tiny", tmp_path / "run"))
     shipped = json.loads((folder / "final.json").read_text())
-    added = autoft.add(folder, {"lora.learning_rate": 1e-6, "lora.rank": 64})
-    assert (added.trial.config.pipeline, added.trial.number, added.chosen) == ("lora", 1, False)
-    final = json.loads((folder / "final.json").read_text())
-    assert {**final, "seconds": 0} == {**shipped, "seconds": 0}
-    assert len(added.run.record.trials) == 2
+    added = autoft.add(folder, {"lora.learning_rate": 1e-6, "lora.rank": 64, "train.epochs": 1})
+    assert (added.trial.config.pipeline, added.trial.number, added.chosen) == ("lora", 2, False)
+    assert json.loads((folder / "final.json").read_text()) == shipped
+    assert len(added.run.record.trials) == 3
+
+
+def test_files_like_that_of_the_training_are_predicted_by_its_names(improved, monkeypatch):
+    monkeypatch.chdir(improved[0])
+    named = CliRunner().invoke(app, ["predict", "runs/tiny", "--input", "reviews.csv"])
+    assert named.exit_code == 0, named.stderr
+    with open("reviews.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = [json.loads(line)["label"] for line in named.stdout.splitlines()]
+    assert said == [one["label"] for one in autoft.load("runs/tiny").predict([row["comment"] for row in rows])]
+    Path("roles.jsonl").write_text(json.dumps({"text": rows[0]["comment"], "comment": "other"}) + "\n")
+    by_role = CliRunner().invoke(app, ["predict", "runs/tiny", "--input", "roles.jsonl"])
+    assert json.loads(by_role.stdout)["label"] == said[0]
 
 
 def test_a_folder_without_a_trial_is_refused(finished, tmp_path):
