@@ -43,11 +43,13 @@ def init(
         raise RecipeError(
             [Fault("", "is there already; give --force to overwrite it, or --output another file")], str(output)
         )
+    schema = output.with_name(SCHEMA)
+    if schema.exists() and not force and '"autoft recipe"' not in schema.read_text(encoding="utf-8", errors="replace"):
+        raise RecipeError([Fault("", "is there and is no schema of autoft; give --force to overwrite it")], str(schema))
     columns = dict(_pair(given) for given in column)
     ask = (lambda question: question.choices[0][0]) if yes else _ask if sys.stdin.isatty() and not as_json else None
     draft = api.draft(data, output=output, task=task, columns=columns, model=model, ask=ask)
     output.parent.mkdir(parents=True, exist_ok=True)
-    schema = output.with_name(SCHEMA)
     head = f"# autoft search {shown(output.absolute())}\n{schema_line(SCHEMA)}\n"
     output.write_text(head + draft.text, encoding="utf-8")
     schema.write_text(json.dumps(api.schema(), indent=1) + "\n", encoding="utf-8")

@@ -97,8 +97,15 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
     assert (refused.exit_code, Path("recipe.yaml").read_text()) == (2, "mine")
     assert "--force" in refused.stderr
     assert not Path("recipe.schema.json").exists()
+    Path("recipe.yaml").unlink()
+    Path("recipe.schema.json").write_text("mine too")
+    refused = init("reviews.csv", "--model", tiny_model)
+    assert (refused.exit_code, Path("recipe.schema.json").read_text()) == (2, "mine too")
+    assert not Path("recipe.yaml").exists()
     assert init("reviews.csv", "--model", tiny_model, "--force").exit_code == 0
     assert load_recipe("recipe.yaml").task == "text-classification"
+    # The schema of an earlier call is no file of the user's.
+    assert init("reviews.csv", "--model", tiny_model, "--output", "other.yaml").exit_code == 0
 
 
 def test_what_the_data_does_not_say_is_an_error_with_the_choices_where_nobody_can_be_asked(place, tiny_model):
