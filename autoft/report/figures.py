@@ -591,7 +591,7 @@ def _importance(record: RunRecord) -> Figure | None:
 
 
 def _parallel(record: RunRecord, plan: Plan) -> Figure | None:
-    """Draw trials as lines over axes of their parameters: in SVG, where Plotly's own type needs a GPU and does not print."""
+    """Draw trials as lines over axes of their parameters: in SVG, as Plotly's own type needs WebGL, which is not everywhere."""
     trials = [trial for trial in record.trials if not trial.config.derived]
     values = {trial.number: value for trial in trials if (value := _best_value(trial, plan)) is not None}
     trials = [trial for trial in trials if trial.number in values]
