@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from autoft.card import front_matter, templates, usage
 from autoft.formats.agreement import Agreement
@@ -47,7 +48,17 @@ def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreem
             agreement=agreement,
             files={str(path.relative_to(folder)): format_bytes(path.stat().st_size) for path in files},
             measured=manifest.measured,
-            **(usage(origin.task, manifest, folder, name, of=wanted.usage) or {}),
+            **_usage(origin, wanted, folder, name),
         )
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _usage(origin: Origin, wanted: Format, folder: Path, name: str) -> dict[str, Any]:
+    found = usage(origin.task, origin.loaded.manifest, folder, name, of=wanted.usage) or {}
+    if wanted.usage == "adapter":
+        # The files have no config.json, and that of the base names the class without a head.
+        model = origin.loaded.model
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        found["model_class"] = type(plain).__name__
+    return found
