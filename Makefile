@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	else \
 		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,dashboard,docs,gguf,serve,tensorboard,dev]' $(addprefix -e ,$(PLUGINS))
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(addprefix -e ,$(PLUGINS))
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)
