@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -1007,10 +1008,17 @@ def _dropped(x: torch.Tensor, rates: Sequence[float], rows: Sequence[int]) -> to
 
     if len(set(rates)) == 1:
         return functional.dropout(x, rates[0]) if rates[0] else x
-    shape = (-1, *(1 for _ in x.shape[1:]))
-    rate = torch.tensor(rates, device=x.device).repeat_interleave(torch.tensor(rows, device=x.device)).reshape(shape)
+    rate = _rates_of_rows(tuple(rates), tuple(rows), str(x.device)).reshape(-1, *(1 for _ in x.shape[1:]))
     kept = torch.rand(x.shape, device=x.device) >= rate
     return x * (kept / (1 - rate).clamp(min=1e-6)).to(x.dtype)
+
+
+@lru_cache(maxsize=256)
+def _rates_of_rows(rates: tuple[float, ...], rows: tuple[int, ...], device: str) -> torch.Tensor:
+    """Return the rate of each row. Kept, as a GPU is waited for each time that something is copied to it."""
+    import torch
+
+    return torch.tensor([rate for rate, count in zip(rates, rows, strict=True) for _ in range(count)], device=device)
 
 
 _noticed: ContextVar[set[str] | None] = ContextVar("noticed", default=None)

@@ -56,10 +56,10 @@ class Tokens(Task):
     )
     demo_rows = load_model = predict = reference = None  # type: ignore[assignment]
 
-    def __init__(self, causal: bool, clock: Any) -> None:
-        self.causal, self.clock = causal, clock
+    def __init__(self, causal: bool, clock: Any, first: int) -> None:
+        self.causal, self.clock, self.first = causal, clock, first
         self.losses: list[Any] = []
-        self.begun: list[float] = []
+        self.batches, self.begun = 0, 0.0
 
     def encode(self, rows: Any, context: Any) -> Any:
         """Return the rows, which are encoded already."""
@@ -70,10 +70,12 @@ class Tokens(Task):
         return len(feature)
 
     def collate(self, features: Any, context: Any) -> Any:
-        """Return a batch, and note when it was asked for."""
+        """Return a batch; note when the first one was asked for that is timed, the device waited for that once."""
         import torch
 
-        self.begun.append(self.clock())
+        if self.batches == self.first:
+            self.begun = self.clock()
+        self.batches += 1
         width = max(map(len, features))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in features])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in features])
@@ -144,6 +146,10 @@ class Bench:
         )
         return get_peft_model(model, lora).to(self.device)
 
+    def task(self, steps: int) -> Tokens:
+        """Return a trial's task, which notes when the steps begin that are timed."""
+        return Tokens(self.given.task == "causal-lm", self.now, min(self.given.untimed, steps - 1))
+
     def trained(self, number: int, model: Any, task: Tokens, backward: Any, steps: int) -> None:
         """Train one epoch of so many steps."""
         rows = self.rows(number)[: steps * self.given.batch_size]
@@ -200,17 +206,17 @@ class Bench:
         """Train the trials one after another; models are made outside of the time."""
         seconds, losses, peak = 0.0, [], 0
         for number in range(self.given.trials):
-            model, task = self.model(number), Tokens(self.given.task == "causal-lm", self.now)
+            model, task = self.model(number), self.task(steps)
             self.reset_peak()
             self.trained(number, model, task, None, steps)
-            seconds += self.now() - task.begun[min(self.given.untimed, steps - 1)]
+            seconds += self.now() - task.begun
             losses.append([float(loss) for loss in task.losses])
             peak = max(peak, self.peak())
         return Outcome(seconds, losses, peak)
 
     def together(self, steps: int) -> Outcome:
         """Train the trials at the same time."""
-        tasks = [Tokens(self.given.task == "causal-lm", self.now) for _ in range(self.given.trials)]
+        tasks = [self.task(steps) for _ in range(self.given.trials)]
         models = [self.model(number) for number in range(self.given.trials)]
         self.reset_peak()
         cohort: Cohort[None] = Cohort(self.given.seed, self.given.floor)
@@ -229,7 +235,7 @@ class Bench:
         for seat in cohort.seats:
             if seat.why_alone:
                 raise SystemExit(f"trial {seat.number} was computed alone: {seat.why_alone}")
-        seconds = end - tasks[0].begun[min(self.given.untimed, steps - 1)]
+        seconds = end - tasks[0].begun
         return Outcome(seconds, [[float(loss) for loss in task.losses] for task in tasks], self.peak(), cohort.counts)
 
     def flops(self) -> float:

@@ -154,6 +154,7 @@ def trial(
     masks=True,
     precision="fp32",
     parts=1,
+    device="cpu",
     **model,
 ):
     return SimpleNamespace(**locals())
@@ -164,7 +165,7 @@ def go(one, model_type, seat=None, waits=None):
     task = Texts()
     task.side, task.head, task.fails_at, task.masks = one.side, one.head, one.fails_at, one.masks
     rows = texts(one.count, one.number, one.lengths)
-    model = made(model_type, seed=one.number, head=one.head, **one.model)
+    model = made(model_type, seed=one.number, head=one.head, **one.model).to(one.device)
     features = SimpleNamespace(lengths=np.array([len(row) for row in rows]))
     features = type("Rows", (list,), {"lengths": features.lengths})(rows)
     context = SimpleNamespace(
@@ -179,18 +180,15 @@ def go(one, model_type, seat=None, waits=None):
             "train.optimizer": one.optimizer,
         },
         seed=one.number,
-        device="cpu",
+        device=one.device,
     )
     points = []
 
     def validate(trained):
         trained.eval()
+        batch = {name: value.to(one.device) for name, value in task.collate(rows, context).items()}
         with torch.no_grad():
-            return {
-                "loss": float(
-                    task.loss.__func__(SimpleNamespace(fails_at=9), trained, task.collate(rows, context), context)
-                )
-            }
+            return {"loss": float(Texts.loss(SimpleNamespace(fails_at=9), trained, batch, context))}
 
     def told(point):
         points.append(point)
@@ -281,6 +279,18 @@ def test_losses_and_weights_are_those_of_trainings_one_by_one(model_type, head, 
     assert cohort.counts.calls + cohort.counts.alone == sum(steps)
     assert cohort.counts.passes == steps[-2]
     assert cohort.counts.alone == steps[-1] - steps[-2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model_type", "head"), [("bert", "sequence"), ("llama", "causal")])
+def test_on_a_gpu_they_are_too(model_type, head):
+    trials = [SimpleNamespace(**{**vars(one), "head": head, "device": "cuda"}) for one in DIFFERENT]
+    alone = [go(one, model_type) for one in trials]
+    cohort, found = together(trials, model_type)
+    assert not any(seat.why_alone for seat in cohort.seats)
+    assert cohort.counts.passes
+    for one, expected in zip(found, alone, strict=True):
+        assert_alike(one, expected, tolerance=1e-3)
 
 
 def test_base_weights_are_read_once_meanwhile_and_each_model_has_its_own_afterwards():
