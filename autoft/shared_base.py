@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 FLOOR: Mapping[str, int] = {"cpu": 64, "cuda": 4096}
 """By device, the tokens below which a pass is taken to last no less: calls whose padding costs more than that are not
-joined. Of a CPU measured with MiniLM on one core (docs/log.md); of a GPU a guess."""
+joined. Both are guesses; ``benchmarks/shared_base.py --floor`` tries others."""
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 """How far what a joined pass says of a trial's rows may be from what the trial's own body says, relative to the largest."""
