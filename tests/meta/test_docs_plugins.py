@@ -126,7 +126,7 @@ def workshop(site, tiny_model, tmp_path_factory):
 
 
 def test_the_guide_is_short_and_its_task_has_at_most_60_lines():
-    assert len(GUIDE.splitlines()) < 250
+    assert sum(not line.startswith("<!--") for line in GUIDE.splitlines()) <= 250
     code = [line for line in BLOCKS[f"{PACKAGE}/task.py"].splitlines() if line.strip()]
     assert len(code) <= 60
 
