@@ -1598,7 +1598,10 @@ class _Study:
         """By trial, its best score, greater being better."""
         direction = "maximize" if self.plan.higher_is_better else "minimize"
         self.stopping = {
-            model.name: self.optuna.create_study(direction=direction, pruner=_stopper(self.plan))
+            # By its study's name Hyperband deals trials out to its brackets: the same run has to deal alike.
+            model.name: self.optuna.create_study(
+                study_name=f"early stopping of {model.name}", direction=direction, pruner=_stopper(self.plan)
+            )
             for model in self.plan.models
         }
         for result in results:

@@ -142,12 +142,6 @@ class TaskCard:
     alternatives: tuple[tuple[str, ...], ...] = ()
     models: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        roles = {column.role for column in self.columns}
-        unknown = [role for wanted in self.alternatives for role in wanted if role not in roles]
-        if unknown:
-            raise ValueError(f"alternatives name {unknown[0]!r}, and the columns are {', '.join(sorted(roles))}")
-
     def column(self, role: str) -> Column:
         """Return the column of this role."""
         return next(column for column in self.columns if column.role == role)

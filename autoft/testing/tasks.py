@@ -112,6 +112,8 @@ def check_card(bench: Workbench) -> None:
     expect(card.columns, "the card has no columns")
     roles = [column.role for column in card.columns]
     expect(len(set(roles)) == len(roles), f"the card has a role twice: {', '.join(roles)}")
+    unknown = [role for wanted in card.alternatives for role in wanted if role not in roles]
+    expect(not unknown, f"the card's alternatives name {', '.join(unknown)}, and it has no such column")
     expect(card.inputs, "the card has no column that is no target: a prediction has nothing to look at")
     for column in card.columns:
         expect(column.role.isidentifier(), f"the role {column.role!r} is no plain name")

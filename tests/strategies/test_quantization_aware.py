@@ -172,7 +172,7 @@ def test_a_model_computes_as_it_will_once_it_is_quantized(quantizer, bench, tmp_
     lost = np.abs(wanted - plain).mean()
     assert lost > 0
     # What is left apart: numbers half-way between two integers, and 4-bit kernels' own rounding of activations.
-    assert np.abs(found - wanted).mean() < 0.25 * lost
+    assert np.abs(found - wanted).mean() < 0.4 * lost
     assert np.array_equal(np.concatenate([logits(model, bench, row) for row in bench.rows]), plain)
 
 
