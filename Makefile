@@ -25,7 +25,8 @@ test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the test
 	test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
 	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu" \
 		-k torchao tests/strategies/test_weight_quantization.py tests/testing/test_builtin_strategies.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu"
+	@# Three on two cores: whole searches wait for their workers a good part of the time.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -q -m "not slow and not gpu"
 
 lint: $(STAMP)  ## style, types, import order
 	$(BIN)/ruff check .

@@ -197,6 +197,7 @@ def test_a_pickle_cannot_write_outside_its_folder(fitted, tmp_path):
         TextClassifier("any").__setstate__(state)
 
 
+@pytest.mark.slow
 def test_a_run_folder_of_ones_own_stays(tiny_model, rows, tmp_path):
     texts, labels = rows
     classifier = quick(tiny_model, run=tmp_path / "kept").fit(np.asarray(texts), np.asarray(labels))
@@ -212,6 +213,7 @@ def test_a_run_folder_of_ones_own_stays(tiny_model, rows, tmp_path):
     assert (tmp_path / "kept" / "best" / "autoft.json").is_file()
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_pipeline_that_is_cross_validated(tiny_model, rows):
     texts, labels = rows
     loud = [text.upper() for text in texts]

@@ -204,11 +204,6 @@ def test_a_likeness_that_is_no_share_is_the_plugins_fault(monkeypatch):
         guess_tasks([_Ratings()], survey(pa.table(STRANGE)), {})
 
 
-def test_alternatives_name_roles_of_the_card():
-    with pytest.raises(ValueError, match="'tags'"):
-        TaskCard("x", "y", (Column("text", "text", "t"),), ("m",), "a", alternatives=(("text", "tags"),))
-
-
 def test_a_handful_of_labels_beside_a_short_and_a_long_text_is_a_question():
     table = {
         "subject": [" ".join(text.split()[:6]) for text in CONTEXTS],

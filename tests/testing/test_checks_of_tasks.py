@@ -131,6 +131,7 @@ def card(check, message, **changes):
 
 
 card("check_card", "no installed plugin offers the metrics nonsense", metrics=("nonsense",))
+card("check_card", "the card's alternatives name tags, and it has no such column", alternatives=(("text", "tags"),))
 card("check_card", "the card has a role twice: text, text", columns=(Whole.card.columns[0],) * 2)
 card("check_card", "no column that is no target", columns=(Whole.card.columns[1],))
 card("check_card", "does not allow its own default 'x'", options=(Option("a", "an option", "x", ("y",)),))
