@@ -20,6 +20,9 @@ from autoft.plan import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialResult, read_run
 
+# Minutes of whole searches and exports; the gate has others of both.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def plan(tiny_model, catalog):

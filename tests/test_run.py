@@ -316,6 +316,7 @@ def test_a_label_that_no_training_row_has_is_a_wrong_answer_and_no_failure(tmp_p
     assert trial.validation["accuracy"] < 1.0
 
 
+@pytest.mark.slow
 def test_some_validation_rows_decide_within_a_training_and_all_of_them_after_it(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,

@@ -139,6 +139,7 @@ def finished(tmp_path_factory, tiny_model, reviews):
     return recipe, again
 
 
+@pytest.mark.slow
 def test_a_search_over_rows_keeps_them_and_goes_on_with_the_same_ones(finished):
     recipe, run = finished
     (kept,) = (run.path / "given").iterdir()

@@ -307,6 +307,7 @@ def recipe_of(folder, model, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_a_search_trains_together_what_each_would_learn_alone(tmp_path, tiny_model):
     from autoft.api import search
     from autoft.rundir import read_run

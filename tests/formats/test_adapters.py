@@ -11,6 +11,9 @@ from autoft.plugins import load_plugins
 from autoft.strategies.peft_adapter import PeftAdapter
 from autoft.testing.workbench import Workbench
 
+# Minutes of whole searches and exports; the gate has others of both.
+pytestmark = pytest.mark.slow
+
 CATALOG = load_plugins()
 NAMES = sorted(
     name for name, one in CATALOG.adapters.items() if isinstance(one, PeftAdapter) and name != "trainable-tokens"

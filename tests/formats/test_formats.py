@@ -18,6 +18,9 @@ from autoft.formats import FORMATS
 from autoft.formats.weights import Safetensors
 from autoft.rundir import RunDir
 
+# Minutes of whole searches and exports; the gate has others of both.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model, reviews) -> Path:
