@@ -42,6 +42,9 @@ DROPOUTS = (
 )
 HEADS = {"sequence": "SequenceClassification", "token": "TokenClassification", "causal": "CausalLM"}
 
+# Minutes that the gate has not.
+pytestmark = pytest.mark.slow
+
 
 class Texts(Task):
     """Numbers in place of words: a text's class is its length, a token's its remainder, the next token is the next."""
