@@ -38,7 +38,7 @@ class Lines:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Lines)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python's documentation has it for what cannot be hashed
 
     @classmethod
     def of(cls, text: str, loader: type[yaml.SafeLoader], source: str, overrides: Iterable[str] = ()) -> Lines:

@@ -363,7 +363,7 @@ class _Chance:
             "numpy": np.random.get_state(),
             "accelerate": [dict(state._shared_state) for state in (AcceleratorState, GradientState)],
         }
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types here
             states["cuda"] = torch.cuda.get_rng_state()
         return cls(states)
 

@@ -128,6 +128,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             try:
                 found = search(self._recipe(rows), run=folder)
             except BaseException:
+                # Whatever it is, an interruption too, goes on its way; a temporary folder without a model is of no use.
                 self._drop()
                 raise
         else:

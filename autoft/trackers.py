@@ -350,10 +350,10 @@ class TrackerListener(Listener):
         plan = self.plan
         for name in names:
             folder = self.run.path / "trackers" / name
-            self._guarded(name, lambda name=name, folder=folder: self.trackers.append(KINDS[name](plan, folder)))  # type: ignore[misc]
+            self._guarded(name, lambda name=name, folder=folder: self.trackers.append(KINDS[name](plan, folder)))  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
         while (what := self._waiting.get()) is not None:
             for tracker in list(self.trackers):
-                if not self._guarded(tracker.name, lambda what=what, tracker=tracker: what(tracker)):  # type: ignore[misc]
+                if not self._guarded(tracker.name, lambda what=what, tracker=tracker: what(tracker)):  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
                     self.trackers.remove(tracker)
         for tracker in self.trackers:
             self._guarded(tracker.name, tracker.close)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-# In this order the commands stand in `autoft --help`; importing is what registers them.
+# In this order the commands stand in `autoft --help`, so that it is not sorted; importing is what registers them, so that no
+# name is used.
 from autoft.cli import starting, searching, watching, models, serving, exporting, runs, plugins, machine  # isort: skip  # noqa: F401
 from autoft.cli.common import app
 from autoft.version import __version__

@@ -65,7 +65,7 @@ def search(
 
 @app.command()
 @told
-def check(recipe: RecipeFile, overrides: Overrides = []) -> None:  # noqa: B006
+def check(recipe: RecipeFile, overrides: Overrides = []) -> None:  # noqa: B006 - typer copies it
     """Try a recipe end to end in seconds, before a long search."""
     from autoft import api
     from autoft.processes import silence_libraries

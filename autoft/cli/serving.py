@@ -82,7 +82,7 @@ def _write_docker(model: Path, folder: Path, given: dict[str, object]) -> None:
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
     silence_libraries()
-    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]  # typer gives a group, and says that it is a command
     usual = {parameter.opts[0]: parameter.default for parameter in command.params}
     options = [word for name, value in given.items() if value != usual[name] for word in (name, str(value))]
     written = write_image_folder(model, folder, options=options)

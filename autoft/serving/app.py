@@ -175,7 +175,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
             described.update(_openapi(app, fields))
         return described
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation has it
     return app
 
 

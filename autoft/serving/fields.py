@@ -183,8 +183,8 @@ def fields_of(model: LoadedModel, limits: Limits) -> Fields:
         {one.name: (Annotated[one.type, Field(description=one.summary)], one.required) for one in outputs},
         extra="allow",
     )
-    listed = Annotated[list[row], Field(min_length=1, max_length=limits.rows, description="the rows, in any number")]  # type: ignore[valid-type]
-    said = Annotated[list[prediction], Field(description="one for each row, in their order")]  # type: ignore[valid-type]
+    listed = Annotated[list[row], Field(min_length=1, max_length=limits.rows, description="the rows, in any number")]  # type: ignore[valid-type]  # a type made while running
+    said = Annotated[list[prediction], Field(description="one for each row, in their order")]  # type: ignore[valid-type]  # a type made while running
     return Fields(
         row=TypeAdapter(row),
         rows=TypeAdapter(_typed_dict("Rows", "Several rows.", {"rows": (listed, True)}, extra="forbid")),
@@ -349,7 +349,7 @@ def _seen_type(value: Any) -> Any:
         return type(value) if isinstance(value, bool | str) else float
     if isinstance(value, list) and value:
         inner = {_seen_type(part) for part in value}
-        return list[inner.pop()] if len(inner) == 1 else list[Any]  # type: ignore[misc]
+        return list[inner.pop()] if len(inner) == 1 else list[Any]  # type: ignore[misc]  # as above
     return dict[str, Any] if isinstance(value, Mapping) else Any
 
 

@@ -30,7 +30,7 @@ class Metrics:
 
     def __init__(self, manifest: Manifest) -> None:
         # When each series began doubles their number and serves OpenMetrics only.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no types here
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

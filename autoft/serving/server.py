@@ -104,9 +104,9 @@ def serve(
     from autoft.serving import make_app, missing_extra
 
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        import fastapi  # noqa: F401 - only whether it is there
+        import prometheus_client  # noqa: F401 - as above
+        import uvicorn  # noqa: F401 - as above
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
     # Before the model is read, which takes longer: the address may be taken.
