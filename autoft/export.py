@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,17 @@ from autoft.evaluation import serving_environment
 from autoft.plan import Plan
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
-from autoft.rundir import Final, Interval, RunDir, Selection, SliceFigure, TrialResult, VariantResult, write_json
+from autoft.rundir import (
+    Final,
+    Interval,
+    RunDir,
+    Selection,
+    SliceFigure,
+    TrialResult,
+    VariantResult,
+    replacing_folder,
+    write_json,
+)
 
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]
 
@@ -54,19 +62,8 @@ def export(
             f"{run.path}: the files of trial {selection.trial}, {selection.variant}, are gone; the run cannot be exported"
         )
     folder = folder or run.best
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    with replacing_folder(folder) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

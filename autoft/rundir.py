@@ -31,6 +31,7 @@ import math
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ __all__ = [
     "read_json",
     "read_run",
     "replacing",
+    "replacing_folder",
     "write_json",
     "write_text",
 ]
@@ -554,6 +556,29 @@ def replacing(path: Path) -> Iterator[Path]:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which then takes the place of ``folder``; where filling it fails, ``folder`` stays as it is.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        yield partial
+        # mkdtemp makes folders for their owner only.
+        partial.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_model(path: Path, model: type[Model]) -> Model:

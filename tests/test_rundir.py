@@ -11,7 +11,16 @@ import time
 import pytest
 
 from autoft.errors import RunFolderError
-from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, read_json, read_run, write_json
+from autoft.rundir import (
+    RunDir,
+    TrialConfig,
+    TrialResult,
+    VariantResult,
+    read_json,
+    read_run,
+    replacing_folder,
+    write_json,
+)
 
 
 def result(number: int, **changes) -> TrialResult:
@@ -148,3 +157,18 @@ def test_a_record_of_a_run_that_has_just_begun_is_whole(run):
     assert record.selection is None
     assert record.counts() == {"complete": 0, "pruned": 0, "infeasible": 0, "failed": 0}
     assert json.loads(record.model_dump_json())["plan"] == {"name": "x"}
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "below" / "best"
+    with replacing_folder(folder) as partial:
+        (partial / "weights").write_text("old")
+    assert folder.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(ValueError, match="no more"), replacing_folder(folder) as partial:
+        (partial / "weights").write_text("half")
+        raise ValueError("no more")
+    assert (folder / "weights").read_text() == "old"
+    with replacing_folder(folder) as partial:
+        (partial / "other").write_text("new")
+    assert sorted(path.name for path in folder.iterdir()) == ["other"]
+    assert [path.name for path in folder.parent.iterdir()] == ["best"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ from autoft.formats.graphs import OnnxFormat, OnnxHalf, OnnxInteger, OpenVino
 from autoft.formats.readme import write_readme
 from autoft.formats.weights import AdapterFiles, Safetensors
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import RunDir, RunRecord, read_run, write_json
+from autoft.rundir import RunDir, RunRecord, read_run, replacing_folder, write_json
 
 __all__ = ["CHECKED", "FORMATS", "Exported", "export_format", "find_origin"]
 
@@ -89,20 +86,9 @@ def export_format(
     folder = Path(output).absolute() if output else _default_folder(origin, format)
     if folder.exists() and not (folder / CHECKED).is_file():
         raise RunFolderError(f"{folder}: is there already, and holds no exported model; give --output another folder")
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    with replacing_folder(folder) as partial:
         wanted.write(origin, partial)
         agreement = _finished(wanted, origin, partial, folder.name)
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return Exported(folder, format, origin.trial, origin.variant, _sizes(folder), agreement)
 
 
