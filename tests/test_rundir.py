@@ -164,9 +164,14 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
     with replacing_folder(folder) as partial:
         (partial / "weights").write_text("old")
     assert folder.stat().st_mode & 0o777 == 0o755
-    with pytest.raises(ValueError, match="no more"), replacing_folder(folder) as partial:
-        (partial / "weights").write_text("half")
-        raise ValueError("no more")
+
+    def fill_half():
+        with replacing_folder(folder) as partial:
+            (partial / "weights").write_text("half")
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        fill_half()
     assert (folder / "weights").read_text() == "old"
     with replacing_folder(folder) as partial:
         (partial / "other").write_text("new")
