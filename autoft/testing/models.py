@@ -6,6 +6,7 @@ heart in seconds, which is what the checks need.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -251,7 +252,7 @@ def _vision_to_text(texts: list[str]) -> tuple[Any, ...]:
 
 def _word_pieces(texts: list[str]) -> Any:
     """Return BERT's kind of tokenizer: lower case, word pieces, segments of a pair."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -259,14 +260,19 @@ def _word_pieces(texts: list[str]) -> Any:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    # Whole words, the most frequent first. The trainer of word pieces breaks ties by chance, so that two processes would
+    # have different models. As in BERT's own vocabulary, every letter stands at the start and inside of words.
+    counts = Counter(
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
     )
-    # As BERT's own vocabulary, every letter stands at the start and inside of words.
-    learned = tokenizer.get_vocab()
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    pieces = sorted(learned, key=learned.__getitem__) + letters + [f"##{one}" for one in letters if one.isalnum()]
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    alphabet = sorted({*letters, *"".join(counts)})
+    within = {letter for word in counts for letter in word[1:]}
+    inner = [f"##{one}" for one in alphabet if one.isalnum() or one in within]
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:600]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*special, *alphabet, *inner, *words]))}
     tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -49,6 +49,8 @@ STEPS = 400
 """Steps after which a model that has not learned its rows by heart will not."""
 LEARNED = 0.005
 """Share of the first loss at which learning by heart ends."""
+SETTLED = 3
+"""Steps in a row that such a loss has to last."""
 PATIENCE = 80
 """Steps without a loss that is lower by a twentieth, after which it ends too: some losses have a floor."""
 
@@ -404,7 +406,11 @@ class Workbench:
                 losses.append(float(loss.detach()))
                 since = 0 if losses[-1] < 0.95 * best else since + 1
                 best = min(best, losses[-1])
-                if abs(losses[-1]) <= LEARNED * abs(losses[0]) or since >= PATIENCE:
+                # Not at the first loss that is low: one that swings may only be passing through.
+                known = len(losses) >= SETTLED and all(
+                    abs(loss) <= LEARNED * abs(losses[0]) for loss in losses[-SETTLED:]
+                )
+                if known or since >= PATIENCE:
                     break
         model.zero_grad(set_to_none=True)
         model.eval()
