@@ -195,6 +195,7 @@ def test_variants_that_train_are_made_of_every_trial_where_there_are_no_others(t
     assert json.loads((run / "selection.json").read_text())["variant"].startswith("layer-pruning")
 
 
+@pytest.mark.slow
 def test_a_smaller_model_learns_from_the_best_trial(tmp_path, tiny_model, small_model, reviews):
     space = {
         "full.learning_rate": 4e-3,
@@ -213,6 +214,7 @@ def test_a_smaller_model_learns_from_the_best_trial(tmp_path, tiny_model, small_
     assert loaded.model.config.hidden_size == 16
 
 
+@pytest.mark.slow
 def test_layers_of_other_shapes_are_written_measured_and_loaded_along_a_chain(tmp_path, tiny_model, reviews):
     chains = ["low-rank+onnx-int8", "head-pruning+ffn-pruning", "movement-pruning"]
     names = ("low-rank", "head-pruning", "ffn-pruning", "movement-pruning")

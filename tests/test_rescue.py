@@ -86,6 +86,7 @@ def test_a_quantization_that_costs_too_much_is_trained_for(tmp_path, outlier_mod
     assert f"onnx-int8 alone is {lost:.3g} worse than uncompressed" in report
 
 
+@pytest.mark.slow
 def test_a_quantization_that_costs_little_is_left_as_it_is(tmp_path, tiny_model, reviews):
     run, said = search(tmp_path, tiny_model, reviews)
     record = read_run(run)

@@ -125,6 +125,7 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     assert len((finished / "p.jsonl").read_text().splitlines()) == 400
 
 
+@pytest.mark.slow
 def test_time_may_be_a_multiple_of_one_default_training(tmp_path, tiny_model, reviews):
     recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "6x", "trials": 1}, compress="none")
     done = autoft_command("search", recipe, "--json", cwd=tmp_path)
@@ -261,6 +262,7 @@ def test_the_report_can_be_rendered_again(finished):
     assert (finished / "runs/tiny/report.html").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finished, tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,
@@ -411,6 +413,7 @@ def test_a_search_over_folds_compares_means_and_ships_a_model_of_the_first(tmp_p
     assert "mean of 3 folds" in report
 
 
+@pytest.mark.slow
 def test_a_task_can_be_trained_along_with_another_and_the_report_says_what_that_gains(tmp_path, tiny_model, reviews):
     """The first task has 12 rows and learns little alone; the second has the same labels by another name, and 300 rows."""
     rows = list(csv.DictReader(reviews.open()))
@@ -449,6 +452,7 @@ def test_a_task_can_be_trained_along_with_another_and_the_report_says_what_that_
     assert set(model.context.labels) == {"positive", "negative"}
 
 
+@pytest.mark.slow
 def test_a_search_over_regularizers_losses_and_optimisers_says_what_each_trial_had(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,
@@ -513,6 +517,7 @@ def test_a_budget_that_nothing_fits_exits_4_with_the_nearest_misses_and_trains_n
     assert (tmp_path / "runs/tiny/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_sizes_that_are_measured_before_training_are_those_of_the_trained_model(tmp_path, tiny_model, reviews):
     compress = ["none", "onnx", "onnx-int8", "dynamic-int8"]
     recipe = write_recipe(
@@ -562,9 +567,10 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(tmp_path,
 
 
 def test_a_worker_that_is_killed_costs_one_trial(tmp_path, tiny_model, reviews):
-    recipe = write_recipe(
-        tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 3}, compress=["none"], name="crash"
-    )
+    # Long enough that a trial is not over before its first event is read.
+    space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 30, "train.batch_size": 8}
+    budget = {"time": "10m", "trials": 3}
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget=budget, space=space, compress=["none"], name="crash")
     process = subprocess.Popen(
         [*COMMAND, "search", str(recipe), "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )

@@ -121,6 +121,7 @@ def test_adapters_that_merge_are_served_alike(catalog):
     assert serving_setting(full, None).length == full.length
 
 
+@pytest.mark.slow
 def test_a_served_model_beside_its_prediction(catalog, tmp_path):
     """Constants of a request of one row; then requests whose tensors take tens of megabytes."""
     _bench, setting = setting_of(catalog, length=64)

@@ -379,6 +379,7 @@ def test_inputs_leave_the_positions_of_virtual_tokens_free(tiny_model):
 # ------------------------------------------------------------------------------------------------ a whole search
 
 
+@pytest.mark.slow
 def test_a_search_of_nothing_else_ends_with_a_model_that_predicts(tiny_model, reviews, tmp_path):
     import json
     import subprocess
