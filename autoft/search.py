@@ -305,6 +305,8 @@ class Search:
         """Trials that are run by themselves: a worker was lost while they trained together."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
+        self.adapters: dict[int, int] = {}
+        """By trial, the bytes of what its adapter learned."""
         self.startup = STARTUP_SECONDS
         self.ended = ""
         self.began = False
@@ -1373,7 +1375,11 @@ class Search:
             key: self.sizes[key] if key in self.sizes else _folder_size(self.run.inside(folder))
             for key, folder in there.items()
         }
-        keep = weights_to_keep(self.plan, list(self.results.values()), self.sizes)
+        self.adapters = {
+            number: self.adapters[number] if number in self.adapters else _folder_size(self.run.adapter(number))
+            for number in {number for number, _ in there}
+        }
+        keep = weights_to_keep(self.plan, list(self.results.values()), self.sizes, self.adapters)
         for result in self.results.values():
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
             for variant in dropped:

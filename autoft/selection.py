@@ -175,7 +175,10 @@ def _ahead(one: tuple[float, float, Candidate], other: tuple[float, float, Candi
 
 
 def weights_to_keep(
-    plan: Plan, results: Sequence[TrialResult], sizes: Mapping[tuple[int, str], int]
+    plan: Plan,
+    results: Sequence[TrialResult],
+    sizes: Mapping[tuple[int, str], int],
+    adapters: Mapping[int, int] | None = None,
 ) -> set[tuple[int, str]]:
     """Return which variants' files stay: the default's as the yardstick, the chosen one, and the front as space allows.
 
@@ -187,6 +190,7 @@ def weights_to_keep(
         plan: with the storage limit.
         results: of all trials.
         sizes: bytes of the files that there are, by trial and variant.
+        adapters: bytes of what trials keep of their adapters as long as one of their variants stays, by trial.
     """
     yardstick = (0, "none")
     keep = {yardstick} & set(sizes)
@@ -206,13 +210,16 @@ def weights_to_keep(
     if front and (front[0].trial, "none") in sizes:
         # What other formats of the chosen model are made from.
         wanted.append((front[0].trial, "none"))
-    used = sum(sizes[key] for key in keep)
+    beside = dict(adapters or {})
+    used = sum(sizes[key] + beside.pop(key[0], 0) for key in keep)
     for position, key in enumerate(wanted):
         if key in keep:
             continue
-        if position == 0 or used + sizes[key] <= plan.storage_bytes:
+        more = sizes[key] + beside.get(key[0], 0)
+        if position == 0 or used + more <= plan.storage_bytes:
             keep.add(key)
-            used += sizes[key]
+            beside.pop(key[0], None)
+            used += more
     return keep
 
 

@@ -188,6 +188,21 @@ def test_the_weights_of_the_chosen_trial_stay_for_other_formats_after_the_front_
     assert weights_to_keep(make_plan(storage=150), results, sizes) == front
 
 
+def test_what_an_adapter_learned_counts_once_for_all_variants_of_its_trial():
+    results = [
+        trial(0, ("none", 0.80, 90, 10)),
+        trial(1, ("none", 0.90, 90, 10), ("int8", 0.89, 23, 2)),
+        trial(2, ("none", 0.85, 90, 10), ("int8", 0.85, 20, 1)),
+    ]
+    sizes = {(0, "none"): 90, (1, "none"): 90, (1, "int8"): 23, (2, "int8"): 20}
+    front = {(1, "none"), (1, "int8"), (2, "int8")}
+    total = 90 + 90 + 23 + 20 + 7 + 5
+    keep = weights_to_keep(make_plan(storage=total, tolerance=0.0), results, sizes, {0: 0, 1: 7, 2: 5})
+    assert keep == {(0, "none"), *front}
+    keep = weights_to_keep(make_plan(storage=total - 1, tolerance=0.0), results, sizes, {0: 0, 1: 7, 2: 5})
+    assert keep == {(0, "none"), (1, "none"), (1, "int8")}
+
+
 def test_a_trial_that_was_given_up_at_a_fold_is_no_candidate():
     behind = trial(1, ("none", 0.99, 90, 10)).model_copy(update={"state": "pruned"})
     assert [c.trial for c in candidates(make_plan(), [trial(0, ("none", 0.80, 90, 10)), behind])] == [0]
