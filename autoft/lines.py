@@ -56,15 +56,23 @@ class Lines:
     def located(self, fault: Fault) -> Fault:
         """Return a fault with the line that it is about, as far as there is one."""
         key = re.sub(r"\[(\d+)\]", r".\1", fault.where)
-        while key:
-            if key in self.overrides:
-                return replace(fault, excerpt=f"--set {self.overrides[key]}")
-            place = self.places.get(key)
+        given = next((above for above in _and_above(key) if above in self.overrides), None)
+        if given is not None:
+            # It took the place of all that the file says below its key.
+            return replace(fault, excerpt=f"--set {self.overrides[given]}")
+        for above in _and_above(key):
+            place = self.places.get(above)
             if place is not None:
                 excerpt = _excerpt(self.text[place.line - 1], place)
                 return replace(fault, place=f"{self.source}:{place.line}", line=place.line, excerpt=excerpt)
-            key = key.rpartition(".")[0]
         return fault
+
+
+def _and_above(key: str) -> Iterator[str]:
+    """Give a dotted key and those of the sections that it is in, from the inside out."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def marked(fault: Fault, source: str, text: str, mark: yaml.Mark) -> Fault:

@@ -30,9 +30,11 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "recipe_from_mapping",
+    "recipe_from_text",
     "recipe_schema",
     "schema_line",
     "set_key",
+    "yaml_of",
 ]
 
 
@@ -295,15 +297,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([Fault("", f"is not UTF-8 text: byte {error.start} cannot be read")], str(path)) from None
     except OSError as error:
         raise RecipeError([Fault("", f"cannot be read: {error.strerror}")], str(path)) from None
+    return recipe_from_text(text, overrides, source=str(path), name=path.stem)
+
+
+def recipe_from_text(text: str, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "run") -> Recipe:
+    """Check a recipe that is YAML; ``source`` is what messages call it, and ``name`` stands in where it has none.
+
+    Raises:
+        RecipeError: all faults together.
+    """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
+        lines = Lines.of(text, _StrictLoader, source, overrides)
     except yaml.YAMLError as error:
         fault, mark = Fault("", f"is not YAML: {_problem(error)}"), getattr(error, "problem_mark", None)
-        raise RecipeError([marked(fault, str(path), text, mark) if mark else fault], str(path)) from None
+        raise RecipeError([marked(fault, source, text, mark) if mark else fault], source) from None
+    except RecursionError:
+        raise RecipeError([Fault("", "is nested too deeply, or an alias stands in what it names")], source) from None
     if value is None:
-        raise RecipeError([Fault("", "is empty; a recipe needs at least task, model and data")], str(path))
-    lines = Lines.of(text, _StrictLoader, str(path), overrides)
-    return recipe_from_mapping(value, overrides, source=str(path), name=path.stem, lines=lines)
+        raise RecipeError([Fault("", "is empty; a recipe needs at least task, model and data")], source)
+    return recipe_from_mapping(value, overrides, source=source, name=name, lines=lines)
 
 
 def recipe_from_mapping(
@@ -441,6 +454,8 @@ def _faults(error: ValidationError) -> list[Fault]:
                 message = (
                     f"may hold letters, digits, '.', '_' and '-' only, the first a letter or digit; given {given!r}"
                 )
+            case "invalid_key":
+                message = "a key has to be a text; write it in quotes"
             case kind if kind in _KINDS:
                 message = f"needs {_KINDS[kind]}, given {_kind(given)}"
             case _:
@@ -497,9 +512,20 @@ def _kind(value: object) -> str:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML accepts in silence."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            # As of a date in the thirteenth month; PyYAML lets it through without its place.
+            problem = f"{node.value!r} is not what it looks like ({error}); write a text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            # The keys that ``<<: *other`` brings may be given again: that is what it is for.
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -508,14 +534,6 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, str | int | float | bool):
                 seen.add(key)
         return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-4 as text; recipes mean the number.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -527,6 +545,34 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# YAML 1.1 reads 1e-4 as text; recipes mean the number. The dumper has to know, to put the text 1e3 in quotes.
+for _class in (_StrictLoader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+class _LineDumper(_Dumper):
+    """Dumper that escapes line breaks."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text, in double quotes where it has more than one line."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_LineDumper.add_representer(str, _LineDumper.represent_text)
+
+
+def yaml_of(value: Any) -> str:
+    """Return a value in one line of YAML that a recipe reads as the same value."""
+    text = yaml.dump(
+        value, Dumper=_LineDumper, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -78,6 +78,12 @@ def test_what_an_override_gave_shows_the_override_and_no_line(path):
     assert fault.excerpt == "--set storage.weights=lots"
 
 
+def test_a_section_that_an_override_replaced_shows_the_override(path):
+    path.write_text("task: x\nmodel: a/b\ndata: c\nbudget: {time: 5m}\n")
+    (fault,) = faults(path, "budget={time: later}")
+    assert (fault.where, fault.line, fault.excerpt) == ("budget.time", 0, "--set budget={time: later}")
+
+
 def test_a_missing_key_shows_the_section_that_lacks_it(path):
     path.write_text("task: x\nmodel: a/b\ndata:\n  limit: 3\n")
     (fault,) = faults(path)
@@ -93,6 +99,21 @@ def test_what_is_no_yaml_shows_the_place_that_the_parser_names(path, text):
     mark = named.value.problem_mark
     assert fault.line == min(mark.line + 1, len(text.splitlines()))
     assert fault.excerpt.splitlines()[1].index("^") - len("       | ") == mark.column
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "!!int x"])
+def test_a_value_that_only_looks_like_a_date_or_a_number_shows_its_place(path, value):
+    path.write_text(f"task: x\nmodel: a/b\ndata: c\nname: {value}\n")
+    (fault,) = faults(path)
+    assert fault.line == 4
+    assert "in quotes" in fault.message
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 3000 + "]" * 3000], ids=["an alias in itself", "deep"])
+def test_what_has_no_end_or_no_bottom_is_a_fault(path, value):
+    path.write_text(f"task: x\nmodel: {value}\ndata: c\n")
+    (fault,) = faults(path)
+    assert "nested too deeply" in fault.message
 
 
 def test_an_error_of_the_data_shows_the_line_too(path):

@@ -3,11 +3,21 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.errors import RecipeError
-from autoft.recipe import Recipe, dump_recipe, load_recipe, recipe_from_mapping, recipe_schema, set_key
+from autoft.recipe import (
+    Recipe,
+    _StrictLoader,
+    dump_recipe,
+    load_recipe,
+    recipe_from_mapping,
+    recipe_schema,
+    set_key,
+    yaml_of,
+)
 
 GOOD = {"task": "text-classification", "model": "some/model", "data": "train.csv"}
 
@@ -40,6 +50,23 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("task: t\nmodel: m\ndata: d.csv\nspace: {full.learning_rate: [1e-4, 5E-5, 2.5e-5]}\n")
     assert load_recipe(path).space["full.learning_rate"] == [1e-4, 5e-5, 2.5e-5]
+
+
+def test_merged_sections_are_read_as_yaml_has_them(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "task: t\nmodel: m\ndata: &own {train: a.csv, columns: {text: body}}\n"
+        "auxiliary:\n  - {task: t, data: {<<: *own, train: b.csv}}\n"
+    )
+    (auxiliary,) = load_recipe(path).auxiliary
+    assert (auxiliary.data.train, auxiliary.data.columns) == ("b.csv", {"text": "body"})
+
+
+@pytest.mark.parametrize("text", ["1e3", "1E-4", "+2e5", "no", "null", "1", "a: b", "#x", "2024-01-01", "", "é\n"])
+def test_a_line_of_yaml_is_read_as_the_value_that_it_was_made_of(text):
+    value = {"data.columns": {"text": text, text: "label"}, "space.train.epochs": [1e-4, 3, True, None]}
+    assert yaml.load(yaml_of(value), Loader=_StrictLoader) == value
+    assert "\n" not in yaml_of(value)
 
 
 def test_nested_and_dotted_spaces_mean_the_same():
