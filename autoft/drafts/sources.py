@@ -91,9 +91,9 @@ def _splits_of(source: str) -> tuple[dict[str, str], tuple[str, ...]]:
     siblings = {
         split: name
         for split, name in _by_split(
-            sorted(other.name for other in path.parent.iterdir() if is_data_file(other))
+            [other.name for other in path.parent.iterdir() if is_data_file(other) and _alike(other.name, path.name)]
         ).items()
-        if split != "train" and name.split(".")[1:] == path.name.split(".")[1:]
+        if split != "train"
     }
     folder = source.rpartition("/")[0]
     return {"train": source, **{s: f"{folder}/{n}" if folder else n for s, n in siblings.items()}}, tuple(siblings)
@@ -124,6 +124,14 @@ def _folder_splits(folder: Path) -> dict[str, str]:
     # A folder that `save_to_disk` wrote for each split, without the file that lists them.
     files += sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file())
     found = _by_split(files)
+    for split, name in found.items():
+        others = [one for one in files if one != name and _split_name(one.split(".")[0]) == split]
+        if name.split(".")[0].lower() not in NAMES and others:
+            raise DataError(
+                f"{folder}: {split} may be {' or '.join([name, *others][:4])}; name the files of each split, as autoft init "
+                "train.csv test.csv, or where they belong together put those of a split into a folder of its own, as "
+                "autoft init data/train data/test"
+            )
     if found and "train" not in found:
         raise DataError(
             f"{folder}: holds {', '.join(found.values())} and no training rows; name the files of each split, as "
@@ -142,8 +150,23 @@ def _by_split(names: Sequence[str]) -> dict[str, str]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def _alike(one: str, other: str) -> bool:
+    """Say whether two files are of one data set: apart from the split and numbers they have the same words in their names."""
+    (name, *kinds), (other_name, *other_kinds) = one.split("."), other.split(".")
+    return kinds == other_kinds and _further_words(name) == _further_words(other_name)
+
+
+def _further_words(stem: str) -> list[str]:
+    # Shards are called train-00000-of-00004.
+    return [word for word in _words(stem) if word not in NAMES and word != "of"]
+
+
+def _words(stem: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z]+", stem.lower()) if word]
+
+
 def _split_name(stem: str) -> str | None:
-    words = [word for word in re.split(r"[^a-z]+", stem.lower()) if word in NAMES]
+    words = [word for word in _words(stem) if word in NAMES]
     return NAMES[words[-1]] if words else None
 
 

@@ -161,6 +161,21 @@ LAYOUTS = {
         ["d"],
         {"train": "d/train.csv", "validation": "d/valid.csv"},
     ),
+    "files beside it that are of other data": (
+        ["d/german_train.csv", "d/french_train.csv", "d/french_test.csv", "d/german-dev-2.csv"],
+        ["d/german_train.csv"],
+        {"train": "d/german_train.csv", "validation": "d/german-dev-2.csv"},
+    ),
+    "the plain name where others hold the word": (
+        ["d/train.csv", "d/train_raw.csv", "d/test-00000-of-00001.csv"],
+        ["d"],
+        {"train": "d/train.csv", "test": "d/test-00000-of-00001.csv"},
+    ),
+    "shards beside another": (
+        ["d/train-00000-of-00001.csv", "d/test-0.csv"],
+        ["d/train-00000-of-00001.csv"],
+        {"train": "d/train-00000-of-00001.csv", "test": "d/test-0.csv"},
+    ),
     "a folder without splits": (["d/a.csv", "d/b.csv"], ["d"], {"train": "d"}),
     "longer names": (
         ["d/reviews-train.csv", "d/reviews-test.csv"],
@@ -197,6 +212,13 @@ def test_what_is_no_data_set_is_refused(place, given):
     write(place / "x_test.csv", reviews(5))
     with pytest.raises(DataError):
         find_sources(given, place / "recipe.yaml")
+
+
+def test_several_files_of_a_split_are_refused_and_not_all_but_one_left_out(place):
+    for number in range(2):
+        write(place / "d" / f"train-0000{number}-of-00002.csv", reviews(5, 100 * number))
+    with pytest.raises(DataError, match=r"train-00000-of-00002\.csv or train-00001-of-00002\.csv.*a folder of its own"):
+        find_sources(["d"], place / "recipe.yaml")
 
 
 def test_splits_of_other_columns_are_refused(place, tiny_model):
