@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from autoft.contracts import TaskCard
 from autoft.data import load_source
@@ -32,7 +30,7 @@ from autoft.hardware import Hardware
 from autoft.plan import make_plan
 from autoft.plugins import Catalog
 from autoft.quantities import format_seconds
-from autoft.recipe import recipe_from_mapping
+from autoft.recipe import recipe_from_text, yaml_of
 
 __all__ = ["Draft", "Question", "draft_recipe"]
 
@@ -343,12 +341,6 @@ def _duration(seconds: int) -> str:
     return f"{hours}h{f'{minutes}m' if minutes else ''}" if hours else f"{minutes}m"
 
 
-def _inline(value: Any) -> str:
-    """Return a value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
 def _recipe_text(
     drafted: Draft,
     guess: Guess,
@@ -365,23 +357,26 @@ def _recipe_text(
     found = dict(drafted.found)
     lines = [f"# {card.name}: {card.summary}"]
     lines += [
-        f"# {topic}: {found[topic]}" for topic in ("rows", "labels", "tags", "lengths", "duplicates") if topic in found
+        # A label may hold a line break, and a comment ends there.
+        f"# {topic}: {' '.join(found[topic].split())}"
+        for topic in ("rows", "labels", "tags", "lengths", "duplicates")
+        if topic in found
     ]
     if card.notice:
         lines.append(f"# {card.notice.splitlines()[0]}")
-    lines += ["", f"task: {card.name}", f"name: {_name(sources)}  # of the run: runs/{_name(sources)}", ""]
+    lines += ["", f"task: {card.name}", f"name: {yaml_of(_name(sources))}  # of the run: runs/{_name(sources)}", ""]
 
     lines.append(
         f"# The first is the default fine-tune; a list is searched.{'' if chosen.here else ' Fetched from the hub.'}"
     )
-    lines += ["model:", f"  - {_inline(chosen.name)}  # {chosen.why}{_size(chosen)}"]
-    lines += [f"  # - {_inline(other.name)}  # {other.why}{_size(other)}" for other in choices[1:5]]
+    lines += ["model:", f"  - {yaml_of(chosen.name)}  # {chosen.why}{_size(chosen)}"]
+    lines += [f"  # - {yaml_of(other.name)}  # {other.why}{_size(other)}" for other in choices[1:5]]
 
     lines += ["", "data:"]
-    lines += [f"  {split}: {_inline(source)}" for split, source in sources.given.items()]
+    lines += [f"  {split}: {yaml_of(source)}" for split, source in sources.given.items()]
     cut = [name for name in ("validation", "test") if name not in sources.given]
     lines += [f"  # {name}_size: 0.15  # cut from the training rows; a share, or a number of rows" for name in cut]
-    lines.append(f"  columns: {_inline(dict(guess.columns))}")
+    lines.append(f"  columns: {yaml_of(dict(guess.columns))}")
     if limit is not None:
         lines.append(
             f"  limit: {{train: {limit}}}  # all rows would take this machine too long; a GPU takes the line away"
@@ -413,7 +408,7 @@ def _recipe_text(
     lines += _objective(card, guess, seen)
     if card.options:
         lines += ["", "# task_options:"]
-        lines += [f"#   {option.name}: {_inline(option.default)}  # {option.summary}" for option in card.options]
+        lines += [f"#   {option.name}: {yaml_of(option.default)}  # {option.summary}" for option in card.options]
     return "\n".join([*lines, ""])
 
 
@@ -446,7 +441,7 @@ def _name(sources: Sources) -> str:
 
 def _tried(draft: Draft, catalog: Catalog, hardware: Hardware, sources: Sources, chosen: Candidate) -> None:
     """Make the plan of a search from the recipe: what does not resolve is told at once and not by the next command."""
-    recipe = recipe_from_mapping(yaml.safe_load(draft.text), source="draft")
+    recipe = recipe_from_text(draft.text, source="draft")
     try:
         plan = make_plan(recipe, catalog, hardware, sources.base)
     except (RecipeError, ModelError) as error:

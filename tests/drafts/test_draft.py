@@ -221,6 +221,32 @@ def test_several_files_of_a_split_are_refused_and_not_all_but_one_left_out(place
         find_sources(["d"], place / "recipe.yaml")
 
 
+@pytest.mark.parametrize("name", ["2024", "no", "1e5", "null", "2024-01-01", "1_0"])
+def test_a_file_may_be_called_like_something_else_than_a_text(place, tiny_model, name):
+    write(place / f"{name}.csv", reviews(60))
+    done = init(f"{name}.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.name, recipe.data.train) == (name, f"{name}.csv")
+
+
+@pytest.mark.parametrize("name", ["1e3", "yes", "a: b", "#x", "12:30", "{x}", "a\nb", "- \u00e9"])
+def test_a_column_may_be_called_like_something_else_than_a_text(place, tiny_model, name):
+    write(place / "reviews.csv", [{name: row["comment"], "stars": row["stars"]} for row in reviews(60)])
+    done = init("reviews.csv", "--model", tiny_model, "--task", "text-classification")
+    assert done.exit_code == 0, done.stderr
+    assert load_recipe("recipe.yaml").data.columns == {"text": name, "label": "stars"}
+
+
+def test_a_label_with_a_line_break_stays_within_its_comment(place, tiny_model):
+    labels = {1: "good\ntask: other", 2: "bad"}
+    write(place / "reviews.csv", [{"text": row["comment"], "label": labels[row["stars"]]} for row in reviews(60)])
+    done = init("reviews.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert load_recipe("recipe.yaml").task == "text-classification"
+    assert "\n# labels: 2: bad 60%, good task: other 40%\n" in Path("recipe.yaml").read_text()
+
+
 def test_splits_of_other_columns_are_refused(place, tiny_model):
     write(place / "train.csv", reviews(60))
     write(place / "test.csv", [{"text": "other", "label": 1}])
