@@ -64,6 +64,18 @@ def test_a_table_of_text_has_the_columns_of_the_input_and_json_in_its_cells(suff
     assert sum(json.loads(rows[0]["scores"])) == pytest.approx(1)
 
 
+def test_a_true_label_of_the_input_is_kept_beside_the_predicted_one(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": text, "label": f"true {number}", "given_label": "x"} for number, text in enumerate(TEXTS)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = predict(classifier, "--input", "in.jsonl", "--keep")
+    assert done.exit_code == 0
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one.get("label") for one in said] == labels(classifier)
+    assert [one["given_given_label"] for one in said] == [row["label"] for row in rows]
+    assert {one["given_label"] for one in said} == {"x"}
+
+
 def test_parquet_keeps_lists_as_lists(classifier, reviews):
     out = reviews.with_name("said.parquet")
     assert predict(classifier, "--input", reviews, "--output", out).exit_code == 0

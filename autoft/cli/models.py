@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +40,13 @@ def predict(
             help="Where predictions go: .csv, .tsv and .parquet as a table, else as JSON lines; default: standard output."
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Put the columns of the input beside the predictions.")] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Put the columns of the input beside the predictions; one of the same name becomes given_NAME.",
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward pass.")] = 32,
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
@@ -51,15 +57,18 @@ def predict(
     loaded = load(model)
     rows = _rows(text, source, loaded, _mapping(columns))
     empty: list[int] = []
+    predicted: set[str] = set()
     with _written(output) as write:
         while chunk := list(islice(rows, 16 * batch_size)):
             whole = [row for row in chunk if row.given is not None]
-            predictions = iter(_predicted(loaded, whole, batch_size))
+            found = _predicted(loaded, whole, batch_size)
+            predicted.update(*found)
+            predictions = iter(found)
             for row in chunk:
                 said = next(predictions) if row.given is not None else {}
                 if row.given is None:
                     empty.append(row.number)
-                write({**row.kept, **said} if keep else said)
+                write({**_beside(row.kept, predicted), **said} if keep else said)
     if empty:
         named = ", ".join(map(str, empty[:NAMED])) + (" ..." if len(empty) > NAMED else "")
         print(
@@ -76,6 +85,18 @@ class _Row:
     number: int
     given: Any
     kept: Mapping[str, Any]
+
+
+def _beside(kept: Mapping[str, Any], predicted: Collection[str]) -> dict[str, Any]:
+    """Return what the user gave, under names that no prediction has: a true label must not look like a predicted one."""
+    found = {name: value for name, value in kept.items() if name not in predicted}
+    for name in kept:
+        if name in predicted:
+            other = f"given_{name}"
+            while other in predicted or other in kept:
+                other = f"given_{other}"
+            found[other] = kept[name]
+    return found
 
 
 def _mapping(columns: Sequence[str]) -> dict[str, str]:
