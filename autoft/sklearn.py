@@ -110,6 +110,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if y is None:
             raise ValueError("TextClassifier requires y to be passed, but the target y is None")
         texts = _texts(X)
+        _check_present(y)
         labels = column_or_1d(y, warn=True)
         check_consistent_length(texts, labels)
         if not texts:
@@ -242,6 +243,18 @@ def _files(folder: Path) -> dict[str, bytes]:
     kept = [folder / name for name in _PICKLED]
     found = [path for top in kept for path in (sorted(top.rglob("*")) if top.is_dir() else [top]) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def _check_present(y: Any) -> None:
+    """Raise ValueError where a label is missing: scikit-learn sorts labels, and cannot place None or NA among texts."""
+    for number, label in enumerate(np.asarray(y, dtype=object).ravel()):
+        # As its own checks tell pandas' NA and NaT, without pandas.
+        if (
+            label is None
+            or type(label).__name__ in {"NAType", "NaTType"}
+            or (isinstance(label, float) and label != label)
+        ):
+            raise ValueError(f"y needs a label a row, and that of row {number} is missing ({label!r})")
 
 
 def _texts(X: Any) -> list[str]:

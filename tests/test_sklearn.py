@@ -133,11 +133,19 @@ def test_what_is_no_text_is_told(fitted, given, message):
         (["a", "b"], [0.5, 1.25], "continuous"),
         ([], [], "X holds none"),
         (["a", "b"], [["x"], ["y", "z"]], "."),
+        (["a", "b", "c"], ["x", None, "y"], "that of row 1 is missing"),
+        (["a", "b", "c"], ["x", "y", float("nan")], "that of row 2 is missing"),
     ],
 )
 def test_what_cannot_be_fitted_is_told_before_any_search(tiny_model, texts, labels, message):
     with pytest.raises(ValueError, match=message):
         quick(tiny_model).fit(texts, labels)
+
+
+def test_a_missing_label_of_pandas_is_told_before_any_search(tiny_model):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="that of row 1 is missing"):
+        quick(tiny_model).fit(["a", "b", "c"], pandas.Series(["x", pandas.NA, "y"], dtype="string"))
 
 
 def test_a_fault_of_the_recipe_is_told_as_everywhere(tiny_model):
