@@ -83,7 +83,8 @@ def added_configuration(
         try:
             params[name] = _allowed(value, domains[name], fixed=name in TRAIN_SPACE)
         except ValueError as error:
-            found.append(Fault(f"--set {name}={value}", f"{error}{_range(domains[name])}"))
+            known = _range(domains[name])
+            found.append(Fault(f"--set {name}={value}", f"{error}{'' if known in str(error) else known}"))
     config = default.model_copy(
         update={
             "kind": "added",

@@ -88,6 +88,7 @@ def test_all_faults_come_at_once_each_with_what_is_right(plan, catalog, results)
             "lora.rank=-1",
             "train.warmup=3",
             "train.schedule=cosinus",
+            "train.batch_size=some",
             "train.epochs=[2, 3]",
             "augment=random-swop",
             "nothing",
@@ -104,6 +105,7 @@ def test_all_faults_come_at_once_each_with_what_is_right(plan, catalog, results)
     assert "at most 0.5" in told["--set train.warmup"]
     assert "cosine" in told["--set train.schedule"]
     assert "one value" in told["--set train.epochs"]
+    assert [message for message in told.values() if message.count("known range") > 1] == []
     assert "Did you mean 'random-swap'?" in told["--set augment"]
     assert "key=value" in told["--set nothing"]
     assert "give --pipeline full" in told["--set full.learning_rate"]
