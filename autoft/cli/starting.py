@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ def init(
     ask = (lambda question: question.choices[0][0]) if yes else _ask if sys.stdin.isatty() and not as_json else None
     draft = api.draft(data, output=output, task=task, columns=columns, model=model, ask=ask)
     output.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# autoft search {shown(output.absolute())}\n{schema_line(SCHEMA)}\n"
+    head = f"# autoft search {shlex.quote(str(shown(output.absolute())))}\n{schema_line(SCHEMA)}\n"
     output.write_text(head + draft.text, encoding="utf-8")
     schema.write_text(json.dumps(api.schema(), indent=1) + "\n", encoding="utf-8")
     if as_json:
@@ -67,8 +68,9 @@ def init(
     for warning in draft.warnings:
         print(f"warning: {warning}")
     print(f"\nWrote {output}, and {schema.name} by which editors complete it. Next:")
+    typed = shlex.quote(str(output))
     print(
-        f"  autoft check {output}      try it end to end, in seconds\n  autoft explain {output}    what will be searched\n  autoft search {output}"
+        f"  autoft check {typed}      try it end to end, in seconds\n  autoft explain {typed}    what will be searched\n  autoft search {typed}"
     )
 
 

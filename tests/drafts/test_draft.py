@@ -238,6 +238,15 @@ def test_a_column_may_be_called_like_something_else_than_a_text(place, tiny_mode
     assert load_recipe("recipe.yaml").data.columns == {"text": name, "label": "stars"}
 
 
+def test_commands_that_are_shown_work_where_a_path_has_spaces(place, tiny_model):
+    write(place / "my reviews.csv", reviews(60))
+    done = init("my reviews.csv", "--model", tiny_model, "--output", "my recipe.yaml")
+    assert done.exit_code == 0, done.stderr
+    assert "autoft check 'my recipe.yaml'" in done.stdout
+    assert Path("my recipe.yaml").read_text().startswith("# autoft search 'my recipe.yaml'\n")
+    assert load_recipe("my recipe.yaml").data.train == "my reviews.csv"
+
+
 def test_a_label_with_a_line_break_stays_within_its_comment(place, tiny_model):
     labels = {1: "good\ntask: other", 2: "bad"}
     write(place / "reviews.csv", [{"text": row["comment"], "label": labels[row["stars"]]} for row in reviews(60)])
