@@ -127,6 +127,10 @@ def draft_recipe(
             raise DataError(f"{sources.given[name]}: has no column {absent[0]!r}, which the training rows have")
     drafted.found += _about_rows(sources, tables, seen)
     drafted.found.append(("task", f"{card.name}: {', '.join(guess.reasons)}"))
+    unused = [name for name in seen.columns if name not in guess.columns.values()]
+    if unused:
+        drafted.found.append(("not read", ", ".join(unused)))
+    drafted.warnings += _about_header(card, guess, seen)
     drafted.found += _about_values(card, guess, seen)
     drafted.found += _about_duplicates(card, guess, tables)
     drafted.found.append(("machine", str(hardware)))
@@ -230,6 +234,19 @@ def _about_rows(sources: Sources, tables: Mapping[str, pa.Table], seen: Survey) 
 def _column(view: ColumnView) -> str:
     absent = f" ({view.missing:.0%} empty)" if view.missing > 0.005 else ""
     return f"{view.name}{absent}"
+
+
+def _about_header(card: TaskCard, guess: Guess, seen: Survey) -> list[str]:
+    """Return what is to be said where the names of columns look like values: a file without a line of names loses a row."""
+    labels = [name for role, name in guess.columns.items() if card.column(role).kind == "label"]
+    prose = any(len(guess.columns[role].split()) > 3 for role in _texts(card, guess))
+    named = next((name for name in labels if name in seen.columns[name].labels), None)
+    if named is None or not prose:
+        return []
+    return [
+        f"the first line of the data seems to hold values and no names: {named!r} is the name of a column and a value in it. "
+        "If so, put a line with names above it, as text,label"
+    ]
 
 
 def _about_values(card: TaskCard, guess: Guess, seen: Survey) -> list[tuple[str, str]]:

@@ -238,6 +238,25 @@ def test_a_column_may_be_called_like_something_else_than_a_text(place, tiny_mode
     assert load_recipe("recipe.yaml").data.columns == {"text": name, "label": "stars"}
 
 
+def test_columns_that_are_not_read_are_told(place, tiny_model):
+    write(place / "reviews.csv", [{"id": number, **row} for number, row in enumerate(reviews(60))])
+    done = init("reviews.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert "\nnot read  id\n" in done.stdout
+
+
+def test_a_file_without_a_line_of_names_is_told(place, tiny_model):
+    rows = [[row["comment"], "good" if row["stars"] == 1 else "bad"] for row in reviews(60)]
+    with (place / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    done = init("reviews.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert "warning: the first line of the data seems to hold values and no names: 'bad'" in done.stdout
+    with (place / "named.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "bad"], *rows])
+    assert "warning: the first line" not in init("named.csv", "--force", "--model", tiny_model).stdout
+
+
 def test_commands_that_are_shown_work_where_a_path_has_spaces(place, tiny_model):
     write(place / "my reviews.csv", reviews(60))
     done = init("my reviews.csv", "--model", tiny_model, "--output", "my recipe.yaml")
