@@ -116,16 +116,22 @@ def _guess(task: Task, data: Survey, given: Mapping[str, str]) -> Guess:
     unknown = [role for role in given if role not in {column.role for column in card.columns}]
     if unknown:
         raise DataError(f"{card.name} has no role {unknown[0]!r}")
+    content = [name for name, view in data.columns.items() if not view.identifies and view.values]
+    weights = {name: TELLS if _tells(data.columns[name]) else 1.0 for name in content}
     attempts: list[tuple[dict[str, _Match], float]] = []
     for wanted in card.alternatives or ((),):
         matched = _match(card, wanted, data, given)
         if matched is not None:
             needed = [column.role for column in card.columns if column.required or column.role in wanted]
-            attempts.append((matched, sum(matched[role].worth for role in needed) / max(1, len(needed))))
+            names = sum(matched[role].worth for role in needed) / max(1, len(needed))
+            taken = {match.column for match in matched.values()}
+            covered = sum(weights[name] for name in content if name in taken) / max(1.0, sum(weights.values()))
+            attempts.append((matched, names * (0.5 + 0.5 * covered)))
     if not attempts:
         raise DataError(_lacking(card, data))
     # The first of the alternatives is the usual one: a later one has to fit better.
-    matched, names = max(attempts, key=lambda attempt: attempt[1])
+    # One that leaves columns unread, as a completion without its prompt, has to fit them much better.
+    matched, fit = max(attempts, key=lambda attempt: attempt[1])
     columns = {role: match.column for role, match in matched.items()}
     rows = sample_rows(card, data, columns)
     options = {option.name: option.default for option in card.options}
@@ -135,10 +141,7 @@ def _guess(task: Task, data: Survey, given: Mapping[str, str]) -> Guess:
         raise PluginError(
             f"the task {card.name} says {likeness!r} of how much rows are like its own; it has to be from 0 to 1"
         )
-    content = [name for name, view in data.columns.items() if not view.identifies and view.values]
-    weights = {name: TELLS if _tells(data.columns[name]) else 1.0 for name in content}
-    covered = sum(weights[name] for name in content if name in columns.values()) / max(1.0, sum(weights.values()))
-    score = names * (0.5 + 0.5 * covered) * 2 * likeness
+    score = fit * 2 * likeness
     rivals = tuple(
         Rivals(role, card.column(role).summary, (match.column, *match.others))
         for role, match in matched.items()

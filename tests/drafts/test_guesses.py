@@ -103,6 +103,11 @@ EXAMPLES = {
         "generation",
         {"messages": "talk"},
     ),
+    "a completion whose prompt has a name of its own": (
+        {"input": [sentence(n) for n in ROWS], "output": [sentence(n + 3) for n in ROWS]},
+        "generation",
+        {"prompt": "input", "completion": "output"},
+    ),
     "pictures": (
         {"file": [f"pictures/{n}.png" for n in ROWS], "says": [sentence(n, 5) for n in ROWS]},
         "image-captioning",
