@@ -109,6 +109,24 @@ def test_a_message_names_the_row_of_the_whole_input(catalog, tmp_path, monkeypat
     assert "row 37: needs 'tokens'" in done.stderr
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_input_is_not_lost_to_its_output(suffix, classifier, tmp_path):
+    rows = tmp_path / f"rows.{suffix}"
+    content = '{"text": "a film"}\n' if suffix == "jsonl" else "text\na film\n"
+    rows.write_text(content)
+    done = predict(classifier, "--input", rows, "--output", rows)
+    assert done.exit_code == 2
+    assert "is the file of --input" in done.stderr
+    assert rows.read_text() == content
+
+
+def test_an_input_that_cannot_be_read_leaves_an_earlier_output(classifier, reviews):
+    out = reviews.with_name("said.jsonl")
+    out.write_text("earlier\n")
+    assert predict(classifier, "--input", reviews, "--column", "text=absent", "--output", out).exit_code == 2
+    assert out.read_text() == "earlier\n"
+
+
 def test_a_broken_line_of_standard_input_is_named(classifier):
     done = predict(classifier, typed='a film\n\n{"text": "b"}\n{"text": \n')
     assert done.exit_code == 2

@@ -51,15 +51,20 @@ def predict(
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
     from autoft.api import load
+    from autoft.errors import DataError
     from autoft.processes import silence_libraries
 
+    if source and output and output.is_file() and source.is_file() and output.samefile(source):
+        raise DataError(f"--output {output}: is the file of --input, which would be lost; give another one")
     silence_libraries()
     loaded = load(model)
     rows = _rows(text, source, loaded, _mapping(columns))
     empty: list[int] = []
     predicted: set[str] = set()
+    # Before the output is opened: an input that cannot be read leaves what an earlier call wrote.
+    chunk = list(islice(rows, 16 * batch_size))
     with _written(output) as write:
-        while chunk := list(islice(rows, 16 * batch_size)):
+        while chunk:
             whole = [row for row in chunk if row.given is not None]
             found = _predicted(loaded, whole, batch_size)
             predicted.update(*found)
@@ -69,6 +74,7 @@ def predict(
                 if row.given is None:
                     empty.append(row.number)
                 write({**_beside(row.kept, predicted), **said} if keep else said)
+            chunk = list(islice(rows, 16 * batch_size))
     if empty:
         named = ", ".join(map(str, empty[:NAMED])) + (" ..." if len(empty) > NAMED else "")
         print(
