@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from autoft.artifact import MANIFEST
@@ -32,12 +33,16 @@ def push_folder(model: str | Path, repo: str, *, public: bool = False) -> str:
     """
     folder = _folder(model)
     _check_card(folder)
-    token = os.environ.get(TOKEN)
+    # A file or a secret that it was read from often ends with a line break.
+    token = os.environ.get(TOKEN, "").strip()
     if not token:
         raise HubError(
             f"no token for the hub: set the environment variable {TOKEN} to one that may write (the hub's page of "
             "access tokens makes them); it is read from nowhere else, and never written"
         )
+    if not re.fullmatch(r"[!-~]+", token):
+        # The library for HTTP would say the whole header, with the token in it.
+        raise HubError(f"the environment variable {TOKEN} holds blanks or characters that no token has; copy it again")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 

@@ -190,6 +190,21 @@ def test_a_refused_token_is_said_and_not_shown(hub, model, monkeypatch):
     assert "hf_wrong_and_secret" not in str(told.value)
 
 
+def test_a_token_with_a_line_break_after_it_is_taken(hub, model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\r\n")
+    push_folder(model, "me/model")
+    assert "README.md" in hub.files
+
+
+@pytest.mark.parametrize("token", ["hf_secret\nhf_secret", "hf_secret one", "hf_secret\N{EN DASH}"])
+def test_a_token_that_is_none_is_said_and_not_shown(token, hub, model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="no token has") as told:
+        push_folder(model, "me/model")
+    assert "secret" not in str(told.value)
+    assert not hub.asked
+
+
 def test_the_token_is_written_nowhere(hub, model, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     push_folder(model, "me/reviews")
