@@ -188,13 +188,14 @@ class Batcher:
                 raise RuntimeError(f"the model gave {len(found)} predictions for {len(rows)} rows")
             return list(found)
         except Exception as error:
-            if len(rows) > 1:
-                half = len(rows) // 2
-                return self._answers(rows[:half]) + self._answers(rows[half:])
-            if isinstance(error, DataError):
-                return [Failure("row", str(error))]
-            log.exception("the model failed on a row")
-            return [Failure("memory" if out_of_memory(error) else "model")]
+            if len(rows) == 1:
+                if isinstance(error, DataError):
+                    return [Failure("row", str(error))]
+                log.exception("the model failed on a row")
+                return [Failure("memory" if out_of_memory(error) else "model")]
+        # Not in the handler: while an error is handled, its traceback holds what the model had computed in memory.
+        half = len(rows) // 2
+        return self._answers(rows[:half]) + self._answers(rows[half:])
 
     def _deliver(self, batch: list[tuple[_Job, int]], answers: list[Prediction | Failure]) -> None:
         for (job, i), answer in zip(batch, answers, strict=True):
