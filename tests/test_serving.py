@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -340,6 +341,14 @@ def test_a_malformed_request_is_told_what_is_wrong(body, status, says, classifie
     assert (status == 422) == bool(answer.json().get("errors")) or status == 413
 
 
+def test_entries_without_characters_count_too(shelf):
+    tagger = shelf("token-classification")
+    assert ask(make_app(tagger, TINY), {"tokens": ["a"] * 40}).status_code == 200
+    for entry in ("", 1):
+        answer = ask(make_app(tagger, TINY), {"tokens": [entry] * 41})
+        assert (answer.status_code, "holds 41 characters" in answer.json()["detail"]) == (422, True), answer.text
+
+
 def test_json_of_any_depth_is_refused(classifier):
     assert ask(make_app(classifier), DEEP).status_code in {400, 422}
 
@@ -652,6 +661,30 @@ def test_rows_that_were_given_up_leave_room():
         return answers
 
     assert asyncio.run(go()) == [{"square": n * n} for n in (1, 4, 5)]
+
+
+def test_halves_are_tried_when_what_a_failed_batch_computed_is_freed():
+    class Activations:
+        pass
+
+    kept = []
+
+    def predict(rows):
+        assert not [one for one in kept if one() is not None]
+        activations = Activations()
+        kept.append(weakref.ref(activations))
+        if len(rows) > 1:
+            raise MemoryError
+        return squares(rows)
+
+    async def go():
+        batcher = Batcher(predict, batch_size=8, wait=0.0, capacity=9)
+        batcher.start()
+        answers = await batcher.submit([1, 2, 3, 4])
+        await batcher.close()
+        return answers
+
+    assert asyncio.run(asyncio.wait_for(go(), SECONDS)) == [{"square": n * n} for n in range(1, 5)]
 
 
 def test_a_model_that_does_not_come_back_does_not_keep_the_server_from_ending(caplog):

@@ -236,11 +236,12 @@ def _bounded(limit: int) -> Any:
 
 
 def _characters(value: Any) -> int:
+    """Return the characters of a value; an entry of a list counts at least as one, for empty ones are work, too."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
         return sum(len(key) + _characters(part) for key, part in value.items())
-    return sum(map(_characters, value)) if isinstance(value, list) else 0
+    return sum(max(1, _characters(part)) for part in value) if isinstance(value, list) else 0
 
 
 def _file_type(kind: str, limits: Limits) -> Any:

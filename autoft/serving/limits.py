@@ -19,7 +19,7 @@ class Limits:
             busy with the one before, and a lone request waits for nothing.
         queue: rows that wait for the model; beyond, requests are told to come back later (503).
         rows: of one request (413).
-        characters: of all texts of one field of a row (422).
+        characters: of all texts of one field of a row (422); each entry of a list counts at least as one.
         body: bytes of one request (413).
         pixels: of one image, as its header says, before anything is unpacked (422).
         timeout: seconds until a request gets an answer (504), and until all of it has come in (408).
