@@ -86,6 +86,8 @@ def export_format(
     folder = Path(output).absolute() if output else _default_folder(origin, format)
     if folder.exists() and not (folder / CHECKED).is_file():
         raise RunFolderError(f"{folder}: is there already, and holds no exported model; give --output another folder")
+    if folder.resolve().is_relative_to(origin.folder.resolve()):
+        raise RunFolderError(f"{folder}: is the model's own folder or lies in it; give --output another folder")
     with replacing_folder(folder) as partial:
         wanted.write(origin, partial)
         agreement = _finished(wanted, origin, partial, folder.name)

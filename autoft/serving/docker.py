@@ -65,6 +65,8 @@ def write_image_folder(model: str | Path, folder: str | Path, *, options: Iterab
     catalog = load_plugins()
     loaded = load(model, catalog=catalog, device="cpu")
     manifest = loaded.manifest
+    if target.resolve().is_relative_to(loaded.folder.resolve()):
+        raise ServingError(f"{target}: lies in the model's folder, which it would hold a copy of; give another folder")
     (target / "wheels").mkdir(parents=True, exist_ok=True)
     needed = _needed(_roots(loaded, catalog), target / "wheels")
     shutil.copytree(loaded.folder, target / "model")

@@ -210,6 +210,15 @@ def test_an_adapter_that_is_not_there_is_said(run, tmp_path):
         autoft.export(model, "adapter")
 
 
+@pytest.mark.parametrize("inside", ["", "out"])
+def test_an_export_does_not_take_the_place_of_its_model(inside, exported, tmp_path):
+    model = Path(shutil.copytree(exported("safetensors").path, tmp_path / "model"))
+    before = sorted(model.rglob("*"))
+    with pytest.raises(RunFolderError, match="is the model's own folder or lies in it"):
+        autoft.export(model, "safetensors", output=model / inside)
+    assert sorted(model.rglob("*")) == before
+
+
 def test_a_folder_of_something_else_is_not_overwritten(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
