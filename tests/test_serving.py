@@ -865,6 +865,11 @@ def test_a_server_runs_in_a_thread_of_a_program_too(classifier):
         uvicorn.Server.__init__ = original
     assert found[0].loopback
     assert httpx.post(f"{found[0].url}/predict", json={"text": "a film"}).status_code == 200
+    port = found[0].url.rpartition(":")[2]
+    # A web site whose name leads to this machine asks under that name.
+    for host, status in (("attacker.example", 403), (f"localhost.example:{port}", 403), (f"LOCALHOST:{port}", 200)):
+        answer = httpx.post(f"{found[0].url}/predict", json={"text": "a film"}, headers={"host": host})
+        assert answer.status_code == status, host
     running[0].should_exit = True
     thread.join(SECONDS)
     assert not thread.is_alive()
@@ -939,6 +944,15 @@ def test_an_image_starts_the_server_as_a_user_without_rights(image, tmp_path):
         check = re.search(r'CMD \["python", "-c", "(.+)"\]', text)[1].replace("http://127.0.0.1:8000", url)
         subprocess.run([sys.executable, "-c", check], check=True, timeout=SECONDS)
         assert httpx.post(f"{url}/predict", json={"rows": [{"text": "a"}] * 8}).status_code == 413
+
+
+def test_an_image_is_not_written_into_its_model(classifier):
+    result = CliRunner().invoke(
+        command, ["serve", str(classifier.folder), "--docker", str(classifier.folder / "image")]
+    )
+    assert result.exit_code == 5
+    assert "lies in the model's folder" in result.stderr
+    assert not (classifier.folder / "image").exists()
 
 
 def test_an_image_is_not_written_over_other_files(classifier, tmp_path):

@@ -14,7 +14,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic_core import to_json
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoft.artifact import LoadedModel
 from autoft.contracts import Prediction, Row
@@ -26,7 +28,7 @@ from autoft.serving.page import curl_line, page_of
 from autoft.serving.server import ALIKE
 from autoft.version import __version__
 
-__all__ = ["make_app"]
+__all__ = ["OwnNames", "make_app"]
 
 COMPONENTS = "#/components/schemas/{model}"
 BATCH = 32
@@ -177,6 +179,32 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's documentation has it
     return app
+
+
+class OwnNames:
+    """Refuses requests that name another host than this machine.
+
+    The page of a web site whose name is made to lead to this machine asks it under that name, and a browser takes both for
+    one site.
+
+    Args:
+        app: answers the others.
+        names: of hosts that are answered, in small letters, IPv6 in brackets.
+    """
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if re.sub(r":\d*$", "", host).lower() not in self.names:
+                response = _json({"detail": "only requests to a name of this machine are answered, as 127.0.0.1"}, 403)
+                await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 async def _answered(request: Request, fields: Fields, batcher: Batcher, limits: Limits) -> tuple[Response, int]:

@@ -123,7 +123,7 @@ def serve(
         silence_libraries()
         loaded = load(model, device=device)
         app = make_app(loaded, limits)
-        _run(app, listener, limits or Limits(), ready)
+        _run(app, listener, host, limits or Limits(), ready)
     finally:
         listener.close()
 
@@ -173,9 +173,17 @@ def _next(port: int) -> int:
     return port + 1 if port < 65535 else port - 1
 
 
-def _run(app: FastAPI, listener: socket.socket, limits: Limits, ready: Callable[[Address], None] | None) -> None:
+def _run(
+    app: FastAPI, listener: socket.socket, named: str, limits: Limits, ready: Callable[[Address], None] | None
+) -> None:
     import uvicorn
 
+    from autoft.serving.app import OwnNames
+
+    host, port = listener.getsockname()[:2]
+    loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    if loopback:
+        app.add_middleware(OwnNames, names=frozenset({"localhost", "127.0.0.1", "[::1]", host, named.lower()}))
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -185,13 +193,12 @@ def _run(app: FastAPI, listener: socket.socket, limits: Limits, ready: Callable[
         # A request that is under way has its answer by then, or its 504.
         timeout_graceful_shutdown=round(limits.timeout) + 5,
     )
-    host, port = listener.getsockname()[:2]
     # The address that stands for all of a machine's is none to ask.
     asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{asked}]" if ":" in asked else asked
     address = Address(
         url=f"http://{shown}:{port}",
-        loopback=ipaddress.ip_address(host.partition("%")[0]).is_loopback,
+        loopback=loopback,
         example=app.state.curl(f"http://{shown}:{port}"),
         title=app.title,
         batch_size=app.state.batch_size,
