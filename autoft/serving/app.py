@@ -37,6 +37,7 @@ GONE = 499
 """Status of a request whose caller went away, as proxies count it; nobody reads it."""
 STATUSES = {
     400: "The body is no JSON object.",
+    403: "On a loopback address: the request names another host than this machine.",
     408: "The body did not come in time.",
     413: "The body is too large, or has too many rows.",
     415: "The content type is not JSON.",
