@@ -394,8 +394,8 @@ class RunDir:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunFolderError(
-                f"{self.path}: another search is running in this folder, as autoft watch shows; wait for it, or give --run "
-                "another one"
+                f"{self.path}: another search is running in this folder, as autoft watch shows; wait for it, or give "
+                "autoft search another one by --run"
             ) from None
         except OSError as error:
             raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
