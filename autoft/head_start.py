@@ -142,7 +142,7 @@ def fit_head(
         key = f"{layer}, {fitted_in}, {weights_fingerprint(model, without=(f'{layer}.weight', f'{layer}.bias'))}"
         known = {} if known is None else known
         if key not in known:
-            known[key] = None
+            fitted = None
             with _Probe(model, bodies[0], layer, task, context) as probe:
                 held_out = set(rng.permutation(rows)[: math.ceil(len(rows) / HELD_OUT)].tolist())
                 parts = [
@@ -151,8 +151,8 @@ def fit_head(
                 ]
                 if probe.agrees(precision) and all(parts):
                     fitted = probe.fit(*parts)
-                    # A loss that is no number is no better either.
-                    known[key] = fitted if fitted.loss < fitted.before else None
+            # Not before: where memory ran out, the next trial tries again. A loss that is no number is no better either.
+            known[key] = fitted if fitted is not None and fitted.loss < fitted.before else None
         found = known[key]
         if found is not None:
             found.put(model)

@@ -235,6 +235,21 @@ def test_the_body_computes_once_whatever_the_trial_changes():
     assert len(known) == 2
 
 
+def test_where_memory_ran_out_the_next_trial_gets_its_head():
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    model, some, known, calls = make("bert"), rows(), {}, []
+    # The first call only shows which layer is the last.
+    hook = model.bert.encoder.register_forward_hook(lambda *_: calls.append(1) if not calls else full())
+    with pytest.raises(torch.OutOfMemoryError):
+        fit_head(model, task=Task(), context=CONTEXT, features=some, known=known)
+    hook.remove()
+    found = fit_head(model, task=Task(), context=CONTEXT, features=some, known=known)
+    assert found is not None
+    assert list(known.values()) == [found]
+
+
 def test_chance_goes_on_as_if_nothing_had_been_fitted():
     model = make("bert")
     torch.manual_seed(7)
