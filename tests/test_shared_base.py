@@ -402,11 +402,11 @@ def test_each_has_its_own_dropout(model_type, head):
 
 @pytest.mark.parametrize("rates", [(0.5, 0.5, 0.5), (0.0, 0.5, 0.25)])
 def test_dropout_keeps_the_mean_and_drops_the_share_of_each(rates):
-    from autoft.shared_base import _dropped
+    from autoft.shared_base.layers import dropped
 
     torch.manual_seed(0)
     rows = (40, 20, 60)
-    found = _dropped(torch.ones(120, 400), rates, rows)
+    found = dropped(torch.ones(120, 400), rates, rows)
     for part, rate in zip(found.split(rows), rates, strict=True):
         assert float((part == 0).float().mean()) == pytest.approx(rate, abs=0.01)
         assert float(part.mean()) == pytest.approx(1.0, abs=0.03)
@@ -443,9 +443,9 @@ def test_accumulated_parts_are_those_of_a_training_alone():
 
 
 def test_where_memory_runs_out_all_take_their_batches_in_more_parts(monkeypatch):
-    from autoft import shared_base
+    from autoft.shared_base.base import Base
 
-    compute = shared_base._Base._forward
+    compute = Base._forward
 
     def limited(self, members, calls):
         if sum(call.rows for call in calls) > 6:
@@ -454,7 +454,7 @@ def test_where_memory_runs_out_all_take_their_batches_in_more_parts(monkeypatch)
 
     trials = [trial(1), trial(2, batch=6), trial(3)]
     alone = [go(one, "bert") for one in trials]
-    monkeypatch.setattr(shared_base._Base, "_forward", limited)
+    monkeypatch.setattr(Base, "_forward", limited)
     _, found = together(trials, "bert")
     for one, expected in zip(found, alone, strict=True):
         assert one.outcome.parts > 1
@@ -622,7 +622,7 @@ def test_an_interruption_ends_all_of_them():
     floor=st.integers(1, 2000),
 )
 def test_calls_are_divided_as_costs_least(calls, floor):
-    from autoft.shared_base import _cheapest
+    from autoft.shared_base.calls import cheapest
 
     def cost(parts):
         return sum(max(floor, sum(rows for _, rows in part) * max(length for length, _ in part)) for part in parts)
@@ -637,7 +637,7 @@ def test_calls_are_divided_as_costs_least(calls, floor):
                 yield [items[:end], *rest]
 
     named = [(length, rows, SimpleNamespace(number=i)) for i, (length, rows) in enumerate(calls)]
-    found = _cheapest(named, floor)
+    found = cheapest(named, floor)
     assert sorted(one.number for part in found for one in part) == list(range(len(calls)))
     assert cost([[calls[one.number] for one in part] for part in found]) == min(map(cost, divisions(sorted(calls))))
 
@@ -705,7 +705,7 @@ def test_a_quantized_base_is_shared(tmp_path, bits, tolerance):
 
 
 def test_a_pass_that_fails_by_nobodys_fault_is_said_and_not_tried_again(monkeypatch):
-    from autoft import shared_base
+    from autoft.shared_base.base import Base
 
     tried = []
 
@@ -715,7 +715,7 @@ def test_a_pass_that_fails_by_nobodys_fault_is_said_and_not_tried_again(monkeypa
 
     trials = [trial(1), trial(2)]
     alone = [go(one, "bert") for one in trials]
-    monkeypatch.setattr(shared_base._Base, "_forward", broken)
+    monkeypatch.setattr(Base, "_forward", broken)
     cohort, found = together(trials, "bert")
     assert tried == [2]
     assert [seat.why_alone for seat in cohort.seats] == ["ZeroDivisionError: this is broken"] * 2
