@@ -301,8 +301,8 @@ class Search:
         for result in self.results.values():
             self._at_fold(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
-        self.apart: set[int] = set()
-        """Trials that are run by themselves: a worker was lost while they trained together."""
+        self.apart: dict[int, str] = {}
+        """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
         self.adapters: dict[int, int] = {}
@@ -673,7 +673,7 @@ class Search:
                     # Whose fault it was shows when each is run by itself.
                     for config in (config_lost, *mates):
                         self._discard(config.number)
-                        self.apart.add(config.number)
+                        self.apart[config.number] = body["reason"]
                         self.aside.append(config)
                     numbers = ", ".join(str(config.number) for config in (config_lost, *mates))
                     self.listener.note(f"Trials {numbers} are begun again, each by itself: {body['reason']}.")
@@ -765,13 +765,22 @@ class Search:
         return next((config for config in there if config.number == event.body.get("trial")), there[0])
 
     def _set_aside(self) -> TrialConfig | None:
-        """Return the next proposal that waits and still fits into the time, or None; others are given up."""
+        """Return the next proposal that waits and still fits into the time, or None; others are given up.
+
+        Those of a lost worker have begun: what is given up of them has failed, as where a worker had that one alone.
+        """
         while self.aside:
             config = self.aside[0]
-            if config.derived or config.number in self.apart or not self.results or self._fits(config, self._room()):
+            if config.derived or not self.results or self._fits(config, self._room()):
                 return config
             self.aside.pop(0)
-            self.study.forget(config.number)
+            if config.number in self.apart:
+                reason = f"{self.apart[config.number]}; no time is left to begin it again"
+                result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
+                self.run.write_result(result)
+                self._finish(result)
+            else:
+                self.study.forget(config.number)
         return None
 
     def _kin(self, config: TrialConfig) -> tuple[str, str | None] | None:

@@ -202,6 +202,25 @@ def test_trials_whose_worker_is_lost_are_run_one_by_one(tmp_path, catalog):
     assert told == ["Trials 0, 1, 2 are begun again, each by itself: the worker process was killed by signal 9."]
 
 
+def test_trials_of_a_lost_worker_that_no_time_is_left_for_have_failed(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog, trials_limit=3)
+
+    def ends(workers, worker, numbers):
+        if len(numbers) > 1:
+            return [Event(worker, "lost", {"reason": "the worker process was killed by signal 9", "code": -9})]
+        # The first of them alone uses up what there was.
+        monkeypatch.setattr(search, "seconds_left", lambda: 1.0)
+        return well(workers, worker, numbers)
+
+    workers = Workers(search, ends)
+    given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
+    search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
+    assert workers.sent == [[0, 1, 2], [0]]
+    assert [search.results[number].state for number in (0, 1, 2)] == ["complete", "failed", "failed"]
+    assert "signal 9; no time is left" in search.run.read_result(2).reason
+    assert not search._going()
+
+
 def test_a_worker_that_is_replaced_gets_those_that_are_not_done(tmp_path, catalog):
     search = engine(tmp_path, catalog, trials_limit=3)
     asked = []
