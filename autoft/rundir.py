@@ -196,7 +196,7 @@ class TrialResult(_Record):
     parts: int = 1
     """Into how many each batch was cut, its gradients added up, so that the training fits into memory."""
     together: int = 1
-    """How many trials the training went on with over one base, itself included; ``train_memory_bytes`` is then of all."""
+    """How many trials trained at the same time, itself included; ``train_memory_bytes`` and the seconds are then of all."""
     parameters: int | None = None
     trainable_parameters: int | None = None
     train_memory_bytes: int | None = None

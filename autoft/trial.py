@@ -478,7 +478,8 @@ class Trial:
                 result.validation = self.place.validator(target.context, fold=config.fold)(model)
         result.parts = outcome.parts
         alone = self.seat.why_alone if self.seat else ""
-        if self.seat is not None and not alone:
+        if self.seat is not None:
+            # Also where its own body computes: its seconds and its memory are those of all.
             result.together = len(self.seat.cohort.seats)
         notes = [f"computed by itself: {alone}"] if alone else []
         notes += [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []

@@ -330,6 +330,7 @@ def recipe_of(folder, model, **changes):
 def test_a_search_trains_together_what_each_would_learn_alone(tmp_path, tiny_model):
     from autoft.api import search
     from autoft.rundir import read_run
+    from autoft.shared_base import Cohort
     from autoft.trial import Callbacks, Workplace, run_trial
 
     folder = tmp_path / "run"
@@ -345,6 +346,13 @@ def test_a_search_trains_together_what_each_would_learn_alone(tmp_path, tiny_mod
         found, expected = ([p.train_loss for p in one.curve] for one in (results[number], alone))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
         assert results[number].validation == pytest.approx(alone.validation, abs=0.04)
+    # One whose base is another is computed by itself, and waits for the other all the same: its seconds are those of both.
+    config = results[1].config
+    other = config.model_copy(update={"number": 22, "params": {**config.params, "lora.start": "olora"}})
+    pair = [config.model_copy(update={"number": 21}), other]
+    found = Cohort().run([lambda seat, one=one: run_trial(place, one, Callbacks(), None, seat) for one in pair])
+    assert [(one.reason or "").startswith("computed by itself") for one in found] == [False, True], found
+    assert [one.together for one in found] == [2, 2]
 
 
 def planned(tmp_path, tiny_model, **changes):
