@@ -1,4 +1,4 @@
-"""Ask and tell: what to try next, when to stop a trial, when to stop the search. The only module that imports Optuna.
+"""What to try next, when to stop a trial, when to stop the search; what is tried is proposed by the study.
 
 The study lives in memory and is rebuilt from the run folder: ``trials/*/result.json`` is the only record, so a search
 that was cut off goes on where it stopped.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import shutil
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
@@ -37,11 +35,9 @@ from autoft.rundir import (
     write_json,
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
-from autoft.space import Categorical, Domain, Float, Int
+from autoft.space import Categorical
+from autoft.study import GIVEN, Study
 from autoft.trial import MOST_PARTS, strategy_params
-
-if TYPE_CHECKING:
-    import optuna
 
 __all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
 
@@ -75,9 +71,6 @@ FURTHER_SHARE = 0.25
 TAUGHT = 1.0
 """What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
 
-FOLDS_P = 0.15
-"""Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
-
 ASKED = 0.5
 """What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
 
@@ -87,20 +80,8 @@ UNKNOWN_CHAIN = 2.0
 FOUNDED = 2
 """How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
-QUARTERS = 4
-"""Into how many parts each training is cut: at the end of one, trials are compared."""
-
-GIVEN = frozenset({"default", "added"})
-"""Kinds of trials that are trained to their end and compressed in every way, whatever others reached."""
-
 CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 """Values of ``lora.start`` that change the weights that trials could share."""
-
-CHOICES = ("augment", "regularize")
-"""Parameters whose value decides which others a configuration has, beside model and pipeline."""
-
-GRID_LIMIT = 100_000
-"""Points of a grid that are still counted out; more are an error of the space."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +265,7 @@ class Search:
         self.test_rows = int(plan.data["sizes"]["test"])
         for result in self.results.values():
             self.pace.learn(result, self.rows_at_checkpoint, sum(plan.auxiliary_steps(result.config.params)))
-        self.study = _Study(plan)
+        self.study = Study(plan)
         self.running: dict[int, TrialConfig] = {}
         """By worker, the trial that it is at, the first of them where they train together."""
         self.mates: dict[int, list[TrialConfig]] = {}
@@ -1402,341 +1383,6 @@ class Search:
 
     def _discard(self, number: int) -> None:
         shutil.rmtree(self.run.trial(number), ignore_errors=True)
-
-
-class _Study:
-    """Optuna's study, fed from trial results, and a second one that decides early stopping.
-
-    The second holds no infeasible trials: a model that can't fit the budget must not stop smaller ones for being worse.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        # A training that ends at the time limit is validated there, often within a rung that it has reached before.
-        warnings.filterwarnings("ignore", message="The reported value is ignored")
-        self.optuna, self.plan = optuna, plan
-        directions = ["maximize" if plan.higher_is_better else "minimize"]
-        directions += [
-            "maximize" if plan.metrics.get(name, {}).get("higher_is_better") else "minimize"
-            for name in plan.objectives[1:]
-        ]
-        self.study = optuna.create_study(directions=directions, sampler=_sampler(plan))
-        self.grid = _grid(plan) if plan.sampler == "grid" else None
-        self.live: dict[int, optuna.trial.Trial] = {}
-        self.watch: dict[tuple[int, str], optuna.trial.Trial] = {}
-        self.restart_early_stopping([])
-        self.folds = optuna.create_study(
-            direction=directions[0],
-            pruner=optuna.pruners.WilcoxonPruner(p_threshold=FOLDS_P)
-            if plan.early_stopping == "wilcoxon"
-            else optuna.pruners.NopPruner(),
-        )
-        self.at_fold: dict[int, dict[int, float]] = {}
-
-    def ask(self, number: int, given: Mapping[str, Any] | None = None) -> TrialConfig | None:
-        """Return the sampler's next proposal, or None where a grid is used up; ``given`` parameters are not its choice."""
-        if self.grid is not None:
-            config = next(self.grid, None)
-            return None if config is None else self.fixed(config, number)
-        if given:
-            self.study.enqueue_trial(dict(given))
-        trial = self.study.ask()
-        config = self._suggest(trial, number, "search")
-        self.live[number] = trial
-        return config
-
-    def fixed(self, config: TrialConfig, number: int) -> TrialConfig:
-        """Enter a given configuration into the study."""
-        self.study.enqueue_trial({"model": config.model, "pipeline": config.pipeline, **config.params})
-        trial = self.study.ask()
-        self._suggest(trial, number, config.kind)
-        self.live[number] = trial
-        return config.model_copy(update={"number": number})
-
-    def _suggest(self, trial: optuna.trial.Trial, number: int, kind: Any) -> TrialConfig:
-        def value(name: str) -> Any:
-            domain: Domain = self.plan.domain(name)
-            if isinstance(domain, Float):
-                return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-            if isinstance(domain, Int):
-                return trial.suggest_int(name, domain.low, domain.high, log=domain.log)
-            # One choice is no question: it would only thin the sampler's model.
-            return domain.choices[0] if len(domain.choices) == 1 else trial.suggest_categorical(name, domain.choices)
-
-        model, pipeline = value("model"), value("pipeline")
-        choices = {name: value(name) for name in CHOICES if name in self.plan.space}
-        names = self.plan.parameters(pipeline, choices["augment"], choices.get("regularize"))
-        params = {**choices, **{name: value(name) for name in names if name not in choices}}
-        return TrialConfig(number=number, kind=kind, model=model, pipeline=pipeline, params=params, seed=self.plan.seed)
-
-    def behind(self, config: TrialConfig, epoch: float, value: float) -> bool:
-        """Report a validation and say whether the trial should stop; the default and further seeds never do.
-
-        What is compared is the best score so far at each quarter of a trial's own training: after as many epochs, a short
-        training whose learning rate has nearly fallen to zero is mostly ahead of a long one. A trial competes with trials of
-        its own model and of smaller ones: that a small model scores less than a large one is no reason to stop it, that a
-        large one scores less than a small one is. A trial within half a standard error of the best at the same point is not
-        behind: on a few hundred rows, that is chance.
-        """
-        if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
-            return False
-        if self.plan.folds > 1 and self.plan.early_stopping == "wilcoxon":
-            return False
-        sign = 1 if self.plan.higher_is_better else -1
-        value = sign * max(sign * value, self.so_far.get(config.number, -math.inf))
-        self.so_far[config.number] = sign * value
-        behind, rung = False, _quarters(config, epoch)
-        if rung == 0:
-            return False
-        for model in self._rivals(config.model):
-            trial = self.watch.get((config.number, model))
-            if trial is None:
-                trial = self.watch[config.number, model] = self.stopping[model].ask()
-            trial.report(value, rung)
-            judged = trial.should_prune()
-            key = (model, rung)
-            self.best_at[key] = max(self.best_at.get(key, -math.inf), sign * value)
-            if model == config.model:
-                behind = judged and sign * value < self.best_at[key] - self._standard_error(value) / 2
-        # At its end there is nothing left to save.
-        return behind and config.kind not in GIVEN and rung < QUARTERS
-
-    def behind_at_fold(self, number: int, fold: int, value: float) -> bool:
-        """Enter what a configuration scored on a fold and say whether it is behind the best on the folds so far.
-
-        Each configuration is compared with the best one by a signed-rank test over the folds that both were trained on.
-        The default is never behind.
-        """
-        seen = self.at_fold.setdefault(number, {})
-        if math.isnan(value):
-            return False
-        seen[fold] = value
-        trial = self.folds.ask()
-        for place, figure in seen.items():
-            trial.report(figure, place)
-        behind = number != 0 and trial.should_prune()
-        # Told each time, as a study's best trial has to be complete; the last entry of a configuration has all its folds.
-        whole = len(seen) == self.plan.folds
-        self.folds.tell(
-            trial, statistics.fmean(seen.values()) if whole else None, state=None if whole else self._pruned
-        )
-        return behind
-
-    @property
-    def _pruned(self) -> optuna.trial.TrialState:
-        return self.optuna.trial.TrialState.PRUNED
-
-    def _standard_error(self, value: float) -> float:
-        """Return the binomial standard error of a share of right answers, and nothing for a loss or a large figure."""
-        rows = self.plan.rows_of_validation(int(self.plan.data["sizes"]["validation"]))
-        return math.sqrt(value * (1 - value) / rows) if self.plan.higher_is_better and 0 <= value <= 1 else 0.0
-
-    def _rivals(self, model: str) -> list[str]:
-        """Return the models whose trials a trial of this model competes with: those not clearly smaller."""
-        size = self.plan.model(model).size_bytes
-        return [other.name for other in self.plan.models if other.name == model or other.size_bytes >= 0.9 * size]
-
-    def _end_watch(self, number: int, value: float | None, state: Any) -> None:
-        for (watched, model), trial in list(self.watch.items()):
-            if watched == number:
-                del self.watch[watched, model]
-                if value is None:
-                    self.stopping[model].tell(trial, state=state)
-                else:
-                    self.stopping[model].tell(trial, value)
-
-    def tell(self, result: TrialResult, values: Sequence[float] | None) -> None:
-        """Tell how a trial ended. What does not fit is PRUNED with its constraint: from FAIL, TPE learns nothing."""
-        trial = self.live.pop(result.number, None)
-        state = self.optuna.trial.TrialState
-        final = result.validation.get(self.plan.objective) if result.state == "complete" else None
-        self._end_watch(result.number, final, state.PRUNED if result.state == "pruned" else state.FAIL)
-        if trial is None or result.config.derived:
-            return
-        for limit in [
-            *(limit.key for limit in self.plan.budget),
-            *(["memory"] if "memory" in result.violations else []),
-        ]:
-            trial.set_constraint(limit, _constraint(result, limit))
-        if values is not None and all(math.isfinite(value) for value in values):
-            self.study.tell(trial, list(values))
-        elif result.state == "pruned":
-            if len(self.plan.objectives) == 1:
-                for point in result.curve:
-                    trial.report(point.validation[self.plan.objective], _quarters(result.config, point.epoch))
-            self.study.tell(trial, state=state.PRUNED)
-        else:
-            self.study.tell(trial, state=state.FAIL if result.state == "failed" else state.PRUNED)
-
-    def reject(self, config: TrialConfig, reason: str) -> None:
-        """Tell that a configuration is not possible."""
-        trial = self.live.pop(config.number)
-        trial.set_constraint("legal", 1.0)
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
-
-    def forget(self, number: int) -> None:
-        """Take back a proposal that was not run."""
-        trial = self.live.pop(number, None)
-        if trial is not None:
-            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
-        self._end_watch(number, None, self.optuna.trial.TrialState.FAIL)
-
-    def reopen(self, result: TrialResult) -> bool:
-        """Enter a trial of an earlier call that goes on; False where the space does not have its configuration."""
-        values = {"model": result.config.model, "pipeline": result.config.pipeline, **result.config.params}
-        if result.config.kind == "added" and not all(
-            name in self.plan.space and self.plan.domain(name).contains(value) for name, value in values.items()
-        ):
-            # The user may try what the search does not; its sampler has no place for it.
-            return False
-        try:
-            self.fixed(result.config, result.number)
-        except (ValueError, KeyError):
-            return False
-        self._watch(result)
-        return True
-
-    def replay(self, result: TrialResult, values: Sequence[float] | None) -> None:
-        """Enter a trial of an earlier call, as if it had just ended."""
-        if self.reopen(result):
-            self.tell(result, values)
-
-    def restart_early_stopping(self, results: Iterable[TrialResult]) -> None:
-        """Begin the early stopping anew with the trials that compete."""
-        self.watch = {}
-        self.best_at: dict[tuple[str, int], float] = {}
-        self.so_far: dict[int, float] = {}
-        """By trial, its best score, greater being better."""
-        direction = "maximize" if self.plan.higher_is_better else "minimize"
-        self.stopping = {
-            # By its study's name Hyperband deals trials out to its brackets: the same run has to deal alike.
-            model.name: self.optuna.create_study(
-                study_name=f"early stopping of {model.name}", direction=direction, pruner=_stopper(self.plan)
-            )
-            for model in self.plan.models
-        }
-        for result in results:
-            self._watch(result)
-            final = None if result.state == "pruned" else result.validation.get(self.plan.objective)
-            self._end_watch(result.number, final, self.optuna.trial.TrialState.PRUNED)
-
-    def _watch(self, result: TrialResult) -> None:
-        if result.state in {"infeasible", "failed"}:
-            return
-        for point in result.curve:
-            self.behind(result.config, point.epoch, point.validation[self.plan.objective])
-
-    def importance(self) -> dict[str, float]:
-        """Return PED-ANOVA's importance (Watanabe et al. 2023), which keeps conditional parameters."""
-        done = [t for t in self.study.trials if t.state == self.optuna.trial.TrialState.COMPLETE]
-        if len(done) < 8 or len({t.values[0] for t in done}) < 3:
-            return {}
-        evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
-        target = (lambda t: t.values[0]) if len(self.plan.objectives) > 1 else None
-        try:
-            with warnings.catch_warnings():
-                # That few trials make a weak figure is what the report says of it.
-                warnings.simplefilter("ignore")
-                shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
-        except (ValueError, RuntimeError):
-            # Optuna refuses where no parameter varies among the trials.
-            return {}
-        return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
-
-
-def _constraint(result: TrialResult, key: str) -> float:
-    """Return Optuna's constraint value: above 0 where the limit is broken, by how much."""
-    if result.state == "complete" or key not in result.violations:
-        return 0.0 if result.state != "complete" else -1.0
-    return result.violations[key]
-
-
-def _quarters(config: TrialConfig, epoch: float) -> int:
-    """Return how many quarters of its own training a trial is through."""
-    epochs = float(config.params.get("train.epochs") or 1)
-    return min(QUARTERS, int(QUARTERS * epoch / epochs + 1e-6))
-
-
-def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
-    import optuna
-
-    samplers, seed = optuna.samplers, plan.seed
-    match plan.sampler:
-        case "tpe":
-            return samplers.TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=6, seed=seed)
-        case "gp":
-            return samplers.GPSampler(seed=seed, n_startup_trials=6, warn_independent_sampling=False)
-        case "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=4, warn_independent_sampling=False)
-        case "nsga2":
-            return samplers.NSGAIISampler(seed=seed, population_size=12)
-        case "qmc":
-            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-        case _:
-            return samplers.RandomSampler(seed=seed)
-
-
-def _grid(plan: Plan) -> Iterator[TrialConfig]:
-    """Yield every configuration of the grid once, in an order that the seed decides.
-
-    A choice gives its values, a range its ends and its default; a configuration has only the parameters of its
-    pipeline, which Optuna's own grid cannot express.
-    """
-
-    def values(name: str) -> list[Any]:
-        domain = plan.domain(name)
-        if isinstance(domain, Categorical):
-            return list(domain.choices)
-        return sorted({domain.low, domain.default, domain.high})
-
-    axes = []
-    chosen = [name for name in CHOICES if name in plan.space]
-    for model, pipeline, *given in itertools.product(*(values(name) for name in ("model", "pipeline", *chosen))):
-        choices = dict(zip(chosen, given, strict=True))
-        if plan.unfit(model, pipeline, choices.get("regularize")):
-            continue
-        names = [
-            n for n in plan.parameters(pipeline, choices["augment"], choices.get("regularize")) if n not in choices
-        ]
-        axes.append((model, pipeline, choices, names, [values(name) for name in names]))
-    sizes = [math.prod(len(options) for options in entry[-1]) for entry in axes]
-    if sum(sizes) > GRID_LIMIT:
-        raise SearchFailed(
-            f"the grid has {sum(sizes)} points, and at most {GRID_LIMIT} are possible; narrow the space, or take another "
-            "sampler"
-        )
-    order = list(range(sum(sizes)))
-    random.Random(plan.seed).shuffle(order)
-    for place in order:
-        part = 0
-        while place >= sizes[part]:
-            place -= sizes[part]
-            part += 1
-        model, pipeline, choices, names, domains = axes[part]
-        params: dict[str, Any] = dict(choices)
-        for name, options in zip(names, domains, strict=True):
-            place, index = divmod(place, len(options))
-            params[name] = options[index]
-        yield TrialConfig(number=0, kind="search", model=model, pipeline=pipeline, params=params, seed=plan.seed)
-
-
-def _stopper(plan: Plan) -> optuna.pruners.BasePruner:
-    import optuna
-
-    pruners = optuna.pruners
-    match plan.early_stopping:
-        case "halving":
-            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-        case "hyperband":
-            return pruners.HyperbandPruner(min_resource=1, max_resource=QUARTERS, reduction_factor=2)
-        case "median":
-            return pruners.MedianPruner(n_startup_trials=3)
-        case _:
-            return pruners.NopPruner()
 
 
 SCREEN_MARGIN = {"model_size_bytes": 1.005}

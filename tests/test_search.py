@@ -11,8 +11,9 @@ from autoft.hardware import Hardware
 from autoft.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import TAUGHT, Interruption, Listener, Search, _Study
+from autoft.search import TAUGHT, Interruption, Listener, Search
 from autoft.space import Categorical, Float, Int, domain_to_json
+from autoft.study import Study
 
 
 def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
@@ -74,7 +75,7 @@ def done(config: TrialConfig, accuracy: float, state="complete") -> TrialResult:
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "random", "grid", "qmc"])
 def test_every_sampler_proposes_configurations_of_the_space(sampler):
     plan = make_plan(sampler)
-    study = _Study(plan)
+    study = Study(plan)
     for number in range(14):
         config = study.ask(number)
         assert set(config.params) == set(plan.parameters(config.pipeline, "none"))
@@ -83,7 +84,7 @@ def test_every_sampler_proposes_configurations_of_the_space(sampler):
 
 
 def test_a_configuration_has_only_the_parameters_of_its_pipeline():
-    study = _Study(make_plan("random"))
+    study = Study(make_plan("random"))
     proposals = [study.ask(number) for number in range(30)]
     assert {"lora.rank" in proposal.params for proposal in proposals} == {True, False}
     for proposal in proposals:
@@ -93,7 +94,7 @@ def test_a_configuration_has_only_the_parameters_of_its_pipeline():
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_a_seed_repeats_the_search(sampler):
     def run() -> list[dict]:
-        study, asked = _Study(make_plan(sampler)), []
+        study, asked = Study(make_plan(sampler)), []
         for number in range(12):
             config = study.ask(number)
             asked.append(config.model_dump())
@@ -152,7 +153,7 @@ def test_what_did_well_elsewhere_comes_after_the_default_and_once(tmp_path, cata
 
 def test_the_grid_ends():
     plan = make_plan("grid")
-    study = _Study(plan)
+    study = Study(plan)
     count = 0
     while (config := study.ask(count)) is not None:
         study.tell(done(config, 0.5), [0.5])
@@ -176,7 +177,7 @@ def regularized(sampler="tpe", **changes) -> Plan:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 def test_a_configuration_has_the_parameters_of_its_regularizers_alone(sampler):
-    study, seen = _Study(regularized(sampler)), set()
+    study, seen = Study(regularized(sampler)), set()
     for number in range(20):
         config = study.ask(number)
         chain = config.params["regularize"]
@@ -191,7 +192,7 @@ def test_the_grid_leaves_out_regularizers_that_do_not_suit_the_pipeline():
     plan = regularized("grid")
     for name in ("full.learning_rate", "lora.learning_rate", "lora.rank", "train.epochs"):
         plan.space[name] = domain_to_json(Categorical((plan.domain(name).default,)))
-    study, found = _Study(plan), []
+    study, found = Study(plan), []
     while (config := study.ask(len(found))) is not None:
         found.append((config.model, config.pipeline, config.params["regularize"]))
     # Of each of two models: none, ema with 2 values, mixout with 3 for full alone.
@@ -225,7 +226,7 @@ def test_a_training_with_regularizers_has_a_pace_of_its_own(tmp_path, catalog):
 
 
 def test_tpe_learns_to_avoid_what_does_not_fit():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     proposals = []
     for number in range(60):
         config = study.ask(number)
@@ -249,7 +250,7 @@ def config(number, model, kind="search") -> TrialConfig:
 
 
 def test_a_trial_behind_those_of_its_model_stops_and_a_better_one_does_not():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.behind(config(number, "large"), 0.75, value)
     assert study.behind(config(3, "large"), 0.75, 0.60)
@@ -257,7 +258,7 @@ def test_a_trial_behind_those_of_its_model_stops_and_a_better_one_does_not():
 
 
 def test_a_difference_that_may_be_chance_stops_nobody():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.behind(config(number, "large"), 0.75, value)
     # Half the standard error of .83 on 400 rows is .009.
@@ -266,7 +267,7 @@ def test_a_difference_that_may_be_chance_stops_nobody():
 
 
 def test_trials_are_compared_after_as_much_of_their_own_training():
-    study = _Study(make_plan())
+    study = Study(make_plan())
 
     def trial(number, epochs):
         one = config(number, "large")
@@ -288,7 +289,7 @@ def test_trials_are_compared_after_as_much_of_their_own_training():
 
 
 def test_the_default_and_further_seeds_never_stop_early():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.behind(config(number, "large"), 0.75, value)
     assert not study.behind(config(3, "large", "default"), 0.75, 0.10)
@@ -296,11 +297,11 @@ def test_the_default_and_further_seeds_never_stop_early():
 
 
 def test_a_small_model_is_not_stopped_for_being_worse_than_a_large_one_but_the_other_way_round():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.behind(config(number, "large"), 0.75, value)
     assert not study.behind(config(3, "small"), 0.75, 0.60)
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.behind(config(number, "small"), 0.75, value)
     assert study.behind(config(3, "large"), 0.75, 0.60)
@@ -308,7 +309,7 @@ def test_a_small_model_is_not_stopped_for_being_worse_than_a_large_one_but_the_o
 
 @pytest.mark.parametrize("early_stopping", ["halving", "hyperband", "median", "none"])
 def test_every_kind_of_early_stopping_judges(early_stopping):
-    study = _Study(make_plan(early_stopping=early_stopping))
+    study = Study(make_plan(early_stopping=early_stopping))
     stopped = []
     for number in range(12):
         value = 0.9 if number < 6 else 0.1
@@ -321,7 +322,7 @@ def test_every_kind_of_early_stopping_judges(early_stopping):
 
 
 def test_trials_that_turned_out_infeasible_no_longer_stop_others():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     results = [done(config(number, "large"), value) for number, value in enumerate([0.80, 0.82, 0.84])]
     for result in results:
         study.behind(result.config, 1.0, result.validation["accuracy"])
@@ -331,7 +332,7 @@ def test_trials_that_turned_out_infeasible_no_longer_stop_others():
 
 
 def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stopping():
-    study = _Study(make_plan())
+    study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
         study.replay(done(config(number, "large"), value), [value])
     assert len(study.study.trials) == 3
@@ -340,7 +341,7 @@ def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stoppi
 
 
 def test_importance_needs_enough_trials_and_finds_the_parameter_that_matters():
-    study = _Study(make_plan("random"))
+    study = Study(make_plan("random"))
     assert study.importance() == {}
     for number in range(60):
         trial = study.ask(number)
