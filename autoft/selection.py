@@ -280,7 +280,7 @@ def _noise(one: Candidate, other: Candidate) -> float:
 def _nothing(plan: Plan, everything: Sequence[Candidate], results: Sequence[TrialResult]) -> str:
     limits = ", ".join(f"{limit.key} {limit.given}" for limit in plan.budget) or "none"
     if not results:
-        return "no trial was finished: give the search more time"
+        return "no trial was finished; the same command goes on where it stopped, or, if its time is used up, with more budget.time"
     if not everything and not any(result.variants for result in results):
         reasons = sorted({result.reason or result.state for result in results})
         return f"no trial left a model: {'; '.join(reasons)}"
