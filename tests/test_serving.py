@@ -960,3 +960,16 @@ def test_an_image_is_not_written_over_other_files(classifier, tmp_path):
     result = CliRunner().invoke(command, ["serve", str(classifier.folder), "--docker", str(tmp_path)])
     assert result.exit_code == 5
     assert "is not empty" in result.stderr
+
+
+def test_an_image_that_cannot_be_made_leaves_nothing_behind(classifier, tmp_path, monkeypatch):
+    known = tmp_path / "path" / "uvicorn-99.0.dist-info"
+    known.mkdir(parents=True)
+    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: uvicorn\nVersion: 99.0\n")
+    (known / "direct_url.json").write_text(json.dumps({"url": (tmp_path / "gone").as_uri(), "dir_info": {}}))
+    monkeypatch.syspath_prepend(str(known.parent))
+    images = tmp_path / "images"
+    result = CliRunner().invoke(command, ["serve", str(classifier.folder), "--docker", str(images / "one")])
+    assert result.exit_code == 5
+    assert "uvicorn was installed from" in result.stderr
+    assert list(images.iterdir()) == []

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from autoft.artifact import Ensemble, LoadedModel, load
 from autoft.errors import ServingError
 from autoft.plugins import Catalog, load_plugins
-from autoft.rundir import write_text
+from autoft.rundir import replacing_folder, write_text
 
 __all__ = ["write_image_folder"]
 
@@ -58,17 +58,25 @@ def write_image_folder(model: str | Path, folder: str | Path, *, options: Iterab
         ModelError: the folder holds no model, or one that does not load.
         PluginError: the task or the format needs a plugin that is not installed.
         ServingError: the folder is not empty, or a package that is needed is neither from an index nor can be built.
+        RunFolderError: the folder cannot be written.
     """
     target = Path(folder).absolute()
     if target.is_dir() and any(target.iterdir()):
         raise ServingError(f"{target}: is not empty; give a folder that is not there yet")
     catalog = load_plugins()
     loaded = load(model, catalog=catalog, device="cpu")
-    manifest = loaded.manifest
     if target.resolve().is_relative_to(loaded.folder.resolve()):
         raise ServingError(f"{target}: lies in the model's folder, which it would hold a copy of; give another folder")
-    (target / "wheels").mkdir(parents=True, exist_ok=True)
-    needed = _needed(_roots(loaded, catalog), target / "wheels")
+    with replacing_folder(target) as partial:
+        _write(partial, loaded, catalog, options)
+    return target
+
+
+def _write(target: Path, loaded: LoadedModel, catalog: Catalog, options: Iterable[str]) -> None:
+    manifest = loaded.manifest
+    wheels = target / "wheels"
+    wheels.mkdir()
+    needed = _needed(_roots(loaded, catalog), wheels)
     shutil.copytree(loaded.folder, target / "model")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     torch = [pin for pin in needed.pins if pin.startswith("torch==")]
@@ -93,7 +101,6 @@ def write_image_folder(model: str | Path, folder: str | Path, *, options: Iterab
     requirements += [f"./wheels/{wheel.name}" for wheel in needed.wheels]
     write_text(target / "requirements.txt", "\n".join(requirements) + "\n")
     write_text(target / "Dockerfile", environment.get_template("Dockerfile.j2").render(values))
-    return target
 
 
 def _uses_cuda() -> bool:
