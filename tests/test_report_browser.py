@@ -179,8 +179,13 @@ def written(path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "look",
-    [{"width": 1200}, {"width": 390, "height": 844, "touch": True}, {"width": 1200, "dark": True}],
-    ids=["desktop", "phone", "dark"],
+    [
+        {"width": 1200},
+        {"width": 390, "height": 844, "touch": True},
+        {"width": 320, "height": 568, "touch": True},
+        {"width": 1200, "dark": True},
+    ],
+    ids=["desktop", "phone", "small phone", "dark"],
 )
 def test_plots_are_drawn_without_a_complaint_and_without_the_network(browser, page, look):
     browser.open(page, **look)
