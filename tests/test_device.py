@@ -89,6 +89,7 @@ def test_the_scale_is_the_geometric_mean_over_shapes():
     assert scales == {"torch": pytest.approx(math.sqrt(2 * 8))}
 
 
+@pytest.mark.slow
 def test_a_search_judges_by_the_device(tmp_path, tiny_model, reviews):
     """A device a thousand times slower in torch than in ONNX Runtime: the limit leaves one of two alike models."""
     slow = {name: [1e6, 1e7] if name == "torch" else [1e-3, 1e-2] for name in WORKLOADS}

@@ -187,6 +187,7 @@ def test_a_time_that_is_up_ends_the_training_and_loses_nothing(run):
     assert result.seconds["recover"] < 30
 
 
+@pytest.mark.slow
 def test_variants_that_train_are_made_of_every_trial_where_there_are_no_others(tmp_path, tiny_model, reviews):
     run, _ = search(tmp_path, tiny_model, reviews, compress=[CHAIN], budget={"time": "10m", "trials": 1})
     (trial,) = read_run(run).trials

@@ -282,6 +282,7 @@ def test_a_search_can_start_from_an_earlier_run_and_says_what_that_gains(finishe
     assert any("starting from" in warning and "(+0." in warning for warning in report["warnings"])
 
 
+@pytest.mark.slow
 def test_a_search_like_an_earlier_run_tries_its_best_configurations_first(finished, tmp_path, tiny_model, reviews):
     earlier = read_run(finished / "runs/tiny")
     done = [trial for trial in earlier.trials if trial.state == "complete" and not trial.config.derived]
@@ -302,6 +303,7 @@ def test_a_search_like_an_earlier_run_tries_its_best_configurations_first(finish
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_label_that_no_training_row_has_is_a_wrong_answer_and_no_failure(tmp_path, tiny_model, reviews):
     head, *lines = reviews.read_text(encoding="utf-8").splitlines(keepends=True)
     parts = {"train": lines[:200], "validation": lines[200:260], "test": lines[260:320]}
@@ -338,6 +340,7 @@ def test_some_validation_rows_decide_within_a_training_and_all_of_them_after_it(
         assert 80 * trial.validation["accuracy"] == pytest.approx(round(80 * trial.validation["accuracy"]))
 
 
+@pytest.mark.slow
 def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,
@@ -377,6 +380,7 @@ def test_what_cannot_reach_the_front_is_not_compressed(tmp_path, tiny_model, rev
     assert "at the same cost" in page
 
 
+@pytest.mark.slow
 def test_a_search_over_folds_compares_means_and_ships_a_model_of_the_first(tmp_path, tiny_model, reviews):
     recipe = write_recipe(
         tmp_path,

@@ -139,6 +139,7 @@ def test_a_served_model_beside_its_prediction(catalog, tmp_path):
     assert unknown.least_bytes < large.least_bytes - 50 * MIB
 
 
+@pytest.mark.slow
 def test_the_forecast_of_a_plan(catalog, tmp_path):
     bench, _ = setting_of(catalog)
     rows = tmp_path / "rows.jsonl"
