@@ -61,7 +61,7 @@ class Seen:
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> tuple[int, bytes]:
     """Send one request on an open connection and return status and body of the answer."""
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await writer.drain()
     answer = await reader.readuntil(b"\r\n\r\n")
@@ -123,7 +123,7 @@ def measure(model: Path, words: list[str], work: list[tuple[bytes, Any]], client
             after = watched.cpu_times()
             seen.processor = after.user + after.system - before.user - before.system
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             text = (await reader.read()).decode()
             writer.close()
             rows, calls = (
