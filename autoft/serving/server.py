@@ -68,7 +68,7 @@ class Address:
                 "quantization goes by the range of a whole batch"
             )
             found.append(
-                f"{reason}: rows are predicted one by one; --batch-size 32 is faster, with answers that vary"
+                f"{reason}: rows are predicted one by one; --batch-size 32 may be faster, with answers that vary"
                 if self.batch_size == 1
                 else f"{reason}: with --batch-size {self.batch_size} the same row gets other answers in other company"
             )
