@@ -169,7 +169,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
     run = folder / "run"
     run.mkdir()
     found: Round = {"kind": kind, "number": number, "seed": seed, "faults": [], "codes": []}
-    small = drawn.uniform(0.2e6, 60e6)
+    small = drawn.uniform(0.2e6, 250e6)
     if kind == "disk":
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small:.0f}", "tmpfs", str(run)], check=True)
     try:
