@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -347,8 +349,12 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "GOMP_SPINCOUNT": "1000"}
 
 
+@functools.cache  # It sets the environment for a moment, which is no good where threads read it already.
 def start_measuring() -> None:
-    """Start the process that measuring processes are forked from, so that libraries are imported once a worker."""
+    """Have the process start that measuring processes are forked from, so that libraries are imported once a worker.
+
+    Nothing waits for its imports but the first measurement, which starts it where this has not been called.
+    """
     context = _process_context()
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(PRELOAD)
@@ -356,7 +362,7 @@ def start_measuring() -> None:
         os.environ.clear()
         os.environ.update(serving_environment(before))
         try:
-            context.Process(target=int, daemon=True).start()
+            forkserver.ensure_running()
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -384,6 +390,7 @@ def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any
 
 
 def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any) -> dict[str, Any]:
+    start_measuring()
     context = _process_context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_and_send, args=(sender, measure, arguments, settings), daemon=True)

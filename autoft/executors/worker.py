@@ -25,7 +25,7 @@ from autoft.data import Features, grouped_batches
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import start_measuring
-from autoft.hardware import peak_resident_bytes, reset_peak_resident
+from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.processes import release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.shared_base import Cohort, Seat
@@ -41,7 +41,10 @@ SLOW_ANSWERS = 4.0
 """Seconds for eight rows from which on a model generates so slowly that the time of imports does not matter."""
 
 PROBED_STEPS = 5
-"""Of a model in each precision, the first of which does not count."""
+"""Of a model in each precision at most, the first of which does not count."""
+
+PROBED_SECONDS = 1.0
+"""Of steps, from which on two that count are enough."""
 
 TIMED_STEPS = 4
 """Of a pipeline, likewise."""
@@ -105,7 +108,7 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     while not seconds:
         batches = grouped_batches(features.lengths, batch_size, np.random.default_rng(0))[:PROBED_STEPS]
         try:
-            seconds = {one: _seconds_per_sample(place, model, target, features, batches, one) for one in precisions}
+            seconds = _seconds_per_sample(place, model, target, features, batches, precisions)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -136,27 +139,38 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
 
 
 def _seconds_per_sample(
-    place: Workplace, model: Any, target: Target, features: Features, batches: Sequence[Any], precision: str
-) -> float:
-    """Return the seconds that a training row takes, forward and backward; of several batches the first is a warm-up."""
+    place: Workplace, model: Any, target: Target, features: Features, batches: Sequence[Any], precisions: Sequence[str]
+) -> dict[str, float]:
+    """Return the seconds that a training row takes in each precision, forward and backward.
+
+    The first batch is a warm-up. After two more it ends once :data:`PROBED_SECONDS` are spent on what counts.
+    """
     import torch
 
     context = target.context
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
-    samples, begin = 0, time.perf_counter()
+    samples, seconds = 0, dict.fromkeys(precisions, 0.0)
     for step, indices in enumerate(batches):
         if step == 1:
-            samples, begin = 0, time.perf_counter()
-        batch = place.task.collate([features[int(i)] for i in indices], context)
-        batch = {key: value.to(context.device) for key, value in batch.items()}
-        with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss = place.task.loss(model, batch, context)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            samples, seconds = 0, dict.fromkeys(precisions, 0.0)
+        # In turns, so that whatever else the machine does slows both down.
+        for precision in precisions:
+            begin = time.perf_counter()
+            batch = place.task.collate([features[int(i)] for i in indices], context)
+            batch = {key: value.to(context.device) for key, value in batch.items()}
+            with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss = place.task.loss(model, batch, context)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if context.device == "cuda":
+                torch.cuda.synchronize()
+            seconds[precision] += time.perf_counter() - begin
         samples += len(indices)
-    return (time.perf_counter() - begin) / max(1, samples)
+        if step >= 2 and sum(seconds.values()) > PROBED_SECONDS:
+            break
+    return {precision: took / max(1, samples) for precision, took in seconds.items()}
 
 
 def time_pipeline(place: Workplace, name: str, pipeline: str) -> float:
@@ -177,7 +191,8 @@ def time_pipeline(place: Workplace, name: str, pipeline: str) -> float:
     model.train()
     batch_size = int(config.params["train.batch_size"] or 1)
     batches = grouped_batches(features.lengths, batch_size, np.random.default_rng(0))[:TIMED_STEPS]
-    return _seconds_per_sample(place, model, target, features, batches, place.precision.get(name, "fp32"))
+    precision = place.precision.get(name, "fp32")
+    return _seconds_per_sample(place, model, target, features, batches, [precision])[precision]
 
 
 def fitting(peaks: Sequence[float | None], base: float, limit: float) -> int:
@@ -264,6 +279,9 @@ class _Worker:
             os._exit(1)
 
     def serve(self) -> None:
+        if available_cores() > 1:
+            # Its imports take a core of their own beside this process's.
+            start_measuring()
         import torch
 
         self.place = Workplace.open(self.run)
@@ -271,7 +289,6 @@ class _Worker:
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory, plan.workers)
-        start_measuring()
         self.say("ready")
         for number, line in enumerate(sys.stdin):
             request = json.loads(line)
