@@ -495,12 +495,14 @@ class Search:
             event = self._await(executor)
             if event.kind == "ready":
                 ready += 1
-        self.startup = max(self.startup, time.monotonic() - begin)
+        ready_after = time.monotonic() - begin
         executor.send(0, "probe", models=[model.name for model in self.plan.models])
         event = self._await(executor)
         while event.kind != "probed":
             event = self._await(executor)
         probed: dict[str, dict[str, Any]] = event.body["models"]
+        # As any process that serves a model starts.
+        self.startup = max(self.startup, ready_after + max(figures["load_seconds"] for figures in probed.values()))
         for name, figures in probed.items():
             self.precision[name] = figures["precision"]
             self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])

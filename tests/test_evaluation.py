@@ -93,6 +93,43 @@ def test_a_measured_model_waits_as_a_served_one_does(tmp_path):
     assert answer.stdout.strip() == "[None, '1000'] ['PASSIVE', None]"
 
 
+def test_nothing_waits_for_the_libraries_of_measuring_processes_but_the_first_measurement(tmp_path):
+    (tmp_path / "library.py").write_text(
+        "import pathlib, time\n"
+        "for _ in range(2000):\n"
+        "    if pathlib.Path('measuring').exists():\n"
+        "        break\n"
+        "    time.sleep(0.01)\n"
+        "else:\n"
+        "    raise SystemExit('imported while nothing was measured')\n"
+    )
+    (tmp_path / "start.py").write_text(
+        "import pathlib, sys\n"
+        "from autoft import evaluation\n"
+        "def imported(sender):\n"
+        "    sender.send('library' in sys.modules)\n"
+        "if __name__ == '__main__':\n"
+        "    evaluation.PRELOAD[:] = ['library']\n"
+        "    evaluation.start_measuring()\n"
+        "    pathlib.Path('measuring').touch()\n"
+        "    context = evaluation._process_context()\n"
+        "    receiver, sender = context.Pipe(duplex=False)\n"
+        "    context.Process(target=imported, args=(sender,)).start()\n"
+        "    print(receiver.recv())\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    answer = subprocess.run(
+        [sys.executable, "start.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert answer.stdout.strip() == "True"
+
+
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [

@@ -89,18 +89,21 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     faster: a few steps do not tell small differences apart, and the same recipe should train in the same precision.
 
     Returns:
-        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "memory_bytes", "parameters"}``
+        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "load_seconds", "memory_bytes", "parameters"}``;
+        loading with the imports that the first model of a process takes
     """
     import numpy as np
     import torch
 
     plan = place.plan
+    begin = time.perf_counter()
     pipeline = plan.default_config().pipeline
     params = plan.default_params(pipeline)
     target = place.target(name, params, plan.seed)
     features = place.features(name, target.context)
     reset_peak_resident()
     model = place.task.load_model(target.source, target.context).to(target.context.device)
+    loading = time.perf_counter() - begin
     model.train()
     device_type = "cuda" if target.context.device == "cuda" else "cpu"
     precisions = ["fp32", "bf16"] if place.plan.hardware["bf16"] else ["fp32"]
@@ -133,6 +136,7 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
         "precision": precision,
         "seconds_per_sample": seconds[precision],
         "validate_seconds_per_row": validating,
+        "load_seconds": loading,
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
