@@ -23,7 +23,15 @@ from autoft.data import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of
-from autoft.errors import DataError, ExportMismatch, NothingFeasible, RecipeError, RunFolderError, SearchFailed
+from autoft.errors import (
+    DataError,
+    ExportMismatch,
+    NothingFeasible,
+    RecipeError,
+    RunFolderError,
+    SearchFailed,
+    first_line,
+)
 from autoft.estimates.forecast import MemoryForecast, forecast
 from autoft.export import RESCORE_TOLERANCE, measure_final, measure_pick, rescored, write_card
 from autoft.export import export as export_variant
@@ -931,7 +939,7 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     try:
         old = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{folder.recipe}: is damaged ({str(error).splitlines()[0]})") from error
+        raise RunFolderError(f"{folder.recipe}: is damaged ({first_line(error)})") from error
     new = json.loads(recipe.model_dump_json())
     if not isinstance(old, dict):
         raise RunFolderError(f"{folder.recipe}: is damaged: it holds no recipe")

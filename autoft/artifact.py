@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
-from autoft.errors import ModelError, PluginError, unknown_name
+from autoft.errors import ModelError, PluginError, first_line, unknown_name
 from autoft.hardware import Hardware
 from autoft.plugins import Catalog, load_plugins
 from autoft.version import __version__
@@ -236,7 +236,7 @@ def load(
         try:
             model = writer.load(folder, target)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{folder}: the files of the model are damaged: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{folder}: the files of the model are damaged: {first_line(error)}") from error
         if hasattr(model, "eval"):
             model.eval()
     return LoadedModel(model, task, context, manifest, folder)
@@ -304,4 +304,4 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, UnicodeDecodeError, ValidationError) as error:
-        raise ModelError(f"{path}: is damaged: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path}: is damaged: {first_line(error)}") from error

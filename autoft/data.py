@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from autoft.contracts import Column, Row, Task, TaskCard, TaskContext
-from autoft.errors import DataError, PluginError, RunFolderError, closest, unknown_name
+from autoft.errors import DataError, PluginError, RunFolderError, closest, first_line, unknown_name
 from autoft.recipe import DataSection
 from autoft.rundir import read_json, write_json
 from autoft.version import __version__
@@ -172,7 +172,7 @@ def _read_folder(folder: Path) -> pa.Table:
         try:
             names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{listing}: is damaged ({_first_line(error)}); save the data set again") from error
+            raise DataError(f"{listing}: is damaged ({first_line(error)}); save the data set again") from error
         raise DataError(
             f"{folder}: holds the splits {', '.join(names)}; name one, as {folder.name}/{(names or ['train'])[0]}"
         )
@@ -205,7 +205,7 @@ def _read_saved(folder: Path) -> pa.Table:
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise DataError(f"{folder}: the saved data set is damaged ({_first_line(error)})") from error
+        raise DataError(f"{folder}: the saved data set is damaged ({first_line(error)})") from error
     assert isinstance(saved, Dataset)
     return _arrow_of(saved)
 
@@ -239,7 +239,7 @@ def _read_hub(source: str) -> pa.Table:
     # RuntimeError: data sets that need a script, which the library no longer runs; OSError covers lost connections.
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{source}: the hub did not give it ({_first_line(error)}); without a network, name a local file or "
+            f"{source}: the hub did not give it ({first_line(error)}); without a network, name a local file or "
             "package://module/path"
         ) from error
     return _arrow_of(loaded)
@@ -262,13 +262,13 @@ def _read_file(path: Path) -> pa.Table:
             raise DataError(f"{path}: is empty")
         return _READERS[kind](path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is a broken gzip file ({_first_line(error)}); compress or fetch it again") from error
+        raise DataError(f"{path}: is a broken gzip file ({first_line(error)}); compress or fetch it again") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {_encoding_fault(path)}") from error
     except pa.ArrowException as error:
-        raise DataError(f"{path}: is not a {kind.lstrip('.')} file, or is damaged ({_first_line(error)})") from error
+        raise DataError(f"{path}: is not a {kind.lstrip('.')} file, or is damaged ({first_line(error)})") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def _kind(path: Path) -> str:
@@ -593,7 +593,7 @@ def _concat(tables: Sequence[pa.Table], origin: str) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DataError(f"{origin}: {_first_line(error)}; a column needs values of one kind") from error
+        raise DataError(f"{origin}: {first_line(error)}; a column needs values of one kind") from error
 
 
 def _checked(table: pa.Table, source: str) -> pa.Table:
@@ -1523,11 +1523,6 @@ def _short(text: str, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 # ------------------------------------------------------------------------------------------------------ files
 
 
@@ -1571,7 +1566,7 @@ def _open_arrow(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise RunFolderError(f"{path}: is missing; run the search again to have it made") from None
     except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(f"{path}: is damaged ({_first_line(error)}); delete it to have it made again") from error
+        raise RunFolderError(f"{path}: is damaged ({first_line(error)}); delete it to have it made again") from error
 
 
 # --------------------------------------------------------------------------------------------------- features
@@ -1683,7 +1678,7 @@ def _encode(split: Split, task: Task, context: TaskContext, path: Path) -> None:
             )
         except pa.ArrowException as error:
             raise PluginError(
-                f"task {task.card.name}: encode() gives features of different types ({_first_line(error)})"
+                f"task {task.card.name}: encode() gives features of different types ({first_line(error)})"
             ) from error
         spool.seek(0)
         _write_arrow(path, schema, _spooled(spool, len(schemas), schema))

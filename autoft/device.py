@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from autoft.errors import first_line
 from autoft.quantities import parse_bytes
 
 __all__ = ["WORKLOADS", "DeviceProfile", "dump_profile", "read_profile"]
@@ -66,7 +67,7 @@ def read_profile(path: Path) -> DeviceProfile:
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}; {hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}; {hint}") from None
+        raise ValueError(f"{path} cannot be read: {first_line(error)}; {hint}") from None
     try:
         return DeviceProfile.model_validate(value)
     except ValidationError as error:

@@ -139,6 +139,12 @@ class RecipeError(AutoftError):
         super().__init__("\n".join([head, *(f"  {line}" for line in told.splitlines())]))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, without a colon at its end, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(":") if lines else type(error).__name__
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like ``name``, or None where none is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)

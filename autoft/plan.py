@@ -35,7 +35,7 @@ from autoft.contracts import (
 )
 from autoft.data import package_path
 from autoft.device import read_profile
-from autoft.errors import DataError, Fault, ModelError, RunFolderError, closest, unknown_name
+from autoft.errors import DataError, Fault, ModelError, RunFolderError, closest, first_line, unknown_name
 from autoft.gguf import converted
 from autoft.hardware import Hardware
 from autoft.losses import LOSSES
@@ -1450,7 +1450,7 @@ def _hub_model(name: str) -> ModelPlan:
             f"{name!r} is neither a folder here, nor a hub id (owner/name), nor package://module/path"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ModelError(
             f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
             "folder or package://module/path"

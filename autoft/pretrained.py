@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
-from autoft.errors import ModelError
+from autoft.errors import ModelError, first_line
 from autoft.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{source.path}: {what} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{source.path}: {what} cannot be loaded: {first_line(error).rstrip(':')}") from error
     except Exception as error:
         # safetensors raises its own error type for a cut or damaged file.
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise ModelError(f"{source.path}: the weights are damaged: {_first_line(error)}") from error
+            raise ModelError(f"{source.path}: the weights are damaged: {first_line(error).rstrip(':')}") from error
         raise
     finally:
         transformers.logging.set_verbosity(level)
@@ -211,8 +211,3 @@ def set_dropout(config: Any, value: Any) -> None:
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, value)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":") if lines else type(error).__name__

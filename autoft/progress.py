@@ -26,7 +26,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoft.errors import NothingFeasible, RunFolderError
+from autoft.errors import NothingFeasible, RunFolderError, first_line
 from autoft.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.rundir import Candidate, RunDir, TrialConfig, TrialResult, TrialState, count_states, read_json
@@ -679,7 +679,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _damage(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read: {printable(str(error).splitlines()[0])}"
+    return f"{path} cannot be read: {printable(first_line(error))}"
 
 
 def without_nan(value: Any) -> Any:

@@ -40,7 +40,7 @@ from typing import Any, Literal, TypeVar
 import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoft.errors import RunFolderError
+from autoft.errors import RunFolderError, first_line
 
 __all__ = [
     "Candidate",
@@ -478,7 +478,7 @@ def read_run(path: str | Path) -> RunRecord:
     try:
         recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{run.recipe}: is damaged ({_first_line(error)})") from error
+        raise RunFolderError(f"{run.recipe}: is damaged ({first_line(error)})") from error
     selection = run.path / "selection.json"
     final = run.path / "final.json"
     trials = run.results()
@@ -530,7 +530,7 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
         raise RunFolderError(f"{path}: is missing; the run folder is damaged") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise RunFolderError(
-            f"{path}: is damaged ({_first_line(error)}); delete this file to have that part done again"
+            f"{path}: is damaged ({first_line(error)}); delete this file to have that part done again"
         ) from error
 
 
@@ -595,7 +595,3 @@ def _read_model(path: Path, model: type[Model]) -> Model:
 
 def _cell(value: object) -> object:
     return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from autoft.data import SPLITS, table_of_rows
-from autoft.errors import DataError
+from autoft.errors import DataError, first_line
 from autoft.rundir import RunDir, replacing
 
 __all__ = ["GivenTable", "take_tables"]
@@ -88,7 +88,7 @@ def _given(split: str, value: Any) -> GivenTable:
     try:
         table = reader(value)
     except (pa.ArrowException, OverflowError, TypeError, ValueError, UnicodeEncodeError) as error:
-        raise DataError(f"{where}: the {kind} cannot be kept: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(f"{where}: the {kind} cannot be kept: {first_line(error)}") from error
     except DataError as error:
         raise DataError(f"{where}: {error}") from error.__cause__
     if table.num_rows == 0:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from autoft.errors import MANY, unknown_name
+from autoft.errors import MANY, first_line, unknown_name
 
 
 def test_few_names_are_all_listed():
@@ -14,3 +14,8 @@ def test_of_many_names_only_the_nearest_are_listed():
     text = unknown_name("pipeline", "lorra", names)
     assert text.startswith(f"unknown pipeline 'lorra'. Did you mean 'lora'? The nearest of {MANY + 1}: lora, ")
     assert len(text) < 250
+
+
+def test_the_first_line_of_an_error_says_something_whatever_it_holds():
+    errors = [ValueError("\n a shape:\n  (2, 3)"), NotImplementedError(), OSError(2, "No such file")]
+    assert [first_line(error) for error in errors] == ["a shape", "NotImplementedError", "[Errno 2] No such file"]

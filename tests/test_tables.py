@@ -97,6 +97,15 @@ def test_what_cannot_be_kept_is_told(given, message):
         take_tables({"data": given})
 
 
+def test_an_object_that_refuses_without_a_word_is_told_by_the_kind_of_error():
+    class Closed:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise ValueError
+
+    with pytest.raises(DataError, match=r"data\.train: the Closed cannot be kept: ValueError"):
+        take_tables({"data": Closed()})
+
+
 def test_a_series_and_a_dataset_dict_are_told_what_to_give():
     pandas = pytest.importorskip("pandas")
     datasets = pytest.importorskip("datasets")

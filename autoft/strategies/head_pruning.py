@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Refusal, Row, State, Target
-from autoft.errors import ModelError
+from autoft.errors import ModelError, first_line
 from autoft.space import Float, SearchSpace
 from autoft.strategies.attention import Attention, find_attention
 from autoft.strategies.layer_pruning import Recovered, layer_pairs, taylor_terms
@@ -83,7 +83,7 @@ class HeadPruning(ReshapedFiles, Recovered):
         try:
             away = _difference(_inside(model, found, target, batch), wanted)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ModelError(self._wrong(model, str(error).splitlines()[0])) from error
+            raise ModelError(self._wrong(model, first_line(error))) from error
         if away > TOLERANCE:
             raise ModelError(self._wrong(model, f"its heads differ by {away:.2g} from what they were in the whole"))
         _say(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Refusal, State, Target
-from autoft.errors import ModelError
+from autoft.errors import ModelError, first_line
 from autoft.strategies.compatibility import incompatible
 from autoft.strategies.head_only import CONVOLUTIONAL, Head, find_head
 
@@ -260,7 +260,7 @@ def _with_adapter(model: torch.nn.Module, config: PeftConfig, who: str) -> PeftM
             kinds = sorted({type(layer).__name__ for layer in layers})
             raise ModelError(
                 f"{who}: PEFT cannot adapt the {' and '.join(kinds)} layers of {type(model).__name__} "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); use lora"
+                f"({first_line(error)}); use lora"
             ) from error
 
 

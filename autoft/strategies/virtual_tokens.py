@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Reach, Refusal, State, Target
-from autoft.errors import ModelError
+from autoft.errors import ModelError, first_line
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.compatibility import incompatible
 from autoft.strategies.head_only import find_head
@@ -206,7 +206,7 @@ class VirtualTokens(Adapter):
         try:
             adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = first_line(error)
             raise ModelError(
                 f"{self.name}: PEFT puts no virtual tokens in front of {type(model).__name__} ({said}); use lora"
             ) from error
@@ -242,7 +242,7 @@ class VirtualTokens(Adapter):
                 second = adapted(**inputs)[0]
                 learned.copy_(kept)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = first_line(error)
             raise ModelError(
                 f"{self.name}: {type(adapted.get_base_model()).__name__} takes no virtual tokens ({said}); use lora"
             ) from error
