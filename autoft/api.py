@@ -19,7 +19,7 @@ from autoft import report
 from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.contracts import Row
-from autoft.data import PreparedData, prepare_data, prepare_folds
+from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of

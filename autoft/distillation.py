@@ -15,7 +15,8 @@ import numpy as np
 
 from autoft.artifact import Manifest
 from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
-from autoft.data import Features, Split
+from autoft.data.features import Features
+from autoft.data.rows import Split
 from autoft.errors import ModelError
 from autoft.plan import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model

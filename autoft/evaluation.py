@@ -20,7 +20,8 @@ import numpy as np
 
 from autoft.artifact import Ensemble, LoadedModel, load, predicted
 from autoft.contracts import Baseline, CostMetric, Prediction, QualityMetric, Row, Served, Task, TaskContext
-from autoft.data import Split, open_data
+from autoft.data.prepared import open_data
+from autoft.data.rows import Split
 from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
 from autoft.plan import plan_target, read_plan

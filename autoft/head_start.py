@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.contracts import Task, TaskContext
-from autoft.data import Features
+from autoft.data.features import Features
 from autoft.strategies.head_only import find_bodies, find_head, is_pretrained
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from autoft.contracts import (
     TaskContext,
     WeightFormat,
 )
-from autoft.data import package_path
+from autoft.data.sources import package_path
 from autoft.device import read_profile
 from autoft.errors import DataError, Fault, ModelError, RunFolderError, closest, first_line, unknown_name
 from autoft.gguf import converted

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoft.contracts import Row, TaskCard
-from autoft.data import SLICE
+from autoft.data.rows import SLICE
 
 __all__ = ["Slice", "slices"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from autoft.data import SPLITS, table_of_rows
+from autoft.data.rows import SPLITS, table_of_rows
 from autoft.errors import DataError, first_line
 from autoft.rundir import RunDir, replacing
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from autoft.contracts import Row, Task, TaskCard, TaskContext
 from autoft.contracts.strategy import Augmenter, Regularizer, Target
-from autoft.data import Features, grouped_batches
+from autoft.data.batches import grouped_batches
+from autoft.data.features import Features
 from autoft.errors import ModelError, out_of_memory
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.optimizers import Group, make_optimizer

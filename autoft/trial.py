@@ -31,7 +31,8 @@ from autoft.contracts import (
     TaskContext,
     Teacher,
 )
-from autoft.data import Features, PreparedData, encoded, open_data
+from autoft.data.features import Features, encoded
+from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.contracts import Augmenter, ModelSource, Row, Target, TaskContext
-from autoft.data import package_path
+from autoft.data.sources import package_path
 from autoft.hardware import Hardware
 from autoft.plan import TRAIN_SPACE
 from autoft.plugins import load_plugins

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from autoft.data import load_source
+from autoft.data.sources import load_source
 from autoft.drafts.guesses import AMBIGUOUS, guess_tasks
 from autoft.drafts.sources import find_sources
 from autoft.drafts.survey import survey

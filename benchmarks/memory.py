@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from autoft.contracts import Task
-from autoft.data import package_path, prepare_data
+from autoft.data.prepared import prepare_data
+from autoft.data.sources import package_path
 from autoft.estimates.probe import probe
 from autoft.estimates.served import write
 from autoft.estimates.setting import Setting, Work

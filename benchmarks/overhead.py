@@ -35,7 +35,7 @@ def bare(bench: Bench) -> float:
     """Train one epoch in a loop that does nothing else, and return its processor seconds."""
     import torch
 
-    from autoft.data import grouped_batches
+    from autoft.data.batches import grouped_batches
     from autoft.training import optimizer_of
 
     target = bench.target(0)

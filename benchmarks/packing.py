@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from autoft.artifact import load
-from autoft.data import grouped_batches, open_data
+from autoft.data.batches import grouped_batches
+from autoft.data.prepared import open_data
 from autoft.plan import Plan
 from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_json

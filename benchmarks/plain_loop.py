@@ -19,7 +19,8 @@ from typing import Any
 
 import optuna
 
-from autoft.data import Split, open_data
+from autoft.data.prepared import open_data
+from autoft.data.rows import Split
 from autoft.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_run

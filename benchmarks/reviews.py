@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from autoft.contracts import Adapter, ModelSource, Regularizer, Target, TaskContext
-from autoft.data import Split, encoded, package_path
+from autoft.data.features import encoded
+from autoft.data.rows import Split
+from autoft.data.sources import package_path
 from autoft.hardware import Hardware
 from autoft.plan import TRAIN_SPACE
 from autoft.plugins import load_plugins

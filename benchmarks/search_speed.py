@@ -37,7 +37,7 @@ from fronts import MODEL, default_of, gains, hypervolume, majority_of, point_of,
 from plain_loop import loop
 
 from autoft.api import search
-from autoft.data import open_data
+from autoft.data.prepared import open_data
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
 from autoft.plan import Plan, plan_of

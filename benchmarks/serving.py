@@ -160,7 +160,8 @@ def main() -> None:
     import torch
 
     from autoft.artifact import load
-    from autoft.data import load_source, map_columns
+    from autoft.data.columns import map_columns
+    from autoft.data.sources import load_source
 
     torch.set_num_threads(1)
     loaded = load(given.model, device="cpu")

@@ -25,17 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoft.contracts import Column, Task, TaskCard, TaskContext
-from autoft.data import (
-    Split,
-    encoded,
-    grouped_batches,
-    load_source,
-    map_columns,
-    open_data,
-    package_path,
-    prepare_data,
-    prepare_folds,
-)
+from autoft.data.batches import grouped_batches
+from autoft.data.columns import map_columns
+from autoft.data.features import encoded
+from autoft.data.prepared import open_data, prepare_data, prepare_folds
+from autoft.data.rows import Split
+from autoft.data.sources import load_source, package_path
 from autoft.errors import DataError, PluginError, RunFolderError
 from autoft.recipe import DataSection
 

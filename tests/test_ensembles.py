@@ -13,7 +13,7 @@ import yaml
 
 import autoft
 from autoft.artifact import load
-from autoft.data import open_data
+from autoft.data.prepared import open_data
 from autoft.ensembles import combine
 from autoft.errors import ModelError, RecipeError
 from autoft.rundir import RunDir, read_run

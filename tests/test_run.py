@@ -100,7 +100,7 @@ def test_report_json_keeps_its_promised_keys(finished):
 def test_the_model_loads_with_autoft_and_scores_what_the_report_says(finished):
     record = read_run(finished / "runs/tiny")
     loaded = autoft.load(finished / "runs/tiny")
-    from autoft.data import open_data
+    from autoft.data.prepared import open_data
 
     prepared = open_data(finished / "runs/tiny/data")
     rows = prepared.validation[:]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.contracts import Column, TaskCard, TaskContext
-from autoft.data import prepare_data
+from autoft.data.prepared import prepare_data
 from autoft.errors import DataError
 from autoft.evaluation import slice_figures
 from autoft.recipe import DataSection

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import autoft
-from autoft.data import load_source
+from autoft.data.sources import load_source
 from autoft.errors import DataError, RecipeError
 from autoft.recipe import load_recipe
 from autoft.rundir import RunDir

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.contracts import Augmenter, Column, ModelSource, Regularizer, Target, Task, TaskCard, TaskContext
-from autoft.data import Split, encoded
+from autoft.data.features import encoded
+from autoft.data.rows import Split
 from autoft.errors import ModelError
 from autoft.hardware import Hardware
 from autoft.optimizers import OPTIMIZERS
@@ -175,7 +176,7 @@ def weights(model):
 def test_the_loop_takes_the_steps_that_a_plain_loop_takes():
     import torch
 
-    from autoft.data import grouped_batches
+    from autoft.data.batches import grouped_batches
 
     rows, ours, theirs = points(), line(), line()
     fit(ours, rows)
@@ -409,7 +410,7 @@ def test_with_all_defaults_a_training_is_to_the_bit_the_loop_of_before(catalog, 
     import torch
     from torch.nn import functional
 
-    from autoft.data import grouped_batches
+    from autoft.data.batches import grouped_batches
 
     task, context, rows, ours = sentences_task(catalog, tmp_path)
     torch.manual_seed(7)

@@ -133,7 +133,7 @@ def _rows(text: Sequence[str] | None, source: Path | None, loaded: Any, mapping:
 def _file_rows(source: Path, loaded: Any, mapping: Mapping[str, str]) -> Iterator[_Row]:
     from dataclasses import replace
 
-    from autoft.data import load_inputs
+    from autoft.data.columns import load_inputs
 
     card = replace(loaded.task.card, columns=tuple(loaded.task.inputs(loaded.context)))
     mapped, table, complete = load_inputs(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from autoft.contracts import TaskCard
-from autoft.data import load_source
+from autoft.data.sources import load_source
 from autoft.drafts.guesses import AMBIGUOUS, Guess, guess_tasks
 from autoft.drafts.models import (
     Candidate,

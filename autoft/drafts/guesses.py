@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft.contracts import Column, Row, Task, TaskCard
-from autoft.data import map_columns
+from autoft.data.columns import map_columns
 from autoft.drafts.survey import ColumnView, Survey
 from autoft.errors import AutoftError, DataError, PluginError
 

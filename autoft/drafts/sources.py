@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoft.data import SPLITS, is_data_file, package_path
+from autoft.data.files import is_data_file
+from autoft.data.rows import SPLITS
+from autoft.data.sources import package_path
 from autoft.errors import DataError, closest
 
 __all__ = ["Sources", "find_sources"]
@@ -193,7 +195,7 @@ def _hub_splits(source: str) -> dict[str, str]:
     from datasets import get_dataset_split_names
     from datasets.exceptions import DatasetsError
 
-    from autoft.data import hub_parts
+    from autoft.data.sources import hub_parts
 
     form = hub_parts(source)
     try:

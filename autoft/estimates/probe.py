@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoft.data import Features
+from autoft.data.features import Features
 from autoft.errors import ModelError, out_of_memory
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.hardware import MAPPED, current_resident_bytes

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from autoft.contracts import Target, TaskContext
-from autoft.data import Features, grouped_batches
+from autoft.data.batches import grouped_batches
+from autoft.data.features import Features
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, out_of_memory
 from autoft.evaluation import start_measuring

@@ -79,7 +79,7 @@ class Agreement:
 
 def shown_rows(origin: Origin) -> Shown:
     """Return the first validation rows of the run, or the task's demo rows where there is no run."""
-    from autoft.data import open_data
+    from autoft.data.prepared import open_data
 
     card = origin.task.card
     if origin.run is not None:

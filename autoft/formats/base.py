@@ -90,7 +90,7 @@ class Origin:
 
     def calibration_rows(self, count: int) -> Sequence[Row]:
         """Return training rows of the run, or demo rows."""
-        from autoft.data import open_data
+        from autoft.data.prepared import open_data
 
         return open_data(self.run.data).train[:count] if self.run else self.task.demo_rows()
 

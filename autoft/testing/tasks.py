@@ -24,7 +24,9 @@ from autoft.contracts import (
     Table,
     Task,
 )
-from autoft.data import FILE_KINDS, Split, encoded
+from autoft.data.columns import FILE_KINDS
+from autoft.data.features import encoded
+from autoft.data.rows import Split
 from autoft.errors import DataError
 from autoft.plan import WIDE
 from autoft.space import Categorical, Float, Int

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import autoft
 from autoft.cli import app
-from autoft.data import open_data
+from autoft.data.prepared import open_data
 from autoft.errors import ExportMismatch, ModelError, RunFolderError
 from autoft.formats import FORMATS
 from autoft.formats.weights import Safetensors

@@ -182,7 +182,7 @@ def test_the_examples_of_the_model_are_what_it_says():
     import json
 
     from autoft.contracts import ModelSource, Target, TaskContext
-    from autoft.data import package_path
+    from autoft.data.sources import package_path
     from autoft.hardware import Hardware
     from autoft.plugins import load_plugins
 

@@ -29,7 +29,7 @@ import autoft
 from autoft import contracts, hookspecs
 from autoft.artifact import load
 from autoft.contracts import Column, ModelSource, Served, Target, TaskCard, TaskContext
-from autoft.data import open_data
+from autoft.data.prepared import open_data
 from autoft.hardware import Hardware
 from autoft.plugins import load_plugins
 from autoft.version import __version__

@@ -337,7 +337,7 @@ def test_a_search_learns_more_than_the_untouched_model_knows(run):
 
 
 def test_the_best_model_answers_as_it_was_measured(run):
-    from autoft.data import open_data
+    from autoft.data.prepared import open_data
     from autoft.evaluation import judged
 
     loaded = run.best

@@ -1,0 +1,330 @@
+"""Read files of rows: csv, tsv, json, jsonl, parquet and Arrow, strictly, and with the place of every fault."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+
+from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
+from autoft.errors import DataError, closest, first_line
+
+__all__ = ["allowed_kinds", "is_data_file", "kind_of", "read_file"]
+
+
+def read_file(path: Path) -> pa.Table:
+    """Read one file of rows.
+
+    Raises:
+        DataError: it is empty, damaged, of a kind that cannot be read, or holds values that make no column.
+    """
+    kind = kind_of(path)
+    if kind not in _READERS:
+        near = closest(path.suffix, _READERS)
+        hint = f" Did you mean {near}?" if near and near != kind else ""
+        raise DataError(
+            f"{path}: unknown kind of file {''.join(path.suffixes[-2:])!r}.{hint} Allowed: {allowed_kinds()}."
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty")
+        return _READERS[kind](path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is a broken gzip file ({first_line(error)}); compress or fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {_encoding_fault(path)}") from error
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: is not a {kind.lstrip('.')} file, or is damaged ({first_line(error)})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix that decides how a file is read: ``.csv`` of ``a.CSV.gz``; ``.parquet.gz`` is none."""
+    name = path.name.lower()
+    inner = Path(name.removesuffix(".gz")).suffix
+    return inner if not name.endswith(".gz") or inner in _TEXT_KINDS else f"{inner}.gz"
+
+
+def is_data_file(path: Path) -> bool:
+    """Say whether a path is a file of a kind that can be read."""
+    return path.is_file() and not path.name.startswith((".", "_")) and kind_of(path) in _READERS
+
+
+def allowed_kinds() -> str:
+    """Return the kinds of files that can be read, as a message lists them."""
+    return f"{', '.join(_READERS)} ({', '.join(_TEXT_KINDS)} also as .gz)"
+
+
+def _opened(path: Path) -> IO[bytes]:
+    # typeshed does not know that a GzipFile has all that a binary file has.
+    return cast("IO[bytes]", gzip.GzipFile(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _encoding_fault(path: Path) -> str:
+    with _opened(path) as raw:
+        start = raw.read(4)
+    if start.startswith(b"\x1f\x8b") and not path.name.lower().endswith(".gz"):
+        return f"holds gzip data; name it {path.name}.gz"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16 text; save it as UTF-8"
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return (
+                    f"line {number} is not UTF-8 text (byte {line[error.start]:#04x}); save the file as UTF-8, "
+                    "as with iconv -f WINDOWS-1252 -t UTF-8"
+                )
+    return "is not UTF-8 text; save it as UTF-8"
+
+
+def _read_csv(path: Path) -> pa.Table:
+    return _read_delimited(path, ",", csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path) -> pa.Table:
+    """Read a tsv file of either habit: quotes as plain characters (GLUE), or as around csv values (pandas, Excel)."""
+    try:
+        table = _read_delimited(path, "\t", csv.QUOTE_NONE)
+    except DataError as unquoted:
+        # Tabs or newlines inside of values: only quotes can make sense of the file.
+        try:
+            return _read_delimited(path, "\t", csv.QUOTE_MINIMAL)
+        except DataError:
+            raise unquoted from None
+    names = _unquoted(pa.chunked_array([table.column_names], pa.string())).to_pylist()
+    columns = [_numbers(_unquoted(column)) if pa.types.is_string(column.type) else column for column in table.columns]
+    return pa.table(columns, names=names)
+
+
+def _unquoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the column with the quotes around whole values taken off."""
+    quoted = pc.match_substring_regex(column, r'(?s)^"(?:[^"]|"")*"$')
+    inner = pc.replace_substring(pc.utf8_slice_codeunits(column, 1, -1), '""', '"')
+    return pc.if_else(quoted, inner, column)
+
+
+def _read_delimited(path: Path, delimiter: str, quoting: Any) -> pa.Table:
+    """Read a csv file strictly: pyarrow's reader takes a quote that is never closed as one long value, in silence."""
+    # The limit is a setting of the whole process; 128 KiB is too little for a long document.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+            return _delimited_table(reader, path, delimiter)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _delimited_table(reader: Any, path: Path, delimiter: str) -> pa.Table:
+    names: list[str] = []
+    chunks: list[list[pa.Array]] = []
+    rows: list[list[str]] = []
+    wrong: list[str] = []
+    count = 0
+    for start, row in _delimited_rows(reader, path):
+        if not names:
+            names = row
+            _check_header(names, path, delimiter)
+        elif len(row) != len(names):
+            count += 1
+            if len(wrong) < 3:
+                given = f"{len(row)} value{'s' if len(row) != 1 else ''}"
+                wrong.append(f"line {start} has {given} for {len(names)} columns: {shortened(delimiter.join(row))!r}")
+        else:
+            rows.append(row)
+            if len(rows) == CHUNK:
+                chunks.append(_text_arrays(rows))
+                rows = []
+    if not names:
+        raise DataError(f"{path}: is empty")
+    if wrong:
+        more = f" ({count} such lines)" if count > len(wrong) else ""
+        mark = "a tab" if delimiter == "\t" else f"a {delimiter!r}"
+        raise DataError(f'{path}: {"; ".join(wrong)}{more}; a value that holds {mark} or a line break needs "quotes"')
+    if rows:
+        chunks.append(_text_arrays(rows))
+    columns = [pa.chunked_array([chunk[i] for chunk in chunks], pa.string()) for i in range(len(names))]
+    return pa.table([_numbers(column) for column in columns], names=names)
+
+
+def _delimited_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Give each row that is not blank with the line that it begins on."""
+    start = 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            open_quote = "unexpected end" in str(error)
+            problem = 'a "quote" that opens there is not closed' if open_quote else f"is malformed ({error})"
+            raise DataError(
+                f'{path}: line {start}: {problem}; a quote inside of a quoted value is written twice ("")'
+            ) from None
+        if row:
+            yield start, row
+        start = reader.line_num + 1
+
+
+def _check_header(names: Sequence[str], path: Path, delimiter: str) -> None:
+    if len(names) == 1 and delimiter == "," and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        how = "name it .tsv" if other == "\t" else "save it with commas"
+        raise DataError(f"{path}: its values seem to be separated by {other!r}; {how}")
+
+
+def _text_arrays(rows: Sequence[Sequence[str]]) -> list[pa.Array]:
+    return [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Turn a column of text into numbers where every value is one and nothing is lost.
+
+    ``007`` stays text: it is a code. So do ``NA``, ``null``, ``nan`` and ``true``, which may be words. Empty values of
+    a column of numbers become null.
+    """
+    empty = pc.equal(column, "")
+    values = pc.if_else(empty, pa.scalar(None, pa.string()), column)
+    if values.null_count == len(values):
+        return column
+    # Beyond 18 digits whole numbers do not fit 64 bits, and beyond 16 not the 53 bits of a float.
+    whole = pc.match_substring_regex(values, r"^(?:0|-?[1-9][0-9]{0,17})$")
+    if pc.all(whole).as_py():
+        return values.cast(pa.int64())
+    real = pc.match_substring_regex(values, r"^-?(?:(?:0|[1-9][0-9]{0,15})(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$")
+    if not pc.all(real).as_py():
+        return column
+    numbers = values.cast(pa.float64())
+    return numbers if pc.all(pc.is_finite(numbers)).as_py() else column
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    with _opened(path) as file:
+        return _json_table(_json_lines(file, path), path)
+
+
+def _read_json(path: Path) -> pa.Table:
+    with _opened(path) as file:
+        start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start.startswith(b"["):
+        try:
+            table = _read_jsonl(path)
+        except DataError as error:
+            whole = _json_whole(path, error)
+            raise DataError(f"{path}: {_not_rows(whole)}") from None
+        if table.num_rows == 1:
+            raise DataError(f"{path}: {_not_rows(_json_whole(path, None))}")
+        return table
+    value = _json_whole(path, None)
+    rows = ((f"row {number}", _json_row(row, f"{path}: row {number}")) for number, row in enumerate(value, 1))
+    return _json_table(rows, path)
+
+
+def _json_whole(path: Path, otherwise: DataError | None) -> Any:
+    with _opened(path) as file:
+        text = file.read().decode("utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except _DuplicateKey as error:
+        raise DataError(f"{path}: the key {str(error)!r} is given twice in one object") from None
+    except ValueError as error:
+        raise (otherwise or DataError(f"{path}: is not JSON: {error}")) from None
+
+
+def _not_rows(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = next(
+            (name for name, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)),
+            None,
+        )
+        hint = f"; its key {inner!r} holds a list of objects: save that list" if inner else ""
+        return f"is a single object; needs an array of objects, or one object a line{hint}"
+    return "needs an array of objects, or one object a line"
+
+
+def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if not text:
+            continue
+        try:
+            value = json.loads(text, object_pairs_hook=_distinct)
+        except _DuplicateKey as error:
+            raise DataError(f"{path}: line {number}: the key {str(error)!r} is given twice") from None
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}: line {number} is not JSON: {error.msg} (column {error.colno}): {shortened(text)!r}"
+            ) from None
+        yield f"line {number}", _json_row(value, f"{path}: line {number}")
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise _DuplicateKey(counts.most_common(1)[0][0])
+    return value
+
+
+def _json_row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: needs an object, as {{"text": ...}}, given {shortened(json.dumps(value))}')
+    return value
+
+
+def _json_table(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> pa.Table:
+    tables = []
+    places: list[str] = []
+    chunk: list[dict[str, Any]] = []
+    for place, row in rows:
+        places.append(place)
+        chunk.append(row)
+        if len(chunk) == CHUNK:
+            tables.append(rows_table(chunk, places, str(path)))
+            places, chunk = [], []
+    if chunk:
+        tables.append(rows_table(chunk, places, str(path)))
+    return concatenated(tables, str(path)) if tables else pa.table({})
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path).read()
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        try:
+            return pa.ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:
+            file.seek(0)
+            return pa.ipc.open_stream(file).read_all()
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+_TEXT_KINDS = (".csv", ".tsv", ".json", ".jsonl")

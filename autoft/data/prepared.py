@@ -1,0 +1,263 @@
+"""The splits of a run and its folds, written once to where workers open them memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autoft.contracts import Task
+from autoft.data.columns import harmonized
+from autoft.data.rows import CHUNK, SPLITS, Split, concatenated, row_keys
+from autoft.data.sources import local_path, package_path
+from autoft.data.splits import Preparation
+from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow, writing
+from autoft.errors import DataError, PluginError, RunFolderError
+from autoft.recipe import DataSection
+from autoft.rundir import read_json, write_json
+from autoft.version import __version__
+
+__all__ = ["PreparedData", "open_data", "prepare_data", "prepare_folds"]
+
+# Files up to this size are known by their content, larger ones by size and time of change.
+_HASHED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The splits of a run.
+
+    Attributes:
+        train: what models are trained on.
+        validation: what drives the search.
+        test: scored once, after the selection.
+        fingerprint: of all rows, the task and its facts; equal when and only when the data is.
+        facts: what the task learned from the training rows, plain JSON.
+        columns: the data's column of each role, in the training source.
+        warnings: what the user should know, one sentence each.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    facts: dict[str, Any]
+    columns: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def prepare_data(
+    section: DataSection, task: Task, options: Mapping[str, Any], seed: int, folder: Path, base: Path, folds: int = 1
+) -> PreparedData:
+    """Load, filter, map, clean, limit and cut the data, and write it where workers open it.
+
+    The training source is cleaned before it is limited and cut, so that no row of one split is also in another. Splits
+    that a recipe names keep their rows, except that test rows are taken out of validation. All are shuffled.
+
+    Args:
+        section: the recipe's ``data``.
+        task: says which columns there are, how to stratify, and what to learn from the training rows.
+        options: the task's options, defaults filled in.
+        seed: of the draw where ``limit`` or a cut asks for one.
+        folder: where ``train.arrow``, ``validation.arrow``, ``test.arrow`` and ``meta.json`` go; read back where they
+            answer the same request.
+        base: the recipe's folder.
+        folds: where it is above 1 and the recipe says nothing of the validation split, this is cut such that all folds
+            of :func:`prepare_folds` have about as many rows.
+
+    Raises:
+        DataError: the data cannot be read or used.
+        PluginError: the task's facts are not plain JSON.
+        RunFolderError: the folder cannot be written, or its ``meta.json`` is damaged.
+    """
+    request = _request(section, task, options, seed, base, folds)
+    meta = folder / "meta.json"
+    if (
+        meta.is_file()
+        and read_json(meta).get("request") == request
+        and all(_split_file(folder, name).is_file() for name in SPLITS)
+    ):
+        return open_data(folder)
+    preparation = Preparation(section, task, seed, base, folds)
+    tables = preparation.tables()
+    facts = _facts(task, options, tables, preparation.notes)
+    splits = {name: Split(table) for name, table in tables.items()}
+    content = [task.card.name, dict(options), facts, {name: split.fingerprint for name, split in splits.items()}]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A reader takes meta.json as the sign that the three files belong together.
+        meta.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+    for name, table in tables.items():
+        write_arrow(_split_file(folder, name), table.schema, table.to_batches(max_chunksize=CHUNK))
+    write_json(
+        meta,
+        {
+            "autoft": __version__,
+            "request": request,
+            "fingerprint": digest_of(content),
+            "columns": preparation.columns,
+            "sizes": {name: len(split) for name, split in splits.items()},
+            "splits": content[-1],
+            "warnings": preparation.notes,
+            "facts": facts,
+        },
+    )
+    return open_data(folder)
+
+
+def open_data(folder: Path) -> PreparedData:
+    """Open what :func:`prepare_data` or :func:`prepare_folds` wrote, memory-mapped.
+
+    Raises:
+        RunFolderError: a file is missing or damaged.
+    """
+    meta = read_json(folder / "meta.json")
+    splits = {}
+    for name in SPLITS:
+        # A fold has no test split of its own.
+        path = _split_file(folder.parent if name in meta.get("above", ()) else folder, name)
+        table = open_arrow(path)
+        if table.num_rows != meta["sizes"][name]:
+            raise RunFolderError(f"{path}: is damaged; delete {folder / 'meta.json'} to have the data prepared again")
+        splits[name] = Split(table, meta["splits"][name])
+    return PreparedData(
+        **splits,
+        fingerprint=meta["fingerprint"],
+        facts=meta["facts"],
+        columns=meta["columns"],
+        warnings=tuple(meta["warnings"]),
+    )
+
+
+def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, folder: Path) -> None:
+    """Write the splits of further folds: each holds out another part of the training rows, and trains on all others.
+
+    Fold 0 is what :func:`prepare_data` cut. The training rows are dealt out to the other folds, each class in turn, as
+    scikit-learn's ``StratifiedKFold`` does; rows with the same inputs go to the same fold. The validation rows are
+    training rows of all folds but the first; the test split stays what it is.
+
+    Args:
+        prepared: what :func:`prepare_data` returned.
+        task: says how to stratify, and what the inputs are.
+        folds: how many there are in all; nothing is written for 1.
+        seed: of the dealing.
+        folder: the one of :func:`prepare_data`; fold 1 goes to ``fold-1/`` in it.
+
+    Raises:
+        DataError: there are fewer training rows than folds to make of them.
+        RunFolderError: the folder cannot be written.
+    """
+    if folds == 1:
+        return
+    table = prepared.train.table
+    keys = row_keys(table, [column.role for column in task.card.inputs])
+    first, group = np.unique(keys, return_index=True, return_inverse=True)[1:]
+    if len(first) < folds - 1:
+        raise DataError(
+            f"search.folds is {folds}, but beside the validation split there are only {len(first)} different training "
+            "rows; ask for fewer folds"
+        )
+    rng = np.random.default_rng([seed, zlib.crc32(b"folds")])
+    strata = [repr(task.stratum(prepared.train[int(i)])) for i in first]
+    shuffled = [int(i) for i in rng.permutation(len(first))]
+    order = sorted(shuffled, key=lambda i: strata[i])
+    dealt = np.empty(len(first), dtype=np.int64)
+    dealt[order] = np.arange(len(order)) % (folds - 1) + 1
+    place = dealt[group]
+    for number in range(1, folds):
+        # A generator for each: a fold that an earlier call wrote does not move the order of the next.
+        order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])
+        target = folder / f"fold-{number}"
+        fingerprint = digest_of([prepared.fingerprint, number, folds, seed])
+        if read_json(target / "meta.json", missing={}).get("fingerprint") == fingerprint:
+            continue
+        held = pa.array(place == number)
+        learned = harmonized(
+            {"train": table.filter(pc.invert(held)), "validation": prepared.validation.table}, task.card
+        )
+        shown = learned["train"].column_names
+        tables = {
+            "train": pa.concat_tables([learned["train"], learned["validation"].select(shown)]),
+            "validation": table.filter(held),
+        }
+        tables["train"] = tables["train"].take(pa.array(order_of.permutation(tables["train"].num_rows)))
+        with writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+        for name, part in tables.items():
+            write_arrow(_split_file(target, name), part.schema, part.to_batches(max_chunksize=CHUNK))
+        splits = {**tables, "test": prepared.test.table}
+        write_json(
+            target / "meta.json",
+            {
+                "above": ["test"],
+                "fingerprint": fingerprint,
+                "columns": prepared.columns,
+                "sizes": {name: part.num_rows for name, part in splits.items()},
+                "splits": {name: Split(part).fingerprint for name, part in splits.items()},
+                "warnings": [],
+                "facts": prepared.facts,
+            },
+        )
+
+
+def _facts(task: Task, options: Mapping[str, Any], tables: Mapping[str, pa.Table], notes: list[str]) -> dict[str, Any]:
+    """Return the task's facts about the training rows, after a look whether the held-out rows go with them."""
+    facts = _plain_json(task.facts(Split(tables["train"]), options), task)
+    try:
+        together = task.facts(Split(concatenated([tables[name] for name in SPLITS], "data")), options)
+    except DataError as error:
+        raise DataError(f"data.validation or data.test do not go with data.train: {error}") from error
+    unseen = [label for label in together.get("labels", ()) if label not in facts.get("labels", ())]
+    if unseen:
+        shown = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
+        notes.append(f"data: {len(unseen)} labels of validation or test are never seen in training: {shown}")
+    return facts
+
+
+def _plain_json(facts: Any, task: Task) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"task {task.card.name}: facts() must return plain JSON ({error})") from error
+    return plain
+
+
+def _request(section: DataSection, task: Task, options: Mapping[str, Any], seed: int, base: Path, folds: int) -> str:
+    sources = {}
+    for name in SPLITS:
+        source = getattr(section, name)
+        if source is None or source.startswith("hub://"):
+            sources[name] = source
+            continue
+        try:
+            path = package_path(source) if source.startswith("package://") else local_path(source, base)
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            sources[name] = [str(path.resolve()), [_file_state(file) for file in files if file.is_file()]]
+        except DataError as error:
+            raise DataError(f"data.{name}: {error}") from error.__cause__
+        except OSError as error:
+            raise DataError(f"data.{name}: {source} cannot be read: {error.strerror}") from error
+    return digest_of(
+        [section.model_dump(mode="json"), sources, task_state(task), dict(options), seed, folds, __version__]
+    )
+
+
+def _file_state(path: Path) -> list[Any]:
+    stat = path.stat()
+    if stat.st_size > _HASHED_BYTES:
+        return [path.name, stat.st_size, stat.st_mtime_ns]
+    return [path.name, stat.st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
+
+
+def _split_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.arrow"

@@ -1,0 +1,249 @@
+"""Find and read what a recipe names as data: files, folders, saved data sets, packages and the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from autoft.data.files import allowed_kinds, is_data_file, kind_of, read_file
+from autoft.data.rows import SPLITS, concatenated
+from autoft.errors import DataError, closest, first_line
+
+__all__ = ["hub_parts", "load_source", "local_path", "package_path"]
+
+
+def load_source(source: str, *, base: Path, where: str) -> pa.Table:
+    """Read a data source of a recipe.
+
+    Args:
+        source: a csv, tsv, json, jsonl, parquet or arrow file, text also as .gz; a ``save_to_disk`` folder; a folder
+            of several files of one kind; ``hub://owner/name[:config][@revision][#split]``; or
+            ``package://module/path``.
+        base: the recipe's folder; relative paths start there, then in the working directory.
+        where: the recipe's key, as ``data.train``, for messages.
+
+    Returns:
+        The rows, with at least one row and distinct column names. Class numbers that carry names (``ClassLabel`` of
+        the ``datasets`` library) are replaced by the names.
+
+    Raises:
+        DataError: it cannot be found or read, or holds no rows.
+    """
+    try:
+        return _checked(_read(source, base), source)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error.__cause__
+
+
+def package_path(source: str) -> Path:
+    """Return the file or folder that ``package://module/path`` names, without importing the package.
+
+    Raises:
+        DataError: the form is wrong, the package is not installed, or it holds no such path.
+    """
+    rest = source.removeprefix("package://")
+    module, _, inside = rest.partition("/")
+    if not source.startswith("package://") or not module.isidentifier() or not inside.strip("/"):
+        raise DataError(f"{source}: needs the form package://module/path/in/the/package")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise DataError(
+            f"{source}: the Python package that provides the module {module!r} is not installed here; "
+            f"pip install it ({module.replace('_', '-')} may be its name)"
+        )
+    folders = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
+    if not folders:
+        raise DataError(f"{source}: {module!r} is a module of a single file and holds no data")
+    for folder in folders:
+        path = (folder / inside).resolve()
+        if not path.is_relative_to(folder):
+            raise DataError(f"{source}: the path leaves the package")
+        if path.exists():
+            return path
+    raise DataError(f"{source}: the package has no such path{_near_file(folders[0] / inside)}")
+
+
+def _read(source: str, base: Path) -> pa.Table:
+    if source.startswith("hub://"):
+        return _read_hub(source)
+    path = package_path(source) if source.startswith("package://") else local_path(source, base)
+    return _read_folder(path) if path.is_dir() else read_file(path)
+
+
+def local_path(source: str, base: Path) -> Path:
+    """Return the file or folder that a path of a recipe names: beside the recipe, or else in the working directory.
+
+    Raises:
+        DataError: it is in neither, or the source has a scheme other than those of :func:`load_source`.
+    """
+    if "://" in source:
+        scheme = source.partition("://")[0]
+        near = closest(scheme, ["hub", "package"])
+        hint = f" Did you mean {near}://?" if near else ""
+        raise DataError(f"{source}: allowed are a local path, hub:// and package://; given {scheme}://.{hint}")
+    path = Path(source).expanduser()
+    tried = [base / path, Path.cwd() / path]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    folders = " and ".join(dict.fromkeys(str(candidate.parent) for candidate in tried))
+    raise DataError(f"no such file: {source} (looked in {folders}){_near_file(*tried)}")
+
+
+def _near_file(*paths: Path) -> str:
+    for path in paths:
+        if path.parent.is_dir():
+            near = closest(path.name, [entry.name for entry in path.parent.iterdir()])
+            if near:
+                return f"; did you mean {near!r}?"
+    return ""
+
+
+def _read_folder(folder: Path) -> pa.Table:
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        try:
+            names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{listing}: is damaged ({first_line(error)}); save the data set again") from error
+        raise DataError(
+            f"{folder}: holds the splits {', '.join(names)}; name one, as {folder.name}/{(names or ['train'])[0]}"
+        )
+    if (folder / "state.json").is_file():
+        return _read_saved(folder)
+    data = sorted(path for path in folder.iterdir() if is_data_file(path))
+    if not data:
+        raise DataError(f"{folder}: holds no data files; allowed: {allowed_kinds()}")
+    kinds = sorted({kind_of(path) for path in data})
+    if len(kinds) > 1:
+        raise DataError(f"{folder}: holds files of several kinds ({', '.join(kinds)}); name one file, or keep one kind")
+    splits = [path.name for path in data if path.name.split(".")[0].lower() in {*SPLITS, "dev", "valid", "val"}]
+    if splits and len(data) > 1:
+        raise DataError(
+            f"{folder}: holds files of different splits ({', '.join(splits)}); name one, as {folder.name}/{splits[0]}"
+        )
+    tables = [_checked(read_file(path), str(path)) for path in data]
+    for path, table in zip(data, tables, strict=True):
+        if set(table.column_names) != set(tables[0].column_names):
+            raise DataError(
+                f"{folder}: {data[0].name} has the columns {', '.join(tables[0].column_names)}, "
+                f"but {path.name} has {', '.join(table.column_names)}"
+            )
+    return concatenated(tables, str(folder))
+
+
+def _read_saved(folder: Path) -> pa.Table:
+    from datasets import Dataset, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: the saved data set is damaged ({first_line(error)})") from error
+    assert isinstance(saved, Dataset)
+    return _arrow_of(saved)
+
+
+_HUB = re.compile(
+    r"hub://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@#]+))?(?:@(?P<revision>[^#]+))?(?:#(?P<split>.+))?"
+)
+
+
+def hub_parts(source: str) -> dict[str, str | None]:
+    """Return the ``name``, ``config``, ``revision`` and ``split`` that a ``hub://`` source names.
+
+    Raises:
+        DataError: the form is wrong.
+    """
+    form = _HUB.fullmatch(source)
+    if form is None:
+        raise DataError(
+            f"{source}: needs the form hub://owner/name@revision#split, or hub://owner/name:config@revision#split"
+        )
+    return form.groupdict()
+
+
+def _read_hub(source: str) -> pa.Table:
+    form = hub_parts(source)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        loaded = load_dataset(form["name"], form["config"], revision=form["revision"], split=form["split"] or "train")
+    # RuntimeError: data sets that need a script, which the library no longer runs; OSError covers lost connections.
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{source}: the hub did not give it ({first_line(error)}); without a network, name a local file or "
+            "package://module/path"
+        ) from error
+    return _arrow_of(loaded)
+
+
+def _arrow_of(dataset: Any) -> pa.Table:
+    # Through the formatter rather than `.data`, which ignores a selection or shuffle that was saved with the rows.
+    table = dataset.with_format("arrow")[:]
+    return table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
+
+
+def _checked(table: pa.Table, source: str) -> pa.Table:
+    counts = Counter(table.column_names)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(f"{source}: has more than one column named {', '.join(map(repr, twice))}; rename or remove one")
+    if table.num_rows == 0:
+        raise DataError(f"{source}: has no rows")
+    if not table.column_names:
+        raise DataError(f"{source}: has no columns")
+    return _plain(table, source)
+
+
+def _plain(table: pa.Table, source: str) -> pa.Table:
+    """Return the table with class names for class numbers, and without dictionary and extension types."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    features = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+        class_names = _class_names(features.get(name))
+        if class_names is not None:
+            column = _named(column, class_names, f"{source}: column {name!r}")
+        columns.append(column)
+    return pa.table(columns, names=table.column_names)
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        return feature.get("names")
+    if feature.get("_type") in {"List", "LargeList", "Sequence"}:
+        return _class_names(feature.get("feature"))
+    return None
+
+
+def _named(column: pa.ChunkedArray, names: Sequence[str], where: str) -> pa.ChunkedArray:
+    # -1 is how the datasets library writes "no label".
+    def name_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name_of(item) for item in value]
+        if value is None or value < 0:
+            return None
+        if value >= len(names):
+            raise DataError(f"{where} holds the class {value}, but only {len(names)} classes have names")
+        return names[value]
+
+    if pa.types.is_integer(column.type) or pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pa.chunked_array([pa.array([name_of(value) for value in column.to_pylist()])])
+    return column
