@@ -64,6 +64,7 @@ __all__ = [
     "replacing_folder",
     "write_json",
     "write_text",
+    "writing",
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -535,6 +536,23 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside of the block into an error about ``path``.
+
+    Raises:
+        RunFolderError: the disk is full, or the path cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise RunFolderError(
+                f"{path}: the disk is full; free some space and run the same command again to go on"
+            ) from error
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to, which then takes the place of ``path``: readers see the whole file or none of it.
 
@@ -544,16 +562,11 @@ def replacing(path: Path) -> Iterator[Path]:
     # Not mkstemp: its files can be read by their owner only.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RunFolderError(
-                f"{path}: the disk is full; free some space and run the same command again to go on"
-            ) from error
-        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+        with writing(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -563,19 +576,18 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to fill, which then takes the place of ``folder``; where filling it fails, ``folder`` stays as it is.
 
     Raises:
-        RunFolderError: the folder cannot be written.
+        RunFolderError: the disk is full, or the folder cannot be written.
     """
     partial = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        yield partial
-        # mkdtemp makes folders for their owner only.
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+            yield partial
+            # mkdtemp makes folders for their owner only.
+            partial.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

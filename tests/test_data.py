@@ -1136,6 +1136,15 @@ def test_what_a_killed_process_left_behind_does_not_matter(tmp_path):
     assert every(prepare(tmp_path, train="r.csv")) == first
 
 
+def test_whoever_may_read_the_run_may_read_its_data(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(60))
+    data = prepare(tmp_path, train="r.csv")
+    encoded(data.train, Tickets(), context(), tmp_path / "data", "t1")
+    files = [path for path in (tmp_path / "data").iterdir() if path.suffix in {".arrow", ".json"}]
+    assert len(files) == 5
+    assert len({path.stat().st_mode for path in files}) == 1
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     write_csv(tmp_path / "r.csv", tickets(60))
     (tmp_path / "data").write_text("a file")

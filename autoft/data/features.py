@@ -15,8 +15,9 @@ import pyarrow.ipc
 
 from autoft.contracts import Task, TaskContext
 from autoft.data.rows import Ints, Split
-from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow, writing
+from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import PluginError, first_line
+from autoft.rundir import writing
 from autoft.version import __version__
 
 __all__ = ["Features", "encoded"]

@@ -19,10 +19,10 @@ from autoft.data.columns import harmonized
 from autoft.data.rows import CHUNK, SPLITS, Split, concatenated, row_keys
 from autoft.data.sources import local_path, package_path
 from autoft.data.splits import Preparation
-from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow, writing
+from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import DataError, PluginError, RunFolderError
 from autoft.recipe import DataSection
-from autoft.rundir import read_json, write_json
+from autoft.rundir import read_json, write_json, writing
 from autoft.version import __version__
 
 __all__ = ["PreparedData", "open_data", "prepare_data", "prepare_folds"]
@@ -91,12 +91,10 @@ def prepare_data(
     facts = _facts(task, options, tables, preparation.notes)
     splits = {name: Split(table) for name, table in tables.items()}
     content = [task.card.name, dict(options), facts, {name: split.fingerprint for name, split in splits.items()}]
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A reader takes meta.json as the sign that the three files belong together.
         meta.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
     for name, table in tables.items():
         write_arrow(_split_file(folder, name), table.schema, table.to_batches(max_chunksize=CHUNK))
     write_json(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +14,20 @@ import pyarrow.ipc
 
 from autoft.contracts import Task
 from autoft.errors import RunFolderError, first_line
+from autoft.rundir import replacing
 
-__all__ = ["digest_of", "open_arrow", "task_state", "write_arrow", "writing"]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside of the block into an error about ``path``.
-
-    Raises:
-        RunFolderError: the disk is full, or the path cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RunFolderError(
-                f"{path}: the disk is full; free some space and run the same command again to go on"
-            ) from error
-        raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
+__all__ = ["digest_of", "open_arrow", "task_state", "write_arrow"]
 
 
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write an Arrow file so that a reader sees all of it or none; readers of an older one keep theirs."""
-    partial = ""
-    try:
-        with writing(path):
-            handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                with pa.ipc.new_file(file, schema) as writer:
-                    for batch in batches:
-                        writer.write_batch(batch)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    finally:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
+    """Write an Arrow file so that a reader sees all of it or none; readers of an older one keep theirs.
+
+    Raises:
+        RunFolderError: the disk is full, or the folder cannot be written.
+    """
+    with replacing(path) as partial, partial.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def open_arrow(path: Path) -> pa.Table:
