@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from autoft.contracts import Column, TaskCard
 from autoft.data.rows import Mask, count_of_rows, shortened
-from autoft.data.sources import load_source, local_path, package_path
+from autoft.data.sources import load_source, source_path
 from autoft.errors import DataError, unknown_name
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 FILE_KINDS = frozenset({"image", "audio"})
-"""Kinds of columns whose text names a file, relative to the data's own folder."""
+"""Kinds of columns whose text names a file; :func:`with_files` says where it is looked for."""
 
 _TEXTS = "texts"
 """Kind of a column that holds a text or a list of such."""
@@ -91,8 +91,8 @@ def load_inputs(
         columns, _ = resolve_columns(table.column_names, card, {**taken, **mapping}, where)
     except DataError as error:
         said, mark, _ = str(error).partition(" Say which is which, as")
-        role = next(iter(column.role for column in card.columns))
-        raise DataError(f"{said} Say which is which, as --column {role}=NAME" if mark else said) from error
+        hint = f" Say which is which, as --column {card.columns[0].role}=NAME" if mark else ""
+        raise DataError(said + hint) from error
     mapped = with_files(_selected(table, card, columns, where), card, source, base, where)
     return mapped, table, _complete(mapped, card).tolist()
 
@@ -105,7 +105,11 @@ def required_roles(card: TaskCard) -> str:
 def resolve_columns(
     names: Sequence[str], card: TaskCard, mapping: Mapping[str, str], where: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the column of each role, and what about the guesses a user should know."""
+    """Return the column of each role, and what about the guesses a user should know.
+
+    Raises:
+        DataError: as :func:`map_columns` does, but for rows.
+    """
     faults = _mapping_faults(names, card, mapping, where)
     if faults:
         raise DataError("\n".join(faults))
@@ -240,7 +244,11 @@ def _missing(values: pa.ChunkedArray, column: Column) -> Mask:
 
 
 def filter_rows(table: pa.Table, wanted: Mapping[str, Any], where: str) -> tuple[pa.Table, list[str]]:
-    """Keep the rows that ``data.where`` asks for; also says which of its values no row has."""
+    """Keep the rows that ``data.where`` asks for; also says which of its values no row has.
+
+    Raises:
+        DataError: a column is unknown or nested, or no row is left.
+    """
     notes = []
     for name, value in wanted.items():
         if name not in table.column_names:
@@ -283,7 +291,13 @@ def _comparable(value: Any) -> str:
 
 
 def with_files(table: pa.Table, card: TaskCard, source: str, base: Path, where: str) -> pa.Table:
-    """Return the table with absolute paths in columns that name files; they stand beside the data."""
+    """Return the table with absolute paths in columns that name files.
+
+    A file stands beside the data, or else beside the recipe (``base``), or else in the working directory.
+
+    Raises:
+        DataError: one is in none of these.
+    """
     for column in card.columns:
         if column.kind not in FILE_KINDS or column.role not in table.column_names:
             continue
@@ -292,7 +306,7 @@ def with_files(table: pa.Table, card: TaskCard, source: str, base: Path, where: 
             continue
         folders = [base, Path.cwd()]
         if not source.startswith("hub://"):
-            path = package_path(source) if source.startswith("package://") else local_path(source, base)
+            path = source_path(source, base)
             folders.insert(0, path if path.is_dir() else path.parent)
         paths = [_first_file(value, folders) for value in values.to_pylist()]
         lost = [value for value, path in zip(values.to_pylist(), paths, strict=True) if value and path is None]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from autoft.contracts import Task
 from autoft.data.columns import harmonized
 from autoft.data.rows import CHUNK, SPLITS, Split, concatenated, row_keys
-from autoft.data.sources import local_path, package_path
+from autoft.data.sources import source_path
 from autoft.data.splits import Preparation
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import DataError, PluginError, RunFolderError
@@ -89,8 +89,7 @@ def prepare_data(
     preparation = Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
     facts = _facts(task, options, tables, preparation.notes)
-    splits = {name: Split(table) for name, table in tables.items()}
-    content = [task.card.name, dict(options), facts, {name: split.fingerprint for name, split in splits.items()}]
+    fingerprints = {name: Split(table).fingerprint for name, table in tables.items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A reader takes meta.json as the sign that the three files belong together.
@@ -102,10 +101,10 @@ def prepare_data(
         {
             "autoft": __version__,
             "request": request,
-            "fingerprint": digest_of(content),
+            "fingerprint": digest_of([task.card.name, dict(options), facts, fingerprints]),
             "columns": preparation.columns,
-            "sizes": {name: len(split) for name, split in splits.items()},
-            "splits": content[-1],
+            "sizes": {name: table.num_rows for name, table in tables.items()},
+            "splits": fingerprints,
             "warnings": preparation.notes,
             "facts": facts,
         },
@@ -238,7 +237,7 @@ def _request(section: DataSection, task: Task, options: Mapping[str, Any], seed:
             sources[name] = source
             continue
         try:
-            path = package_path(source) if source.startswith("package://") else local_path(source, base)
+            path = source_path(source, base)
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             sources[name] = [str(path.resolve()), [_file_state(file) for file in files if file.is_file()]]
         except DataError as error:

@@ -48,8 +48,7 @@ def table_of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     Raises:
         DataError: a column holds values of different kinds, or such as Arrow does not know.
     """
-    places = [f"row {number}" for number in range(len(rows))]
-    return rows_table(rows, places, "the rows")
+    return rows_table(rows, [f"row {number}" for number in range(len(rows))], "the rows")
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], places: Sequence[str], origin: str) -> pa.Table:

@@ -16,7 +16,7 @@ from autoft.data.files import allowed_kinds, is_data_file, kind_of, read_file
 from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
 
-__all__ = ["hub_parts", "load_source", "local_path", "package_path"]
+__all__ = ["hub_parts", "load_source", "package_path", "source_path"]
 
 
 def load_source(source: str, *, base: Path, where: str) -> pa.Table:
@@ -76,16 +76,22 @@ def package_path(source: str) -> Path:
 def _read(source: str, base: Path) -> pa.Table:
     if source.startswith("hub://"):
         return _read_hub(source)
-    path = package_path(source) if source.startswith("package://") else local_path(source, base)
+    path = source_path(source, base)
     return _read_folder(path) if path.is_dir() else read_file(path)
 
 
-def local_path(source: str, base: Path) -> Path:
-    """Return the file or folder that a path of a recipe names: beside the recipe, or else in the working directory.
+def source_path(source: str, base: Path) -> Path:
+    """Return the file or folder that a source names which is not on the hub.
+
+    Args:
+        source: ``package://module/path``, or a path beside the recipe, or else in the working directory.
+        base: the recipe's folder.
 
     Raises:
-        DataError: it is in neither, or the source has a scheme other than those of :func:`load_source`.
+        DataError: it is not there, or the source has a scheme other than those of :func:`load_source`.
     """
+    if source.startswith("package://"):
+        return package_path(source)
     if "://" in source:
         scheme = source.partition("://")[0]
         near = closest(scheme, ["hub", "package"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -97,7 +98,7 @@ class Preparation:
         repeated[np.unique(keys["train"], return_index=True)[1]] = False
         self.note_removal("train", repeated, "repeat the inputs of an earlier row")
         drop["train"] |= repeated
-        for name, held_out in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        for name, held_out in itertools.combinations(SPLITS, 2):
             if name in keys and held_out in keys:
                 leaked = np.isin(keys[name], keys[held_out]) & ~drop[name]
                 self.note_removal(name, leaked, f"are also in data.{held_out}")
@@ -132,7 +133,7 @@ class Preparation:
         """Warn of rows that are in two splits because duplicates were kept."""
         roles = [column.role for column in self.card.inputs]
         keys = {name: row_keys(table, roles) for name, table in tables.items()}
-        for name, held_out in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        for name, held_out in itertools.combinations(SPLITS, 2):
             if name in cut or held_out in cut:
                 self.note_removal(name, np.isin(keys[name], keys[held_out]), f"are also in the {held_out} split")
 

@@ -48,7 +48,7 @@ def task_state(task: Task) -> list[Any]:
     """Return the task's name and a digest of the source files of its classes: a plugin that changes encodes anew."""
     state: list[Any] = [task.card.name]
     for kind in type(task).__mro__:
-        if kind in (*Task.__mro__,):
+        if kind in Task.__mro__:
             continue
         file = inspect.getsourcefile(kind) if kind.__module__ != "__main__" else None
         source = Path(file).read_bytes() if file and Path(file).is_file() else kind.__qualname__.encode()
