@@ -1,0 +1,474 @@
+"""Reading data against csv, json, pandas and pyarrow."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoft.data.sources import load_source, package_path
+from autoft.errors import DataError
+
+
+def write_csv(path: Path, rows, head=("text", "label"), delimiter=",") -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(head)
+        writer.writerows(rows)
+    return path
+
+
+def load(path: Path | str, base: Path = Path("/nonexistent")) -> pa.Table:
+    return load_source(str(path), base=base, where="data.train")
+
+
+def fault(path: Path | str, base: Path = Path("/nonexistent")) -> str:
+    """Return the message of loading what cannot be loaded; each names the recipe's key and the source."""
+    with pytest.raises(DataError) as caught:
+        load(path, base)
+    message = str(caught.value)
+    assert message.startswith("data.train: ")
+    assert Path(str(path)).name in message
+    return message
+
+
+# --------------------------------------------------------------------------------------------------- formats
+
+ROWS = [
+    {"text": "plain words", "label": 0, "score": 0.5},
+    {"text": 'a, "quoted" one; with\ta tab', "label": 1, "score": -1e-7},
+    {"text": "zwei\nZeilen, schön ☕ 東京", "label": 2, "score": 12345.678},
+    {"text": "'single' \\ back\\slash", "label": -3, "score": 0.25},
+]
+
+
+def to_json(path, frame):
+    path.write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def to_arrow_file(path, frame):
+    table = pa.Table.from_pandas(frame)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def to_arrow_stream(path, frame):
+    table = pa.Table.from_pandas(frame)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def to_saved(path, frame):
+    import datasets
+
+    datasets.Dataset.from_pandas(frame).save_to_disk(str(path))
+
+
+def to_shards(path, frame):
+    path.mkdir()
+    frame[:1].to_parquet(path / "part-0.parquet")
+    frame[1:].to_parquet(path / "part-1.parquet")
+    (path / "_SUCCESS").touch()
+
+
+WRITERS = {
+    "rows.csv": lambda path, frame: frame.to_csv(path, index=False),
+    "all-quoted.csv": lambda path, frame: frame.to_csv(path, index=False, quoting=csv.QUOTE_ALL),
+    "crlf.csv": lambda path, frame: frame.to_csv(path, index=False, lineterminator="\r\n"),
+    "UPPER.CSV": lambda path, frame: frame.to_csv(path, index=False),
+    "rows.csv.gz": lambda path, frame: frame.to_csv(path, index=False),
+    "bom.csv": lambda path, frame: frame.to_csv(path, index=False, encoding="utf-8-sig"),
+    "rows.tsv": lambda path, frame: frame.to_csv(path, index=False, sep="\t"),
+    "rows.tsv.gz": lambda path, frame: frame.to_csv(path, index=False, sep="\t"),
+    "rows.json": to_json,
+    "records.json": lambda path, frame: frame.to_json(path, orient="records", double_precision=15),
+    "lines.json": lambda path, frame: frame.to_json(path, orient="records", lines=True, double_precision=15),
+    "rows.json.gz": lambda path, frame: frame.to_json(path, orient="records", double_precision=15),
+    "rows.jsonl": lambda path, frame: frame.to_json(path, orient="records", lines=True, double_precision=15),
+    "rows.jsonl.gz": lambda path, frame: frame.to_json(path, orient="records", lines=True, double_precision=15),
+    "rows.parquet": lambda path, frame: frame.to_parquet(path),
+    "rows.arrow": to_arrow_file,
+    "stream.arrow": to_arrow_stream,
+    "saved": to_saved,
+    "shards": to_shards,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_rows(name, tmp_path):
+    WRITERS[name](tmp_path / name, pd.DataFrame(ROWS))
+    assert load(name, tmp_path).to_pylist() == ROWS
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=8), delimiter=st.sampled_from([",", "\t"]))
+def test_what_the_csv_module_writes_is_read_back(rows, delimiter):
+    # A word that is no number keeps the columns text; numbers have a test of their own.
+    rows = [("word", "word"), *rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ("rows.csv" if delimiter == "," else "rows.csv.gz")
+        write_csv(path, rows, ("a", "b"))
+        assert [tuple(row.values()) for row in load(path).to_pylist()] == rows
+
+
+numberlike = st.one_of(
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?([eE][-+]?[0-9]{1,3})?", fullmatch=True),
+    st.sampled_from(
+        ["", "NA", "nan", "inf", "null", "true", "007", "+5", "1_000", "1,5", " 5", "0x10", "--1", ".", "1e"]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(values=st.lists(numberlike, min_size=1, max_size=4))
+def test_numbers_in_a_csv_keep_their_value(values):
+    with tempfile.TemporaryDirectory() as folder:
+        got = load(write_csv(Path(folder) / "n.csv", [("x", value) for value in values]))["label"].to_pylist()
+    for text, value in zip(values, got, strict=True):
+        if isinstance(value, str):
+            assert value == text
+        elif value is None:
+            assert text == ""
+        else:
+            assert (int(text) if isinstance(value, int) else float(text)) == value
+            assert math.isfinite(value)
+            assert not re.match(r"-?0[0-9]", text), "a code with leading zeros has to stay text"
+    if all(re.fullmatch(r"-?[1-9][0-9]{0,9}", text) for text in values):
+        assert got == [int(text) for text in values]
+
+
+def test_a_column_is_numbers_only_where_each_value_is_one(tmp_path):
+    write_csv(tmp_path / "r.csv", [("1", "2", "007", "1.5", "", "NA"), ("2", "x", "8", "", "", "3")], "abcdef")
+    assert load("r.csv", tmp_path).to_pydict() == {
+        "a": [1, 2],
+        "b": ["2", "x"],
+        "c": ["007", "8"],
+        "d": [1.5, None],
+        "e": ["", ""],
+        "f": ["NA", "3"],
+    }
+
+
+def test_a_quote_inside_of_a_value_is_read_as_the_csv_module_reads_it(tmp_path):
+    raw = 'text,label\n"say ""hi""",a\nan 8" disk,b\n"two\nlines",c\n'
+    (tmp_path / "q.csv").write_text(raw)
+    expected = list(csv.DictReader(raw.splitlines(keepends=True)))
+    assert [row["text"] for row in expected] == ['say "hi"', 'an 8" disk', "two\nlines"]
+    assert load("q.csv", tmp_path).to_pylist() == expected
+
+
+def test_a_quote_that_is_not_closed_is_an_error_with_its_line(tmp_path):
+    (tmp_path / "q.csv").write_text('text,label\nfine,a\n"open,b\nnever,c\n')
+    assert 'line 3: a "quote" that opens there is not closed' in fault("q.csv", tmp_path)
+
+
+def test_a_tsv_may_hold_quotes_as_plain_characters(tmp_path):
+    (tmp_path / "glue.tsv").write_text('sentence\tlabel\n" opens only\t1\nan 8" disk\t0\n')
+    expected = pd.read_csv(tmp_path / "glue.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+    assert load("glue.tsv", tmp_path).to_pylist() == expected.to_dict("records")
+
+
+@pytest.mark.parametrize("text", ["plain", 'with "quotes"', "a\ttab"])
+def test_a_tsv_with_all_values_quoted_loses_the_quotes(text, tmp_path):
+    frame = pd.DataFrame({"text": [text, "other"], "label": [1, 2], "when": ["x", "7"]})
+    frame.to_csv(tmp_path / "q.tsv", sep="\t", index=False, quoting=csv.QUOTE_ALL)
+    assert load("q.tsv", tmp_path).to_pylist() == frame.to_dict("records")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_column(suffix, tmp_path):
+    text = '[{"text": "a"}]' if suffix == "json" else '{"text": "a"}\n'
+    (tmp_path / f"b.{suffix}").write_bytes(text.encode("utf-8-sig"))
+    assert load(f"b.{suffix}", tmp_path).to_pylist() == [{"text": "a"}]
+
+
+def test_keys_may_be_absent_from_json_rows(tmp_path):
+    lines = [{"text": "a", "tags": ["x"]}, {"label": 1, "text": "b"}, {"text": None, "label": 2.5, "tags": []}]
+    (tmp_path / "r.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    expected = [{key: line.get(key) for key in ("text", "tags", "label")} for line in lines]
+    assert load("r.jsonl", tmp_path).to_pylist() == expected
+
+
+def test_a_long_file_keeps_order_and_widens_types(tmp_path):
+    """More rows than are read at once; whole numbers become real ones late."""
+    rows = [{"n": i, "late": None if i < 9000 else "x"} for i in range(9990)] + [{"n": 0.5, "late": "y"}] * 10
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pd.DataFrame(rows).to_csv(tmp_path / "long.csv", index=False)
+    assert load("long.jsonl", tmp_path).to_pylist() == rows
+    assert load("long.csv", tmp_path)["n"].to_pylist() == [row["n"] for row in rows]
+
+
+def test_a_value_longer_than_the_csv_modules_limit_is_read(tmp_path):
+    limit = csv.field_size_limit()
+    write_csv(tmp_path / "long.csv", [("x" * 300_000, "a")])
+    assert load("long.csv", tmp_path)["text"].to_pylist() == ["x" * 300_000]
+    assert csv.field_size_limit() == limit
+
+
+def test_dictionary_columns_become_plain(tmp_path):
+    table = pa.table({"label": pa.array(["a", "b", "a"]).dictionary_encode(), "text": ["x", "y", "z"]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    got = load("d.parquet", tmp_path)
+    assert got["label"].type == pa.string()
+    assert got["label"].to_pylist() == ["a", "b", "a"]
+
+
+# ---------------------------------------------------------------------------------------------------- faults
+
+FAULTS = {
+    "latin-1": ("l.csv", "text,label\nfine,0\nGröße,1\n".encode("latin-1"), ["line 3", "0xf6", "UTF-8"]),
+    "latin-1 gzip": ("l.csv.gz", gzip.compress("text\nGröße\n".encode("latin-1")), ["line 2", "0xf6", "UTF-8"]),
+    "latin-1 jsonl": ("l.jsonl", '{"text": "Größe"}\n'.encode("latin-1"), ["line 1", "0xf6", "UTF-8"]),
+    "latin-1 json": ("l.json", '[\n{"text": "Größe"}]'.encode("latin-1"), ["line 2", "0xf6", "UTF-8"]),
+    "utf-16": ("u.csv", "text,label\nä,1\n".encode("utf-16"), ["UTF-16", "UTF-8"]),
+    "gzip without its suffix": ("g.csv", gzip.compress(b"text\na\n"), ["g.csv.gz"]),
+    "no gzip at all": ("g.csv.gz", b"text,label\na,1\n", ["broken gzip"]),
+    "cut gzip": ("g.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 500)[:40], ["broken gzip"]),
+    "parquet in gzip": ("t.parquet.gz", b"PAR1", [".parquet.gz", "Allowed: .csv", "also as .gz"]),
+    "too many values": (
+        "r.csv",
+        b"text,label\na,1\nb,2,3\n",
+        ["line 3 has 3 values for 2 columns", "'b,2,3'", "quotes"],
+    ),
+    "too few values": ("r.csv", b"text,label\na,1\nb\n", ["line 3 has 1 value for 2 columns", "'b'"]),
+    "ragged after a long value": ("r.csv", b'text,label\n"a\nb",1\nc\n', ["line 4 has 1 value for 2 columns"]),
+    "ragged tsv": ("r.tsv", b"text\tlabel\na\tb\tc\n", ["line 2 has 3 values for 2 columns", "a tab"]),
+    "many ragged lines": ("r.csv", b"text,label\n" + b"a\n" * 9, ["line 2", "line 3", "line 4", "(9 such lines)"]),
+    "semicolons": ("s.csv", b"text;label\na;1\n", ["separated by ';'", "commas"]),
+    "tabs in a csv": ("s.csv", b"text\tlabel\na\t1\n", ["'\\t'", ".tsv"]),
+    "a column twice": ("d.csv", b"text,label,text\na,1,b\n", ["more than one column", "'text'", "rename"]),
+    "a key twice": ("d.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', ["line 2", "'a'", "twice"]),
+    "a key twice in an array": ("d.json", b'[{"a": 1, "a": 2}]', ["'a'", "twice"]),
+    "no bytes": ("e.csv", b"", ["is empty"]),
+    "no bytes of json": ("e.json", b"", ["is empty"]),
+    "no bytes of parquet": ("e.parquet", b"", ["is empty"]),
+    "blank lines": ("e.csv", b"\n\n", ["is empty"]),
+    "a mark and nothing else": ("e.csv", b"\xef\xbb\xbf", ["is empty"]),
+    "a header only": ("e.csv", b"text,label\n", ["no rows"]),
+    "an empty array": ("e.json", b"[]", ["no rows"]),
+    "blank jsonl": ("e.jsonl", b"\n \n", ["no rows"]),
+    "compressed nothing": ("e.csv.gz", gzip.compress(b""), ["is empty"]),
+    "one object": (
+        "o.json",
+        b'{"version": 1, "data": [{"text": "a"}]}',
+        ["single object", "'data'", "array of objects"],
+    ),
+    "an object over lines": ("o.json", b'{\n"data": [{"text": "a"}]\n}', ["single object", "'data'"]),
+    "a word": ("o.json", b'"hello"', ["object"]),
+    "numbers": ("o.json", b"[1, 2]", ["row 1", "needs an object", "given 1"]),
+    "a list as a line": ("o.jsonl", b'{"a": 1}\n["b"]\n', ["line 2", "needs an object", '["b"]']),
+    "broken json": ("b.json", b'[{"a": 1},', ["is not JSON"]),
+    "a broken line": ("b.jsonl", b'{"a": 1}\n\n{"a": \n', ["line 3 is not JSON"]),
+    "mixed kinds": (
+        "m.jsonl",
+        b'{"label": 1}\n{"label": 2}\n{"label": "x"}\n',
+        ["line 3", "'label'", "'x'", "as 1", "one kind"],
+    ),
+    "a huge number": ("m.jsonl", b'{"n": 1}\n{"n": 99999999999999999999999}\n', ["line 2", "'n'", "64 bits"]),
+    "half a surrogate pair": ("m.jsonl", b'{"t": "a"}\n{"t": "\\ud800"}\n', ["line 2", "'t'", "surrogate"]),
+    "no parquet": ("t.parquet", b"PAR1 not really PAR1", ["not a parquet file, or is damaged"]),
+    "no arrow": ("t.arrow", b"ARROW1 not really", ["damaged"]),
+    "an unknown kind": ("t.cvs", b"text\na\n", ["'.cvs'", "Did you mean .csv?", "Allowed: .csv, .tsv"]),
+    "no suffix": ("README", b"text\na\n", ["unknown kind of file", "Allowed: .csv, .tsv"]),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_file_that_cannot_be_used_is_told_with_place_and_reason(what, tmp_path):
+    name, content, words = FAULTS[what]
+    (tmp_path / name).write_bytes(content)
+    message = fault(name, tmp_path)
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl"])
+def test_a_file_that_was_cut_off_is_an_error(kind, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    WRITERS[path.name](path, pd.DataFrame(ROWS * 50))
+    path.write_bytes(path.read_bytes()[:-40])
+    message = fault(path)
+    assert "damaged" in message or "is not JSON" in message
+
+
+@pytest.mark.parametrize("write", [pq.write_table, lambda table, path: pd_arrow(table, path)], ids=["parquet", "arrow"])
+def test_a_table_with_a_column_twice_is_an_error(write, tmp_path):
+    path = tmp_path / ("t.parquet" if write is pq.write_table else "t.arrow")
+    write(pa.table([["a"], ["b"], [1]], names=["text", "text", "label"]), path)
+    assert "more than one column named 'text'" in fault(path)
+
+
+def pd_arrow(table, path):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def test_a_file_that_is_not_there_offers_the_closest_name(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "reviews.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    message = fault("data/review.csv", tmp_path / "recipes")
+    assert "no such file: data/review.csv" in message
+    assert str(tmp_path / "recipes" / "data") in message
+    assert "did you mean 'reviews.csv'?" in message
+    assert "did you mean" not in fault("data/zzzzzzzz.parquet", tmp_path)
+
+
+def test_relative_paths_start_at_the_recipe_then_at_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    write_csv(tmp_path / "recipes" / "both.csv", [("recipe", 1)])
+    write_csv(tmp_path / "both.csv", [("cwd", 1)])
+    write_csv(tmp_path / "only.csv", [("cwd", 1)])
+    monkeypatch.chdir(tmp_path)
+    assert load("both.csv", tmp_path / "recipes")["text"].to_pylist() == ["recipe"]
+    assert load("only.csv", tmp_path / "recipes")["text"].to_pylist() == ["cwd"]
+
+
+def test_an_unknown_scheme_says_what_is_allowed(tmp_path):
+    assert "allowed are a local path, hub:// and package://; given pakage://. Did you mean package://?" in fault(
+        "pakage://a/b.csv", tmp_path
+    )
+    assert "hub://owner/name@revision#split" in fault("hub://with space/b.csv", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_of_saved_splits_asks_for_one(tmp_path):
+    import datasets
+
+    frame = pd.DataFrame(ROWS)
+    parts = {"train": datasets.Dataset.from_pandas(frame[:3]), "test": datasets.Dataset.from_pandas(frame[3:])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    message = fault("saved", tmp_path)
+    assert "holds the splits train, test" in message
+    assert "saved/train" in message
+    assert load("saved/train", tmp_path).to_pylist() == ROWS[:3]
+    assert load("saved/test", tmp_path).to_pylist() == ROWS[3:]
+
+
+@pytest.mark.parametrize("content", ['{"spl', "[]", '{"splits": 3}'])
+def test_a_damaged_folder_of_saved_splits_is_told(content, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text(content)
+    assert "dataset_dict.json" in fault("saved", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["state.json", "data-00000-of-00001.arrow", "dataset_info.json"])
+def test_a_damaged_saved_folder_is_told(damage, tmp_path):
+    to_saved(tmp_path / "saved", pd.DataFrame(ROWS))
+    (tmp_path / "saved" / damage).write_bytes((tmp_path / "saved" / damage).read_bytes()[:20])
+    assert "damaged" in fault("saved", tmp_path)
+
+
+def test_class_numbers_become_names_and_a_saved_selection_is_kept(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good"]),
+            "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+        }
+    )
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[0, 1], [], [1]]}
+    data = datasets.Dataset.from_dict(rows, features=features).select([2, 0, 1])
+    data.save_to_disk(str(tmp_path / "saved"))
+    data.to_parquet(str(tmp_path / "rows.parquet"))
+    expected = {"text": ["c", "a", "b"], "label": [None, "good", "bad"], "tags": [["B"], ["O", "B"], []]}
+    assert load("saved", tmp_path).to_pydict() == expected
+    assert load("rows.parquet", tmp_path).to_pydict() == expected
+
+
+def test_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_csv(folder / "b.csv", [("second", "x"), ("third", "7")])
+    write_csv(folder / "a.csv", [("y", "first")], head=("label", "text"))
+    (folder / "README.md").write_text("about")
+    (folder / ".hidden.csv").write_text("x")
+    assert load(folder)["text"].to_pylist() == ["first", "second", "third"]
+    assert load(folder)["label"].to_pylist() == ["y", "x", "7"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"train.csv": "text\na\n", "dev.csv": "text\na\n"},
+            ["different splits", "train.csv", "dev.csv", "folder/dev.csv"],
+        ),
+        ({"a.csv": "text\na\n", "b.tsv": "text\na\n"}, ["several kinds (.csv, .tsv)"]),
+        (
+            {"a.csv": "text,label\na,1\n", "b.csv": "text,class\na,1\n"},
+            ["a.csv", "text, label", "b.csv", "text, class"],
+        ),
+        ({"a.csv": "text\na\n", "b.csv": "text\n"}, ["b.csv", "no rows"]),
+        ({"a.csv": "n\n1\n", "b.csv": "n\nx\n"}, ["n", "one kind"]),
+        ({"README.md": "x"}, ["holds no data files", ".csv, .tsv"]),
+        ({}, ["holds no data files"]),
+    ],
+    ids=["splits", "kinds", "columns", "no-rows", "types", "other-files", "nothing"],
+)
+def test_a_folder_that_is_not_one_table_is_told(files, words, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, text in files.items():
+        (tmp_path / "folder" / name).write_text(text)
+    message = fault("folder", tmp_path)
+    assert [word for word in words if word not in message] == [], message
+
+
+# -------------------------------------------------------------------------------------------------- packages
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A package that ships data and must not be imported to get at it."""
+    folder = tmp_path / "site" / "some_reviews"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    write_csv(folder / "data" / "train.csv", [("shipped", 1)])
+    write_csv(tmp_path / "site" / "outside.csv", [("outside", 1)])
+    (tmp_path / "site" / "some_module.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return folder
+
+
+def test_data_of_a_package_is_read_without_importing_it(package, tmp_path):
+    assert package_path("package://some_reviews/data/train.csv") == package / "data" / "train.csv"
+    assert load("package://some_reviews/data/train.csv").to_pylist() == [{"text": "shipped", "label": 1}]
+    assert load("package://some_reviews/data").to_pylist() == [{"text": "shipped", "label": 1}]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("package://some_reviews/data/trian.csv", ["no such path", "did you mean 'train.csv'?"]),
+        ("package://some_reviews/../outside.csv", ["leaves the package"]),
+        ("package://other_reviews/train.csv", ["'other_reviews'", "not installed", "pip install", "other-reviews"]),
+        ("package://some_module/train.csv", ["single file"]),
+        ("package://some_reviews", ["package://module/path"]),
+        ("package://some-reviews/train.csv", ["package://module/path"]),
+        ("package:///train.csv", ["package://module/path"]),
+    ],
+)
+def test_a_package_without_the_data_is_told(source, words, package):
+    message = fault(source)
+    assert source in message
+    assert [word for word in words if word not in message] == [], message
