@@ -8,7 +8,8 @@ from typing import Any
 
 from autoft.contracts import Task
 from autoft.errors import Fault, RecipeError, unknown_name
-from autoft.plan import AUXILIARY_SPACE, TRAIN_SPACE, Plan
+from autoft.plans.efforts import AUXILIARY_SPACE, TRAIN_SPACE
+from autoft.plans.plan import Plan
 from autoft.plugins import Catalog
 from autoft.recipe import set_key
 from autoft.rundir import TrialConfig, TrialResult

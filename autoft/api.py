@@ -38,7 +38,10 @@ from autoft.export import export as export_variant
 from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
-from autoft.plan import Plan, Setting, budget_limits, make_plan, plan_of, plan_target, violations
+from autoft.plans.budgets import budget_limits, violations
+from autoft.plans.plan import Plan, Setting, plan_of
+from autoft.plans.planner import make_plan
+from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter

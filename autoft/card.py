@@ -17,7 +17,7 @@ import jinja2
 
 from autoft.artifact import Manifest, context_of
 from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.rundir import write_json
 
 __all__ = ["LABELS", "PREPROCESSING", "front_matter", "license_of", "templates", "usage", "write_settings"]

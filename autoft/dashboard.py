@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from autoft.errors import AutoftError, PluginError
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.progress import RunReader, View, printable
 from autoft.report.content import column_title, cost_text
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult

@@ -31,7 +31,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from autoft.estimates.forecast import MemoryForecast
-from autoft.plan import BudgetLimit, Plan, violations
+from autoft.plans.budgets import violations
+from autoft.plans.plan import BudgetLimit, Plan
 from autoft.progress import Figures, Follower, View, figures, printable, without_nan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.content import column_title, cost_text

@@ -18,7 +18,7 @@ from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
 from autoft.data.features import Features
 from autoft.data.rows import Split
 from autoft.errors import ModelError
-from autoft.plan import usable_positions
+from autoft.plans.targets import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model
 from autoft.strategies.head_only import find_head
 from autoft.training import Progress, TrainOutcome, train

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from autoft.contracts import Task
-from autoft.plan import AUXILIARY_SPACE, TRAIN_SPACE
+from autoft.plans.efforts import AUXILIARY_SPACE, TRAIN_SPACE
 from autoft.plugins import Catalog
 from autoft.recipe import recipe_schema
 from autoft.space import Categorical, Domain, Float

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from autoft.artifact import Ensemble, load, save_ensemble
 from autoft.contracts import Prediction, TaskContext
 from autoft.evaluation import MeasureError, measure_in_process, references
-from autoft.plan import violations
+from autoft.plans.budgets import violations
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.trial import Callbacks, Trial, Workplace, ended_by, request_settings, variant_folder
 

@@ -24,7 +24,8 @@ from autoft.data.prepared import open_data
 from autoft.data.rows import Split
 from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
-from autoft.plan import plan_target, read_plan
+from autoft.plans.plan import read_plan
+from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices

@@ -16,7 +16,7 @@ from autoft.card import front_matter, templates, usage, write_settings
 from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError
 from autoft.evaluation import serving_environment
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import (

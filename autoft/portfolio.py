@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from autoft.plan import Plan, Setting, plan_of
+from autoft.plans.plan import Plan, Setting, plan_of
 from autoft.rundir import TrialConfig, read_run
 from autoft.selection import best_trials
 from autoft.space import Categorical, Int

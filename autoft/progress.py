@@ -27,7 +27,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoft.errors import NothingFeasible, RunFolderError, first_line
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.rundir import Candidate, RunDir, TrialConfig, TrialResult, TrialState, count_states, read_json
 from autoft.search import Forecast, Listener, Standing

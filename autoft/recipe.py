@@ -1,7 +1,7 @@
 """The recipe: what a user asks for, checked as a whole.
 
 :func:`load_recipe` reads a YAML file and reports every fault of form at once. Names of tasks, models, strategies and
-parameters are resolved later, in :mod:`autoft.plan`, where the installed plugins are known.
+parameters are resolved later, in :mod:`autoft.plans`, where the installed plugins are known.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.progress import Activity, View, printable
 from autoft.quantities import format_seconds
 from autoft.report.content import column_title, cost_text

@@ -19,7 +19,9 @@ from typing import Any
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, LocalExecutor
-from autoft.plan import BudgetLimit, Plan, epochs_again, plan_target, violations
+from autoft.plans.budgets import violations
+from autoft.plans.plan import BudgetLimit, Plan, epochs_again
+from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog
 from autoft.portfolio import configuration
 from autoft.quantities import format_bytes, format_seconds

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autoft.errors import NothingFeasible
-from autoft.plan import Plan, violations
+from autoft.plans.budgets import violations
+from autoft.plans.plan import Plan
 from autoft.rundir import Candidate, Selection, TrialResult
 
 __all__ = ["best_trials", "candidates", "dominates", "knees", "select", "weights_to_keep"]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import SearchFailed
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.rundir import TrialConfig, TrialResult
 from autoft.space import Categorical, Domain, Float, Int
 

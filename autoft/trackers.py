@@ -5,7 +5,7 @@ trial, and one that fails is left out, with one note. Accelerate's classes are n
 run that is active in a process, where trials of several workers go on side by side, and its TensorBoard tracker makes a
 second run of each trial's settings, without the figures that belong to them.
 
-That their packages are installed, :mod:`autoft.plan` has asked. What is logged: the configuration, the validation curve, and at the end the figures and costs of each variant. No recipe, no
+That their packages are installed, :mod:`autoft.plans` has asked. What is logged: the configuration, the validation curve, and at the end the figures and costs of each variant. No recipe, no
 command line, no environment.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.progress import printable
 from autoft.rundir import RunDir, TrialConfig, TrialResult
 from autoft.screen import describe, outcome

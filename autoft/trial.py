@@ -39,16 +39,9 @@ from autoft.evaluation import MeasureError, judged, measure_in_process, referenc
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
-from autoft.plan import (
-    Plan,
-    VariantPlan,
-    auxiliary_target,
-    epochs_again,
-    format_behind,
-    plan_target,
-    read_plan,
-    violations,
-)
+from autoft.plans.budgets import violations
+from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
+from autoft.plans.targets import auxiliary_target, format_behind, plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json

@@ -32,7 +32,9 @@ from autoft.artifact import load, save_artifact
 from autoft.contracts import Compressor, Target
 from autoft.evaluation import measure_in_process, start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import EFFORTS, Plan, plan_of, plan_target
+from autoft.plans.efforts import EFFORTS
+from autoft.plans.plan import Plan, plan_of
+from autoft.plans.targets import plan_target
 from autoft.plugins import load_plugins
 from autoft.processes import silence_libraries
 from autoft.quantities import format_bytes

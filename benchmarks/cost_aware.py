@@ -44,7 +44,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from autoft.hardware import Hardware
-from autoft.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
+from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.plugins import load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import Interruption, Listener, Search

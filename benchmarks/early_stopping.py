@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.rundir import TrialResult, read_run
 from autoft.search import _Study
 

@@ -26,7 +26,7 @@ from plain_loop import PlainTrainer
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import plan_of
+from autoft.plans.plan import plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_run
 

@@ -35,7 +35,7 @@ from typing import Any
 from autoft.api import search
 from autoft.evaluation import measure_in_process, start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.quantities import format_bytes
 from autoft.rundir import Candidate, RunRecord, TrialResult, read_json, read_run, write_json

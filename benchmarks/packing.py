@@ -21,7 +21,7 @@ import torch
 from autoft.artifact import load
 from autoft.data.batches import grouped_batches
 from autoft.data.prepared import open_data
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_json
 

@@ -21,7 +21,7 @@ import optuna
 
 from autoft.data.prepared import open_data
 from autoft.data.rows import Split
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import RunDir, read_run
 

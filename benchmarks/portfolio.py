@@ -27,7 +27,7 @@ from first_trial import MODELS, classification_sets
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import RunRecord, read_run
 from autoft.space import Categorical

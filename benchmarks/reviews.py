@@ -21,7 +21,7 @@ from autoft.data.features import encoded
 from autoft.data.rows import Split
 from autoft.data.sources import package_path
 from autoft.hardware import Hardware
-from autoft.plan import TRAIN_SPACE
+from autoft.plans.efforts import TRAIN_SPACE
 from autoft.plugins import load_plugins
 from autoft.training import Augmentation, Regularization, TrainOutcome, train
 

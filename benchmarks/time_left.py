@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.plugins import load_plugins
 from autoft.rundir import RunDir, read_json
 from autoft.search import Interruption, Listener, Search

@@ -19,7 +19,7 @@ from fronts import reviews
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
-from autoft.plan import plan_of
+from autoft.plans.plan import plan_of
 from autoft.processes import silence_libraries
 from autoft.rundir import read_run
 

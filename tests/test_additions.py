@@ -16,7 +16,7 @@ from autoft.additions import added_configuration, settings_of
 from autoft.cli import app
 from autoft.errors import RecipeError, RunFolderError
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialResult, read_run
 

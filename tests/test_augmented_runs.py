@@ -15,7 +15,8 @@ import yaml
 from autoft.contracts import ModelSource, Target, TaskContext
 from autoft.errors import RecipeError
 from autoft.hardware import Hardware
-from autoft.plan import EFFORTS, make_plan
+from autoft.plans.efforts import EFFORTS
+from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.report.content import make_content
 from autoft.rundir import read_run

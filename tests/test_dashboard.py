@@ -13,7 +13,7 @@ import pytest
 
 from autoft.errors import AutoftError, RunFolderError
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.progress import ProgressWriter, RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult, write_json

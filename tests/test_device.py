@@ -15,7 +15,7 @@ from autoft.device import WORKLOADS, DeviceProfile, dump_profile, read_profile
 from autoft.errors import RecipeError
 from autoft.evaluation import measure_folder
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
 from autoft.workloads import SHAPES, latency_scales

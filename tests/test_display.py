@@ -19,7 +19,8 @@ from autoft.display import JsonListener, LiveListener, PlainListener, choose_lis
 from autoft.estimates.forecast import MemoryForecast, ServingForecast
 from autoft.estimates.verdicts import Prediction
 from autoft.hardware import Hardware
-from autoft.plan import RefusalNote, make_plan
+from autoft.plans.plan import RefusalNote
+from autoft.plans.planner import make_plan
 from autoft.progress import RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, write_json
@@ -170,7 +171,7 @@ import sys, time
 from autoft.display import choose_listener, outliving_its_terminal
 sys.path.insert(0, {tests!r})
 from test_display import config, trial, STANDING
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.rundir import read_json
 plan = Plan.model_validate(read_json(__import__("pathlib").Path({plan!r})))
 with outliving_its_terminal(), choose_listener(False) as listener:

@@ -22,7 +22,7 @@ from autoft.energy import CpuEnergy, GpuEnergy
 from autoft.errors import RecipeError
 from autoft.evaluation import measure_costs
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.report.content import column_title, cost_text
 

@@ -135,7 +135,7 @@ def test_only_members_that_help_are_taken(run, place):
 
 
 def test_an_ensemble_that_is_over_the_budget_is_no_candidate(run, place):
-    from autoft.plan import BudgetLimit
+    from autoft.plans.plan import BudgetLimit
 
     ensemble = averaged(run, "ensemble")
     one = min(

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from autoft.display import costs_table
-from autoft.plan import BudgetLimit
+from autoft.plans.plan import BudgetLimit
 
 
 def explained(folder, model, option, **changes):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from autoft.plan import TRAIN_SPACE
+from autoft.plans.efforts import TRAIN_SPACE
 from autoft.portfolio import PORTFOLIO, settings_like
 
 ENTRIES = json.loads(PORTFOLIO.read_text(encoding="utf-8"))

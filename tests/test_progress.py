@@ -15,7 +15,7 @@ import pytest
 
 from autoft.errors import RunFolderError, SearchFailed
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.progress import Progress, ProgressWriter, RunReader, figures, lock_holder, printable
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, write_json

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from autoft.contracts import Chart, Mark, MarkedText, Picture, Pictures, Series
 from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
-from autoft.plan import StepPlan, VariantPlan, make_plan
+from autoft.plans.plan import StepPlan, VariantPlan
+from autoft.plans.planner import make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
 from autoft.report.figures import front_points, plain
@@ -740,7 +741,7 @@ def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_mo
 
 def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catalog, tiny_model):
     from autoft.api import _beside_baselines
-    from autoft.plan import plan_of
+    from autoft.plans.plan import plan_of
 
     run = make_run(tmp_path, catalog, tiny_model)
     record = read_run(run.path)
@@ -752,7 +753,7 @@ def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catal
 
 
 def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, catalog, tiny_model):
-    from autoft.plan import plan_of
+    from autoft.plans.plan import plan_of
     from autoft.report.content import _steps
 
     run = make_run(tmp_path, catalog, tiny_model, trials=2)
@@ -790,7 +791,7 @@ def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, c
 
 
 def test_a_plot_of_one_model_has_two_figures_on_its_axis(tmp_path, catalog, tiny_model):
-    from autoft.plan import plan_of
+    from autoft.plans.plan import plan_of
 
     run = make_run(tmp_path, catalog, tiny_model, trials=1, budget={"model_size": None, "latency": None})
     record = read_run(run.path)

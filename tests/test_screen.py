@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.progress import Activity, Progress, View, figures
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, count_states

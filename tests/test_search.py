@@ -8,7 +8,7 @@ import pytest
 
 from autoft.executors import Event
 from autoft.hardware import Hardware
-from autoft.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
+from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import TAUGHT, Interruption, Listener, Search

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.errors import NothingFeasible
-from autoft.plan import BudgetLimit, PipelinePlan, Plan, VariantPlan
+from autoft.plans.plan import BudgetLimit, PipelinePlan, Plan, VariantPlan
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.selection import candidates, knees, select, weights_to_keep
 

@@ -13,7 +13,8 @@ from autoft.errors import RecipeError
 from autoft.executors import Event
 from autoft.executors.worker import fitting
 from autoft.hardware import Hardware
-from autoft.plan import Plan, make_plan
+from autoft.plans.plan import Plan
+from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult
@@ -38,7 +39,7 @@ def catalog():
 
 
 def engine(tmp_path, catalog, together=3, **changes):
-    from autoft.plan import ModelPlan, PipelinePlan, VariantPlan
+    from autoft.plans.plan import ModelPlan, PipelinePlan, VariantPlan
 
     values = {
         "space": {name: domain_to_json(domain) for name, domain in SPACE.items()},

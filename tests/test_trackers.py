@@ -10,7 +10,7 @@ import pytest
 from autoft import trackers
 from autoft.errors import RecipeError
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import Standing

@@ -370,7 +370,7 @@ def sentences_task(catalog, folder, seed=0):
     """A classifier of sentences over words that it knows, with what the loop needs of it, and dropout."""
     import torch
 
-    from autoft.plan import TRAIN_SPACE
+    from autoft.plans.efforts import TRAIN_SPACE
     from autoft.testing.models import texts_of, tiny_model
 
     task = catalog.task("text-classification")

@@ -161,7 +161,7 @@ def add(
     """Try a configuration of your own in a run, and choose anew; a model that is chosen now is tested."""
     from autoft import api
     from autoft.display import choose_listener, outliving_its_terminal
-    from autoft.plan import plan_of
+    from autoft.plans.plan import plan_of
     from autoft.report import terminal
     from autoft.screen import outcome
 

@@ -27,7 +27,7 @@ from autoft.drafts.sources import Sources, find_sources
 from autoft.drafts.survey import ColumnView, Survey, survey
 from autoft.errors import DataError, ModelError, RecipeError, unknown_name
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.plugins import Catalog
 from autoft.quantities import format_seconds
 from autoft.recipe import recipe_from_text, yaml_of

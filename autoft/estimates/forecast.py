@@ -23,7 +23,7 @@ from autoft.estimates.verdicts import (
     serving_setting,
     setting_of,
 )
-from autoft.plan import ModelPlan, PipelinePlan, Plan
+from autoft.plans.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 
 __all__ = ["MemoryForecast", "ServingForecast", "forecast", "sizes_of"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoft.contracts import Adapter, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskCard, TaskContext
 from autoft.hardware import Hardware
-from autoft.plan import usable_positions
+from autoft.plans.targets import usable_positions
 from autoft.plugins import Catalog
 
 __all__ = ["Setting", "Work", "longest_features", "longest_rows"]

@@ -17,7 +17,7 @@ from autoft.errors import AutoftError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
 from autoft.hardware import MAPPED, Hardware
-from autoft.plan import ModelPlan, PipelinePlan, Plan
+from autoft.plans.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
 

@@ -8,7 +8,7 @@ from typing import Any
 from autoft.card import front_matter, templates, usage
 from autoft.formats.agreement import Agreement
 from autoft.formats.base import EXACT, Format, Origin
-from autoft.plan import plan_of
+from autoft.plans.plan import plan_of
 from autoft.quantities import format_bytes
 
 __all__ = ["write_readme"]

@@ -104,7 +104,7 @@ def trained_adapter(origin: Origin) -> Path:
 
 def _base(origin: Origin) -> ModelSource:
     """Return the base model of the run."""
-    from autoft.plan import plan_of
+    from autoft.plans.plan import plan_of
 
     assert origin.record is not None
     planned = plan_of(origin.record).model(origin.loaded.manifest.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.report.summary import budget_rows
 from autoft.report.views import IntervalView, Meter, column_title, cost_text, counted, figure_text, interval_view

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import RunFolderError
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_seconds
 from autoft.report.summary import summary
 from autoft.report.views import (

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from autoft.plan import Plan, plan_of, violations
+from autoft.plans.budgets import violations
+from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_bytes, format_seconds
 from autoft.report.answer import caveats, meters, quality, system_names
 from autoft.report.decisions import failures, forecasts, rung_table

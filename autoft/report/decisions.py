@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autoft.plan import Plan
+from autoft.plans.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.report.views import TableView, counted, figure_text, short_model
 from autoft.rundir import RunRecord, TrialResult, read_json

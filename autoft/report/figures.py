@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.report.content import KINDS, STATES, steps, varied
 from autoft.report.decisions import forecasts, rungs
 from autoft.report.views import column_title, cost_text, counted, figure_text, short_model

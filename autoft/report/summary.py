@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from autoft.plan import Plan, plan_of
+from autoft.plans.plan import Plan, plan_of
 from autoft.rundir import RunRecord, TrialResult
 
 __all__ = ["summary"]

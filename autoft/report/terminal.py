@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from autoft.plan import plan_of
+from autoft.plans.plan import plan_of
 from autoft.report.comparison import Comparison
 from autoft.report.content import front_remarks, make_content, usage
 from autoft.report.views import TableView, cost_text

@@ -28,7 +28,7 @@ from autoft.data.columns import FILE_KINDS
 from autoft.data.features import encoded
 from autoft.data.rows import Split
 from autoft.errors import DataError
-from autoft.plan import WIDE
+from autoft.plans.efforts import WIDE
 from autoft.space import Categorical, Float, Int
 from autoft.testing.isolation import heavy_imports
 from autoft.testing.strategies import (

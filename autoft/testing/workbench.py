@@ -33,7 +33,8 @@ from autoft.contracts import (
 )
 from autoft.evaluation import judged, references
 from autoft.hardware import Hardware
-from autoft.plan import TRAIN_SPACE, usable_positions
+from autoft.plans.efforts import TRAIN_SPACE
+from autoft.plans.targets import usable_positions
 from autoft.plugins import Catalog
 from autoft.testing.models import PLANNED, Kind, kind_of, texts_of, tiny_model
 

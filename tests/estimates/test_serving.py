@@ -18,7 +18,7 @@ from autoft.estimates.steps import CannotTrace
 from autoft.estimates.storages import StorageTracker
 from autoft.estimates.verdicts import Constants, Prediction, judge, predict_serving, serving_constants, serving_setting
 from autoft.hardware import Hardware
-from autoft.plan import make_plan
+from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
 from autoft.testing.strategies import defaults

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from autoft.distillation import distill
 from autoft.errors import ModelError
-from autoft.plan import TRAIN_SPACE
+from autoft.plans.efforts import TRAIN_SPACE
 from autoft.strategies.linear_layers import body_layers
 from autoft.strategies.movement_pruning import BEGIN, END, MovementPruning, sparsity_at
 from autoft.strategies.scored_mask import ScoredMask

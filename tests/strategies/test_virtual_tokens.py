@@ -12,7 +12,8 @@ from autoft.artifact import save_artifact
 from autoft.contracts import Adapter
 from autoft.errors import ModelError
 from autoft.hardware import Hardware
-from autoft.plan import make_plan, plan_target
+from autoft.plans.planner import make_plan
+from autoft.plans.targets import plan_target
 from autoft.plugins import load_plugins
 from autoft.recipe import Recipe
 from autoft.strategies.virtual_tokens import FOLDER, PrefixTuning, PromptTuning, PTuning

@@ -1,21 +1,14 @@
-"""Recipe, plugins and hardware become a plan: the one place where names resolve and compatibility is decided.
-
-Nothing here imports torch: a plan is made, and explained, in well under a second.
-"""
+"""Recipe, plugins and hardware become a plan: the one place where names resolve and compatibility is decided."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoft.contracts import (
     Adapter,
@@ -31,610 +24,44 @@ from autoft.contracts import (
     Target,
     Task,
     TaskContext,
-    WeightFormat,
 )
-from autoft.data.sources import package_path
 from autoft.device import read_profile
-from autoft.errors import DataError, Fault, ModelError, RunFolderError, closest, first_line, unknown_name
-from autoft.gguf import converted
+from autoft.errors import Fault, ModelError, RunFolderError, unknown_name
 from autoft.hardware import Hardware
-from autoft.losses import LOSSES
-from autoft.optimizers import OPTIMIZERS, refused_optimizers
-from autoft.plugins import Catalog
-from autoft.pretrained import dense_folder
-from autoft.quantities import format_bytes, format_seconds, parse_bytes, parse_multiple, parse_seconds
-from autoft.recipe import BudgetSection, LatencyLimit, Recipe
-from autoft.rundir import RunRecord, TrialConfig, TrialResult, read_json
-from autoft.space import (
-    Categorical,
-    Domain,
-    Float,
-    Int,
-    check_widened,
-    domain_from_json,
-    domain_from_recipe,
-    domain_to_json,
+from autoft.optimizers import refused_optimizers
+from autoft.plans.budgets import budget_limits
+from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
+from autoft.plans.models import base_model, earlier_model
+from autoft.plans.plan import (
+    AuxiliaryPlan,
+    BudgetLimit,
+    ModelPlan,
+    PipelinePlan,
+    Plan,
+    RefusalNote,
+    StepPlan,
+    TargetDevice,
+    VariantPlan,
 )
+from autoft.plans.targets import format_behind
+from autoft.plugins import Catalog
+from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_seconds
+from autoft.recipe import LatencyLimit, Recipe
+from autoft.rundir import read_json
+from autoft.space import Categorical, Domain, check_widened, domain_from_recipe, domain_to_json
 from autoft.version import __version__
 
-__all__ = [
-    "AUXILIARY_SPACE",
-    "EFFORTS",
-    "TRAIN_SPACE",
-    "WIDE",
-    "AuxiliaryPlan",
-    "BudgetLimit",
-    "ModelPlan",
-    "PipelinePlan",
-    "Plan",
-    "RefusalNote",
-    "StepPlan",
-    "TargetDevice",
-    "VariantPlan",
-    "auxiliary_target",
-    "budget_limits",
-    "epochs_again",
-    "format_behind",
-    "make_plan",
-    "plan_of",
-    "plan_target",
-    "read_plan",
-    "violations",
-]
-
-TRAIN_SPACE: dict[str, Domain] = {
-    "train.epochs": Int(1, 100, 3),
-    "train.batch_size": Int(1, 4096, 16),
-    "train.gradient_accumulation": Int(1, 256, 1),
-    "train.schedule": Categorical(("linear", "cosine", "constant", "inverse-sqrt", "plateau")),
-    "train.warmup": Float(0.0, 0.5, 0.06),
-    "train.weight_decay": Float(0.0, 0.5, 0.01),
-    "train.label_smoothing": Float(0.0, 0.5, 0.0),
-    "train.dropout": Float(0.0, 0.6, 0.1),
-    "train.class_weights": Categorical(("none", "balanced")),
-    "train.loss": Categorical(LOSSES),
-    "train.optimizer": Categorical(tuple(OPTIMIZERS)),
-    "train.gradient_checkpointing": Categorical((False, True)),
-    "train.head": Categorical(("fitted", "random")),
-    "train.max_grad_norm": Float(0.05, 100.0, 1.0),
-    "train.max_length": Int(8, 131072, 512),
-}
-"""Every training parameter and the widest domain that a recipe may ask for. ``train.warmup`` is a share of all steps."""
+__all__ = ["make_plan"]
 
 AT_ONCE = 8
 """How many LoRA trials a worker trains at once on a GPU, at most, where the recipe leaves it open."""
-
 REACHES: tuple[Reach, ...] = ("head", "layers", "all")
-
 STARTS: tuple[State, ...] = ("dense", "adapted")
 """What a trained model can be: merged into plain weights, or with an adapter that stays beside them."""
-
-AUXILIARY_SPACE: dict[str, Domain] = {
-    "auxiliary.weight": Float(0.0, 100.0, 0.0),
-    "auxiliary.temperature": Float(1.0, 1000.0, 2.0),
-}
-"""Parameters of training with auxiliary tasks, there where the recipe has some."""
-
-EFFORTS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "ensemble": 0,
-        "pipelines": ["full"],
-        "compress": ["none", "onnx-int8"],
-        "augment": ["none"],
-        "regularize": ["none"],
-        "space": {
-            "train.epochs": Int(1, 3, 2),
-            "train.batch_size": Categorical((16, 32)),
-            "train.max_length": Categorical((256,)),
-        },
-    },
-    "balanced": {
-        "ensemble": 0,
-        "pipelines": ["full", "lora"],
-        "compress": ["none", "dynamic-int8", "onnx", "onnx-int8"],
-        "augment": ["none", "random-deletion", "random-swap", "mention-replacement"],
-        "regularize": ["none"],
-        "space": {
-            "train.epochs": Int(2, 5, 3),
-            "train.batch_size": Categorical((16, 32)),
-            "train.schedule": Categorical(("linear", "cosine")),
-            "train.warmup": Float(0.0, 0.15, 0.06),
-            "train.weight_decay": Float(0.0, 0.1, 0.01),
-            "train.label_smoothing": Float(0.0, 0.15, 0.0),
-            "train.dropout": Float(0.0, 0.25, 0.1),
-            "lora.start": Categorical(("default",)),
-            "lora.plus": Categorical((1.0,)),
-        },
-    },
-    "best": {
-        "ensemble": 3,
-        "pipelines": None,
-        # Those that lie on the front of quality, size and latency: graphs in int8 are as small as torch's, and faster, and
-        # zeroed weights alone make a model neither smaller nor faster. Chains that train come with the strongest first,
-        # which a short search has time for; those that begin like it cost hardly more.
-        "compress": [
-            "none",
-            "onnx|bf16-weights",
-            "onnx-int8|dynamic-int8",
-            "vocabulary-pruning+onnx-int8",
-            "layer-pruning+ffn-pruning+vocabulary-pruning+onnx-int8",
-            "layer-pruning+ffn-pruning+onnx-int8",
-            "layer-pruning+vocabulary-pruning+onnx-int8",
-            "layer-pruning+onnx-int8",
-            "ffn-pruning+vocabulary-pruning+onnx-int8",
-            "ffn-pruning+onnx-int8",
-        ],
-        # One or two of each idea (words away, about, in the place of others; letters; tags; pictures): with all twenty,
-        # most trials would go into telling near relatives apart, which docs/augmentation.md found hard to do.
-        "augment": [
-            "none",
-            "synonyms",
-            "random-swap",
-            "random-deletion",
-            "random-replacement",
-            "character-noise",
-            "masked-replacement",
-            "mention-replacement",
-            "label-wise-replacement",
-            "horizontal-flip",
-            "random-resized-crop",
-        ],
-        "regularize": ["none", "r-drop", "fgm", "ema"],
-        "space": {
-            "train.epochs": Int(2, 8, 3),
-            "train.batch_size": Categorical((8, 16, 32, 64), 16),
-            "train.schedule": TRAIN_SPACE["train.schedule"],
-            "train.warmup": Float(0.0, 0.2, 0.06),
-            "train.weight_decay": Float(0.0, 0.2, 0.01),
-            "train.label_smoothing": Float(0.0, 0.2, 0.0),
-            "train.dropout": Float(0.0, 0.3, 0.1),
-            "train.class_weights": TRAIN_SPACE["train.class_weights"],
-            "lora.start": Categorical(("default", "pissa")),
-            "lora.plus": Categorical((1.0, 4.0, 16.0)),
-            "vocabulary-pruning.unseen": Categorical((0.005, 1.0)),
-        },
-    },
-}
-"""What the words of ``effort`` stand for: None means what the task names or all that are legal, of pipelines those of
-:data:`WIDE`; parameters not named keep their default. Of compressions with ``|`` the first legal one is taken. In lists of
-augmenters and regularizers the best founded come first: a long search tries these before the sampler chooses."""
-
-# Not all that are legal: some eighty chains would leave each a trial or none. These differ in what they cost and in how
-# much they can learn; the others are there for recipes that name them, and docs/adapters.md says what each is for.
 GENERATED_ROWS = 200
 """Validation rows that are generated at a checkpoint: the standard error of a share of them is .035 at most."""
-
 PREDICTED_ROWS = 2000
 """Validation rows that are predicted at a checkpoint: the standard error of a share of them is .011 at most."""
-
-WIDE = ("full", "lora", "top-layers", "head-only", "nf4+lora")
-"""Pipelines that are searched where neither recipe nor effort nor task names any."""
-
-
-class _Plan(BaseModel):
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")
-
-
-class ModelPlan(_Plan):
-    """One base model: the recipe's name for it, where it is, and its configuration."""
-
-    name: str
-    path: str
-    revision: str | None = None
-    config: dict[str, Any]
-    size_bytes: int
-    """Of its weights on disk; 0 where they are not on disk yet."""
-
-
-class PipelinePlan(_Plan):
-    """A legal chain of base quantization and adapter."""
-
-    name: str
-    quantizer: str | None
-    adapter: str
-    leaves: State = "dense"
-    """What the trained model is, and compressions start from."""
-
-
-class StepPlan(_Plan):
-    """One compressor of a variant and its parameters."""
-
-    strategy: str
-    params: dict[str, str | int | float | bool | None] = {}
-    label: str = ""
-    """Its name, with the parameters that the recipe gives."""
-    weight_format: str = ""
-    """How a later step quantizes, where this one goes by it: the same step before another one is not the same."""
-
-
-class VariantPlan(_Plan):
-    """A legal chain of compressors, applied to every trained model."""
-
-    name: str
-    chain: list[StepPlan]
-    trains: bool = False
-    """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
-    rescues: str = ""
-    """Name of the variant that quantizes alike without training for it; empty for variants that are made in any case."""
-    starts: list[State] = ["dense"]
-    """From which states of a trained model the chain can start."""
-
-    @property
-    def beginnings(self) -> list[str]:
-        """By step, what the chain is up to there: what two variants have in common of these is done once."""
-        steps = [step.model_dump_json(exclude={"label"}) for step in self.chain]
-        return ["+".join(steps[: count + 1]) for count in range(len(steps))]
-
-    @property
-    def teachers(self) -> int:
-        """Of how many trials the models are wanted to learn from."""
-        return max((int(step.params.get("teachers") or 1) for step in self.chain), default=1)
-
-
-class AuxiliaryPlan(_Plan):
-    """A further task that is trained along."""
-
-    task: str
-    options: dict[str, str | int | float | bool | None]
-    weight: float
-    facts: dict[str, Any] = {}
-    rows: int = 0
-    """Of its training split."""
-
-
-class BudgetLimit(_Plan):
-    """A limit on a column: ``latency.p50`` limits ``latency_p50_ms``."""
-
-    key: str
-    column: str
-    limit: float
-    given: str
-
-
-class TargetDevice(_Plan):
-    """The device that models are for, where it is not the machine that searches."""
-
-    name: str
-    cpu: str
-    threads: int
-    memory_bytes: int
-    milliseconds: dict[str, list[float]]
-    """By workload, as its profile says."""
-    scales: dict[str, float] = {}
-    """By workload, how many times as long it takes there as here; empty until this machine is measured."""
-
-    @property
-    def text(self) -> str:
-        """What a reader has to know of figures for this device."""
-        scales = ", ".join(f"{scale:.3g} ({name})" for name, scale in self.scales.items())
-        cpu = f" ({self.cpu}, {self.threads} thread{'s' if self.threads > 1 else ''})" if self.cpu else ""
-        return (
-            f"Latency is told for {self.name}{cpu}: measured on this machine, times {scales}, as its profile says. "
-            "Measure the model there before you rely on it."
-        )
-
-
-class Setting(_Plan):
-    """A pipeline with its parameters, by full name, that did well elsewhere; ``model`` where it was one of a certain name."""
-
-    pipeline: str
-    params: dict[str, str | int | float | bool | None]
-    model: str = ""
-
-
-class RefusalNote(_Plan):
-    """What is not used, and why."""
-
-    what: str
-    reason: str
-
-
-class Plan(_Plan):
-    """All that is decided before the first trial. Plain JSON: workers rebuild it from the run folder."""
-
-    autoft: str
-    name: str
-    task: str
-    notice: str = ""
-    """What everybody has to read first of the task's models."""
-    options: dict[str, str | int | float | bool | None]
-    auxiliary: list[AuxiliaryPlan] = []
-    models: list[ModelPlan]
-    init_from: str | None = None
-    """Name of the model that an earlier run left, among the models."""
-    like: str | None = None
-    """Folder of an earlier run whose best configurations are tried early."""
-    known: list[Setting] = []
-    """These configurations."""
-    pipelines: list[PipelinePlan]
-    variants: list[VariantPlan]
-    rescues: list[VariantPlan] = []
-    """Variants that are made only where the one that each rescues is too much worse than the uncompressed model."""
-    space: dict[str, dict[str, Any]]
-    """Domains by parameter, as JSON; ``model`` and ``pipeline`` among them."""
-    origins: dict[str, str]
-    """By parameter: ``recipe``, ``effort: balanced``, ``default`` or the strategy's name."""
-    illegal: list[tuple[str, str, str]] = []
-    """Pairs of model and pipeline that cannot go together, and why."""
-    unsuited: list[tuple[str, str, str]] = []
-    """Pairs of pipeline and chain of regularizers that cannot go together, and why."""
-    refusals: list[RefusalNote]
-    warnings: list[str]
-    objective: str
-    objectives: list[str]
-    metrics: dict[str, dict[str, bool]]
-    budget: list[BudgetLimit]
-    time_limit: float
-    """Of the whole command, in seconds; infinite until a multiple is known in seconds."""
-    time_multiple: float | None = None
-    """The limit as a multiple of one default training, where the recipe gives it so."""
-    trials_limit: int | None
-    request: dict[str, int | None]
-    """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
-    target: TargetDevice | None = None
-    effort: str
-    sampler: str
-    early_stopping: str
-    validation_rows: int | None = None
-    """Rows that a validation within a training reads at most; None for all."""
-    seed: int
-    tolerance: float
-    finalist_seeds: int
-    folds: int = 1
-    ensemble: int = 0
-    storage_bytes: int
-    trackers: list[str] = []
-    """Where trials are logged to as well."""
-    workers: int
-    together: int = 1
-    """How many LoRA trials of one model a worker trains at once, at most."""
-    threads: int
-    device: str
-    trust_remote_code: bool
-    hardware: dict[str, Any]
-    environment: dict[str, str]
-    facts: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-
-    @property
-    def time_text(self) -> str:
-        """The time limit in words."""
-        times = f"{self.time_multiple:g} times one default training" if self.time_multiple else ""
-        if math.isinf(self.time_limit):
-            return times
-        return f"{format_seconds(self.time_limit)}" + (f" ({times})" if times else "")
-
-    def rows_of_validation(self, there: int) -> int:
-        """Return how many of the rows that are there a validation within a training reads."""
-        return there if self.validation_rows is None else min(there, self.validation_rows)
-
-    def domain(self, name: str) -> Domain:
-        """Return the domain of a parameter."""
-        return domain_from_json(self.space[name])
-
-    def model(self, name: str) -> ModelPlan:
-        """Return the model that the recipe names so."""
-        return next(model for model in self.models if model.name == name)
-
-    def pipeline(self, name: str) -> PipelinePlan:
-        """Return the pipeline of this name."""
-        return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
-
-    def variants_of(self, pipeline: str, *, rescues: bool = False) -> list[VariantPlan]:
-        """Return the compressions of models that a pipeline trains, and on demand those that rescue others of them."""
-        offered = self.every_variant if rescues else self.variants
-        return [variant for variant in offered if self.pipeline(pipeline).leaves in variant.starts]
-
-    def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
-        """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
-        chain = self.pipeline(pipeline)
-        prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, *(augment or "").split("+")}
-        prefixes.update((regularize or "").split("+"))
-        names = [name for name in self.space if name not in {"model", "pipeline"}]
-        return [name for name in names if name in {"augment", "regularize"} or name.split(".", 1)[0] in prefixes]
-
-    def unfit(self, model: str, pipeline: str, regularize: object) -> str | None:
-        """Return why a model, a pipeline and a chain of regularizers cannot go together, or None."""
-        pairs = [*self.illegal, *self.unsuited]
-        reasons = {(one, other): reason for one, other, reason in pairs}
-        return reasons.get((model, pipeline)) or reasons.get((pipeline, str(regularize)))
-
-    def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
-        """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
-        chosen: list[str | None] = []
-        for name in ("augment", "regularize"):
-            domain = self.domain(name) if name in self.space else None
-            kept = domain is not None and domain.contains(changes.get(name))
-            chosen.append(None if domain is None else str(changes[name] if kept else domain.default))
-        params = {name: self.domain(name).default for name in self.parameters(pipeline, *chosen)}
-        for name, value in changes.items():
-            if name in params and self.domain(name).contains(value):
-                params[name] = value
-        return params
-
-    def default_config(self) -> TrialConfig:
-        """Return trial 0: the plain default fine-tune of the first model, the report's yardstick."""
-        names = [pipeline.name for pipeline in self.pipelines]
-        pipeline = "full" if "full" in names else names[0]
-        return TrialConfig(
-            number=0,
-            kind="default",
-            model=self.models[0].name,
-            pipeline=pipeline,
-            params=self.default_params(pipeline),
-            seed=self.seed,
-        )
-
-    def auxiliary_steps(self, params: Mapping[str, Any]) -> list[float]:
-        """Return how many steps of each auxiliary task there are for each step of the plan's own.
-
-        Tasks are drawn in proportion to ``rows ** (1 / temperature)``: 1 is by size, a high temperature makes all alike
-        (Arivazhagan et al. 2019, arXiv:1907.05019, section 4.1).
-        """
-        if not params.get("auxiliary.weight"):
-            return [0.0] * len(self.auxiliary)
-        own = max(1, int(self.data["sizes"]["train"]))
-        return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
-
-    @property
-    def train_memory(self) -> float | None:
-        """The bytes that a training may take, or None where the budget does not say."""
-        return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
-
-    @property
-    def every_variant(self) -> list[VariantPlan]:
-        """The variants, and those that may be made in addition."""
-        return [*self.variants, *self.rescues]
-
-    @property
-    def teachers(self) -> int:
-        """Of how many trials the models are wanted for one that learns from them."""
-        return max((variant.teachers for variant in self.every_variant), default=1)
-
-    def trained_again(self, result: TrialResult) -> list[VariantPlan]:
-        """Return the variants with a training that are due for a trial, those that it has already left out."""
-        lost, there = self.lost(result), {variant.name for variant in result.variants}
-        offered = self.variants_of(result.config.pipeline, rescues=True)
-        wanted = [variant for variant in offered if variant.trains and (not variant.rescues or variant.rescues in lost)]
-        return [variant for variant in wanted if variant.name not in there]
-
-    def lost(self, result: TrialResult) -> dict[str, float]:
-        """Return by how much quantization makes a trial's model worse, by variant that could be rescued.
-
-        Those within ``tolerance`` of the uncompressed model (its share, above 1) and those over the budget are left out.
-        """
-        sign = 1 if self.higher_is_better else -1
-        plain = (variant.validation for variant in result.variants if variant.name == "none" and variant.validation)
-        whole = next(plain, result.validation).get(self.objective, math.nan)
-        lost = {
-            variant.name: sign * (whole - variant.validation.get(self.objective, math.nan))
-            for variant in result.variants
-            if variant.state == "complete" and any(variant.name == other.rescues for other in self.rescues)
-        }
-        # Comparisons with what is no number are false.
-        slack = self.tolerance * max(1.0, abs(whole)) + 1e-9
-        return {name: by for name, by in lost.items() if by > slack}
-
-    @property
-    def higher_is_better(self) -> bool:
-        """The direction of the objective."""
-        return self.metrics[self.objective]["higher_is_better"]
-
-    def with_data(self, facts: Mapping[str, Any], data: Mapping[str, Any], warnings: Iterable[str]) -> Plan:
-        """Return the plan completed by what the data says."""
-        update = {"facts": dict(facts), "data": dict(data), "warnings": [*self.warnings, *warnings]}
-        return self.model_copy(update=update)
-
-    def with_auxiliary(self, known: Sequence[tuple[Mapping[str, Any], int]], warnings: Iterable[str]) -> Plan:
-        """Return the plan completed by the facts and the training rows of each auxiliary task."""
-        auxiliary = [
-            one.model_copy(update={"facts": dict(facts), "rows": rows})
-            for one, (facts, rows) in zip(self.auxiliary, known, strict=True)
-        ]
-        return self.model_copy(update={"auxiliary": auxiliary, "warnings": [*self.warnings, *warnings]})
-
-
-def read_plan(path: Path) -> Plan:
-    """Read the plan of a run folder.
-
-    Raises:
-        RunFolderError: the file is missing or damaged.
-    """
-    return _checked_plan(read_json(path), path)
-
-
-def plan_of(record: RunRecord) -> Plan:
-    """Return the plan of a record.
-
-    Raises:
-        RunFolderError: the record's plan is none.
-    """
-    return _checked_plan(record.plan, record.path / "plan.json")
-
-
-def _checked_plan(value: object, path: Path) -> Plan:
-    try:
-        return Plan.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunFolderError(
-            f"{path}: is damaged (at {where!r}: {first['msg']}); it is not a plan of autoft"
-        ) from error
-
-
-ROUNDED = 2.5
-"""What an epoch takes at most with rounded numbers, as a share of one without: matrices are rounded in each pass."""
-
-
-def epochs_again(variants: Iterable[VariantPlan], done: Iterable[str] = ()) -> float:
-    """Return how many epochs variants train again together; what they begin alike counts once, and ``done`` not at all.
-
-    One with rounded numbers counts for as many as it takes the time of.
-    """
-    steps = {
-        beginning: int(step.params.get("epochs") or 0) * (ROUNDED if step.weight_format else 1.0)
-        for variant in variants
-        for beginning, step in zip(variant.beginnings, variant.chain, strict=True)
-    }
-    return sum(steps.values()) - sum(steps.get(beginning, 0) for beginning in set(done))
-
-
-def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
-    """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
-    over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
-    return {key: value for key, value in over.items() if value > 0}
-
-
-def format_behind(chain: Iterable[tuple[Compressor, Mapping[str, Any]]]) -> WeightFormat | None:
-    """Return how the first of these compressors that quantizes does, each with its parameters; None where none does."""
-    formats = (compressor.weight_format(params) for compressor, params in chain)
-    return next((found for found in formats if found is not None), None)
-
-
-def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Target:
-    """Return what an auxiliary task works upon: the model, processor and settings of the trial, its own facts and options."""
-    one, context = plan.auxiliary[number], target.context
-    own = {name: domain.default for name, domain in task.space().items()}
-    params = {**{name: value for name, value in context.params.items() if not name.startswith("task.")}, **own}
-    return replace(target, task=task, context=replace(context, facts=one.facts, options=one.options, params=params))
-
-
-def plan_target(
-    plan: Plan,
-    task: Task,
-    model: ModelPlan,
-    *,
-    params: Mapping[str, Any],
-    seed: int = 0,
-    processor: Any = None,
-    cache: Path | None = None,
-    reserved: int = 0,
-) -> Target:
-    """Return what strategies work upon for one configuration of the plan; ``reserved`` as in the context."""
-    longest = model.config.get("max_position_embeddings")
-    wanted = int(params.get("train.max_length") or 512)
-    context = TaskContext(
-        facts=plan.facts,
-        options=plan.options,
-        params=params,
-        max_length=min(wanted, usable_positions(model.config) - reserved) if isinstance(longest, int) else wanted,
-        device=plan.device,
-        seed=seed,
-        processor=processor,
-        reserved=reserved,
-    )
-    source = ModelSource(
-        name=model.name, path=model.path, revision=model.revision, trust_remote_code=plan.trust_remote_code
-    )
-    return Target(task, source, model.config, context, Hardware.from_json(plan.hardware), cache)
-
-
-def usable_positions(config: Mapping[str, Any]) -> int:
-    """Return how many tokens a model takes; the RoBERTa family keeps two positions for itself."""
-    positions = int(config["max_position_embeddings"])
-    roberta = str(config.get("model_type", "")) in {"roberta", "xlm-roberta", "camembert", "longformer"}
-    return positions - 2 if roberta else positions
 
 
 def make_plan(
@@ -857,13 +284,12 @@ class _Planner:
                 self.fault(where, f"{name!r} is given twice")
                 continue
             try:
-                models.append(self.resolve_model(name))
+                models.append(base_model(name, self.base))
             except ModelError as error:
                 self.fault(where, str(error))
         if self.recipe.init_from:
             try:
-                folder = self.earlier(self.recipe.init_from)
-                models.append(_local_model(self.recipe.init_from, folder))
+                models.append(earlier_model(self.recipe.init_from, self.base))
             except ModelError as error:
                 self.fault("init_from", str(error))
         return models
@@ -884,35 +310,6 @@ class _Planner:
         elif task != self.task.card.name:
             self.fault("search.like", f"{name} is a run of {task}, and this recipe's task is {self.task.card.name}")
         return str(run.resolve()) if run else None
-
-    def earlier(self, name: str) -> Path:
-        """Return the folder of the dense weights that an earlier run kept: the chosen ones, else the default's."""
-        run = next((path for path in (self.base / name, Path(name).expanduser()) if path.is_dir()), None)
-        if run is None:
-            raise ModelError(f"no such folder: {name}; give the folder of a finished run, as runs/reviews")
-        found = dense_folder(run)
-        if found is None:
-            raise ModelError(
-                f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
-            )
-        return found
-
-    def resolve_model(self, name: str) -> ModelPlan:
-        if name.startswith("package://"):
-            try:
-                path = package_path(name)
-            except DataError as error:
-                raise ModelError(str(error)) from None
-            return _local_model(name, path)
-        for path in (self.base / name, Path(name).expanduser()):
-            if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-                return _local_model(name, path)
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            parent = (self.base / name).parent
-            near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise ModelError(f"no such folder: {name}{hint}")
-        return _hub_model(name)
 
     def target(self, model: ModelPlan, options: Mapping[str, Any]) -> Target:
         source = ModelSource(model.name, model.path, model.revision, trust_remote_code=self.recipe.trust_remote_code)
@@ -1360,103 +757,16 @@ class _Planner:
                 self.measurable(f"budget.{limit.key}", metric)
         if self.device is not None:
             memory = self.device.memory_bytes
-            limits.append(_limit("target", "inference_memory_bytes", memory, format_bytes(memory)))
+            limits.append(
+                BudgetLimit(key="target", column="inference_memory_bytes", limit=memory, given=format_bytes(memory))
+            )
         return limits
-
-
-def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[BudgetLimit], list[Fault]]:
-    """Return the limits on costs that a budget states, and what is wrong with those that cost metrics read."""
-    limits, faults = [], []
-    if section.model_size:
-        limits.append(_limit("model_size", "model_size_bytes", parse_bytes(section.model_size), section.model_size))
-    if section.latency:
-        for key, given in (("p50", section.latency.p50), ("p95", section.latency.p95)):
-            if given:
-                limits.append(_limit(f"latency.{key}", f"latency_{key}_ms", parse_seconds(given) * 1e3, given))
-    if section.train_memory:
-        size = parse_bytes(section.train_memory)
-        limits.append(_limit("train_memory", "train_memory_bytes", size, section.train_memory))
-    if section.inference_memory:
-        size = parse_bytes(section.inference_memory)
-        limits.append(_limit("inference_memory", "inference_memory_bytes", size, section.inference_memory))
-    for key, given in (section.model_extra or {}).items():
-        metric = catalog.cost_metrics.get(key)
-        if metric is None:
-            known = dict.fromkeys([*BudgetSection.model_fields, *catalog.cost_metrics])
-            faults.append(Fault(f"budget.{key}", unknown_name("budget", key, known)))
-            continue
-        try:
-            limits.append(_limit(key, metric.columns[0], _quantity(given, metric.unit, metric.columns[0]), str(given)))
-        except ValueError as error:
-            faults.append(Fault(f"budget.{key}", str(error)))
-    return limits, faults
-
-
-def _limit(key: str, column: str, limit: float, given: str) -> BudgetLimit:
-    return BudgetLimit(key=key, column=column, limit=limit, given=given)
-
-
-def _quantity(given: object, unit: str, column: str) -> float:
-    if unit == "bytes":
-        return float(parse_bytes(given))
-    if unit == "seconds":
-        return parse_seconds(given) * (1e3 if column.endswith("_ms") else 1.0)
-    if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
-        raise ValueError(f"needs a number above 0, given {given!r}")
-    return float(given)
 
 
 def _on_device(hardware: Hardware, device: str) -> Hardware:
     if device == "cpu":
         return Hardware.probe_cpu()
     return Hardware.from_json({**hardware.to_json(), "device": device})
-
-
-def _local_model(name: str, folder: Path) -> ModelPlan:
-    if folder.is_file() and folder.suffix == ".gguf":
-        folder = converted(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{path} names no model_type; it is not the configuration of a transformers model")
-    weights = [*folder.glob("*.safetensors")]
-    if not weights:
-        unsafe = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5")]
-        hint = (
-            f"; {unsafe[0].name} is a format that can carry code and is not read: convert it to safetensors"
-            if unsafe
-            else ""
-        )
-        raise ModelError(f"{folder} holds no *.safetensors weights{hint}")
-    return ModelPlan(
-        name=name, path=str(folder), config=config, size_bytes=sum(file.stat().st_size for file in weights)
-    )
-
-
-def _hub_model(name: str) -> ModelPlan:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = name.partition("@")
-    try:
-        path = hf_hub_download(repository, "config.json", revision=revision or None)
-    except HFValidationError:
-        raise ModelError(
-            f"{name!r} is neither a folder here, nor a hub id (owner/name), nor package://module/path"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
-            "folder or package://module/path"
-        ) from None
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
-    return ModelPlan(name=name, path=repository, revision=revision or None, config=config, size_bytes=0)
 
 
 def environment() -> dict[str, str]:

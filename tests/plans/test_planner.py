@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
-from autoft.plan import EFFORTS, TRAIN_SPACE, WIDE, Plan, make_plan, usable_positions
+from autoft.plans.efforts import EFFORTS, TRAIN_SPACE, WIDE
+from autoft.plans.plan import Plan
+from autoft.plans.planner import make_plan
+from autoft.plans.targets import usable_positions
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialResult, VariantResult
 from autoft.space import Categorical

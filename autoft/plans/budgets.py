@@ -1,0 +1,61 @@
+"""Limits on costs: what a budget states, and by how much figures exceed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autoft.errors import Fault, unknown_name
+from autoft.plans.plan import BudgetLimit
+from autoft.plugins import Catalog
+from autoft.quantities import parse_bytes, parse_seconds
+from autoft.recipe import BudgetSection
+
+__all__ = ["budget_limits", "violations"]
+
+
+def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[BudgetLimit], list[Fault]]:
+    """Return the limits on costs that a budget states, and what is wrong with those that cost metrics read."""
+    limits, faults = [], []
+    if section.model_size:
+        limits.append(_limit("model_size", "model_size_bytes", parse_bytes(section.model_size), section.model_size))
+    if section.latency:
+        for key, given in (("p50", section.latency.p50), ("p95", section.latency.p95)):
+            if given:
+                limits.append(_limit(f"latency.{key}", f"latency_{key}_ms", parse_seconds(given) * 1e3, given))
+    if section.train_memory:
+        size = parse_bytes(section.train_memory)
+        limits.append(_limit("train_memory", "train_memory_bytes", size, section.train_memory))
+    if section.inference_memory:
+        size = parse_bytes(section.inference_memory)
+        limits.append(_limit("inference_memory", "inference_memory_bytes", size, section.inference_memory))
+    for key, given in (section.model_extra or {}).items():
+        metric = catalog.cost_metrics.get(key)
+        if metric is None:
+            known = dict.fromkeys([*BudgetSection.model_fields, *catalog.cost_metrics])
+            faults.append(Fault(f"budget.{key}", unknown_name("budget", key, known)))
+            continue
+        try:
+            limits.append(_limit(key, metric.columns[0], _quantity(given, metric.unit, metric.columns[0]), str(given)))
+        except ValueError as error:
+            faults.append(Fault(f"budget.{key}", str(error)))
+    return limits, faults
+
+
+def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
+    """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
+    over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
+    return {key: value for key, value in over.items() if value > 0}
+
+
+def _limit(key: str, column: str, limit: float, given: str) -> BudgetLimit:
+    return BudgetLimit(key=key, column=column, limit=limit, given=given)
+
+
+def _quantity(given: object, unit: str, column: str) -> float:
+    if unit == "bytes":
+        return float(parse_bytes(given))
+    if unit == "seconds":
+        return parse_seconds(given) * (1e3 if column.endswith("_ms") else 1.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
+        raise ValueError(f"needs a number above 0, given {given!r}")
+    return float(given)

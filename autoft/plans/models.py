@@ -1,0 +1,109 @@
+"""Base models: found in folders, packages and on the hub, and looked at without loading their weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from autoft.data.sources import package_path
+from autoft.errors import DataError, ModelError, closest, first_line
+from autoft.gguf import converted
+from autoft.plans.plan import ModelPlan
+from autoft.pretrained import dense_folder
+
+__all__ = ["base_model", "earlier_model"]
+
+
+def base_model(name: str, base: Path) -> ModelPlan:
+    """Return the model that a recipe names.
+
+    Args:
+        name: a folder or a .gguf file, ``package://module/path``, or a hub id as ``owner/name@revision``.
+        base: folder that relative paths start from, before the working directory.
+
+    Raises:
+        ModelError: it cannot be found, or is no transformers model with safetensors weights.
+    """
+    if name.startswith("package://"):
+        try:
+            path = package_path(name)
+        except DataError as error:
+            raise ModelError(str(error)) from None
+        return _local_model(name, path)
+    for path in (base / name, Path(name).expanduser()):
+        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+            return _local_model(name, path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        parent = (base / name).parent
+        near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ModelError(f"no such folder: {name}{hint}")
+    return _hub_model(name)
+
+
+def earlier_model(name: str, base: Path) -> ModelPlan:
+    """Return the model that an earlier run left: the dense weights of the chosen trial, else of the default's.
+
+    Args:
+        name: the run's folder.
+        base: folder that relative paths start from, before the working directory.
+
+    Raises:
+        ModelError: there is no such folder, or it holds no such weights.
+    """
+    run = next((path for path in (base / name, Path(name).expanduser()) if path.is_dir()), None)
+    if run is None:
+        raise ModelError(f"no such folder: {name}; give the folder of a finished run, as runs/reviews")
+    found = dense_folder(run)
+    if found is None:
+        raise ModelError(
+            f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
+        )
+    return _local_model(name, found)
+
+
+def _local_model(name: str, folder: Path) -> ModelPlan:
+    if folder.is_file() and folder.suffix == ".gguf":
+        folder = converted(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{path} names no model_type; it is not the configuration of a transformers model")
+    weights = [*folder.glob("*.safetensors")]
+    if not weights:
+        unsafe = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5")]
+        hint = (
+            f"; {unsafe[0].name} is a format that can carry code and is not read: convert it to safetensors"
+            if unsafe
+            else ""
+        )
+        raise ModelError(f"{folder} holds no *.safetensors weights{hint}")
+    return ModelPlan(
+        name=name, path=str(folder), config=config, size_bytes=sum(file.stat().st_size for file in weights)
+    )
+
+
+def _hub_model(name: str) -> ModelPlan:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        path = hf_hub_download(repository, "config.json", revision=revision or None)
+    except HFValidationError:
+        raise ModelError(
+            f"{name!r} is neither a folder here, nor a hub id (owner/name), nor package://module/path"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = first_line(error)
+        raise ModelError(
+            f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
+            "folder or package://module/path"
+        ) from None
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    return ModelPlan(name=name, path=repository, revision=revision or None, config=config, size_bytes=0)

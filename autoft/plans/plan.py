@@ -1,0 +1,401 @@
+"""The plan of a run: all that is decided before the first trial, as the run folder keeps it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoft.contracts import State
+from autoft.errors import RunFolderError
+from autoft.quantities import format_seconds
+from autoft.rundir import RunRecord, TrialConfig, TrialResult, read_json
+from autoft.space import Domain, domain_from_json
+
+__all__ = [
+    "AuxiliaryPlan",
+    "BudgetLimit",
+    "ModelPlan",
+    "PipelinePlan",
+    "Plan",
+    "RefusalNote",
+    "Setting",
+    "StepPlan",
+    "TargetDevice",
+    "VariantPlan",
+    "epochs_again",
+    "plan_of",
+    "read_plan",
+]
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")
+
+
+class ModelPlan(_Plan):
+    """One base model: the recipe's name for it, where it is, and its configuration."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    config: dict[str, Any]
+    size_bytes: int
+    """Of its weights on disk; 0 where they are not on disk yet."""
+
+
+class PipelinePlan(_Plan):
+    """A legal chain of base quantization and adapter."""
+
+    name: str
+    quantizer: str | None
+    adapter: str
+    leaves: State = "dense"
+    """What the trained model is, and compressions start from."""
+
+
+class StepPlan(_Plan):
+    """One compressor of a variant and its parameters."""
+
+    strategy: str
+    params: dict[str, str | int | float | bool | None] = {}
+    label: str = ""
+    """Its name, with the parameters that the recipe gives."""
+    weight_format: str = ""
+    """How a later step quantizes, where this one goes by it: the same step before another one is not the same."""
+
+
+class VariantPlan(_Plan):
+    """A legal chain of compressors, applied to every trained model."""
+
+    name: str
+    chain: list[StepPlan]
+    trains: bool = False
+    """A step trains the model again: it is made of the best trial alone, where a variant that does not can fit."""
+    rescues: str = ""
+    """Name of the variant that quantizes alike without training for it; empty for variants that are made in any case."""
+    starts: list[State] = ["dense"]
+    """From which states of a trained model the chain can start."""
+
+    @property
+    def beginnings(self) -> list[str]:
+        """By step, what the chain is up to there: what two variants have in common of these is done once."""
+        steps = [step.model_dump_json(exclude={"label"}) for step in self.chain]
+        return ["+".join(steps[: count + 1]) for count in range(len(steps))]
+
+    @property
+    def teachers(self) -> int:
+        """Of how many trials the models are wanted to learn from."""
+        return max((int(step.params.get("teachers") or 1) for step in self.chain), default=1)
+
+
+class AuxiliaryPlan(_Plan):
+    """A further task that is trained along."""
+
+    task: str
+    options: dict[str, str | int | float | bool | None]
+    weight: float
+    facts: dict[str, Any] = {}
+    rows: int = 0
+    """Of its training split."""
+
+
+class BudgetLimit(_Plan):
+    """A limit on a column: ``latency.p50`` limits ``latency_p50_ms``."""
+
+    key: str
+    column: str
+    limit: float
+    given: str
+
+
+class TargetDevice(_Plan):
+    """The device that models are for, where it is not the machine that searches."""
+
+    name: str
+    cpu: str
+    threads: int
+    memory_bytes: int
+    milliseconds: dict[str, list[float]]
+    """By workload, as its profile says."""
+    scales: dict[str, float] = {}
+    """By workload, how many times as long it takes there as here; empty until this machine is measured."""
+
+    @property
+    def text(self) -> str:
+        """What a reader has to know of figures for this device."""
+        scales = ", ".join(f"{scale:.3g} ({name})" for name, scale in self.scales.items())
+        cpu = f" ({self.cpu}, {self.threads} thread{'s' if self.threads > 1 else ''})" if self.cpu else ""
+        return (
+            f"Latency is told for {self.name}{cpu}: measured on this machine, times {scales}, as its profile says. "
+            "Measure the model there before you rely on it."
+        )
+
+
+class Setting(_Plan):
+    """A pipeline with its parameters, by full name, that did well elsewhere; ``model`` where it was one of a certain name."""
+
+    pipeline: str
+    params: dict[str, str | int | float | bool | None]
+    model: str = ""
+
+
+class RefusalNote(_Plan):
+    """What is not used, and why."""
+
+    what: str
+    reason: str
+
+
+class Plan(_Plan):
+    """All that is decided before the first trial. Plain JSON: workers rebuild it from the run folder."""
+
+    autoft: str
+    name: str
+    task: str
+    notice: str = ""
+    """What everybody has to read first of the task's models."""
+    options: dict[str, str | int | float | bool | None]
+    auxiliary: list[AuxiliaryPlan] = []
+    models: list[ModelPlan]
+    init_from: str | None = None
+    """Name of the model that an earlier run left, among the models."""
+    like: str | None = None
+    """Folder of an earlier run whose best configurations are tried early."""
+    known: list[Setting] = []
+    """These configurations."""
+    pipelines: list[PipelinePlan]
+    variants: list[VariantPlan]
+    rescues: list[VariantPlan] = []
+    """Variants that are made only where the one that each rescues is too much worse than the uncompressed model."""
+    space: dict[str, dict[str, Any]]
+    """Domains by parameter, as JSON; ``model`` and ``pipeline`` among them."""
+    origins: dict[str, str]
+    """By parameter: ``recipe``, ``effort: balanced``, ``default`` or the strategy's name."""
+    illegal: list[tuple[str, str, str]] = []
+    """Pairs of model and pipeline that cannot go together, and why."""
+    unsuited: list[tuple[str, str, str]] = []
+    """Pairs of pipeline and chain of regularizers that cannot go together, and why."""
+    refusals: list[RefusalNote]
+    warnings: list[str]
+    objective: str
+    objectives: list[str]
+    metrics: dict[str, dict[str, bool]]
+    budget: list[BudgetLimit]
+    time_limit: float
+    """Of the whole command, in seconds; infinite until a multiple is known in seconds."""
+    time_multiple: float | None = None
+    """The limit as a multiple of one default training, where the recipe gives it so."""
+    trials_limit: int | None
+    request: dict[str, int | None]
+    """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
+    target: TargetDevice | None = None
+    effort: str
+    sampler: str
+    early_stopping: str
+    validation_rows: int | None = None
+    """Rows that a validation within a training reads at most; None for all."""
+    seed: int
+    tolerance: float
+    finalist_seeds: int
+    folds: int = 1
+    ensemble: int = 0
+    storage_bytes: int
+    trackers: list[str] = []
+    """Where trials are logged to as well."""
+    workers: int
+    together: int = 1
+    """How many LoRA trials of one model a worker trains at once, at most."""
+    threads: int
+    device: str
+    trust_remote_code: bool
+    hardware: dict[str, Any]
+    environment: dict[str, str]
+    facts: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+
+    @property
+    def time_text(self) -> str:
+        """The time limit in words."""
+        times = f"{self.time_multiple:g} times one default training" if self.time_multiple else ""
+        if math.isinf(self.time_limit):
+            return times
+        return f"{format_seconds(self.time_limit)}" + (f" ({times})" if times else "")
+
+    def rows_of_validation(self, there: int) -> int:
+        """Return how many of the rows that are there a validation within a training reads."""
+        return there if self.validation_rows is None else min(there, self.validation_rows)
+
+    def domain(self, name: str) -> Domain:
+        """Return the domain of a parameter."""
+        return domain_from_json(self.space[name])
+
+    def model(self, name: str) -> ModelPlan:
+        """Return the model that the recipe names so."""
+        return next(model for model in self.models if model.name == name)
+
+    def pipeline(self, name: str) -> PipelinePlan:
+        """Return the pipeline of this name."""
+        return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
+
+    def variants_of(self, pipeline: str, *, rescues: bool = False) -> list[VariantPlan]:
+        """Return the compressions of models that a pipeline trains, and on demand those that rescue others of them."""
+        offered = self.every_variant if rescues else self.variants
+        return [variant for variant in offered if self.pipeline(pipeline).leaves in variant.starts]
+
+    def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
+        """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
+        chain = self.pipeline(pipeline)
+        prefixes = {"train", "task", "auxiliary", chain.adapter, chain.quantizer, *(augment or "").split("+")}
+        prefixes.update((regularize or "").split("+"))
+        names = [name for name in self.space if name not in {"model", "pipeline"}]
+        return [name for name in names if name in {"augment", "regularize"} or name.split(".", 1)[0] in prefixes]
+
+    def unfit(self, model: str, pipeline: str, regularize: object) -> str | None:
+        """Return why a model, a pipeline and a chain of regularizers cannot go together, or None."""
+        pairs = [*self.illegal, *self.unsuited]
+        reasons = {(one, other): reason for one, other, reason in pairs}
+        return reasons.get((model, pipeline)) or reasons.get((pipeline, str(regularize)))
+
+    def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
+        """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
+        chosen: list[str | None] = []
+        for name in ("augment", "regularize"):
+            domain = self.domain(name) if name in self.space else None
+            kept = domain is not None and domain.contains(changes.get(name))
+            chosen.append(None if domain is None else str(changes[name] if kept else domain.default))
+        params = {name: self.domain(name).default for name in self.parameters(pipeline, *chosen)}
+        for name, value in changes.items():
+            if name in params and self.domain(name).contains(value):
+                params[name] = value
+        return params
+
+    def default_config(self) -> TrialConfig:
+        """Return trial 0: the plain default fine-tune of the first model, the report's yardstick."""
+        names = [pipeline.name for pipeline in self.pipelines]
+        pipeline = "full" if "full" in names else names[0]
+        return TrialConfig(
+            number=0,
+            kind="default",
+            model=self.models[0].name,
+            pipeline=pipeline,
+            params=self.default_params(pipeline),
+            seed=self.seed,
+        )
+
+    def auxiliary_steps(self, params: Mapping[str, Any]) -> list[float]:
+        """Return how many steps of each auxiliary task there are for each step of the plan's own.
+
+        Tasks are drawn in proportion to ``rows ** (1 / temperature)``: 1 is by size, a high temperature makes all alike
+        (Arivazhagan et al. 2019, arXiv:1907.05019, section 4.1).
+        """
+        if not params.get("auxiliary.weight"):
+            return [0.0] * len(self.auxiliary)
+        own = max(1, int(self.data["sizes"]["train"]))
+        return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
+
+    @property
+    def train_memory(self) -> float | None:
+        """The bytes that a training may take, or None where the budget does not say."""
+        return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
+
+    @property
+    def every_variant(self) -> list[VariantPlan]:
+        """The variants, and those that may be made in addition."""
+        return [*self.variants, *self.rescues]
+
+    @property
+    def teachers(self) -> int:
+        """Of how many trials the models are wanted for one that learns from them."""
+        return max((variant.teachers for variant in self.every_variant), default=1)
+
+    def trained_again(self, result: TrialResult) -> list[VariantPlan]:
+        """Return the variants with a training that are due for a trial, those that it has already left out."""
+        lost, there = self.lost(result), {variant.name for variant in result.variants}
+        offered = self.variants_of(result.config.pipeline, rescues=True)
+        wanted = [variant for variant in offered if variant.trains and (not variant.rescues or variant.rescues in lost)]
+        return [variant for variant in wanted if variant.name not in there]
+
+    def lost(self, result: TrialResult) -> dict[str, float]:
+        """Return by how much quantization makes a trial's model worse, by variant that could be rescued.
+
+        Those within ``tolerance`` of the uncompressed model (its share, above 1) and those over the budget are left out.
+        """
+        sign = 1 if self.higher_is_better else -1
+        plain = (variant.validation for variant in result.variants if variant.name == "none" and variant.validation)
+        whole = next(plain, result.validation).get(self.objective, math.nan)
+        lost = {
+            variant.name: sign * (whole - variant.validation.get(self.objective, math.nan))
+            for variant in result.variants
+            if variant.state == "complete" and any(variant.name == other.rescues for other in self.rescues)
+        }
+        # Comparisons with what is no number are false.
+        slack = self.tolerance * max(1.0, abs(whole)) + 1e-9
+        return {name: by for name, by in lost.items() if by > slack}
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the objective."""
+        return self.metrics[self.objective]["higher_is_better"]
+
+    def with_data(self, facts: Mapping[str, Any], data: Mapping[str, Any], warnings: Iterable[str]) -> Plan:
+        """Return the plan completed by what the data says."""
+        update = {"facts": dict(facts), "data": dict(data), "warnings": [*self.warnings, *warnings]}
+        return self.model_copy(update=update)
+
+    def with_auxiliary(self, known: Sequence[tuple[Mapping[str, Any], int]], warnings: Iterable[str]) -> Plan:
+        """Return the plan completed by the facts and the training rows of each auxiliary task."""
+        auxiliary = [
+            one.model_copy(update={"facts": dict(facts), "rows": rows})
+            for one, (facts, rows) in zip(self.auxiliary, known, strict=True)
+        ]
+        return self.model_copy(update={"auxiliary": auxiliary, "warnings": [*self.warnings, *warnings]})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read the plan of a run folder.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    return _checked_plan(read_json(path), path)
+
+
+def plan_of(record: RunRecord) -> Plan:
+    """Return the plan of a record.
+
+    Raises:
+        RunFolderError: the record's plan is none.
+    """
+    return _checked_plan(record.plan, record.path / "plan.json")
+
+
+def _checked_plan(value: object, path: Path) -> Plan:
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunFolderError(
+            f"{path}: is damaged (at {where!r}: {first['msg']}); it is not a plan of autoft"
+        ) from error
+
+
+ROUNDED = 2.5
+"""What an epoch takes at most with rounded numbers, as a share of one without: matrices are rounded in each pass."""
+
+
+def epochs_again(variants: Iterable[VariantPlan], done: Iterable[str] = ()) -> float:
+    """Return how many epochs variants train again together; what they begin alike counts once, and ``done`` not at all.
+
+    One with rounded numbers counts for as many as it takes the time of.
+    """
+    steps = {
+        beginning: int(step.params.get("epochs") or 0) * (ROUNDED if step.weight_format else 1.0)
+        for variant in variants
+        for beginning, step in zip(variant.beginnings, variant.chain, strict=True)
+    }
+    return sum(steps.values()) - sum(steps.get(beginning, 0) for beginning in set(done))
