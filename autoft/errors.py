@@ -20,6 +20,7 @@ Each message says where, what is allowed, what was given and, for names, the clo
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,8 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
+        # Of a value without end its begin says what it is.
+        text = re.sub(r"(\S{60})\S{300,}", r"\1…", text)
         text = f"{self.place}: {text}" if self.place else text
         return "\n".join([text, *(f"  {line}" for line in self.excerpt.splitlines())])
 

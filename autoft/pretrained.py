@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
-from autoft.errors import ModelError, first_line
+from autoft.errors import DataError, ModelError, first_line
+from autoft.paths import named_path, package_path
 from autoft.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
@@ -83,10 +84,16 @@ def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     """
     path = name
     if name.startswith("package://"):
-        path = str(_in_package(name))
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir():
-        folder = Path(name).expanduser().absolute()
-        if not (folder / "config.json").is_file():
+        try:
+            found = package_path(name)
+        except DataError as error:
+            raise ModelError(str(error)) from None
+        if not (found / "config.json").is_file():
+            raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
+        path = str(found)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name):
+        folder = named_path(name, Path.cwd())
+        if folder is None or not (folder / "config.json").is_file():
             raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
         path = str(folder)
     return ModelSource(name, path, trust_remote_code=trust_remote_code)
@@ -135,19 +142,6 @@ def trained_by(source: ModelSource) -> str | None:
     """Return the task that a model was trained for, where autoft wrote it; None of other models."""
     task = read_json(Path(source.path) / "autoft.json", missing={}).get("task")
     return str(task) if task else None
-
-
-def _in_package(name: str) -> Path:
-    module, _, inside = name.removeprefix("package://").partition("/")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = (Path(folder) / inside).resolve()
-        if path.is_relative_to(Path(folder).resolve()) and (path / "config.json").is_file():
-            return path
-    raise ModelError(f"{name}: there is no model; is the package installed that provides the module {module!r}?")
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -24,7 +24,7 @@ import torch
 import yaml
 from reviews import MODEL, Bench, difference
 
-from autoft.data.sources import package_path
+from autoft.paths import package_path
 from autoft.plugins import load_plugins
 from autoft.processes import silence_libraries
 from autoft.testing.strategies import defaults

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from autoft.contracts import Augmenter, ModelSource, Row, Target, TaskContext
-from autoft.data.sources import package_path
 from autoft.hardware import Hardware
+from autoft.paths import package_path
 from autoft.plans.efforts import TRAIN_SPACE
 from autoft.plugins import load_plugins
 from autoft.processes import silence_libraries

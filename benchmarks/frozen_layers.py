@@ -32,7 +32,7 @@ def make_model(folder: Path, layers: int, width: int) -> Path:
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
-    from autoft.data.sources import package_path
+    from autoft.paths import package_path
 
     source = package_path(MODEL)
     known = json.loads((source / "config.json").read_text(encoding="utf-8"))

@@ -30,7 +30,6 @@ from typing import Any
 
 from autoft.contracts import Task
 from autoft.data.prepared import prepare_data
-from autoft.data.sources import package_path
 from autoft.estimates.probe import probe
 from autoft.estimates.served import write
 from autoft.estimates.setting import Setting, Work
@@ -46,6 +45,7 @@ from autoft.estimates.verdicts import (
     serving_setting,
 )
 from autoft.evaluation import measure_in_process, start_measuring
+from autoft.paths import package_path
 from autoft.plugins import Catalog, load_plugins
 from autoft.processes import silence_libraries
 from autoft.recipe import DataSection

@@ -19,8 +19,8 @@ import numpy as np
 from autoft.contracts import Adapter, ModelSource, Regularizer, Target, TaskContext
 from autoft.data.features import encoded
 from autoft.data.rows import Split
-from autoft.data.sources import package_path
 from autoft.hardware import Hardware
+from autoft.paths import package_path
 from autoft.plans.efforts import TRAIN_SPACE
 from autoft.plugins import load_plugins
 from autoft.training import Augmentation, Regularization, TrainOutcome, train

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from autoft.errors import MANY, first_line, unknown_name
+from autoft.errors import MANY, Fault, RecipeError, first_line, unknown_name
 
 
 def test_few_names_are_all_listed():
@@ -19,3 +19,10 @@ def test_of_many_names_only_the_nearest_are_listed():
 def test_the_first_line_of_an_error_says_something_whatever_it_holds():
     errors = [ValueError("\n a shape:\n  (2, 3)"), NotImplementedError(), OSError(2, "No such file")]
     assert [first_line(error) for error in errors] == ["a shape", "NotImplementedError", "[Errno 2] No such file"]
+
+
+def test_a_value_without_end_is_told_by_its_begin():
+    long = RecipeError([Fault("model", f"no such folder: {'x' * 5000}"), Fault("name", "y" * 300)])
+    assert "model: no such folder: xxxxx" in str(long)
+    assert len(str(long)) < 500
+    assert "y" * 300 in str(long)

@@ -15,6 +15,7 @@ from autoft.contracts import Column, TaskCard
 from autoft.data.rows import Mask, count_of_rows, shortened
 from autoft.data.sources import load_source, source_path
 from autoft.errors import DataError, unknown_name
+from autoft.paths import named_path
 
 __all__ = [
     "FILE_KINDS",
@@ -323,7 +324,8 @@ def with_files(table: pa.Table, card: TaskCard, source: str, base: Path, where: 
 def _first_file(value: str | None, folders: Sequence[Path]) -> str | None:
     if value is None:
         return None
-    return next((str(path.absolute()) for folder in folders if (path := folder / value).is_file()), None)
+    path = named_path(value, *folders)
+    return str(path.absolute()) if path is not None and path.is_file() else None
 
 
 def roomy(table: pa.Table) -> pa.Table:

@@ -307,16 +307,27 @@ def _json_table(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> pa.Ta
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(path).read()
+    return _sound(pyarrow.parquet.ParquetFile(path).read())
 
 
 def _read_arrow(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as file:
         try:
-            return pa.ipc.open_file(file).read_all()
+            table = pa.ipc.open_file(file).read_all()
         except pa.ArrowInvalid:
             file.seek(0)
-            return pa.ipc.open_stream(file).read_all()
+            table = pa.ipc.open_stream(file).read_all()
+        return _sound(table)
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    """Return the table once all of it is known to be readable; Arrow takes a file at its word until a value is asked for.
+
+    Raises:
+        pyarrow.ArrowInvalid: text that is not UTF-8, or values beyond the end of their buffer.
+    """
+    table.validate(full=True)
+    return table
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ import pyarrow as pa
 from autoft.data.files import allowed_kinds, is_data_file, kind_of, read_file
 from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
+from autoft.paths import named_path, near_name, package_path
 
-__all__ = ["hub_parts", "load_source", "package_path", "source_path"]
+__all__ = ["hub_parts", "load_source", "source_path"]
 
 
 def load_source(source: str, *, base: Path, where: str) -> pa.Table:
@@ -40,37 +41,6 @@ def load_source(source: str, *, base: Path, where: str) -> pa.Table:
         return _checked(_read(source, base), source)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error.__cause__
-
-
-def package_path(source: str) -> Path:
-    """Return the file or folder that ``package://module/path`` names, without importing the package.
-
-    Raises:
-        DataError: the form is wrong, the package is not installed, or it holds no such path.
-    """
-    rest = source.removeprefix("package://")
-    module, _, inside = rest.partition("/")
-    if not source.startswith("package://") or not module.isidentifier() or not inside.strip("/"):
-        raise DataError(f"{source}: needs the form package://module/path/in/the/package")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise DataError(
-            f"{source}: the Python package that provides the module {module!r} is not installed here; "
-            f"pip install it ({module.replace('_', '-')} may be its name)"
-        )
-    folders = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
-    if not folders:
-        raise DataError(f"{source}: {module!r} is a module of a single file and holds no data")
-    for folder in folders:
-        path = (folder / inside).resolve()
-        if not path.is_relative_to(folder):
-            raise DataError(f"{source}: the path leaves the package")
-        if path.exists():
-            return path
-    raise DataError(f"{source}: the package has no such path{_near_file(folders[0] / inside)}")
 
 
 def _read(source: str, base: Path) -> pa.Table:
@@ -97,22 +67,12 @@ def source_path(source: str, base: Path) -> Path:
         near = closest(scheme, ["hub", "package"])
         hint = f" Did you mean {near}://?" if near else ""
         raise DataError(f"{source}: allowed are a local path, hub:// and package://; given {scheme}://.{hint}")
-    path = Path(source).expanduser()
-    tried = [base / path, Path.cwd() / path]
-    for candidate in tried:
-        if candidate.exists():
-            return candidate
+    found = named_path(source, base, Path.cwd())
+    if found is not None:
+        return found
+    tried = [folder / os.path.expanduser(source) for folder in (base, Path.cwd())]
     folders = " and ".join(dict.fromkeys(str(candidate.parent) for candidate in tried))
-    raise DataError(f"no such file: {source} (looked in {folders}){_near_file(*tried)}")
-
-
-def _near_file(*paths: Path) -> str:
-    for path in paths:
-        if path.parent.is_dir():
-            near = closest(path.name, [entry.name for entry in path.parent.iterdir()])
-            if near:
-                return f"; did you mean {near!r}?"
-    return ""
+    raise DataError(f"no such file: {source} (looked in {folders}){near_name(*tried)}")
 
 
 def _read_folder(folder: Path) -> pa.Table:
@@ -214,8 +174,7 @@ def _checked(table: pa.Table, source: str) -> pa.Table:
 
 def _plain(table: pa.Table, source: str) -> pa.Table:
     """Return the table with class names for class numbers, and without dictionary and extension types."""
-    metadata = (table.schema.metadata or {}).get(b"huggingface")
-    features = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
+    features = _features(table, source)
     columns = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_dictionary(column.type):
@@ -229,11 +188,22 @@ def _plain(table: pa.Table, source: str) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
+def _features(table: pa.Table, source: str) -> dict[str, Any]:
+    """Return what the ``datasets`` library wrote of the columns, if it wrote the table."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(metadata).get("info", {}).get("features", {})
+        return dict(features or {})
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{source}: what the datasets library says of the columns is damaged; save it again") from error
+
+
 def _class_names(feature: Any) -> list[str] | None:
     if not isinstance(feature, dict):
         return None
     if feature.get("_type") == "ClassLabel":
-        return feature.get("names")
+        names = feature.get("names")
+        return names if isinstance(names, list) else None
     if feature.get("_type") in {"List", "LargeList", "Sequence"}:
         return _class_names(feature.get("feature"))
     return None

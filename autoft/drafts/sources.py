@@ -11,8 +11,8 @@ from pathlib import Path
 
 from autoft.data.files import is_data_file
 from autoft.data.rows import SPLITS
-from autoft.data.sources import package_path
 from autoft.errors import DataError, closest
+from autoft.paths import package_path
 
 __all__ = ["Sources", "find_sources"]
 

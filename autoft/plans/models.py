@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autoft.data.sources import package_path
 from autoft.errors import DataError, ModelError, closest, first_line
 from autoft.gguf import converted
+from autoft.paths import named_path, package_path
 from autoft.plans.plan import ModelPlan
 from autoft.pretrained import dense_folder
 
@@ -30,9 +30,9 @@ def base_model(name: str, base: Path) -> ModelPlan:
         except DataError as error:
             raise ModelError(str(error)) from None
         return _local_model(name, path)
-    for path in (base / name, Path(name).expanduser()):
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-            return _local_model(name, path)
+    local = named_path(name, base, Path())
+    if local is not None and (local.is_dir() or local.suffix == ".gguf"):
+        return _local_model(name, local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         parent = (base / name).parent
         near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
@@ -51,8 +51,8 @@ def earlier_model(name: str, base: Path) -> ModelPlan:
     Raises:
         ModelError: there is no such folder, or it holds no such weights.
     """
-    run = next((path for path in (base / name, Path(name).expanduser()) if path.is_dir()), None)
-    if run is None:
+    run = named_path(name, base, Path())
+    if run is None or not run.is_dir():
         raise ModelError(f"no such folder: {name}; give the folder of a finished run, as runs/reviews")
     found = dense_folder(run)
     if found is None:

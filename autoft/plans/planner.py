@@ -29,6 +29,7 @@ from autoft.device import read_profile
 from autoft.errors import Fault, ModelError, RunFolderError, unknown_name
 from autoft.hardware import Hardware
 from autoft.optimizers import refused_optimizers
+from autoft.paths import named_path
 from autoft.plans.budgets import budget_limits
 from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
 from autoft.plans.models import base_model, earlier_model
@@ -299,7 +300,8 @@ class _Planner:
         name = self.recipe.search.like
         if name is None:
             return None
-        run = next((path for path in (self.base / name, Path(name).expanduser()) if path.is_dir()), None)
+        run = named_path(name, self.base, Path())
+        run = run if run is not None and run.is_dir() else None
         try:
             task = read_json(run / "plan.json")["task"] if run else None
         except (RunFolderError, KeyError, TypeError):

@@ -8,17 +8,20 @@ import json
 import math
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.data.sources import load_source, package_path
+from autoft.data.sources import load_source
 from autoft.errors import DataError
+from autoft.paths import package_path
 
 
 def write_csv(path: Path, rows, head=("text", "label"), delimiter=",") -> Path:
@@ -472,3 +475,27 @@ def test_a_package_without_the_data_is_told(source, words, package):
     message = fault(source)
     assert source in message
     assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_binary_file_with_any_byte_changed_is_read_whole_or_told_in_a_sentence(kind, tmp_path):
+    rows = [{"text": f"row {i}", "label": i % 2, "tags": ["a", "b"][: i % 3]} for i in range(9)]
+    table = pa.Table.from_pylist(rows)
+    path, read = tmp_path / f"r.{kind}", 0
+    if kind == "arrow":
+        pyarrow.feather.write_feather(table, str(path), compression="uncompressed")
+    else:
+        pq.write_table(table, path)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with suppress(DataError):
+            read += len(load(path).to_pylist()) > 0
+    assert 0 < read < len(whole)
+
+
+def test_damaged_notes_of_the_datasets_library_are_told(tmp_path):
+    for notes in ("{", "[]", '{"info": 1}', '{"info": {"features": 3}}'):
+        table = pa.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": notes})
+        pq.write_table(table, tmp_path / "r.parquet")
+        assert "what the datasets library says of the columns is damaged" in fault(tmp_path / "r.parquet")

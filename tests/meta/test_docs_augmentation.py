@@ -182,8 +182,8 @@ def test_the_examples_of_the_model_are_what_it_says():
     import json
 
     from autoft.contracts import ModelSource, Target, TaskContext
-    from autoft.data.sources import package_path
     from autoft.hardware import Hardware
+    from autoft.paths import package_path
     from autoft.plugins import load_plugins
 
     pytest.importorskip("cognition")

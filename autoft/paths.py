@@ -1,0 +1,62 @@
+"""Files and folders by the words that a user has for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from autoft.errors import DataError, closest
+
+__all__ = ["named_path", "near_name", "package_path"]
+
+
+def named_path(name: str, *folders: Path) -> Path | None:
+    """Return the file or folder that a relative name names in the first of these folders that has it, or None.
+
+    An absolute name, or one that begins with ``~``, is itself in any folder. What no file can be called, too long or with
+    a null character in it, names none; pathlib raises there.
+    """
+    expanded = os.path.expanduser(name)
+    return next((folder / expanded for folder in folders if os.path.exists(folder / expanded)), None)
+
+
+def package_path(source: str) -> Path:
+    """Return the file or folder that ``package://module/path`` names, without importing the package.
+
+    Raises:
+        DataError: the form is wrong, the package is not installed, or it holds no such path.
+    """
+    rest = source.removeprefix("package://")
+    module, _, inside = rest.partition("/")
+    if not source.startswith("package://") or not module.isidentifier() or not inside.strip("/") or "\0" in inside:
+        raise DataError(f"{source}: needs the form package://module/path/in/the/package")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise DataError(
+            f"{source}: the Python package that provides the module {module!r} is not installed here; "
+            f"pip install it ({module.replace('_', '-')} may be its name)"
+        )
+    folders = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()]
+    if not folders:
+        raise DataError(f"{source}: {module!r} is a module of a single file and holds no data")
+    for folder in folders:
+        path = (folder / inside).resolve()
+        if not path.is_relative_to(folder):
+            raise DataError(f"{source}: the path leaves the package")
+        if os.path.exists(path):
+            return path
+    raise DataError(f"{source}: the package has no such path{near_name(folders[0] / inside)}")
+
+
+def near_name(*paths: Path) -> str:
+    """Return the end of a message about paths that are not there: the most similar name beside one of them, or nothing."""
+    for path in paths:
+        if path.parent.is_dir():
+            near = closest(path.name, [entry.name for entry in path.parent.iterdir()])
+            if near:
+                return f"; did you mean {near!r}?"
+    return ""
