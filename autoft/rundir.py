@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import filelock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from autoft.errors import RunFolderError, first_line
 
@@ -272,6 +272,16 @@ class RunRecord(_Record):
     augmented: dict[int, dict[str, Any]] = {}
     """By trial with augmentation, ``{"augment": name, "samples": [{"role", "before", "after"}]}``."""
 
+    @model_validator(mode="after")
+    def _chosen_is_there(self) -> RunRecord:
+        chosen = self.selection
+        if chosen is not None and not any(
+            trial.number == chosen.trial and any(variant.name == chosen.variant for variant in trial.variants)
+            for trial in self.trials
+        ):
+            raise ValueError(f"{chosen.variant} of trial {chosen.trial} is chosen, and no such trial is there")
+        return self
+
     def trial(self, number: int) -> TrialResult:
         """Return the trial with this number."""
         return next(trial for trial in self.trials if trial.number == number)
@@ -478,24 +488,29 @@ def read_run(path: str | Path) -> RunRecord:
 
     try:
         recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RunFolderError(f"{run.recipe}: is damaged ({first_line(error)})") from error
     selection = run.path / "selection.json"
     final = run.path / "final.json"
     trials = run.results()
     augmented = {trial.number: run.augmented(trial.number) for trial in trials}
-    return RunRecord(
-        path=run.path,
-        recipe=recipe,
-        plan=read_json(run.plan),
-        baselines=read_json(run.path / "baselines.json", missing={}),
-        trials=trials,
-        augmented={number: read_json(path) for number, path in augmented.items() if path.is_file()},
-        selection=_read_model(selection, Selection) if selection.is_file() else None,
-        final=_read_model(final, Final) if final.is_file() else None,
-        forecast=read_json(run.path / "forecast.json", missing={}),
-        importance=read_json(run.path / "importance.json", missing={}),
-    )
+    try:
+        return RunRecord(
+            path=run.path,
+            recipe=recipe,
+            plan=read_json(run.plan),
+            baselines=read_json(run.path / "baselines.json", missing={}),
+            trials=trials,
+            augmented={number: read_json(path) for number, path in augmented.items() if path.is_file()},
+            selection=_read_model(selection, Selection) if selection.is_file() else None,
+            final=_read_model(final, Final) if final.is_file() else None,
+            forecast=read_json(run.path / "forecast.json", missing={}),
+            importance=read_json(run.path / "importance.json", missing={}),
+        )
+    except ValidationError as error:
+        field, *inner = error.errors()[0]["loc"] or ("selection",)
+        file = run.recipe if field == "recipe" else run.path / f"{field}.json"
+        raise _damaged(augmented[int(inner[0])] if field == "augmented" else file, error) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -529,7 +544,7 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
         if missing is not None:
             return missing
         raise RunFolderError(f"{path}: is missing; the run folder is damaged") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(
             f"{path}: is damaged ({first_line(error)}); delete this file to have that part done again"
         ) from error
@@ -598,11 +613,15 @@ def _read_model(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise RunFolderError(
-            f"{path}: is damaged (at {where!r}: {error.errors()[0]['msg']}); "
-            "delete this file to have that part done again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: ValidationError) -> RunFolderError:
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    return RunFolderError(
+        f"{path}: is damaged (at {where!r}: {fault['msg']}); delete this file to have that part done again"
+    )
 
 
 def _cell(value: object) -> object:

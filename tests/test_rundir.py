@@ -177,3 +177,25 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
         (partial / "other").write_text("new")
     assert sorted(path.name for path in folder.iterdir()) == ["other"]
     assert [path.name for path in folder.parent.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("importance.json", "false", "importance"),
+        ("baselines.json", "[]", "baselines"),
+        ("recipe.yaml", "- a list", "recipe"),
+        ("plan.json", "[" * 100_000, "recursion"),
+        ("selection.json", '{"trial": 7, "variant": "none", "objective": "accuracy", "reason": ""}', "of trial 7"),
+        ("selection.json", '{"trial": 1, "variant": "onnx", "objective": "accuracy", "reason": ""}', "onnx of trial 1"),
+    ],
+)
+def test_a_file_that_says_something_else_than_it_should_is_named(run, name, content, told):
+    write_json(run.plan, {})
+    run.recipe.write_text("task: t\n")
+    run.write_result(result(1))
+    assert read_run(run.path).trials[0].number == 1
+    (run.path / name).write_text(content)
+    with pytest.raises(RunFolderError, match=told) as caught:
+        read_run(run.path)
+    assert str(caught.value).startswith(str(run.path / name))
