@@ -663,6 +663,26 @@ def test_rows_that_were_given_up_leave_room():
     assert asyncio.run(go()) == [{"square": n * n} for n in (1, 4, 5)]
 
 
+def test_a_panic_in_the_model_does_not_end_the_server():
+    class Panic(BaseException):
+        """As the tokenizers raise where Rust panics."""
+
+    def predict(rows):
+        if 13 in rows:
+            raise Panic
+        return squares(rows)
+
+    async def go():
+        batcher = Batcher(predict, batch_size=8, wait=0.0, capacity=9)
+        batcher.start()
+        first = await asyncio.wait_for(batcher.submit([1, 13]), 5)
+        then = await asyncio.wait_for(batcher.submit([2]), 5)
+        await batcher.close()
+        return first, then
+
+    assert asyncio.run(go()) == ([{"square": 1}, Failure("model")], [{"square": 4}])
+
+
 def test_halves_are_tried_when_what_a_failed_batch_computed_is_freed():
     class Activations:
         pass

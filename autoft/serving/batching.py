@@ -187,7 +187,8 @@ class Batcher:
             if len(found) != len(rows):
                 raise RuntimeError(f"the model gave {len(found)} predictions for {len(rows)} rows")
             return list(found)
-        except Exception as error:
+        # A panic of the tokenizers, which are written in Rust, is no Exception; nothing may end the thread.
+        except BaseException as error:
             if len(rows) == 1:
                 if isinstance(error, DataError):
                     return [Failure("row", str(error))]
