@@ -346,11 +346,53 @@ def test_entries_without_characters_count_too(shelf):
     assert ask(make_app(tagger, TINY), {"tokens": ["a"] * 40}).status_code == 200
     for entry in ("", 1):
         answer = ask(make_app(tagger, TINY), {"tokens": [entry] * 41})
-        assert (answer.status_code, "holds 41 characters" in answer.json()["detail"]) == (422, True), answer.text
+        assert (answer.status_code, "holds more than 40 characters" in answer.json()["detail"]) == (422, True), (
+            answer.text
+        )
 
 
 def test_json_of_any_depth_is_refused(classifier):
     assert ask(make_app(classifier), DEEP).status_code in {400, 422}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("tokens", [[]] * 50_000),
+        ("tokens", [[]] * 200_000),
+        ("options", {str(n): [] for n in range(9_000)}),
+        ("options", [{}] * 50_000),
+        ("texts", [1] * 50_000),
+        ("passage", {"contexts": [1] * 50_000}),
+        ("labels", [None] * 50_000),
+        ("messages", [1] * 50_000),
+    ],
+)
+def test_of_a_value_with_many_faults_the_first_is_looked_for(kind, value):
+    from pydantic import TypeAdapter, ValidationError
+
+    from autoft.contracts import Column
+    from autoft.serving.fields import _input_type
+
+    types = TypeAdapter(_input_type(Column("it", kind, "a column"), Limits()))
+    with pytest.raises(ValidationError) as caught:
+        types.validate_python(value, strict=True)
+    # One for each type that the value, or its first entry, might have had.
+    assert caught.value.error_count() <= 8
+
+
+def test_unknown_fields_are_told_up_to_a_point(classifier):
+    app = make_app(classifier)
+
+    def told(body):
+        return [error["message"] for error in ask(app, body).json()["errors"]]
+
+    few, many = ({"text": "a", **{f"k{n}": 1 for n in range(count)}} for count in (50, 5_000))
+    assert len(told(few)) == len(told({"rows": [few]})) == 50
+    assert len(told({"rows": [few] * 2})) == 100
+    assert (len(told({"rows": [few] * 3})), told({"rows": [few] * 3})[-1][:21]) == (101, "there are more faults")
+    assert told(many) == told({"rows": [few, many]}) == ["has 5001 fields; a row may have 1"]
+    assert told({"rows": [few], **many}) == ["has 5002 fields; a row may have 1"]
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes(classifier):

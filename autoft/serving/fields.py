@@ -5,14 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import itertools
+import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError, from_json
 from typing_extensions import NotRequired, TypedDict
 
@@ -23,11 +33,15 @@ from autoft.serving.limits import Limits
 
 __all__ = ["Fields", "Invalid", "Malformed", "fields_of"]
 
+log = logging.getLogger("autoft.serving")
+
 FILES = frozenset({"image", "audio"})
 """Kinds of columns whose value is a file: here its content in base64, never a path."""
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats of images that are taken, as Pillow calls them: none that starts another program or follows a reference."""
 SHOWN_NAMES = 12
+SHOWN_FAULTS = 100
+"""Of a request, at most: each takes a search for the nearest name, and a place in the answer."""
 SHOWN_EXAMPLES = 4
 PATIENCE = 10.0
 """Seconds after which no further demo row is tried: a large model that writes texts takes long for each."""
@@ -56,7 +70,7 @@ class Invalid(ValueError):
 class Passages(TypedDict):
     """Several texts that are read as one."""
 
-    contexts: list[str]
+    contexts: Quick[str]
 
 
 class Message(TypedDict):
@@ -73,19 +87,37 @@ class Keyed(TypedDict):
     value: str
 
 
+def _check_options(value: Any) -> Any:
+    """Tell the first option that is neither text nor number: as with lists, no other."""
+    wrong = (
+        next((k for k, v in value.items() if type(v) not in {str, int, float}), None)
+        if isinstance(value, dict)
+        else None
+    )
+    if wrong is not None:
+        raise PydanticCustomError("no_option", f"has to hold texts or numbers, and {wrong[:60]!r} is neither")
+    return value
+
+
+T = TypeVar("T")
+Quick = Annotated[list[T], Field(fail_fast=True)]
+"""A list whose first wrong entry is told and no other: a request may have millions of them."""
+
 KINDS: Mapping[str, Any] = {
     "text": str,
     "document": str,
     "prompt": str,
-    "texts": str | list[str],
-    "passage": str | list[str] | Passages,
+    "texts": str | Quick[str],
+    "passage": str | Quick[str] | Passages,
     "label": Label,
-    "labels": Label | list[Label],
+    "labels": Label | Quick[Label],
     "number": float,
-    "tokens": list[str | int | float] | str,
+    "tokens": Quick[str | int | float] | str,
     "option": str | int | float,
-    "options": list[str | int | float] | dict[str, str | int | float] | list[Keyed],
-    "messages": list[Message],
+    "options": Quick[str | int | float]
+    | Annotated[dict[str, str | int | float], BeforeValidator(_check_options)]
+    | Quick[Keyed],
+    "messages": Quick[Message],
 }
 """What a column of a kind holds in JSON. Columns of other kinds, as plugins have of their own, hold any JSON."""
 
@@ -137,6 +169,10 @@ class Fields:
             raise Invalid(
                 [("rows", f"holds {len(found['rows'])} rows; a request may have {self.limits.rows}")], many=True
             )
+        rows = found["rows"] if not single and isinstance(found["rows"], list) else []
+        for place, one in [("", found), *((f"rows[{i}]", row) for i, row in enumerate(rows))]:
+            if isinstance(one, dict) and len(one) > len(self.inputs) + SHOWN_FAULTS:
+                raise Invalid([(place, f"has {len(one)} fields; a row may have {len(self.inputs)}")])
         try:
             checked = (self.row if single else self.rows).validate_python(found)
         except ValidationError as error:
@@ -219,7 +255,8 @@ def _input_type(column: Column, limits: Limits) -> Any:
     elif column.kind in {"text", "document", "prompt"}:
         kind = Annotated[str, Field(max_length=limits.characters)]
     else:
-        kind = Annotated[KINDS.get(column.kind, Any), AfterValidator(_bounded(limits.characters))]
+        # Before its type is looked at, which takes much longer.
+        kind = Annotated[KINDS.get(column.kind, Any), BeforeValidator(_bounded(limits.characters))]
     kind = kind if column.required else kind | None
     summary = f"{column.summary}, in base64" if column.kind in FILES else column.summary
     return Annotated[kind, Field(description=summary)]
@@ -227,21 +264,24 @@ def _input_type(column: Column, limits: Limits) -> Any:
 
 def _bounded(limit: int) -> Any:
     def check(value: Any) -> Any:
-        count = _characters(value)
-        if count > limit:
-            raise PydanticCustomError("too_long", f"holds {count} characters; {limit} are allowed")
+        if any(count > limit for count in itertools.accumulate(_characters(value))):
+            raise PydanticCustomError("too_long", f"holds more than {limit} characters")
         return value
 
     return check
 
 
-def _characters(value: Any) -> int:
-    """Return the characters of a value; an entry of a list counts at least as one, for empty ones are work, too."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(len(key) + _characters(part) for key, part in value.items())
-    return sum(max(1, _characters(part)) for part in value) if isinstance(value, list) else 0
+def _characters(value: Any) -> Iterator[int]:
+    """Give the characters of each part of a value; what has none counts as one, for it is work, too."""
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            yield len(key)
+            yield from _characters(part)
+    elif isinstance(value, list) and value:
+        for part in value:
+            yield from _characters(part)
+    else:
+        yield max(1, len(value)) if isinstance(value, str) else 1
 
 
 def _file_type(kind: str, limits: Limits) -> Any:
@@ -359,6 +399,9 @@ def _faults(error: ValidationError, roles: Sequence[str], *, single: bool) -> li
     found: dict[str, list[str]] = {}
     for one in error.errors(include_url=False, include_context=False, include_input=False):
         place, inside = _place(one["loc"])
+        if place not in found and len(found) == SHOWN_FAULTS:
+            found[""] = [f"there are more faults; the first {SHOWN_FAULTS} are told"]
+            break
         kind = one["type"]
         if kind == "extra_forbidden" and not single and one["loc"][0] != "rows":
             message = "is not allowed beside 'rows'"
