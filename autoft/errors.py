@@ -9,7 +9,7 @@
     ├── PluginError             3   a task or strategy that is missing, broken or clashing
     ├── NothingFeasible         4   the search ended and nothing fits the budget
     ├── RunFolderError          5   a run folder that is busy, damaged, full or of another recipe
-    ├── ServingError            5   a server that cannot start: its address, or packages that it needs
+    ├── ServingError            5   a server that cannot start: its address, its model, or packages that it needs
     ├── ExportMismatch          6   the exported files do not score what the trial scored
     ├── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
     └── HubError                8   a model hub that cannot be reached, or refuses

@@ -487,6 +487,41 @@ def test_a_failing_model_is_told_without_its_reasons(classifier, caplog):
     assert "secret" in caplog.text
 
 
+class Deranged:
+    """A model that fails on some rows, or on any two of them."""
+
+    fails = staticmethod(lambda rows: True)
+
+    def predict(self, model, rows, context, batch_size=32):
+        if self.fails(rows):
+            raise RuntimeError("no kernel for this device")
+        return super().predict(model, rows, context, batch_size)
+
+
+def deranged(model, fails):
+    task = type("Failing", (Deranged, type(model.task)), {"fails": staticmethod(fails)})()
+    return replace(model, task=task)
+
+
+def test_a_model_that_fails_on_demo_rows_is_served_without_these(classifier):
+    demo = [row["text"] for row in classifier.task.demo_rows()]
+    app = make_app(deranged(classifier, lambda rows: rows[0]["text"] == demo[1]))
+
+    async def go(client):
+        schema = (await client.get("/openapi.json")).json()
+        examples = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        return examples, [await client.post("/predict", json={"text": text}) for text in demo[:2]]
+
+    examples, (good, bad) = talk(app, go)
+    shown = [example["value"]["text"] for example in examples.values() if "text" in example["value"]]
+    assert shown == [demo[0], *demo[2:4]]
+    assert (good.status_code, bad.status_code) == (200, 500)
+    with pytest.raises(ServingError, match="RuntimeError: no kernel for this device"):
+        make_app(deranged(classifier, lambda rows: True))
+    # What fails in company only is asked one row at a time.
+    assert make_app(deranged(classifier, lambda rows: len(rows) > 1)).state.batch_size == 1
+
+
 WORDS = st.text(max_size=12)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,

@@ -30,7 +30,8 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         limits: of requests and batches; by default those of :class:`Limits`.
 
     Raises:
-        ServingError: FastAPI or what else the extra ``serve`` brings is not installed.
+        ServingError: FastAPI or what else the extra ``serve`` brings is not installed, or the model fails on each of the
+            demo rows that it takes.
     """
     try:
         from autoft.serving.app import make_app as made

@@ -28,7 +28,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from autoft.artifact import LoadedModel
 from autoft.contracts import Column, Output, Prediction, Row
-from autoft.errors import DataError, closest
+from autoft.errors import DataError, ServingError, closest
 from autoft.serving.limits import Limits
 
 __all__ = ["Fields", "Invalid", "Malformed", "fields_of"]
@@ -198,6 +198,9 @@ def fields_of(model: LoadedModel, limits: Limits) -> Fields:
     Args:
         model: is asked what it says of the task's demo rows, which also warms it up.
         limits: of the server.
+
+    Raises:
+        ServingError: the model fails on each of the demo rows that it takes.
     """
     inputs = tuple(
         # What the card says of files is for data sets, where a path is as good.
@@ -211,7 +214,12 @@ def fields_of(model: LoadedModel, limits: Limits) -> Fields:
         extra="forbid",
     )
     examples, answers = _tried_demo_rows(model, inputs)
-    together = model.predict(examples) if len(examples) > 1 else answers
+    try:
+        together = model.predict(examples) if len(examples) > 1 else answers
+    except Exception:
+        # Any other number of answers counts as other answers: rows are predicted one by one.
+        log.warning("the model fails on the demo rows together, and not on one by one", exc_info=True)
+        together = []
     outputs = tuple(model.task.outputs(model.context)) or _seen(answers)
     prediction = _typed_dict(
         "Prediction",
@@ -330,6 +338,7 @@ def _tried_demo_rows(model: LoadedModel, inputs: Sequence[Column]) -> tuple[list
     texts = [column.role for column in inputs if column.kind == "text"]
     examples: list[dict[str, Any]] = []
     answers: list[Prediction] = []
+    failure: Exception | None = None
     started = time.monotonic()
     for demo in model.task.demo_rows()[:SHOWN_EXAMPLES]:
         if time.monotonic() - started > PATIENCE:
@@ -342,8 +351,18 @@ def _tried_demo_rows(model: LoadedModel, inputs: Sequence[Column]) -> tuple[list
                 answers += model.predict([one])
             except DataError:
                 continue
+            except Exception as error:
+                # As a row of a request that it fails on, this one harms no other.
+                log.warning("the model failed on a demo row of its task", exc_info=True)
+                failure = error
+                break
             examples.append(one)
             break
+    if failure is not None and not examples:
+        raise ServingError(
+            f"{model.folder}: the model fails on each demo row of its task, the last time with "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure
     return examples, answers
 
 

@@ -97,7 +97,8 @@ def serve(
         ready: told the address once the server listens.
 
     Raises:
-        ServingError: the address cannot be listened on, or the extra ``serve`` is not installed.
+        ServingError: the address cannot be listened on, the extra ``serve`` is not installed, or the model fails on each
+            of its task's demo rows.
         ModelError: the folder holds no model, or its files are damaged.
         PluginError: the task or the format needs a plugin that is not installed.
     """
