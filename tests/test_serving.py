@@ -809,6 +809,9 @@ def test_health_says_when_the_server_is_about_to_end(classifier):
 
     during, after, refused = asyncio.run(go())
     assert (during.status_code, during.json()["status"]) == (200, "ok")
+    described = app.openapi()
+    assert set(described["paths"]["/health"]["get"]["responses"]) == {"200", "503"}
+    assert set(described["components"]["schemas"]["Health"]["properties"]) == set(during.json())
     assert during.json()["task"] == "text-classification"
     assert (after.status_code, refused.status_code) == (503, 503)
 

@@ -54,7 +54,7 @@ ERROR: Mapping[str, Any] = {
         "detail": {"type": "string", "description": "what is wrong, in a sentence"},
         "errors": {
             "type": "array",
-            "description": "each wrong field, with status 422",
+            "description": "each wrong field, with status 422, and the rows where there are too many",
             "items": {
                 "type": "object",
                 "properties": {
@@ -66,6 +66,17 @@ ERROR: Mapping[str, Any] = {
         },
     },
     "required": ["detail"],
+}
+HEALTH: Mapping[str, Any] = {
+    "title": "Health",
+    "description": "Whether the model answers, and which it is.",
+    "type": "object",
+    "properties": {
+        "status": {"type": "string", "enum": ["ok", "ending"]},
+        **{name: {"type": "string"} for name in ("task", "model", "variant", "autoft")},
+        "waiting": {"type": "integer", "description": "rows that wait for the model"},
+    },
+    "required": ["status", "task", "model", "variant", "autoft", "waiting"],
 }
 
 
@@ -335,7 +346,7 @@ def _openapi(app: FastAPI, fields: Fields) -> dict[str, Any]:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     components.clear()
     components.update(definitions)
-    components["Error"] = dict(ERROR)
+    components["Error"], components["Health"] = dict(ERROR), dict(HEALTH)
     post = schema["paths"]["/predict"]["post"]
     post["description"] = (
         'A row gets its prediction; `{"rows": [...]}` gets `{"predictions": [...]}`, one for each row in their order. '
@@ -378,7 +389,11 @@ def _openapi(app: FastAPI, fields: Fields) -> dict[str, Any]:
             for status, description in STATUSES.items()
         },
     }
-    for path, kind in (("/health", "application/json"), ("/metrics", "text/plain")):
-        content = {kind: {"schema": {"type": "object" if path == "/health" else "string"}}}
-        schema["paths"][path]["get"]["responses"] = {"200": {"description": "As it says.", "content": content}}
+    health = {"application/json": {"schema": {"$ref": COMPONENTS.format(model="Health")}}}
+    schema["paths"]["/health"]["get"]["responses"] = {
+        "200": {"description": "The model answers.", "content": health},
+        "503": {"description": "The server is about to end.", "content": health},
+    }
+    figures = {"text/plain": {"schema": {"type": "string"}}}
+    schema["paths"]["/metrics"]["get"]["responses"] = {"200": {"description": "The figures.", "content": figures}}
     return schema
