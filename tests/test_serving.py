@@ -234,6 +234,8 @@ def test_concurrent_requests_of_all_sizes_get_their_own_answers_from_common_batc
     assert float(figures['autoft_requests_total{status="200"}']) == 60
     assert float(figures['autoft_requests_total{status="422"}']) == 15
     assert float(figures["autoft_waiting_rows"]) == 0
+    # What has not happened yet is told, too.
+    assert float(figures['autoft_requests_total{status="504"}']) == 0
 
 
 def test_a_row_that_the_task_refuses_harms_no_neighbour(shelf):

@@ -118,7 +118,8 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     fields = fields_of(model, limits)
     batch_size = limits.batch_size or (1 if fields.company > ALIKE else BATCH)
     fields = replace(fields, limits=replace(limits, batch_size=batch_size))
-    metrics = Metrics(model.manifest)
+    # What other hosts' names get is no request for a prediction.
+    metrics = Metrics(model.manifest, sorted({200, GONE, *STATUSES} - {403}))
     batcher = Batcher(
         lambda rows: model.predict(rows, batch_size),
         batch_size=batch_size,

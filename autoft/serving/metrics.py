@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -26,9 +27,14 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters and timings of one server, in a registry of its own."""
+    """Counters and timings of one server, in a registry of its own.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Args:
+        manifest: of the model that is served.
+        statuses: of answers, which are told from the start, as 0: the rate of what was not there before cannot be told.
+    """
+
+    def __init__(self, manifest: Manifest, statuses: Iterable[int]) -> None:
         # When each series began doubles their number and serves OpenMetrics only.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no types here
         self.registry = CollectorRegistry()
@@ -37,6 +43,8 @@ class Metrics:
         self._requests = Counter(
             "autoft_requests", "requests for predictions, by status", ["status"], registry=self.registry
         )
+        for status in statuses:
+            self._requests.labels(str(status))
         self._rows = Counter("autoft_rows", "rows that were answered", registry=self.registry)
         self._request_seconds = Histogram(
             "autoft_request_seconds", "from request to answer", buckets=SECONDS, registry=self.registry
