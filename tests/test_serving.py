@@ -421,10 +421,10 @@ def test_forms_of_other_web_sites_are_refused(kind, classifier):
 
 def test_other_addresses_and_methods_are_told(classifier):
     async def go(client):
-        return [await client.get(path) for path in ("/nothing", "/predict", "/docs")]
+        return [await client.get(path) for path in ("/nothing", "/predict", "/docs", "/health/")]
 
-    nothing, method, docs = talk(make_app(classifier), go)
-    assert [nothing.status_code, method.status_code, docs.status_code] == [404, 405, 404]
+    nothing, method, docs, slash = talk(make_app(classifier), go)
+    assert [nothing.status_code, method.status_code, docs.status_code, slash.status_code] == [404, 405, 404, 404]
     assert "POST /predict" in nothing.json()["detail"]
     assert method.headers["allow"] == "POST"
 

@@ -143,6 +143,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         description=" ".join(filter(None, (f"Serves a model for {card.name}: {card.summary}.", card.notice))),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers={404: _not_found, 405: _not_allowed, Exception: _failed},
     )
