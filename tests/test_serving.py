@@ -980,6 +980,42 @@ def test_a_server_runs_in_a_thread_of_a_program_too(classifier):
 # -------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.parametrize(("back", "says"), [(True, "what waited was answered"), (False, "1 request got no answer")])
+def test_the_end_says_whether_what_waited_was_answered(back, says, classifier, monkeypatch):
+    gate, asked, plain = threading.Event(), threading.Event(), type(classifier.task).predict
+    gate.set()
+
+    def predict(*args, **options):
+        if not gate.is_set():
+            asked.set()
+            assert gate.wait(SECONDS)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(type(classifier.task), "predict", predict)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    statuses = []
+
+    def ask_and_end():
+        transport = httpx.HTTPTransport(retries=9)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+            client.get("/health")
+            gate.clear()
+            end = threading.Thread(target=lambda: asked.wait(SECONDS) and os.kill(os.getpid(), signal.SIGTERM))
+            end.start()
+            if back:
+                threading.Timer(0.3, gate.set).start()
+            statuses.append(client.post("/predict", json={"text": "a film"}).status_code)
+            gate.set()
+
+    asking = threading.Thread(target=ask_and_end)
+    asking.start()
+    words = ["serve", str(classifier.folder), "--port", str(port), "--threads", "1"]
+    result = CliRunner().invoke(command, [*words, "--timeout", "60s" if back else "500ms"])
+    asking.join(SECONDS)
+    assert (result.exit_code, statuses) == (0, [200 if back else 504]), result.output
+    assert f"Stopped; {says}." in result.stdout
 def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

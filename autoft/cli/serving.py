@@ -67,8 +67,9 @@ def serve(
         _write_docker(model, docker, given)
         return
     _log_to_stderr()
-    server.serve(model, host=host, port=port, threads=threads, limits=limits, ready=_greet)
-    print("Stopped; what waited was answered.")
+    lost = server.serve(model, host=host, port=port, threads=threads, limits=limits, ready=_greet)
+    waited = "what waited was answered" if not lost else f"{lost} request{'s' if lost > 1 else ''} got no answer"
+    print(f"Stopped; {waited}.")
 
 
 def _write_docker(model: Path, folder: Path, given: dict[str, object]) -> None:

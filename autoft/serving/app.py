@@ -157,6 +157,12 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
             response, rows = refused.response(), 0
         except ClientDisconnect:
             response, rows = Response(status_code=GONE), 0
+        except BaseException as error:
+            # An error of ours, which the handler below tells; or the server ends and waits no longer.
+            app.state.unanswered += isinstance(error, asyncio.CancelledError)
+            metrics.request(500, 0, time.perf_counter() - started)
+            raise
+        app.state.unanswered += response.status_code == 504
         metrics.request(response.status_code, rows, time.perf_counter() - started)
         return response
 
@@ -182,7 +188,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     async def root() -> Response:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
 
-    app.state.batch_size, app.state.company = batch_size, fields.company
+    app.state.batch_size, app.state.company, app.state.unanswered = batch_size, fields.company, 0
     app.state.curl = lambda address: curl_line(address, fields)
     described: dict[str, Any] = {}
 

@@ -84,7 +84,7 @@ def serve(
     device: str | None = None,
     limits: Limits | None = None,
     ready: Callable[[Address], None] | None = None,
-) -> None:
+) -> int:
     """Serve a model until the process is told to end (SIGINT, SIGTERM), and answer what waits before.
 
     Args:
@@ -95,6 +95,10 @@ def serve(
         device: ``cpu``, ``cuda`` or ``mps``; by default the best there is.
         limits: of requests and batches.
         ready: told the address once the server listens.
+
+    Returns:
+        how many requests that were under way when it was told to end got no answer: the model took too long, or it was told
+        to end a second time.
 
     Raises:
         ServingError: the address cannot be listened on, the extra ``serve`` is not installed, or the model fails on each
@@ -124,7 +128,7 @@ def serve(
         silence_libraries()
         loaded = load(model, device=device)
         app = make_app(loaded, limits)
-        _run(app, listener, host, limits or Limits(), ready)
+        return _run(app, listener, host, limits or Limits(), ready)
     finally:
         listener.close()
 
@@ -176,7 +180,7 @@ def _next(port: int) -> int:
 
 def _run(
     app: FastAPI, listener: socket.socket, named: str, limits: Limits, ready: Callable[[Address], None] | None
-) -> None:
+) -> int:
     import uvicorn
 
     from autoft.serving.app import OwnNames
@@ -207,10 +211,16 @@ def _run(
     )
 
     class Server(uvicorn.Server):
+        unanswered_before = 0
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and ready is not None:
                 ready(address)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            self.unanswered_before = app.state.unanswered
+            await super().shutdown(sockets)
 
     server = Server(config)
     with _quiet_end():
@@ -220,6 +230,7 @@ def _run(
             raise _refused(host, port, error) from None
     if not server.started:
         raise ServingError("the server did not start; what went wrong stands above")
+    return int(app.state.unanswered - server.unanswered_before)
 
 
 @contextmanager
