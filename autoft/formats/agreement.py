@@ -11,6 +11,7 @@ from typing import Any
 
 from autoft.artifact import predicted
 from autoft.contracts import Prediction, QualityMetric, Row
+from autoft.errors import ModelError
 from autoft.evaluation import references, score
 from autoft.formats.base import Origin, is_generative
 
@@ -78,7 +79,11 @@ class Agreement:
 
 
 def shown_rows(origin: Origin) -> Shown:
-    """Return the first validation rows of the run, or the task's demo rows where there is no run."""
+    """Return the first validation rows of the run, or the task's demo rows where there is no run.
+
+    Raises:
+        ModelError: there are none.
+    """
     from autoft.data.prepared import open_data
 
     card = origin.task.card
@@ -92,6 +97,8 @@ def shown_rows(origin: Origin) -> Shown:
         if origin.context.facts.get("pair"):
             # What the demo rows of classification lack; any second text serves a comparison.
             rows = [{**row, "text_pair": row["text"]} for row in rows]
+    if not rows:
+        raise ModelError(f"{origin.folder}: nothing to compare an export by: there are {source}")
     inputs = [{column.role: row[column.role] for column in card.inputs if column.role in row} for row in rows]
     return Shown(inputs, rows, known, source)
 
