@@ -1016,6 +1016,17 @@ def test_the_end_says_whether_what_waited_was_answered(back, says, classifier, m
     asking.join(SECONDS)
     assert (result.exit_code, statuses) == (0, [200 if back else 504]), result.output
     assert f"Stopped; {says}." in result.stdout
+
+
+def test_an_address_does_not_go_with_an_image(classifier, tmp_path):
+    words = ["serve", str(classifier.folder), "--docker", str(tmp_path / "image")]
+    result = CliRunner().invoke(command, [*words, "--host", "127.0.0.1", "--port", "9000"])
+    assert result.exit_code == 2
+    for option in ("--host", "--port"):
+        assert f"{option}: does not go with --docker" in result.stderr
+    assert not (tmp_path / "image").exists()
+
+
 def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -20,6 +20,7 @@ Value = TypeVar("Value")
 @app.command()
 @told
 def serve(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A run folder, or a model that autoft exported.", show_default=False)],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
@@ -61,6 +62,7 @@ def serve(
         timeout=_quantity("--timeout", parse_seconds, timeout),
     )
     if docker is not None:
+        _refuse_address(context)
         given: dict[str, object] = {"--threads": threads, "--batch-size": batch_size, "--wait": wait, "--queue": queue}
         given |= {"--max-rows": max_rows, "--max-characters": max_characters, "--max-body": max_body}
         given |= {"--max-pixels": max_pixels, "--timeout": timeout}
@@ -70,6 +72,16 @@ def serve(
     lost = server.serve(model, host=host, port=port, threads=threads, limits=limits, ready=_greet)
     waited = "what waited was answered" if not lost else f"{lost} request{'s' if lost > 1 else ''} got no answer"
     print(f"Stopped; {waited}.")
+
+
+def _refuse_address(context: typer.Context) -> None:
+    from autoft.errors import Fault, RecipeError
+
+    reason = "does not go with --docker: the image listens on port 8000, and docker run -p says where it is reached"
+    sources = {f"--{name}": context.get_parameter_source(name) for name in ("host", "port")}
+    given = [option for option, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        raise RecipeError([Fault(option, reason) for option in given], "options")
 
 
 def _write_docker(model: Path, folder: Path, given: dict[str, object]) -> None:
