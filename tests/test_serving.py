@@ -599,6 +599,98 @@ def test_a_full_queue_says_when_to_come_back(classifier):
     assert [answer.status_code for answer in answered] == [200] * 3
 
 
+def test_all_requests_together_hold_as_much_as_may_be(classifier):
+    with held(classifier) as (model, gate):
+        app = make_app(model, Limits(batch_size=1, body=3_000, bodies=5_000))
+        gate.clear()
+        row = {"text": "a" * 2_000}
+
+        async def go(client):
+            waiting = [asyncio.create_task(client.post("/predict", json=row)) for _ in range(2)]
+            while (await client.get("/health")).json()["waiting"] != 1:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/predict", json=row)
+            small = asyncio.create_task(client.post("/predict", json={"text": "a film"}))
+            while (await client.get("/health")).json()["waiting"] != 2:
+                await asyncio.sleep(0.01)
+            gate.set()
+            answered = await asyncio.gather(*waiting, small)
+            return refused, [*answered, await client.post("/predict", json=row)]
+
+        refused, answered = talk(app, go)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "too large together" in refused.json()["detail"]
+    assert [answer.status_code for answer in answered] == [200] * 4
+    # A request that may be as large as it is finds room by itself.
+    assert ask(make_app(classifier, Limits(bodies=10)), row).status_code == 200
+
+
+def test_further_requests_than_may_be_under_way_are_told_in_json(classifier, monkeypatch):
+    monkeypatch.setattr("autoft.serving.app.REQUESTS", 2, raising=False)
+    with held(classifier) as (model, gate):
+        app = make_app(model, Limits(batch_size=1))
+        gate.clear()
+
+        async def go(client):
+            waiting = [asyncio.create_task(client.post("/predict", json={"text": "a film"})) for _ in range(2)]
+            while (await client.get("/health")).json()["waiting"] != 1:
+                await asyncio.sleep(0.01)
+            asyncio.get_running_loop().call_later(1, gate.set)
+            refused = await client.post("/predict", json={"text": "a film"})
+            gate.set()
+            await asyncio.gather(*waiting)
+            return refused, await client.post("/predict", json={"text": "a film"})
+
+        refused, later = talk(app, go)
+    assert (refused.status_code, later.status_code) == (503, 200)
+    assert "too many requests are under way" in refused.json()["detail"]
+
+
+def test_the_server_answers_while_a_long_body_is_parsed(classifier, monkeypatch):
+    from autoft.serving import fields
+
+    begun, answered, parse = threading.Event(), threading.Event(), fields.from_json
+
+    def slowly(body, **options):
+        begun.set()
+        # The event loop would wait for this, and /health for the event loop.
+        return parse(body, **options) if answered.wait(5) else {"text": "was held up"}
+
+    monkeypatch.setattr(fields, "from_json", slowly)
+
+    async def go(client):
+        long = asyncio.create_task(
+            client.post("/predict", json={"rows": [{"text": "a film " * 10_000}, {"text": "a"}]})
+        )
+        while not begun.is_set():
+            await asyncio.sleep(0.005)
+        health = await client.get("/health")
+        answered.set()
+        return health, await long
+
+    health, long = talk(make_app(classifier), go)
+    assert health.status_code == 200
+    assert len(long.json()["predictions"]) == 2
+
+
+def test_the_time_of_a_request_begins_with_its_first_byte(classifier):
+    async def slow():
+        await asyncio.sleep(0.3)
+        yield b'{"text": "a film"}'
+
+    with held(classifier) as (model, gate):
+        app = make_app(model, Limits(timeout=0.5))
+        gate.clear()
+
+        async def go(client):
+            asyncio.get_running_loop().call_later(0.65, gate.set)
+            headers = {"content-type": "application/json"}
+            return await client.post("/predict", content=slow(), headers=headers)
+
+        # Where the machine is so busy that the body came too late, it is 408.
+        assert talk(app, go).status_code in {408, 504}
+
+
 def test_a_request_that_takes_too_long_is_told_and_its_rows_are_given_up(classifier):
     with held(classifier) as (model, gate):
         app = make_app(model, Limits(batch_size=1, timeout=0.2))

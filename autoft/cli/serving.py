@@ -38,6 +38,9 @@ def serve(
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request.")] = 256,
     max_characters: Annotated[int, typer.Option(min=1, help="Characters of one field of a row.")] = 100_000,
     max_body: Annotated[str, typer.Option(help="Size of one request, as 10MB.")] = "10MB",
+    max_bodies: Annotated[
+        str, typer.Option(help="Size of all requests together that have no answer yet, as 100MB.")
+    ] = "100MB",
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 50_000_000,
     timeout: Annotated[str, typer.Option(help="How long a request may take, as 30s.")] = "30s",
     docker: Annotated[
@@ -58,6 +61,7 @@ def serve(
         rows=max_rows,
         characters=max_characters,
         body=_quantity("--max-body", parse_bytes, max_body),
+        bodies=_quantity("--max-bodies", parse_bytes, max_bodies),
         pixels=max_pixels,
         timeout=_quantity("--timeout", parse_seconds, timeout),
     )
@@ -65,7 +69,7 @@ def serve(
         _refuse_address(context)
         given: dict[str, object] = {"--threads": threads, "--batch-size": batch_size, "--wait": wait, "--queue": queue}
         given |= {"--max-rows": max_rows, "--max-characters": max_characters, "--max-body": max_body}
-        given |= {"--max-pixels": max_pixels, "--timeout": timeout}
+        given |= {"--max-bodies": max_bodies, "--max-pixels": max_pixels, "--timeout": timeout}
         _write_docker(model, docker, given)
         return
     _log_to_stderr()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,10 @@ __all__ = ["OwnNames", "make_app"]
 COMPONENTS = "#/components/schemas/{model}"
 BATCH = 32
 """Rows a forward pass, where the caller does not say and it makes no difference to the rows."""
+REQUESTS = 1000
+"""Requests for predictions that are under way at a time; further ones get 503."""
+LONG = 65_536
+"""Bytes from which on a body is parsed beside the event loop: they take milliseconds, in which nobody else is served."""
 GONE = 499
 """Status of a request whose caller went away, as proxies count it; nobody reads it."""
 STATUSES = {
@@ -43,7 +48,7 @@ STATUSES = {
     415: "The content type is not JSON.",
     422: "A field is missing, unknown, too long or of another type, or the task cannot use a row.",
     500: "The model failed on a row.",
-    503: "Too much is waiting, the server is about to end, or memory ran out; Retry-After says when to come back.",
+    503: "Too much is under way, the server is about to end, or memory ran out; Retry-After says when to come back.",
     504: "There was no answer in time.",
 }
 ERROR: Mapping[str, Any] = {
@@ -78,6 +83,44 @@ HEALTH: Mapping[str, Any] = {
     },
     "required": ["status", "task", "model", "variant", "autoft", "waiting"],
 }
+
+
+class Room:
+    """Counts the requests that are under way, and the bytes of their bodies, which stay in memory until the answer.
+
+    Args:
+        requests: at a time, at most.
+        size: bytes together, at most.
+    """
+
+    def __init__(self, requests: int, size: int) -> None:
+        self._requests = requests
+        self._size = size
+
+    @contextmanager
+    def request(self) -> Iterator[Callable[[int], None]]:
+        """Count a request while it is under way, and give what counts the bytes of its body as they come.
+
+        Raises:
+            Refused: there are too many, or too many bytes with those that just came; so does what is given.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > self._size:
+                raise Refused(503, "the requests under way are too large together; come back later", retry_after=1)
+            self._size -= size
+            taken += size
+
+        if not self._requests:
+            raise Refused(503, "too many requests are under way; come back later", retry_after=1)
+        self._requests -= 1
+        try:
+            yield take
+        finally:
+            self._requests += 1
+            self._size += taken
 
 
 class Refused(Exception):
@@ -128,6 +171,9 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         observe=metrics.batch,
     )
     metrics.watch(batcher)
+    room = Room(REQUESTS, max(limits.bodies, limits.body))
+    # One thread: what JSON becomes can be many times as large, and is in memory for one long body at a time.
+    parser = ThreadPoolExecutor(1, "autoft-parser")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,7 +198,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
         try:
-            response, rows = await _answered(request, fields, batcher, limits)
+            response, rows = await _answered(request, room, parser, fields, batcher)
         except Refused as refused:
             response, rows = refused.response(), 0
         except ClientDisconnect:
@@ -227,35 +273,63 @@ class OwnNames:
         await self.app(scope, receive, send)
 
 
-async def _answered(request: Request, fields: Fields, batcher: Batcher, limits: Limits) -> tuple[Response, int]:
+async def _answered(
+    request: Request, room: Room, parser: Executor, fields: Fields, batcher: Batcher
+) -> tuple[Response, int]:
     """Return the answer to a request, and how many rows it has.
 
     Raises:
         Refused: there is none.
         ClientDisconnect: the caller went away while sending.
     """
+    clock, timeout = asyncio.get_running_loop().time, fields.limits.timeout
+    end = clock() + timeout
+    with room.request() as take:
+        rows, single = await _rows(request, take, parser, fields)
+        future = _submitted(batcher, rows)
+        if not await _waited(request, future, end - clock()):
+            raise Refused(504, f"there was no answer within {timeout:g} s")
+        answers = future.result()
+        faults = [(i, answer) for i, answer in enumerate(answers) if isinstance(answer, Failure)]
+        if faults:
+            raise _refusal(faults, single)
+        return _json(answers[0] if single else {"predictions": answers}), len(rows)
+
+
+async def _rows(
+    request: Request, take: Callable[[int], None], parser: Executor, fields: Fields
+) -> tuple[list[Row], bool]:
+    """Return the rows of a request, and whether it is one row and not a list; its body is no longer held then.
+
+    Raises:
+        Refused: there are none.
+        ClientDisconnect: the caller went away while sending.
+    """
+    limits = fields.limits
     try:
-        body = await asyncio.wait_for(_body(request, limits.body), limits.timeout)
+        body = await asyncio.wait_for(_body(request, limits.body, take), limits.timeout)
     except asyncio.TimeoutError:
         raise Refused(408, f"the body did not come within {limits.timeout:g} s") from None
     try:
-        rows, single = fields.parse(body)
+        if len(body) < LONG:
+            return fields.parse(body)
+        return await asyncio.get_running_loop().run_in_executor(parser, fields.parse, body)
     except Malformed as error:
         raise Refused(400, f"the body {error}") from None
     except Invalid as error:
         raise Refused(413 if error.many else 422, str(error), error.faults) from None
-    answers = await _waited(request, _submitted(batcher, rows), limits.timeout)
-    faults = [(i, answer) for i, answer in enumerate(answers) if isinstance(answer, Failure)]
-    if faults:
-        raise _refusal(faults, single)
-    return _json(answers[0] if single else {"predictions": answers}), len(rows)
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
     """Return the body of a request.
 
+    Args:
+        request: whose body is read.
+        limit: bytes of it.
+        take: is told the bytes that are kept, before they are.
+
     Raises:
-        Refused: it is no JSON by its content type, or larger than allowed.
+        Refused: it is no JSON by its content type, larger than allowed, or there is no room for it.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Forms of other web sites can send any body, but not with this type: a page that somebody looks at cannot ask the
@@ -272,6 +346,7 @@ async def _body(request: Request, limit: int) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size <= limit and announced <= limit:
+            take(len(part))
             parts.append(part)
         elif size > 2 * limit:
             raise too_large
@@ -290,19 +365,19 @@ def _submitted(batcher: Batcher, rows: Sequence[Row]) -> asyncio.Future[list[Pre
         raise Refused(503, "the server is about to end", retry_after=5) from None
 
 
-async def _waited(
-    request: Request, future: asyncio.Future[list[Prediction | Failure]], timeout: float
-) -> list[Prediction | Failure]:
-    """Return the answers once they are there; a caller who goes away, or waits too long, gives its rows up."""
+async def _waited(request: Request, future: asyncio.Future[Any], timeout: float) -> bool:
+    """Wait for the answers, and say whether they are there; a caller who goes away, or waits too long, gives its rows up.
+
+    Raises:
+        ClientDisconnect: the caller went away.
+    """
     gone = asyncio.ensure_future(_gone(request))
     try:
         either: list[asyncio.Future[Any]] = [future, gone]
         await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            return future.result()
-        if gone.done():
+        if gone.done() and not future.done():
             raise ClientDisconnect
-        raise Refused(504, f"there was no answer within {timeout:g} s")
+        return future.done()
     finally:
         future.cancel()
         gone.cancel()

@@ -21,8 +21,9 @@ class Limits:
         rows: of one request (413).
         characters: of all texts of one field of a row (422); each entry of a list counts at least as one.
         body: bytes of one request (413).
+        bodies: bytes of all requests together that have no answer yet (503); one request always finds room.
         pixels: of one image, as its header says, before anything is unpacked (422).
-        timeout: seconds until a request gets an answer (504), and until all of it has come in (408).
+        timeout: seconds that a request takes: until all of it has come in (408), and until it has an answer (504).
     """
 
     batch_size: int | None = None
@@ -31,5 +32,6 @@ class Limits:
     rows: int = 256
     characters: int = 100_000
     body: int = 10_000_000
+    bodies: int = 100_000_000
     pixels: int = 50_000_000
     timeout: float = 30.0

@@ -28,8 +28,6 @@ __all__ = ["Address", "serve"]
 ALIKE = 0.01
 """Difference of a row's predictions, alone and with others, from which on it matters; in half precision floating point makes
 some thousandths."""
-CONNECTIONS = 1000
-"""Connections at a time; further ones are told 503 by uvicorn."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,6 @@ def _run(
         app,
         log_config=None,
         access_log=False,
-        limit_concurrency=CONNECTIONS,
         server_header=False,
         # A request that is under way has its answer by then, or its 504.
         timeout_graceful_shutdown=round(limits.timeout) + 5,
