@@ -110,8 +110,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if y is None:
             raise ValueError("TextClassifier requires y to be passed, but the target y is None")
         texts = _texts(X)
-        _check_present(y)
-        labels = column_or_1d(y, warn=True)
+        labels = _labels(y)
         check_consistent_length(texts, labels)
         if not texts:
             raise ValueError("TextClassifier needs rows, and X holds none")
@@ -243,6 +242,14 @@ def _files(folder: Path) -> dict[str, bytes]:
     kept = [folder / name for name in _PICKLED]
     found = [path for top in kept for path in (sorted(top.rglob("*")) if top.is_dir() else [top]) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def _labels(y: Any) -> npt.NDArray[Any]:
+    """Return labels as an array of their own type, ``(rows,)``."""
+    _check_present(y)
+    # scikit-learn makes floats of pandas' own types, as Int64 and boolean; as arrays they are integers and booleans.
+    labels: npt.NDArray[Any] = column_or_1d(np.asarray(y) if hasattr(y, "__array__") else y, warn=True)
+    return labels
 
 
 def _check_present(y: Any) -> None:

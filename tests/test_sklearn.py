@@ -6,11 +6,12 @@ import copy
 import gc
 import pickle
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from sklearn.base import clone, is_classifier
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -19,7 +20,7 @@ from sklearn.utils import estimator_checks
 
 import autoft
 from autoft.errors import RecipeError
-from autoft.sklearn import TextClassifier
+from autoft.sklearn import TextClassifier, _labels
 
 QUICK = {
     "compress": ["none"],
@@ -78,6 +79,27 @@ def test_labels_come_back_as_they_were_given(fitted):
     # One telling word decides the label: a model that learns is far above chance.
     assert accuracy_score(numbers(LABELS), said) > 0.8
     assert fitted.score(TEXTS, numbers(LABELS)) == accuracy_score(numbers(LABELS), said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "dtype"),
+    [
+        ("Int64", [3, 7], np.int64),
+        ("UInt8", [3, 7], np.uint8),
+        ("boolean", [False, True], np.bool_),
+        ("Float64", [1.0, 2.0], np.float64),
+        ("string", ["a", "b"], np.object_),
+        ("category", ["a", "b"], np.object_),
+        ("int8", [3, 7], np.int8),
+    ],
+)
+def test_labels_of_pandas_types_keep_them(kind, values, dtype):
+    pandas = pytest.importorskip("pandas")
+    labels = pandas.Series(values * 2, dtype=kind)
+    for given, warns in ((labels, False), (labels.to_frame(), True)):
+        with pytest.warns(DataConversionWarning) if warns else nullcontext():
+            found = _labels(given)
+        assert (found.dtype, found.tolist()) == (dtype, values * 2)
 
 
 def test_probabilities_are_in_the_order_of_the_classes(fitted):
