@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
+from rich.cells import cell_len
 
 from autoft.errors import Fault
 
 __all__ = ["Lines", "marked"]
+
+TAB = "    "
 
 
 @dataclass(frozen=True)
@@ -105,5 +108,7 @@ def _place(first: yaml.Node, last: yaml.Node) -> _Place:
 
 def _excerpt(text: str, place: _Place) -> str:
     number = f"{place.line:>6}"
-    marks = "^" * max(1, place.end - place.start)
-    return f"{number} | {text.rstrip()}\n{' ' * len(number)} | {' ' * place.start}{marks}"
+    # How wide a tab is shown depends on what the line is indented by; as spaces it is as wide everywhere.
+    before, meant = (part.replace("\t", TAB) for part in (text[: place.start], text[place.start : place.end]))
+    marks = "^" * max(1, cell_len(meant))
+    return f"{number} | {text.rstrip().replace(chr(9), TAB)}\n{' ' * len(number)} | {' ' * cell_len(before)}{marks}"

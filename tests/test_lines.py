@@ -132,3 +132,33 @@ def test_where_a_recipe_stands_is_no_part_of_what_it_says(path):
     other.write_text("# moved\n\n" + path.read_text())
     assert load_recipe(path) == load_recipe(other)
     assert set(load_recipe(path).model_dump()) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant", "column"),
+    [
+        ("budget: {time: soon}", "time: soon", 9),
+        ("budget: {'a\tb': 1, time: soon}", "time: soon", 9 + len("'a    b': 1, ")),
+        ("budget: {评论: 1, time: soon}", "time: soon", 9 + len("xxxx: 1, ")),
+        ("budget: {'e\u0301': 1, time: soon}", "time: soon", 9 + len("'e': 1, ")),
+        ("budget: {time: 很快}", "time: xxxx", 9),
+    ],
+)
+def test_the_marks_stand_below_what_is_meant_where_characters_are_of_other_widths(line, meant, column, path):
+    path.write_text(f"task: x\nmodel: a/b\ndata: c\n{line}\n", encoding="utf-8")
+    fault = next(fault for fault in faults(path) if fault.where == "budget.time")
+    shown_line, marks = fault.excerpt.splitlines()
+    assert "\t" not in fault.excerpt
+    start = len("     4 | ")
+    assert (marks.index("^") - start, marks.count("^")) == (column, len(meant))
+    assert marks.strip(" |") == "^" * len(meant)
+    assert shown_line.partition(" | ")[2] == line.replace("\t", "    ")
+
+
+def test_a_tab_where_yaml_allows_none_is_shown_in_its_place(path):
+    path.write_text("task: x\nbudget:\n\ttime: 5m\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    line, marks = caught.value.faults[0].excerpt.splitlines()
+    assert line.endswith("|     time: 5m")
+    assert marks.index("^") == line.index("|") + 2
