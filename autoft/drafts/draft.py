@@ -126,6 +126,11 @@ def draft_recipe(
         if absent:
             raise DataError(f"{sources.given[name]}: has no column {absent[0]!r}, which the training rows have")
     drafted.found += _about_rows(sources, tables, seen)
+    drafted.warnings += [
+        f"{other} is not read, for {first} is there too; name the file of each split to say which is which, as autoft init "
+        "train.csv val.csv test.csv"
+        for other, first in sources.unread
+    ]
     drafted.found.append(("task", f"{card.name}: {', '.join(guess.reasons)}"))
     unused = [name for name in seen.columns if name not in guess.columns.values()]
     if unused:

@@ -37,6 +37,7 @@ class Sources:
         validation: None where it is to be cut.
         test: None where it is to be cut.
         beside: splits that were not named and were found beside the file that was.
+        unread: files or parts that are called like a split of which another one is read, each with that one.
         base: folder that relative sources start from.
     """
 
@@ -44,6 +45,7 @@ class Sources:
     validation: str | None
     test: str | None
     beside: tuple[str, ...]
+    unread: tuple[tuple[str, str], ...]
     base: Path
 
     @property
@@ -67,13 +69,15 @@ def find_sources(given: Sequence[str], recipe: Path) -> Sources:
     if len(given) == 1:
         found, beside = _splits_of(given[0])
     else:
-        found, beside = _named(given), ()
-    named = {name: _as_named(source, base) for name, source in found.items()}
-    return Sources(named["train"], named.get("validation"), named.get("test"), beside, base)
+        found, beside = {split: [source] for split, source in _named(given).items()}, ()
+    named = {split: [_as_named(source, base) for source in sources] for split, sources in found.items()}
+    unread = tuple((other, first) for first, *others in named.values() for other in others)
+    taken = {split: sources[0] for split, sources in named.items()}
+    return Sources(taken["train"], taken.get("validation"), taken.get("test"), beside, unread, base)
 
 
-def _splits_of(source: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the splits of one source, and which of them stand beside the file that was named."""
+def _splits_of(source: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return what there is of each split of one source, first what is read, and which stand beside the file that was named."""
     if source.startswith("hub://"):
         return _hub_splits(source), ()
     prefix = ""
@@ -85,20 +89,21 @@ def _splits_of(source: str) -> tuple[dict[str, str], tuple[str, ...]]:
     if path.is_dir():
         names = _folder_splits(path)
         if not names:
-            return {"train": source}, ()
-        return {split: f"{prefix or path}/{name}" for split, name in names.items()}, ()
+            return {"train": [source]}, ()
+        return {split: [f"{prefix or path}/{name}" for name in found] for split, found in names.items()}, ()
     stem = path.name.split(".")[0]
     if _split_name(stem) != "train":
-        return {"train": source}, ()
+        return {"train": [source]}, ()
     siblings = {
-        split: name
-        for split, name in _by_split(
+        split: names
+        for split, names in _by_split(
             [other.name for other in path.parent.iterdir() if is_data_file(other) and _alike(other.name, path.name)]
         ).items()
         if split != "train"
     }
     folder = source.rpartition("/")[0]
-    return {"train": source, **{s: f"{folder}/{n}" if folder else n for s, n in siblings.items()}}, tuple(siblings)
+    beside = {split: [f"{folder}/{name}" if folder else name for name in names] for split, names in siblings.items()}
+    return {"train": [source], **beside}, tuple(siblings)
 
 
 def _local(source: str) -> Path:
@@ -110,8 +115,8 @@ def _local(source: str) -> Path:
     raise DataError(f"no such file: {source}" + (f"; did you mean {path.parent / near}?" if near else ""))
 
 
-def _folder_splits(folder: Path) -> dict[str, str]:
-    """Return the name of each split in a folder; nothing where its files are one data set together."""
+def _folder_splits(folder: Path) -> dict[str, list[str]]:
+    """Return the names of each split in a folder; nothing where its files are one data set together."""
     listing = folder / "dataset_dict.json"
     if listing.is_file():
         try:
@@ -119,15 +124,14 @@ def _folder_splits(folder: Path) -> dict[str, str]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{listing}: is damaged ({error}); save the data set again") from error
         found = _by_split(names)
-        return found if "train" in found else {"train": names[0], **found}
+        return found if "train" in found else {"train": names[:1], **found}
     if (folder / "state.json").is_file():
         return {}
     files = sorted(entry.name for entry in folder.iterdir() if is_data_file(entry))
     # A folder that `save_to_disk` wrote for each split, without the file that lists them.
     files += sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file())
     found = _by_split(files)
-    for split, name in found.items():
-        others = [one for one in files if one != name and _split_name(one.split(".")[0]) == split]
+    for split, (name, *others) in found.items():
         if name.split(".")[0].lower() not in NAMES and others:
             raise DataError(
                 f"{folder}: {split} may be {' or '.join([name, *others][:4])}; name the files of each split, as autoft init "
@@ -136,19 +140,19 @@ def _folder_splits(folder: Path) -> dict[str, str]:
             )
     if found and "train" not in found:
         raise DataError(
-            f"{folder}: holds {', '.join(found.values())} and no training rows; name the files of each split, as "
-            f"autoft init train.csv {next(iter(found.values()))}"
+            f"{folder}: holds {', '.join(names[0] for names in found.values())} and no training rows; name the files of each "
+            f"split, as autoft init train.csv {next(iter(found.values()))[0]}"
         )
     return found
 
 
-def _by_split(names: Sequence[str]) -> dict[str, str]:
-    """Return the first name of each split, exact names before those that only hold the word."""
-    found: dict[str, str] = {}
+def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of each split, exact ones before those that only hold the word."""
+    found: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: (name.split(".")[0].lower() not in NAMES, name)):
         split = _split_name(name.split(".")[0])
         if split is not None:
-            found.setdefault(split, name)
+            found.setdefault(split, []).append(name)
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -188,10 +192,10 @@ def _named(given: Sequence[str]) -> dict[str, str]:
     return dict(zip(order, given, strict=True))
 
 
-def _hub_splits(source: str) -> dict[str, str]:
+def _hub_splits(source: str) -> dict[str, list[str]]:
     """Return the splits of a data set on the hub, where it can be asked."""
     if "#" in source:
-        return {"train": source}
+        return {"train": [source]}
     from datasets import get_dataset_split_names
     from datasets.exceptions import DatasetsError
 
@@ -202,9 +206,9 @@ def _hub_splits(source: str) -> dict[str, str]:
         names = get_dataset_split_names(form["name"], form["config"], revision=form["revision"])
     # As in reading: the library raises any of these for a data set that is not there, or without a network.
     except (DatasetsError, OSError, ValueError, RuntimeError):
-        return {"train": source}
-    found = _by_split([str(name) for name in names]) or {"train": str(names[0])}
-    return {split: f"{source}#{name}" for split, name in found.items()}
+        return {"train": [source]}
+    found = _by_split([str(name) for name in names]) or {"train": [str(names[0])]}
+    return {split: [f"{source}#{name}" for name in names] for split, names in found.items()}
 
 
 def _as_named(source: str, base: Path) -> str:

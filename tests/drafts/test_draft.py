@@ -221,6 +221,18 @@ def test_several_files_of_a_split_are_refused_and_not_all_but_one_left_out(place
         find_sources(["d"], place / "recipe.yaml")
 
 
+@pytest.mark.parametrize("given", ["d", "d/train.csv"])
+def test_a_file_that_is_called_like_a_split_and_not_read_is_told(place, tiny_model, given):
+    for number, name in enumerate(("train", "dev", "val")):
+        write(place / "d" / f"{name}.csv", reviews(40, 100 * number))
+    done = init(given, "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert load_recipe("recipe.yaml").data.validation == "d/dev.csv"
+    assert "warning: d/val.csv is not read, for d/dev.csv is there too" in done.stdout
+    done = init("d/train.csv", "d/val.csv", "--model", tiny_model, "--force")
+    assert load_recipe("recipe.yaml").data.validation == "d/val.csv"
+    assert "not read" not in done.stdout
+
 @pytest.mark.parametrize("name", ["2024", "no", "1e5", "null", "2024-01-01", "1_0"])
 def test_a_file_may_be_called_like_something_else_than_a_text(place, tiny_model, name):
     write(place / f"{name}.csv", reviews(60))
