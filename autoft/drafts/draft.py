@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from autoft.contracts import TaskCard
 from autoft.data.sources import load_source
-from autoft.drafts.guesses import AMBIGUOUS, Guess, guess_tasks
+from autoft.drafts.guesses import AMBIGUOUS, Guess, guess_tasks, named_columns
 from autoft.drafts.models import (
     Candidate,
     affordable_rows,
@@ -184,6 +184,8 @@ def _decided(
         hint = "" if task is not None else "; --task NAME says which it should be, --column ROLE=NAME what a column is"
         raise DataError(f"no installed task takes rows with the columns {', '.join(seen.columns)}{hint}\n{lines}")
     best = guesses[0]
+    if task is None:
+        _refuse_less(best, [catalog.task(name).card for name in refused], seen, refused)
     rivals = [guess for guess in guesses if guess.score >= AMBIGUOUS * best.score]
     if len(rivals) > 1:
         choices = tuple((one.task.card.name, f"{one.task.card.summary}: {', '.join(one.reasons)}") for one in rivals)
@@ -198,6 +200,19 @@ def _decided(
         # With one more column known, others may be too.
         return _decided(catalog, seen, best.task.card.name, columns, ask)
     return best
+
+
+def _refuse_less(best: Guess, cards: Sequence[TaskCard], seen: Survey, refused: Mapping[str, str]) -> None:
+    """Raise where the columns are called as those of a task that cannot take them, and the best guess reads only some."""
+    for card in cards:
+        meant = list(named_columns(card, seen).values())
+        if set(best.columns.values()) < set(meant):
+            name = best.task.card.name
+            raise DataError(
+                f"the columns {' and '.join(meant)} are called as those of {card.name}, which cannot take them: "
+                f"{refused[card.name].splitlines()[0]}\nIf it is not meant, --task {name} reads "
+                f"{' and '.join(best.columns.values())} alone"
+            )
 
 
 def _asked(question: Question, ask: Callable[[Question], str] | None, option: str) -> str:

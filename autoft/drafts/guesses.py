@@ -16,7 +16,7 @@ from autoft.data.columns import map_columns
 from autoft.drafts.survey import ColumnView, Survey
 from autoft.errors import AutoftError, DataError, PluginError
 
-__all__ = ["AMBIGUOUS", "Guess", "Rivals", "guess_tasks", "sample_rows"]
+__all__ = ["AMBIGUOUS", "Guess", "Rivals", "guess_tasks", "named_columns", "sample_rows"]
 
 AMBIGUOUS = 0.85
 """Share of the best guess's score from which a second one is as good."""
@@ -98,6 +98,21 @@ def guess_tasks(tasks: Sequence[Task], data: Survey, given: Mapping[str, str]) -
             refused[task.card.name] = str(error)
     # Of two tasks that are as good, the one by name: the order does not depend on what was installed first.
     return sorted(found, key=lambda guess: (-guess.score, guess.task.card.name)), refused
+
+
+def named_columns(card: TaskCard, data: Survey) -> dict[str, str]:
+    """Return by role the columns that are called as a task's, whatever they hold; none where a role that it needs lacks."""
+    given = {name.strip().lower(): name for name in data.columns}
+    for wanted in card.alternatives or ((),):
+        found: dict[str, str] = {}
+        for column in card.columns:
+            names = [given[name.lower()] for name in (column.role, *column.guesses) if name.lower() in given]
+            free = [name for name in names if name not in found.values()]
+            if free and (column.required or column.role in wanted):
+                found[column.role] = free[0]
+        if all(column.role in found for column in card.columns if column.required or column.role in wanted):
+            return found
+    return {}
 
 
 def sample_rows(card: TaskCard, data: Survey, columns: Mapping[str, str]) -> list[Row]:
@@ -296,6 +311,14 @@ def _holds(text: Any, span: Any) -> bool:
 def _lacking(card: TaskCard, data: Survey) -> str:
     roles = [column.role for column in card.columns if column.required]
     roles += [" and ".join(wanted) for wanted in itertools.islice(card.alternatives, 1)]
+    named = named_columns(card, data)
+    unfit = [name for role, name in named.items() if not _fits(card.column(role), data.columns[name], named=True)]
+    if unfit:
+        view = data.columns[unfit[0]]
+        return (
+            f"the column {unfit[0]} has other values than such a column: {len(set(map(str, view.values)))} different"
+            + (f", as {str(view.values[0])[:50]!r}" if view.values else "")
+        )
     return f"no columns for {' and '.join(roles)} among {', '.join(data.columns)}"
 
 

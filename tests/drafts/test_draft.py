@@ -233,6 +233,28 @@ def test_a_file_that_is_called_like_a_split_and_not_read_is_told(place, tiny_mod
     assert load_recipe("recipe.yaml").data.validation == "d/val.csv"
     assert "not read" not in done.stdout
 
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (lambda n: "good", "all 60 training rows have the label 'good'"),
+        (lambda n: f"row{n}", "60 different labels, as 'row0'"),
+        (lambda n: n / 7, "60 different, as '0.0'"),
+        (lambda n: f"a sentence that is the number {n}", "60 different, as 'a sentence that is the number 0'"),
+    ],
+)
+def test_labels_that_tell_nothing_apart_are_told_and_not_left_unread(place, tiny_model, label, says):
+    rows = [{"review": row["comment"], "sentiment": label(n)} for n, row in enumerate(reviews(60))]
+    write(place / "reviews.csv", rows)
+    for further in ((), ("--yes",)):
+        done = init("reviews.csv", "--model", tiny_model, *further)
+        assert done.exit_code == 2
+        assert "review and sentiment are called as those of text-classification, which cannot take them" in done.stderr
+        assert says in done.stderr
+        assert "--task generation reads review alone" in done.stderr
+    assert init("reviews.csv", "--task", "generation", "--model", tiny_model).exit_code == 0
+
+
 @pytest.mark.parametrize("name", ["2024", "no", "1e5", "null", "2024-01-01", "1_0"])
 def test_a_file_may_be_called_like_something_else_than_a_text(place, tiny_model, name):
     write(place / f"{name}.csv", reviews(60))
