@@ -1110,6 +1110,12 @@ def test_the_end_says_whether_what_waited_was_answered(back, says, classifier, m
     assert f"Stopped; {says}." in result.stdout
 
 
+def test_a_wait_that_no_request_survives_is_refused(tmp_path):
+    result = CliRunner().invoke(command, ["serve", str(tmp_path), "--wait", "2s", "--timeout", "2s"])
+    assert result.exit_code == 5
+    assert "rows wait 2 s for others (--wait), and a request may take 2 s (--timeout)" in result.stderr
+
+
 def test_an_address_does_not_go_with_an_image(classifier, tmp_path):
     words = ["serve", str(classifier.folder), "--docker", str(tmp_path / "image")]
     result = CliRunner().invoke(command, [*words, "--host", "127.0.0.1", "--port", "9000"])

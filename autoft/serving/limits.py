@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoft.errors import ServingError
+
 __all__ = ["Limits"]
 
 
@@ -24,6 +26,9 @@ class Limits:
         bodies: bytes of all requests together that have no answer yet (503); one request always finds room.
         pixels: of one image, as its header says, before anything is unpacked (422).
         timeout: seconds that a request takes: until all of it has come in (408), and until it has an answer (504).
+
+    Raises:
+        ServingError: a row would wait for others longer than its request may take.
     """
 
     batch_size: int | None = None
@@ -35,3 +40,10 @@ class Limits:
     bodies: int = 100_000_000
     pixels: int = 50_000_000
     timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.wait >= self.timeout:
+            raise ServingError(
+                f"rows wait {self.wait:g} s for others (--wait), and a request may take {self.timeout:g} s (--timeout): give "
+                "less of the first or more of the second"
+            )
