@@ -74,7 +74,7 @@ ERROR: Mapping[str, Any] = {
 }
 HEALTH: Mapping[str, Any] = {
     "title": "Health",
-    "description": "Whether the model answers, and which it is.",
+    "description": "Whether the server takes rows, and for which model.",
     "type": "object",
     "properties": {
         "status": {"type": "string", "enum": ["ok", "ending"]},
@@ -212,7 +212,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         metrics.request(response.status_code, rows, time.perf_counter() - started)
         return response
 
-    @app.get("/health", summary="Say whether the model answers, and which it is", tags=["server"])
+    @app.get("/health", summary="Say whether the server takes rows, and for which model", tags=["server"])
     async def health() -> Response:
         said = {
             "status": "ok" if batcher.alive else "ending",
@@ -474,7 +474,7 @@ def _openapi(app: FastAPI, fields: Fields) -> dict[str, Any]:
     }
     health = {"application/json": {"schema": {"$ref": COMPONENTS.format(model="Health")}}}
     schema["paths"]["/health"]["get"]["responses"] = {
-        "200": {"description": "The model answers.", "content": health},
+        "200": {"description": "The server takes rows.", "content": health},
         "503": {"description": "The server is about to end.", "content": health},
     }
     figures = {"text/plain": {"schema": {"type": "string"}}}
