@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from contextlib import contextmanager
@@ -1072,8 +1073,17 @@ def test_a_server_runs_in_a_thread_of_a_program_too(classifier):
 # -------------------------------------------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize(("back", "says"), [(True, "what waited was answered"), (False, "1 request got no answer")])
-def test_the_end_says_whether_what_waited_was_answered(back, says, classifier, monkeypatch):
+@pytest.mark.parametrize(
+    ("back", "signals", "timeout", "status", "says"),
+    [
+        (True, 1, "60s", 200, "what waited was answered"),
+        (False, 1, "500ms", 504, "1 request got no answer"),
+        (False, 2, "60s", 503, "1 request got no answer"),
+    ],
+)
+def test_the_end_says_whether_what_waited_was_answered(
+    back, signals, timeout, status, says, classifier, monkeypatch, caplog
+):
     gate, asked, plain = threading.Event(), threading.Event(), type(classifier.task).predict
     gate.set()
 
@@ -1087,27 +1097,35 @@ def test_the_end_says_whether_what_waited_was_answered(back, says, classifier, m
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    statuses = []
+    answers = []
+
+    def end():
+        assert asked.wait(SECONDS)
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
 
     def ask_and_end():
         transport = httpx.HTTPTransport(retries=9)
         with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
             client.get("/health")
             gate.clear()
-            end = threading.Thread(target=lambda: asked.wait(SECONDS) and os.kill(os.getpid(), signal.SIGTERM))
-            end.start()
+            threading.Thread(target=end).start()
             if back:
                 threading.Timer(0.3, gate.set).start()
-            statuses.append(client.post("/predict", json={"text": "a film"}).status_code)
+            answers.append(client.post("/predict", json={"text": "a film"}))
             gate.set()
 
     asking = threading.Thread(target=ask_and_end)
     asking.start()
     words = ["serve", str(classifier.folder), "--port", str(port), "--threads", "1"]
-    result = CliRunner().invoke(command, [*words, "--timeout", "60s" if back else "500ms"])
+    result = CliRunner().invoke(command, [*words, "--timeout", timeout])
     asking.join(SECONDS)
-    assert (result.exit_code, statuses) == (0, [200 if back else 504]), result.output
+    assert result.exit_code == 0, result.output
     assert f"Stopped; {says}." in result.stdout
+    (answer,) = answers
+    assert (answer.status_code, set(answer.json()) == {"detail"}) == (status, status != 200)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_wait_that_no_request_survives_is_refused(tmp_path):

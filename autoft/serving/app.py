@@ -178,9 +178,11 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        yield
-        # Who still waits has its answer by then, or its 504.
-        await batcher.close(limits.timeout)
+        # Who tells a server to end a second time does not wait for the model.
+        with suppress(asyncio.CancelledError):
+            yield
+            # Who still waits has its answer by then, or its 504.
+            await batcher.close(limits.timeout)
 
     card, manifest = model.task.card, model.manifest
     app = FastAPI(
@@ -203,12 +205,16 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
             response, rows = refused.response(), 0
         except ClientDisconnect:
             response, rows = Response(status_code=GONE), 0
-        except BaseException as error:
-            # An error of ours, which the handler below tells; or the server ends and waits no longer.
-            app.state.unanswered += isinstance(error, asyncio.CancelledError)
+        except asyncio.CancelledError:
+            if not app.state.ending:
+                raise
+            response, rows = Refused(503, "the server ended before there was an answer", retry_after=5).response(), 0
+            app.state.unanswered += 1
+        except Exception:
+            # The handler below tells it.
             metrics.request(500, 0, time.perf_counter() - started)
             raise
-        app.state.unanswered += response.status_code == 504
+        app.state.unanswered += app.state.ending and response.status_code == 504
         metrics.request(response.status_code, rows, time.perf_counter() - started)
         return response
 
@@ -234,7 +240,8 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
     async def root() -> Response:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
 
-    app.state.batch_size, app.state.company, app.state.unanswered = batch_size, fields.company, 0
+    app.state.batch_size, app.state.company = batch_size, fields.company
+    app.state.ending, app.state.unanswered = False, 0
     app.state.curl = lambda address: curl_line(address, fields)
     described: dict[str, Any] = {}
 

@@ -208,15 +208,13 @@ def _run(
     )
 
     class Server(uvicorn.Server):
-        unanswered_before = 0
-
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and ready is not None:
                 ready(address)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            self.unanswered_before = app.state.unanswered
+            app.state.ending = True
             await super().shutdown(sockets)
 
     server = Server(config)
@@ -227,7 +225,7 @@ def _run(
             raise _refused(host, port, error) from None
     if not server.started:
         raise ServingError("the server did not start; what went wrong stands above")
-    return int(app.state.unanswered - server.unanswered_before)
+    return int(app.state.unanswered)
 
 
 @contextmanager
