@@ -292,6 +292,27 @@ def test_rows_whose_company_changes_their_answer_are_predicted_one_by_one(classi
     assert make_app(classifier).state.batch_size > 1
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ([{"score": 0.5, "label": "a"}], [{"score": 0.25, "label": "a"}], 0.25),
+        ([{"score": 0.5, "label": "a"}], [{"score": 0.5, "label": "b"}], INF),
+        ([{"scores": [NAN, INF, 0.1]}], [{"scores": [NAN, INF, 0.1]}], 0),
+        ([{"scores": [NAN, 0.1]}], [{"scores": [0.2, 0.1]}], INF),
+        ([{"scores": [0.1, 0.2]}], [{"scores": [0.1, NAN]}], INF),
+        ([{"score": 0.5}], [], INF),
+        ([{"score": 0.5}], [{"score": 0.5, "more": 1}], INF),
+    ],
+)
+def test_predictions_are_as_far_apart_as_their_numbers(one, other, apart):
+    from autoft.serving.fields import _difference
+
+    assert _difference(one, other) == apart
+
+
 def test_whoever_starts_a_server_is_told_of_company_and_of_other_machines():
     from autoft.serving.server import Address
 

@@ -372,9 +372,10 @@ def _difference(one: Any, other: Any) -> float:
         return max((_difference(one[key], other[key]) for key in one), default=0.0)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         return max(map(_difference, one, other), default=0.0)
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return abs(one - other)
-    return 0.0 if one == other else math.inf
+    if one == other or (one != one and other != other):  # NaN is not itself
+        return 0.0
+    apart = abs(one - other) if isinstance(one, int | float) and isinstance(other, int | float) else math.inf
+    return math.inf if math.isnan(apart) else apart
 
 
 def _written(row: Mapping[str, Any], inputs: Sequence[Column]) -> dict[str, Any]:
