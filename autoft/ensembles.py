@@ -45,7 +45,7 @@ def combine(place: Workplace, config: TrialConfig, callbacks: Callbacks) -> Tria
     try:
         make = _soup if config.kind == "soup" else _ensemble
         make(place, config, callbacks, members, memory, result)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here, the trials themselves are still there to choose
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever goes wrong here, the trials themselves are still there to choose
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
     return result

@@ -26,7 +26,7 @@ from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
 from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
-from autoft.plugins import Catalog, load_plugins
+from autoft.plugins import Catalog, described, load_plugins
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
 
@@ -425,9 +425,8 @@ def _measure_and_send(
     # Whatever goes wrong here has to reach the parent as a sentence, not as a lost process.
     try:
         sender.send(measure(*arguments, **settings))
-    except Exception as error:  # noqa: BLE001
-        text = str(error).strip().splitlines()
-        sender.send({"error": f"{type(error).__name__}: {text[0] if text else ''}"})
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        sender.send({"error": described(error)})
     finally:
         sender.close()
 

@@ -6,12 +6,13 @@ nobody else, which pluggy's own loader does not guard against.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import TypeVar
 
 import pluggy
@@ -29,9 +30,9 @@ from autoft.contracts import (
     Task,
     TaskCard,
 )
-from autoft.errors import PluginError, unknown_name
+from autoft.errors import AutoftError, PluginError, unknown_name
 
-__all__ = ["BrokenPlugin", "Catalog", "Plugin", "load_plugins"]
+__all__ = ["BrokenPlugin", "Catalog", "Plugin", "described", "hook_of", "load_plugins", "sentence"]
 
 GROUP = "autoft"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -144,6 +145,62 @@ def load_plugins(entry_points: Iterable[importlib.metadata.EntryPoint] | None = 
     return catalog.freeze()
 
 
+def hook_of(at: FrameType | TracebackType | None) -> str | None:
+    """Say in which hook of a plugin a call or an error is, as ``the hook encode of the plugin my-task (autoft-my-task)``.
+
+    The innermost plugin on the stack, and its function that something else called. What comes with autoft itself is no plugin here.
+
+    Args:
+        at: the innermost frame, or the traceback of an error.
+    """
+    stack: list[FrameType] = []
+    while at is not None:
+        if isinstance(at, TracebackType):
+            stack.insert(0, at.tb_frame)
+            at = at.tb_next
+        else:
+            stack.append(at)
+            at = at.f_back
+    found: tuple[str, str] | None = None
+    for frame in stack:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        owner = _owners().get(package)
+        if owner is not None and (found is None or owner == found[0]):
+            found = owner, frame.f_code.co_name
+        elif found is not None and package == "autoft":
+            break
+    return f"the hook {found[1]} of the plugin {found[0]}" if found else None
+
+
+def described(error: BaseException) -> str:
+    """Return one line about an error: its kind, what it says, and the hook of a plugin that it comes from.
+
+    Autoft's own errors, which say where and what by themselves, are told as they are.
+    """
+    if isinstance(error, AutoftError):
+        return sentence(error)
+    at = hook_of(error.__traceback__)
+    return f"{type(error).__name__}: {sentence(error)}" + (f" (in {at})" if at else "")
+
+
+def sentence(error: BaseException) -> str:
+    """Return the first line of what an error says, at most 500 characters; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
+
+
+@functools.cache
+def _owners() -> dict[str, str]:
+    """Return which plugin a top-level package belongs to."""
+    points = importlib.metadata.entry_points(group=GROUP)
+    packages = {point.value.partition(":")[0].partition(".")[0]: point for point in points}
+    packages.pop("autoft", None)
+    return {
+        package: f"{point.name} ({point.dist.name})" if point.dist else point.name
+        for package, point in packages.items()
+    }
+
+
 class _Fold:
     def __init__(self) -> None:
         self.tasks: dict[str, Task] = {}
@@ -160,7 +217,7 @@ class _Fold:
         # A plugin is foreign code: whatever it raises on import or in a hook must not stop the others.
         try:
             tasks, strategies, metrics = _offers(point)
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             self.broken.append(BrokenPlugin(point.name, distribution, version, _reason(error)))
             return
         for task in tasks:
@@ -264,6 +321,6 @@ def _flatten(answers: list[object], kind: type | tuple[type, ...], hook: str) ->
     return values
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

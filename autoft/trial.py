@@ -42,7 +42,7 @@ from autoft.head_start import HeadWeights, fit_head
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
 from autoft.plans.targets import auxiliary_target, format_behind, plan_target
-from autoft.plugins import Catalog, load_plugins
+from autoft.plugins import Catalog, described, load_plugins, sentence
 from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.shared_base import Seat
@@ -219,7 +219,7 @@ def run_trial(
         Trial(place, config, callbacks, deadline, result, seat).go()
     except FreshWorkerNeeded:
         raise
-    except Exception as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
     return result
@@ -258,22 +258,20 @@ def compress_further(
                 trial.deadline = time.monotonic() + max(0.0, deadline - time.monotonic()) * share / whole
             result.variants.append(trial.variant(dense, target, waiting.pop(0), memory))
         trial.conclude()
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here, the trial itself is still there to choose
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever goes wrong here, the trial itself is still there to choose
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
     return result
 
 
-def ended_by(error: Exception, result: TrialResult, folder: Path) -> None:
+def ended_by(error: BaseException, result: TrialResult, folder: Path) -> None:
     """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole."""
     if out_of_memory(error):
-        result.state, result.reason = "infeasible", f"out of memory: {_sentence(error)}"
+        result.state, result.reason = "infeasible", f"out of memory: {sentence(error)}"
         result.violations = {"memory": 1.0}
         return
     result.state = "failed"
-    result.reason = (
-        _sentence(error) if isinstance(error, AutoftError) else f"{type(error).__name__}: {_sentence(error)}"
-    )
+    result.reason = described(error)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
 
@@ -304,7 +302,7 @@ def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
             try:
                 write_variant(place, dense, target, variant, Path(folder))
                 figures = measure_in_process(Path(folder), place.run.data, validation=False, **request_settings(plan))
-            except (MeasureError, AutoftError, RuntimeError, ValueError, OSError):
+            except (Exception, SystemExit):  # noqa: BLE001 - a compressor may fail in any library
                 continue
             costs[variant.name] = figures["costs"]
     return costs
@@ -804,9 +802,9 @@ class Trial:
             self.result.seconds["measure"] = self.result.seconds.get("measure", 0.0) + time.monotonic() - measuring
         except MeasureError as error:
             outcome.state, outcome.reason = "failed", str(error)
-        except Exception as error:  # noqa: BLE001 - a compressor may fail in any library; the other variants go on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a compressor may fail in any library; the other variants go on
             state = "infeasible" if out_of_memory(error) else "failed"
-            outcome.state, outcome.reason = state, f"{type(error).__name__}: {_sentence(error)}"  # type: ignore[assignment]
+            outcome.state, outcome.reason = state, described(error)  # type: ignore[assignment]
             self.place.run.trial(self.config.number).mkdir(parents=True, exist_ok=True)
             with (self.place.run.trial(self.config.number) / "error.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{variant.name}\n{traceback.format_exc()}\n")
@@ -951,8 +949,3 @@ def _some_rows(rows: Sequence[Row], features: Features) -> list[Row]:
 
 def _epochs(count: float) -> str:
     return "1 epoch" if count == 1 else f"{count:.3g} epochs"
-
-
-def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:500] if lines else type(error).__name__

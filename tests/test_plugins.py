@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from autoft.errors import PluginError
-from autoft.plugins import load_plugins
+from autoft.plugins import described, load_plugins
 
 
 @pytest.fixture
@@ -218,3 +218,15 @@ def test_the_built_in_strategies_come_through_the_same_door():
         "gpu_energy",
     ]
     assert not catalog.broken
+
+
+def test_an_error_in_a_hook_names_it_with_its_plugin_and_another_does_not(catalog):
+    task = catalog.task("text-classification")
+    with pytest.raises((TypeError, AttributeError)) as raised:
+        task.facts([7], {})
+    said = described(raised.value)
+    assert said.startswith(f"{type(raised.value).__name__}: ")
+    assert said.endswith(" (in the hook facts of the plugin text-classification (autoft-text-classification))")
+    with pytest.raises(ZeroDivisionError) as raised:
+        1 / 0  # noqa: B018
+    assert described(raised.value) == "ZeroDivisionError: division by zero"
