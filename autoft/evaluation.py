@@ -27,6 +27,7 @@ from autoft.measures import Latency
 from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, described, load_plugins
+from autoft.processes import STOPPED_SECONDS, is_stopped
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
 
@@ -398,10 +399,18 @@ def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **setti
     process = context.Process(target=_measure_and_send, args=(sender, measure, arguments, settings), daemon=True)
     process.start()
     sender.close()
+    stopped = 0.0
     try:
+        # Counted in looks, so that a machine that slept in the meantime has stopped nothing.
+        while not receiver.poll(1.0) and stopped < STOPPED_SECONDS:
+            stopped = stopped + 1.0 if is_stopped(process.pid) else 0.0
+        if stopped >= STOPPED_SECONDS:
+            process.kill()
         answer: dict[str, Any] = receiver.recv()
     except EOFError:
         process.join()
+        if stopped >= STOPPED_SECONDS:
+            raise MeasureError("the process that measures the model was stopped, as SIGSTOP does, and ended") from None
         killed = process.exitcode is not None and process.exitcode < 0
         how = f"was killed by signal {-(process.exitcode or 0)}" if killed else f"ended with {process.exitcode}"
         hint = "; the memory may not be enough" if process.exitcode == -9 else ""

@@ -9,7 +9,9 @@ import os
 import sys
 import warnings
 
-__all__ = ["release_memory", "silence_libraries", "thread_environment", "trim_heap"]
+import psutil
+
+__all__ = ["STOPPED_SECONDS", "is_stopped", "release_memory", "silence_libraries", "thread_environment", "trim_heap"]
 
 NOISY = (
     "accelerate",
@@ -21,6 +23,18 @@ NOISY = (
     "torch.utils._pytree",
     "torchao",
 )
+
+
+STOPPED_SECONDS = 30.0
+"""Until a process that is stopped, as SIGSTOP does, is given up; who stops one by hand may continue it before."""
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a process is stopped, as SIGSTOP does; one that has ended is not."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -180,6 +180,8 @@ class ExecutorSection(_Section):
     """LoRA trials of one model that a worker trains at once over one base; `auto`: as many as fit on a GPU, one on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to train on."""
+    patience: Duration = "10m"
+    """A worker that makes no step of a training for so long is ended, and one at anything else after three times as long."""
 
 
 def _source(value: object) -> object:

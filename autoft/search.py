@@ -82,6 +82,21 @@ UNKNOWN_CHAIN = 2.0
 FOUNDED = 2
 """How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
+ATTEMPTS = 3
+"""At measuring a model before anything is trained, where the worker is lost over it."""
+
+SLOW_STEP = 20.0
+"""How much longer a step and a validation may take than they were seen to, before the worker counts as hung."""
+
+SLOW_STAGE = 5.0
+"""How much longer something else of a trial may take than all else together was thought to."""
+
+SLOW_ENCODING = 0.01
+"""Seconds that encoding a row may take at most beside it; tokenizers take less than a thousandth, image processors some."""
+
+OTHER_PATIENCE = 3.0
+"""How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
+
 CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 """Values of ``lora.start`` that change the weights that trials could share."""
 
@@ -276,6 +291,8 @@ class Search:
         """Proposals that were not sent to a worker yet."""
         self.stages: dict[int, str] = {}
         """At which stage each worker was last."""
+        self.steps: dict[int, float] = {}
+        """Seconds that a step takes, of each worker that is seen to train."""
         for result in self._told():
             if result.state == "complete" and self._missing_folds(result):
                 self.study.reopen(result)
@@ -370,8 +387,7 @@ class Search:
         if self.results and self.seconds_left() < self.reserve():
             self.ended = "the time is used up"
             return
-        mapped = self.plan.train_memory is not None
-        with LocalExecutor(self.run, self.plan.workers, self.plan.threads, mapped=mapped) as executor:
+        with self._executor(self.plan.workers) as executor:
             self._start(executor)
             waiting: list[TrialConfig] = []
 
@@ -410,7 +426,7 @@ class Search:
         """
         number = self._number()
         self.queue = [config.model_copy(update={"number": number})]
-        with LocalExecutor(self.run, 1, self.plan.threads, mapped=self.plan.train_memory is not None) as executor:
+        with self._executor(1) as executor:
             self._probe(executor, 1)
             self.listener.phase("search")
             self._loop(executor, lambda: self.queue.pop(0) if self.queue else self._next_fold(number), None)
@@ -423,7 +439,7 @@ class Search:
             SearchFailed: no worker starts, or one ends.
         """
         found = []
-        with LocalExecutor(self.run, 1, self.plan.threads, mapped=self.plan.train_memory is not None) as executor:
+        with self._executor(1) as executor:
             self._probe(executor, 1)
             default = self.plan.default_config()
             for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
@@ -431,10 +447,7 @@ class Search:
                 config = default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params})
                 if self._illegal(config):
                     continue
-                executor.send(0, "time", model=model.name, pipeline=pipeline.name)
-                event = self._await(executor)
-                while event.kind != "timed":
-                    event = self._await(executor)
+                event = self._asked(executor, "timed", "time", model=model.name, pipeline=pipeline.name)
                 self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = event.body["seconds"]
                 seconds = self._estimate(config)
                 # As if all began anew: what was tried here takes nothing of the budget.
@@ -449,18 +462,21 @@ class Search:
         Raises:
             SearchFailed: no worker starts, or one ends.
         """
-        with LocalExecutor(self.run, 1, self.plan.threads) as executor:
+        with self._executor(1) as executor:
             return self._served(executor, [model.name for model in self.plan.models])
 
     def _served(self, executor: LocalExecutor, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-        costs: dict[str, dict[str, dict[str, float]]] = {}
-        if models:
-            executor.send(0, "screen", models=list(models))
-        while len(costs) < len(models):
-            event = self._await(executor)
-            if event.kind == "screened":
-                costs[event.body["model"]] = event.body["costs"]
-        return costs
+        return {model: self._asked(executor, "screened", "screen", model=model).body["costs"] for model in models}
+
+    def _executor(self, workers: int) -> LocalExecutor:
+        plan = self.plan
+        return LocalExecutor(
+            self.run,
+            workers,
+            plan.threads,
+            mapped=plan.train_memory is not None,
+            patience=OTHER_PATIENCE * plan.patience,
+        )
 
     def _start(self, executor: LocalExecutor) -> None:
         self.listener.phase("measure models")
@@ -492,17 +508,15 @@ class Search:
 
     def _probe(self, executor: LocalExecutor, workers: int) -> dict[str, dict[str, Any]]:
         """Wait for the workers, and return what a step of each model takes."""
-        ready, begin = 0, time.monotonic()
-        while ready < workers:
+        ready, begin = set[int](), time.monotonic()
+        while len(ready) < workers:
             event = self._await(executor)
-            if event.kind == "ready":
-                ready += 1
+            (ready.add if event.kind == "ready" else ready.discard)(event.worker)
         ready_after = time.monotonic() - begin
-        executor.send(0, "probe", models=[model.name for model in self.plan.models])
-        event = self._await(executor)
-        while event.kind != "probed":
-            event = self._await(executor)
-        probed: dict[str, dict[str, Any]] = event.body["models"]
+        probed: dict[str, dict[str, Any]] = {
+            model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
+            for model in self.plan.models
+        }
         # As any process that serves a model starts.
         self.startup = max(self.startup, ready_after + max(figures["load_seconds"] for figures in probed.values()))
         for name, figures in probed.items():
@@ -574,15 +588,62 @@ class Search:
             self._finish(result)
 
     def _await(self, executor: LocalExecutor) -> Event:
-        while True:
-            event = executor.poll(1.0)
-            if event is None:
-                continue
-            if event.kind == "fatal":
-                raise _fatal(event)
-            if event.kind == "lost":
-                raise SearchFailed(f"a worker does not start: {event.body['reason']}")
-            return event
+        """Return the next event; a worker that is lost is replaced, and one that does not start ends the search."""
+        while (event := executor.poll(1.0)) is None:
+            pass
+        if event.kind == "fatal":
+            raise _fatal(event)
+        if event.kind == "restarted":
+            self._note_restart(event)
+        if event.kind == "lost":
+            executor.stop(event.worker)
+            executor.start(event.worker)
+        return event
+
+    def _asked(self, executor: LocalExecutor, answer: str, op: str, **body: Any) -> Event:
+        """Ask the first worker, and return its answer; where it is lost over it, another one is asked.
+
+        Raises:
+            SearchFailed: as many as :data:`ATTEMPTS` are lost over it, or one does not start.
+        """
+        for _ in range(ATTEMPTS):
+            executor.send(0, op, **body)
+            executor.time_limits = {0: self._other_patience(TRIAL_OVERHEAD_SECONDS)}
+            event = self._await(executor)
+            while (event.worker, event.kind) not in {(0, answer), (0, "lost")}:
+                event = self._await(executor)
+            if event.kind == answer:
+                executor.time_limits = {}
+                return event
+        raise SearchFailed(
+            f"{body['model']} cannot be measured; {ATTEMPTS} workers were lost over it: {event.body['reason']}\n"
+            "Once the cause is gone, the same command goes on with what there is"
+        )
+
+    def _note_restart(self, event: Event) -> None:
+        self.listener.note(f"A worker was lost while it started, and is started again: {event.body['reason']}.")
+
+    def _patience(self, worker: int) -> float:
+        """Return for how many seconds a worker may tell of no progress.
+
+        Where a single training is seen to go on, by its steps and validations; else by what all but the training took in
+        trials before, for within a stage as an export there may be nothing to tell of.
+        """
+        config, mates = self.running[worker], self.mates.get(worker, [])
+        if worker in self.steps and not mates:
+            validating = self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
+            longest = SLOW_STEP * (self.steps[worker] + validating) + SLOW_ENCODING * self.train_rows
+            return max(self.plan.patience, longest)
+        if config.kind in {"soup", "ensemble", "compress"}:
+            return self._other_patience(self._expected(config))
+        known = self.pace.overhead.get(config.model) or max(self.pace.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+        return self._other_patience((1 + len(mates)) * known)
+
+    def _other_patience(self, seconds: float) -> float:
+        """Return for how many seconds nothing may be heard of work that was thought to take so many."""
+        validating = self.validation_rows * max(self.pace.validate_per_row.values(), default=0.0)
+        longest = SLOW_STAGE * (seconds + validating) + SLOW_ENCODING * self.train_rows
+        return max(OTHER_PATIENCE * self.plan.patience, longest)
 
     def _loop(self, executor: LocalExecutor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
@@ -615,6 +676,7 @@ class Search:
                 self.mates.clear()
                 self.aside.clear()
                 return
+            executor.time_limits = {worker: self._patience(worker) for worker in self.running}
             event = executor.poll(0.25)
             if event is not None:
                 self._handle(executor, event, idle)
@@ -625,9 +687,13 @@ class Search:
         body = event.body
         match event.kind:
             case "stage":
+                self.steps.pop(event.worker, None)
                 self._limit_memory(executor, event.worker, body["stage"])
                 self.listener.stage(body["trial"], body["stage"])
             case "progress":
+                batch = self._trial_of(event).params.get("train.batch_size")
+                if body["rate"] > 0:
+                    self.steps[event.worker] = int(batch or 1) / body["rate"]
                 self.listener.progress(body["trial"], body["samples"], body["total"], body["rate"])
             case "validation":
                 config = self._trial_of(event)
@@ -664,8 +730,9 @@ class Search:
                     self.listener.note(f"Trials {numbers} are begun again, each by itself: {body['reason']}.")
                     return
                 if config_lost is not None:
-                    killed = body["code"] == -9
-                    smaller = self._in_more_parts(config_lost, self.stages.get(event.worker)) if killed else None
+                    killed = body["code"] == -9 and not body.get("hung")
+                    stage = self.stages.get(event.worker)
+                    smaller = self._in_more_parts(config_lost, stage) if killed else None
                     if smaller is not None:
                         self.listener.note(
                             f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: "
@@ -678,13 +745,15 @@ class Search:
                     result = TrialResult(
                         number=config_lost.number,
                         state="infeasible" if killed else "failed",
-                        reason=body["reason"],
+                        reason=body["reason"] + (f"; stage: {stage}" if stage else ""),
                         config=config_lost,
                         violations={"memory": 1.0} if killed else {},
                     )
                     self._discard(config_lost.number)
                     self.run.write_result(result)
                     self._finish(result)
+            case "restarted":
+                self._note_restart(event)
             case "fatal":
                 raise _fatal(event)
 
@@ -709,6 +778,8 @@ class Search:
         self._check_disk()
         self.began = True
         self.running[worker], self.mates[worker] = configs[0], list(configs[1:])
+        self.stages.pop(worker, None)
+        self.steps.pop(worker, None)
         self.aside = [config for config in self.aside if config not in configs]
         requests = []
         for config in configs:
@@ -920,10 +991,10 @@ class Search:
             return
         reasons = {r.reason for r in done[:3]}
         if len(reasons) == 1:
-            raise SearchFailed(
-                f"the first three trials failed alike: {reasons.pop()}\n"
-                f"The whole error is in {self.run.trial(done[0].number) / 'error.txt'}"
-            )
+            whole = self.run.trial(done[0].number) / "error.txt"
+            # A worker that is lost leaves none.
+            where = f"\nThe whole error is in {whole}" if whole.is_file() else ""
+            raise SearchFailed(f"the first three trials failed alike: {reasons.pop()}{where}")
 
     # -- what to try --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from autoft import evaluation
 from autoft.artifact import LoadedModel
 from autoft.contracts import Column, CostMetric, QualityMetric, Task, TaskCard, TaskContext
 from autoft.evaluation import (
@@ -267,3 +269,10 @@ def test_a_metric_that_takes_its_time_measures_what_is_asked_for_and_what_is_tes
     assert names() == names("accuracy", "latency_p95_ms") == usual
     assert names("cpu_energy_idle_j") == [*usual, "cpu_energy"]
     assert names(tested=True) == [*usual, "cpu_energy", "gpu_energy"]
+
+
+@pytest.mark.slow
+def test_a_stopped_measurement_is_ended_and_told(monkeypatch):
+    monkeypatch.setattr(evaluation, "STOPPED_SECONDS", 1.0)
+    with pytest.raises(MeasureError, match="was stopped, as SIGSTOP does, and ended"):
+        evaluation._in_process(signal.raise_signal, signal.SIGSTOP)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from autoft.errors import SearchFailed
 from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
@@ -640,6 +641,75 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
     search._handle(Recorder(), Event(0, "renew", {"trial": 0}), idle)
     assert asked == ["stop", "start", (0, "trial", 0)]
     assert (search.running, idle) == ({0: config}, set())
+
+
+class Unlucky:
+    """A worker that is lost over its first requests; what it is asked is kept."""
+
+    def __init__(self, losses: int, answer: Event):
+        self.losses, self.answer = losses, answer
+        self.asked: list[str] = []
+        self.events: list[Event] = []
+        self.memory_limits: dict[int, float] = {}
+        self.time_limits: dict[int, float] = {}
+        self.started = 0
+
+    def send(self, worker, op, **body):
+        self.asked.append(op)
+        lost = Event(0, "lost", {"reason": "the worker process was killed by signal 9", "code": -9, "hung": False})
+        self.events.append(lost if len(self.asked) <= self.losses else self.answer)
+
+    def poll(self, timeout):
+        return self.events.pop(0) if self.events else None
+
+    def stop(self, worker):
+        pass
+
+    def start(self, worker):
+        self.started += 1
+
+
+def test_a_worker_that_is_lost_while_models_are_measured_is_replaced_and_asked_again(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    worker = Unlucky(2, Event(0, "screened", {"costs": {"none": {"model_size_bytes": 3.0}}}))
+    assert search._served(worker, ["small"]) == {"small": {"none": {"model_size_bytes": 3.0}}}
+    assert (worker.asked, worker.started) == (["screen"] * 3, 2)
+    with pytest.raises(SearchFailed, match="3 workers were lost over it: the worker process was"):
+        search._served(Unlucky(3, Event(0, "screened", {"costs": {}})), ["small"])
+
+
+def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    config = search.plan.default_config().model_copy(update={"number": 0})
+    search.running[0] = config
+    search.stages[0] = "train"
+    worker, idle = Unlucky(0, Event(0, "ready")), set[int]()
+    # SIGKILL, as it did not heed SIGTERM: no want of memory.
+    body = {"reason": "the worker process was ended: no progress for 11 min 00 s", "code": -9, "hung": True}
+    search._handle(worker, Event(0, "lost", body), idle)
+    assert (search.results[0].state, search.results[0].violations) == ("failed", {})
+    assert search.results[0].reason == f"{body['reason']}; stage: train"
+    assert (worker.started, worker.asked, idle) == (1, [], {0})
+
+
+def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_path, catalog):
+    search = engine(tmp_path, catalog, patience=600.0)
+    config = search.plan.default_config().model_copy(update={"number": 0})
+    search.running[0] = config
+    search.pace.validate_per_row = {config.model: 0.001}
+    # Exports and downloads tell of nothing: three times as long as training.
+    assert search._patience(0) == 1800.0
+    search.pace.overhead[config.model] = 4000.0
+    assert search._patience(0) > 4 * 4000.0
+    search._handle(None, Event(0, "progress", {"trial": 0, "samples": 16, "total": 48, "rate": 100.0}), set())
+    assert search._patience(0) == 600.0
+    # A step of 16 rows takes 100 s, then a validation of 400 rows 200 s.
+    search._handle(None, Event(0, "progress", {"trial": 0, "samples": 16, "total": 48, "rate": 0.16}), set())
+    assert search._patience(0) > 10 * 100.0
+    search.pace.validate_per_row[config.model] = 0.5
+    assert search._patience(0) > 10 * (100.0 + 200.0)
+    search._handle(Unlucky(0, Event(0, "ready")), Event(0, "stage", {"trial": 0, "stage": "compress: onnx"}), set())
+    assert search._patience(0) > 4 * 4000.0
 
 
 LOOKED_AT: list[tuple[str, str]] = []

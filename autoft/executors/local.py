@@ -3,15 +3,22 @@
 A worker imports its libraries once and keeps them between trials. Its standard input takes requests, its standard
 output gives events, and what libraries print goes to the run's ``logs/``. Nothing is pickled: a worker rebuilds the
 plan from the run folder.
+
+A worker that is killed, stopped or hangs is told as ``lost``. That it lives is told by its heartbeat, that it works by its
+other events; both are timed by a clock that only runs while this process looks.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +26,38 @@ import psutil
 
 from autoft.errors import SearchFailed
 from autoft.hardware import MAPPED, memory_left
-from autoft.processes import thread_environment
-from autoft.quantities import format_bytes
+from autoft.processes import STOPPED_SECONDS, is_stopped, thread_environment
+from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import RunDir
 
 __all__ = ["Event", "LocalExecutor"]
+
+EVENTS = {
+    "alive": {"at"},
+    "ready": set(),
+    "probed": {"figures"},
+    "timed": {"seconds"},
+    "screened": {"costs"},
+    "stage": {"trial", "stage"},
+    "progress": {"trial", "samples", "total", "rate"},
+    "validation": {"trial", "point"},
+    "done": {"trial"},
+    "renew": {"trial"},
+    "fatal": {"message", "exit_code"},
+}
+"""What a worker says, with what comes with it; all other lines on its channel are not its own."""
+
+SHORTEST_START = 300.0
+"""Seconds that a worker may take at least to start: imports from a slow disk on a busy machine take minutes."""
+
+STARTS = 3
+"""How often a worker is started in a row that is lost before it is ready."""
+
+LONGEST_LOOK = 2.0
+"""Seconds that the clock goes on at most between two looks at the workers: a machine or a command that slept finds them alive."""
+
+GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,28 @@ class Event:
     body: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Worker:
+    """A worker process; times are those of the executor's clock."""
+
+    process: subprocess.Popen[str]
+    beat: float
+    """When it was last heard of."""
+    moved: float
+    """When it last told of something else than that it lives."""
+    starts: int
+    """How many processes in a row were started for it, none of which was ready before."""
+    waiting: list[str] | None
+    """Requests that are sent to it once it is ready; None from then on."""
+    at: str | None = None
+    """In which hook of a plugin it was when it was last heard of."""
+    ended: str = ""
+    """Why it was ended."""
+    hung: bool = False
+    """That is why it was ended."""
+    kill_at: float | None = None
+
+
 class LocalExecutor:
     """Starts workers, sends them requests, and gives their events.
 
@@ -44,16 +100,22 @@ class LocalExecutor:
         threads: of each.
         mapped: workers keep what their tensors need and no more, as :data:`autoft.hardware.MAPPED` says: slower, and for
             runs whose training memory is limited.
+        patience: seconds after which a worker is ended that is still not ready, at least :data:`SHORTEST_START`.
     """
 
-    def __init__(self, run: RunDir, workers: int, threads: int, *, mapped: bool = False) -> None:
+    def __init__(
+        self, run: RunDir, workers: int, threads: int, *, mapped: bool = False, patience: float = 1800.0
+    ) -> None:
         self.run, self.workers, self.threads = run, workers, threads
+        self.patience = max(patience, SHORTEST_START)
         self.environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
         self._queue: queue.Queue[Event] = queue.Queue()
-        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._workers: dict[int, _Worker] = {}
         self.memory_limits: dict[int, float] = {}
         """Resident bytes by worker, from which on it is ended; workers that are not named have none of their own."""
-        self._ended: dict[int, str] = {}
+        self.time_limits: dict[int, float] = {}
+        """Seconds by worker, after which it is ended if it told of no progress in them; likewise."""
+        self._clock, self._looked = 0.0, time.monotonic()
 
     def __enter__(self) -> LocalExecutor:
         for worker in range(self.workers):
@@ -61,15 +123,21 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in list(self._processes):
+        for worker in list(self._workers):
             self.stop(worker)
 
     def start(self, worker: int) -> None:
-        """Start a worker process; it says ``ready`` when it can take requests.
+        """Start a worker process; it says ``ready`` when it takes requests, which may be sent before.
+
+        A process that is lost before it is ready is started again, which a ``restarted`` event tells; where that does not
+        help, a ``fatal`` one does.
 
         Raises:
             SearchFailed: the process cannot be started.
         """
+        self._start(worker, 1, [])
+
+    def _start(self, worker: int, starts: int, waiting: list[str]) -> None:
         log = self.run.logs / f"worker-{worker}.log"
         try:
             with log.open("a", encoding="utf-8") as errors:
@@ -80,37 +148,63 @@ class LocalExecutor:
                     stderr=errors,
                     text=True,
                     encoding="utf-8",
+                    errors="replace",
                     env=self.environment,
-                    # Ctrl-C belongs to the search, which decides what a worker still finishes.
+                    # Ctrl-C belongs to the search, which decides what a worker still finishes; and what a worker starts
+                    # ends with it.
                     start_new_session=True,
                 )
         except OSError as error:
             raise SearchFailed(f"a worker process cannot be started: {error}") from error
-        self._processes[worker] = process
-        self._ended.pop(worker, None)
-        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        started = _Worker(process, self._clock, self._clock, starts, waiting)
+        self._workers[worker] = started
+        threading.Thread(target=self._listen, args=(worker, started), daemon=True).start()
 
     def send(self, worker: int, op: str, **body: Any) -> None:
         """Send a request; a worker that is gone shows itself by a ``lost`` event."""
-        pipe = self._processes[worker].stdin
-        assert pipe is not None
-        try:
-            pipe.write(json.dumps({"op": op, **body}) + "\n")
-            pipe.flush()
-        except (BrokenPipeError, ValueError):
-            return
+        there, line = self._workers[worker], json.dumps({"op": op, **body}) + "\n"
+        there.moved = self._clock
+        if there.waiting is None:
+            _write(there.process, line)
+        else:
+            there.waiting.append(line)
 
     def poll(self, timeout: float) -> Event | None:
-        """Return the next event, or None when none comes within ``timeout`` seconds; ends workers that need too much memory."""
+        """Return the next event, or None when none comes within ``timeout`` seconds; ends workers that hang or need too much memory."""
+        now = time.monotonic()
+        self._clock, self._looked = self._clock + min(now - self._looked, LONGEST_LOOK), now
         self._guard_memory()
+        for worker, there in self._workers.items():
+            self._guard_time(worker, there)
         try:
-            return self._queue.get(timeout=timeout)
+            event = self._queue.get(timeout=timeout)
         except queue.Empty:
             return None
+        there = self._workers[event.worker]
+        if event.kind == "ready":
+            for line in there.waiting or ():
+                _write(there.process, line)
+            there.waiting, there.moved = None, self._clock
+        elif event.kind == "lost" and there.waiting is not None:
+            return self._start_again(event, there.starts, there.waiting)
+        return event
+
+    def _start_again(self, event: Event, starts: int, waiting: list[str]) -> Event:
+        """Start a worker anew that was lost before it was ready, as often as :data:`STARTS` says."""
+        self.stop(event.worker)
+        if starts < STARTS:
+            self._start(event.worker, starts + 1, waiting)
+            return Event(event.worker, "restarted", event.body)
+        message = (
+            f"a worker does not start, {STARTS} times in a row: {event.body['reason']}\n"
+            f"What it printed is in {self.run.logs / f'worker-{event.worker}.log'}; once the cause is gone, the same command "
+            "goes on with what there is"
+        )
+        return Event(event.worker, "fatal", {"message": message, "exit_code": SearchFailed.exit_code})
 
     def _guard_memory(self) -> None:
         """End workers above their limit, and the largest one before the machine begins to swap."""
-        used = {worker: _resident(process.pid) for worker, process in self._processes.items()}
+        used = {worker: _resident(there.process.pid) for worker, there in self._workers.items()}
         for worker, limit in list(self.memory_limits.items()):
             if used.get(worker, 0) > limit:
                 self._end(worker, f"it needs more than {format_bytes(limit)} of memory")
@@ -119,19 +213,44 @@ class LocalExecutor:
             largest = max(used, key=lambda worker: used[worker])
             self._end(largest, f"{format_bytes(left)} of this machine's memory are left")
 
+    def _guard_time(self, worker: int, there: _Worker) -> None:
+        """End a worker that is stopped, or that has told of no progress for longer than it may."""
+        process = there.process
+        if process.poll() is not None or (there.kill_at is not None and self._clock > there.kill_at):
+            # What it started would keep its channel open, and the loss would never be told.
+            _signal(process, signal.SIGKILL)
+            return
+        if there.hung:
+            return
+        silent, idle = self._clock - there.beat, self._clock - there.moved
+        limit = self.patience if there.waiting is not None else self.time_limits.get(worker)
+        if silent > STOPPED_SECONDS and is_stopped(process.pid):
+            reason = f"it was stopped, as SIGSTOP does, for {format_seconds(STOPPED_SECONDS)}"
+        elif limit is not None and idle > limit:
+            what = "no sign of life" if silent > limit else "no progress"
+            # The limit, not the time itself: trials that hang alike have failed alike.
+            reason = f"{what} for {format_seconds(limit)}" + (f", in {there.at}" if there.at else "")
+        else:
+            return
+        there.ended, there.hung, there.kill_at = reason, True, self._clock + GRACE
+        _signal(process, signal.SIGTERM)
+
     def _end(self, worker: int, reason: str) -> None:
         """Kill a worker, whose loss is then told as that of any other."""
         self.memory_limits.pop(worker, None)
-        self._ended.setdefault(worker, reason)
-        self._processes[worker].kill()
+        there = self._workers[worker]
+        there.ended = there.ended or reason
+        _signal(there.process, signal.SIGKILL)
 
     def stop(self, worker: int) -> None:
-        """End a worker now; its trial leaves no result."""
-        process = self._processes.pop(worker, None)
+        """End a worker now, and what it started; its trial leaves no result."""
+        there = self._workers.pop(worker, None)
         self.memory_limits.pop(worker, None)
-        if process is None:
+        self.time_limits.pop(worker, None)
+        if there is None:
             return
-        process.kill()
+        process = there.process
+        _signal(process, signal.SIGKILL)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -140,29 +259,72 @@ class LocalExecutor:
                 except BrokenPipeError:
                     continue
 
-    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
+    def _listen(self, worker: int, there: _Worker) -> None:
+        process = there.process
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                body = json.loads(line)
-                self._queue.put(Event(worker, body.pop("event"), body))
+                event = _event(worker, line)
+                if event is None:
+                    self._keep(worker, line)
+                    continue
+                there.beat = self._clock
+                if event.kind == "alive":
+                    there.at = event.body["at"]
+                    continue
+                there.moved, there.at = self._clock, None
+                self._queue.put(event)
         except ValueError:
-            # The pipe was closed by stop(), or the worker died within a line.
+            # The pipe was closed by stop().
             pass
         code = process.wait()
-        if self._processes.get(worker) is process:
-            self._queue.put(Event(worker, "lost", {"reason": self._cause(worker, code), "code": code}))
+        if self._workers.get(worker) is there:
+            body = {"reason": self._cause(worker, there, code), "code": code, "hung": there.hung}
+            self._queue.put(Event(worker, "lost", body))
 
-    def _cause(self, worker: int, code: int) -> str:
-        if worker in self._ended:
-            return f"the worker process was ended: {self._ended[worker]}"
+    def _keep(self, worker: int, line: str) -> None:
+        """Write into a worker's log what is on its channel and is no event."""
+        if line.strip():
+            with (self.run.logs / f"worker-{worker}.log").open("a", encoding="utf-8") as log:
+                log.write(f"not an event: {line.rstrip()[:500]}\n")
+
+    def _cause(self, worker: int, there: _Worker, code: int) -> str:
+        if there.ended:
+            return f"the worker process was ended: {there.ended}"
+        at = f", in {there.at}" if there.at else ""
         if code < 0:
             hint = "; the memory may not be enough" if code == -9 else ""
-            return f"the worker process was killed by signal {-code}{hint}"
+            return f"the worker process was killed by signal {-code}{at}{hint}"
+        if there.at:
+            return f"the worker process ended with {code}{at}"
         log = self.run.logs / f"worker-{worker}.log"
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         last = f": {lines[-1].strip()}" if lines else ""
-        return f"the worker process ended with {code}{last} (see {log})"
+        return f"the worker process ended with {code}{at}{last} (see {log})"
+
+
+def _event(worker: int, line: str) -> Event | None:
+    """Return what a line says, or None where it is no event."""
+    try:
+        body = json.loads(line)
+    except ValueError:
+        return None
+    kind = body.pop("event", None) if isinstance(body, dict) else None
+    return Event(worker, kind, body) if isinstance(kind, str) and EVENTS.get(kind, {""}) <= body.keys() else None
+
+
+def _write(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    # A worker that is gone is told as lost.
+    with suppress(BrokenPipeError, ValueError):
+        process.stdin.write(line)
+        process.stdin.flush()
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a worker and to all that it started: they are a group, also when the worker itself has ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def _resident(pid: int) -> int:

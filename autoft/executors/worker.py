@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import json
 import math
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,9 +26,10 @@ from autoft.contracts import Target, TaskContext
 from autoft.data.batches import grouped_batches
 from autoft.data.features import Features
 from autoft.ensembles import combine
-from autoft.errors import AutoftError, out_of_memory
+from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import start_measuring
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
+from autoft.plugins import described, hook_of
 from autoft.processes import release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.shared_base import Cohort, Seat
@@ -52,6 +55,9 @@ TIMED_STEPS = 4
 
 UNKNOWN_PACE = 0.05
 """Seconds for a training row of a model of which not one row fits into memory."""
+
+HEARTBEAT_SECONDS = 5.0
+"""Between two of them."""
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
@@ -271,17 +277,45 @@ def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> floa
 
 
 class _Worker:
-    def __init__(self, run: RunDir, out: TextIO) -> None:
-        self.run, self.out = run, out
+    def __init__(self, run: RunDir, requests: TextIO, out: TextIO) -> None:
+        self.run, self.requests, self.out = run, requests, out
         self.place: Workplace | None = None
+        self.saying = threading.Lock()
+        self.exit = os._exit
 
     def say(self, event: str, **body: Any) -> None:
+        # A line of its own, whatever others left on the channel.
+        line = "\n" + json.dumps({"event": event, **body}) + "\n"
         try:
-            self.out.write(json.dumps({"event": event, **body}) + "\n")
-            self.out.flush()
+            with self.saying:
+                self.out.write(line)
+                self.out.flush()
         except BrokenPipeError:
             # The search is gone. Raised into a trial this would be written down as the trial's failure.
-            os._exit(1)
+            self.exit(1)
+
+    def live(self) -> None:
+        """Begin to say that the process lives, from a thread of its own, with the hook that it is in."""
+
+        def beat() -> None:
+            own = threading.get_ident()
+            while True:
+                time.sleep(HEARTBEAT_SECONDS)
+                self.say("alive", at=_hook_of_any(own))
+
+        threading.Thread(target=beat, daemon=True).start()
+
+    def tell_of_exits(self) -> None:
+        """Have a hook that ends the process named: ``os._exit`` leaves nothing that could be asked."""
+        own = os.getpid()
+
+        def told(code: int) -> None:
+            # What is forked from this process ends so as well.
+            if os.getpid() == own:
+                self.say("alive", at=hook_of(sys._getframe(1)))
+            self.exit(code)
+
+        os._exit = told  # type: ignore[assignment]
 
     def serve(self) -> None:
         if available_cores() > 1:
@@ -295,16 +329,10 @@ class _Worker:
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory, plan.workers)
         self.say("ready")
-        for number, line in enumerate(sys.stdin):
+        for number, line in enumerate(self.requests):
             request = json.loads(line)
-            if request["op"] == "probe":
-                self.say("probed", models={name: probe_model(self.place, name) for name in request["models"]})
-            elif request["op"] == "time":
-                self.say("timed", seconds=time_pipeline(self.place, request["model"], request["pipeline"]))
-            elif request["op"] == "screen":
-                for name in request["models"]:
-                    self.say("screening", model=name)
-                    self.say("screened", model=name, costs=screen(self.place, name))
+            if request["op"] in {"probe", "time", "screen"}:
+                self.measure(request)
             elif request["op"] == "trial":
                 self.trial(request)
             elif request["op"] == "trials":
@@ -314,6 +342,27 @@ class _Worker:
             if number < 2:
                 # What the first requests import stays: later collections need not look through it.
                 gc.freeze()
+
+    def measure(self, request: dict[str, Any]) -> None:
+        """Measure a model before anything is trained; what fails here would fail in each of its trials.
+
+        Raises:
+            SearchFailed: in a plugin or a library.
+        """
+        assert self.place is not None
+        model = request["model"]
+        try:
+            if request["op"] == "probe":
+                self.say("probed", figures=probe_model(self.place, model))
+            elif request["op"] == "time":
+                self.say("timed", seconds=time_pipeline(self.place, model, request["pipeline"]))
+            else:
+                self.say("screened", costs=screen(self.place, model))
+        except AutoftError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a plugin or a library raises
+            traceback.print_exception(error)
+            raise SearchFailed(f"{model} cannot be measured: {described(error)}") from error
 
     def trial(self, request: dict[str, Any]) -> None:
         assert self.place is not None
@@ -407,10 +456,16 @@ class _Worker:
 
     def validation(self, number: int, point: CurvePoint) -> bool:
         self.say("validation", trial=number, point=point.model_dump())
-        line = sys.stdin.readline()
+        line = self.requests.readline()
         if not line:
-            os._exit(0)
+            self.exit(0)
         return bool(json.loads(line)["stop"])
+
+
+def _hook_of_any(but: int) -> str | None:
+    """Return the hook that a thread is in, other than one; no frame is kept, for tensors would live on with it."""
+    frames = (frame for ident, frame in sys._current_frames().items() if ident != but)
+    return next(filter(None, map(hook_of, frames)), None)
 
 
 def _until(request: dict[str, Any]) -> float | None:
@@ -420,12 +475,19 @@ def _until(request: dict[str, Any]) -> float | None:
 
 def main() -> int:
     """Serve requests until standard input ends."""
-    # Only events may reach the reader: what libraries print on standard output goes where their errors go.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Only events may reach the reader: what libraries print on standard output goes where their errors go. And who asks a
+    # user something is told that there is none, and takes no request away.
+    requests, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     _end_with(os.getppid())
+    worker = _Worker(RunDir(Path(sys.argv[1])), requests, out)
+    worker.live()
+    # What ends within a library of C leaves where it was in the log.
+    faulthandler.enable()
     silence_libraries()
-    worker = _Worker(RunDir(Path(sys.argv[1])), out)
+    worker.tell_of_exits()
     try:
         worker.serve()
     except AutoftError as error:

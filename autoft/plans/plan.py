@@ -210,6 +210,8 @@ class Plan(_Plan):
     together: int = 1
     """How many LoRA trials of one model a worker trains at once, at most."""
     threads: int
+    patience: float = 600.0
+    """Seconds that a training may make no step before its worker is ended; other work may take three times as long."""
     device: str
     trust_remote_code: bool
     hardware: dict[str, Any]

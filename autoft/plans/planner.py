@@ -200,6 +200,7 @@ class _Planner:
             workers=recipe.executor.workers,
             together=together,
             threads=threads,
+            patience=parse_seconds(recipe.executor.patience),
             device=self.hardware.device,
             trust_remote_code=recipe.trust_remote_code,
             hardware=self.hardware.to_json(),

@@ -1,0 +1,133 @@
+"""A plugin of a stranger whose hooks raise, exit, hang, print and ask: a trial each, and the search goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+PLUGIN = """
+import os
+import sys
+import time
+
+import autoft.strategies.dynamic_int8
+import autoft.strategies.full
+from autoft.hookspecs import hookimpl
+from autoft.space import Categorical, Float
+
+HOOKS = ("attach", "after_step")
+HOWS = ("raise", "exit", "_exit", "hang", "print", "ask")
+
+
+def trouble(hook, params):
+    how = params["how"]
+    if not how.startswith(hook + " "):
+        return
+    if how.endswith(" raise"):
+        raise KeyError("what nobody has")
+    if how.endswith(" exit"):
+        sys.exit("no more")
+    if how.endswith(" _exit"):
+        os._exit(0)
+    if how.endswith(" hang"):
+        time.sleep(3600)
+    if how.endswith(" ask"):
+        input("Your name? ")
+    # Standard output, and what the worker speaks to the search by.
+    for channel in (1, 4):
+        os.write(channel, b"garbage \\xff\\n{\\"event\\": 3}\\n{")
+
+
+class Faulty(autoft.strategies.full.Full):
+    name = "faulty"
+    summary = "train all weights, badly"
+    published = ()
+    space = {
+        "learning_rate": Float(1e-3, 1e-2, default=5e-3, log=True),
+        "how": Categorical(("none", *(f"{hook} {how}" for hook in HOOKS for how in HOWS))),
+    }
+    how = {"how": "none"}
+
+    def attach(self, model, target, params):
+        self.how = params
+        trouble("attach", params)
+        return super().attach(model, target, params)
+
+    def after_step(self, model, step, steps):
+        trouble("after_step", self.how)
+
+
+@hookimpl
+def autoft_strategies():
+    return [Faulty()]
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the plugin as an installer leaves it."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    (folder / "autoft_faulty.py").write_text(PLUGIN)
+    described = folder / "autoft_faulty-0.1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: autoft-faulty\nVersion: 0.1\n")
+    (described / "entry_points.txt").write_text("[autoft]\nfaulty = autoft_faulty\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["attach", "after_step"])
+def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_model, reviews, tmp_path):
+    hows = [f"{hook} {how}" for how in ("raise", "exit", "_exit", "hang", "print", "ask")]
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": str(reviews), "limit": 120, "validation_size": 40, "test_size": 40},
+        "budget": {"time": "10m", "trials": 1 + len(hows)},
+        "effort": "quick",
+        "pipelines": ["full", "faulty"],
+        "compress": ["none"],
+        "space": {
+            "train.epochs": 1,
+            "train.batch_size": 8,
+            "train.dropout": 0.1,
+            "faulty.how": hows,
+            "faulty.learning_rate": 5e-3,
+            "full.learning_rate": 5e-3,
+        },
+        "search": {"sampler": "grid", "finalist_seeds": 0, "early_stopping": "none"},
+        "executor": {"threads": 1, "patience": "2s"},
+    }
+    (tmp_path / "faulty.yaml").write_text(yaml.safe_dump(recipe))
+    done = subprocess.run(
+        [sys.executable, "-m", "autoft", "search", "faulty.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs/faulty/trials").glob("*/result.json")]
+    found = {result["config"]["params"].get("faulty.how"): result for result in results}
+    at = f"in the hook {hook} of the plugin faulty (autoft-faulty)"
+    reasons = {
+        "raise": f"KeyError: 'what nobody has' ({at})",
+        "exit": f"SystemExit: no more ({at})",
+        "_exit": f"the worker process ended with 0, {at}; stage: ",
+        "hang": "the worker process was ended: no progress for ",
+        "ask": f"EOFError: EOF when reading a line ({at})",
+    }
+    for how, reason in reasons.items():
+        result = found[f"{hook} {how}"]
+        assert (result["state"], reason in result["reason"], at in result["reason"]) == ("failed", True, True), result
+        assert reason in done.stdout
+    assert found[f"{hook} print"]["state"] == "complete"
+    assert "not an event: garbage" in (tmp_path / "runs/faulty/logs/worker-0.log").read_text()
