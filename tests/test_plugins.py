@@ -173,6 +173,7 @@ def test_a_plugin_of_a_stranger_is_found_and_named(install):
         ),
         (ADAPTER.replace('"learning_rate"', '"rate"'), None, "the adapter 'tiny' lacks learning_rate"),
         (COST.replace("columns = ('disk_reads',)", ""), None, "the cost metric 'reads' names no columns"),
+        ("raise SystemExit('no more')", None, "SystemExit: no more"),
     ],
 )
 def test_a_broken_plugin_is_kept_with_its_reason_and_stops_nobody(install, code, target, expected):

@@ -57,8 +57,27 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
             reason = "the disk is full; free some space and run again" if full else error.strerror or str(error)
             print(f"error: {what}: {reason}", file=sys.stderr)
             raise typer.Exit(5) from None
+        except typer.Exit:
+            raise
+        except (Exception, SystemExit) as error:
+            _tell_of_plugin(error)
+            raise
 
     return run
+
+
+def _tell_of_plugin(error: BaseException) -> None:
+    """Tell of an error that comes from a hook of a plugin in one line, with the place for its author, and end; else do nothing."""
+    import traceback
+
+    from autoft.errors import PluginError
+    from autoft.plugins import described, hook_of
+
+    if hook_of(error.__traceback__) is None:
+        return
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"error: {described(error)}, {place.filename}:{place.lineno}", file=sys.stderr)
+    raise typer.Exit(PluginError.exit_code) from None
 
 
 def console() -> Any:

@@ -53,6 +53,10 @@ class Faulty(autoft.strategies.full.Full):
     }
     how = {"how": "none"}
 
+    def check(self, target):
+        how = os.environ.get("FAULTY_CHECK")
+        return trouble("check", {"how": how}) if how else None
+
     def attach(self, model, target, params):
         self.how = params
         trouble("attach", params)
@@ -80,6 +84,30 @@ def site(tmp_path_factory):
     return folder
 
 
+def searched(recipe, site, cwd, **environment):
+    """Call a command of autoft with the plugin installed."""
+    (cwd / "faulty.yaml").write_text(yaml.safe_dump(recipe))
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "autoft", "search", "faulty.yaml"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+
+
+def test_a_fault_in_the_command_is_one_line_with_the_hook_and_the_place(site, tiny_model, reviews, tmp_path):
+    recipe = {"task": "text-classification", "model": str(tiny_model), "data": str(reviews), "pipelines": ["faulty"]}
+    done = searched(recipe, site, tmp_path, FAULTY_CHECK="check exit")
+    assert done.returncode == 3, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    at = f"in the hook check of the plugin faulty (autoft-faulty)), {site / 'autoft_faulty.py'}:"
+    assert line.startswith(f"error: SystemExit: no more ({at}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["attach", "after_step"])
 def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_model, reviews, tmp_path):
@@ -103,16 +131,7 @@ def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_mode
         "search": {"sampler": "grid", "finalist_seeds": 0, "early_stopping": "none"},
         "executor": {"threads": 1, "patience": "2s"},
     }
-    (tmp_path / "faulty.yaml").write_text(yaml.safe_dump(recipe))
-    done = subprocess.run(
-        [sys.executable, "-m", "autoft", "search", "faulty.yaml"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=550,
-    )
+    done = searched(recipe, site, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs/faulty/trials").glob("*/result.json")]
