@@ -6,6 +6,8 @@ one of these happens:
 
 - ``command``, ``worker``, ``child``, ``all``: kill -9 of the command, of a worker, of a process that a worker started, or
   of all of them at once;
+- ``start``: kill -9 of a worker that was just started;
+- ``stop``, ``hang``: SIGSTOP of a worker, or of a process that a worker started, so that the worker waits for ever;
 - ``interrupt``, ``end``: one Ctrl-C, or SIGTERM;
 - ``cut``, ``flip``, ``lose``: all are killed, and a random file of the run folder loses its end, has a byte changed, or is
   deleted;
@@ -48,7 +50,21 @@ from reviews import DATA, MODEL
 
 TRIALS = 4
 COMMAND = [sys.executable, "-m", "autoft"]
-KINDS = ("command", "worker", "child", "all", "interrupt", "end", "cut", "flip", "lose", "disk")
+KINDS = (
+    "command",
+    "worker",
+    "child",
+    "all",
+    "start",
+    "stop",
+    "hang",
+    "interrupt",
+    "end",
+    "cut",
+    "flip",
+    "lose",
+    "disk",
+)
 DAMAGES = ("cut", "flip", "lose")
 CALLS = 3
 
@@ -73,7 +89,8 @@ def write_recipe(folder: Path, seed: int) -> Path:
         "pipelines": ["full", "lora"],
         "compress": ["none", "dynamic-int8"],
         "search": {"finalist_seeds": 0, "seed": seed},
-        "executor": {"threads": 1},
+        # A search of this size has nothing that takes long.
+        "executor": {"threads": 1, "patience": "10s"},
     }
     path = folder / "faults.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -118,13 +135,24 @@ def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: rando
     for one in there:
         with suppress(psutil.NoSuchProcess):
             (workers if "autoft.executors.worker" in " ".join(one.cmdline()) else others).append(one)
-    chosen = [command, *there] if kind not in {"worker", "child"} else workers if kind == "worker" else others
-    if not chosen:
-        return False
-    for one in chosen if kind not in {"worker", "child"} else [drawn.choice(chosen)]:
+    if kind == "all":
+        chosen = [command, *there]
+    else:
+        from_these = workers if kind in {"worker", "start", "stop"} else others
+        if kind == "hang":
+            # Not those of the command itself, as in its test, which nothing watches.
+            from_these = []
+            for each in workers:
+                with suppress(psutil.NoSuchProcess):
+                    from_these += each.children(recursive=True)
+        chosen = [drawn.choice(from_these)] if from_these else []
+    if kind == "start" and chosen:
+        # Anywhere in its imports.
+        time.sleep(drawn.uniform(0.0, 2.0))
+    for one in chosen:
         with suppress(psutil.NoSuchProcess):
-            one.kill()
-    return True
+            one.send_signal(signal.SIGSTOP if kind in {"stop", "hang"} else signal.SIGKILL)
+    return bool(chosen)
 
 
 def damage(kind: str, run: Path, drawn: random.Random) -> str:
@@ -178,14 +206,17 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
         if kind == "disk":
             found["at"] = f"{small / 1e6:.1f} MB"
         else:
-            at = drawn.uniform(0.0, usual)
+            at = 0.0 if kind == "start" else drawn.uniform(0.0, usual)
             found["at"] = f"{at:.1f} s"
             begin = time.monotonic()
             while command.poll() is None and time.monotonic() - begin < at:
                 time.sleep(0.02)
             # What it is to happen to may not be there yet, or any more.
-            while command.poll() is None and not strike("all" if kind in DAMAGES else kind, command, folder, drawn):
+            struck = False
+            while command.poll() is None and not struck:
+                struck = strike("all" if kind in DAMAGES else kind, command, folder, drawn)
                 time.sleep(0.02)
+            found["at"] += "" if struck else ", never: it had ended"
         code, text = ended(command, recipe, 10 * usual)
         texts = [text]
         found["codes"].append(code)

@@ -149,4 +149,4 @@ def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_mode
         assert (result["state"], reason in result["reason"], at in result["reason"]) == ("failed", True, True), result
         assert reason in done.stdout
     assert found[f"{hook} print"]["state"] == "complete"
-    assert "not an event: garbage" in (tmp_path / "runs/faulty/logs/worker-0.log").read_text()
+    assert "not an event: garbage" in (tmp_path / "runs/faulty/logs/worker-0.log").read_text(errors="replace")
