@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from autoft.errors import DataError, ModelError, closest, first_line
 from autoft.gguf import converted
@@ -68,12 +69,7 @@ def _local_model(name: str, folder: Path) -> ModelPlan:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{path} names no model_type; it is not the configuration of a transformers model")
+    config = _configuration(path, str(path))
     weights = [*folder.glob("*.safetensors")]
     if not weights:
         unsafe = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5")]
@@ -105,5 +101,15 @@ def _hub_model(name: str) -> ModelPlan:
             f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
             "folder or package://module/path"
         ) from None
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = _configuration(Path(path), f"{name}: its config.json")
     return ModelPlan(name=name, path=repository, revision=revision or None, config=config, size_bytes=0)
+
+
+def _configuration(path: Path, what: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{what} is damaged: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{what} names no model_type; it is not the configuration of a transformers model")
+    return config

@@ -174,6 +174,23 @@ def test_a_model_folder_that_cannot_be_used_says_why(catalog, tiny_model, tmp_pa
     assert re.search(expected, faults(catalog, folder))
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("{", "its config.json is damaged"),
+        ('{"peft_type": "LORA"}', "its config.json names no model_type; it is not the configuration"),
+    ],
+)
+def test_a_model_of_the_hub_that_cannot_be_used_says_why(catalog, monkeypatch, tmp_path, config, expected):
+    """In a cache of the hub's own form, so that nothing is fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--something"
+    for name, text in (("refs/main", "c0ffee"), ("snapshots/c0ffee/config.json", config)):
+        (cached / name).parent.mkdir(parents=True)
+        (cached / name).write_text(text)
+    assert f"model: somebody/something: {expected}" in faults(catalog, "somebody/something")
+
+
 def test_a_missing_model_folder_names_the_closest(catalog, tiny_model):
     text = faults(catalog, tiny_model, model=[str(tiny_model.parent / "tiny-bart")])
     assert "did you mean 'tiny-bert'" in text
