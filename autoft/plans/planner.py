@@ -56,11 +56,16 @@ __all__ = ["make_plan"]
 
 AT_ONCE = 8
 """How many LoRA trials a worker trains at once on a GPU, at most, where the recipe leaves it open."""
+
 REACHES: tuple[Reach, ...] = ("head", "layers", "all")
+"""How much of a model an adapter trains, in ascending order."""
+
 STARTS: tuple[State, ...] = ("dense", "adapted")
 """What a trained model can be: merged into plain weights, or with an adapter that stays beside them."""
+
 GENERATED_ROWS = 200
 """Validation rows that are generated at a checkpoint: the standard error of a share of them is .035 at most."""
+
 PREDICTED_ROWS = 2000
 """Validation rows that are predicted at a checkpoint: the standard error of a share of them is .011 at most."""
 
@@ -78,14 +83,15 @@ def make_plan(
         source: the recipe's file, for messages.
 
     Raises:
-        RecipeError: all names and values that do not resolve, together.
+        RecipeError: all names and values that do not resolve, models that cannot be found among them, together.
         PluginError: the task is not installed.
-        ModelError: a model cannot be found.
     """
     return _Planner(recipe, catalog, hardware, base or Path.cwd(), source).plan()
 
 
 class _Planner:
+    """The way from a recipe to its plan; collects faults, what is refused and what to warn of on it."""
+
     def __init__(self, recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path, source: str) -> None:
         self.recipe, self.catalog, self.base, self.source = recipe, catalog, base, source
         self.task = catalog.task(recipe.task)
