@@ -138,8 +138,9 @@ class RecipeError(AutoftError):
         self.source = source
         count = len(self.faults)
         head = f"{source}: {count} fault{'s' if count != 1 else ''}"
-        told = "\n".join(str(fault) for fault in self.faults)
-        super().__init__("\n".join([head, *(f"  {line}" for line in told.splitlines())]))
+        told = "\n".join(str(fault) for fault in self.faults[:MANY])
+        more = f"\nand {count - MANY} more" if count > MANY else ""
+        super().__init__("\n".join([head, *(f"  {line}" for line in (told + more).splitlines())]))
 
 
 def first_line(error: BaseException) -> str:
@@ -169,7 +170,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 MANY = 40
-"""Names that a message still lists in full."""
+"""Names or faults that a message still lists in full."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

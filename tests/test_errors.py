@@ -26,3 +26,10 @@ def test_a_value_without_end_is_told_by_its_begin():
     assert "model: no such folder: xxxxx" in str(long)
     assert len(str(long)) < 500
     assert "y" * 300 in str(long)
+
+
+def test_of_faults_without_number_the_first_are_told_and_the_others_counted():
+    told = str(RecipeError([Fault(f"key{i}", "is unknown") for i in range(MANY + 3)])).splitlines()
+    assert told[0] == f"recipe: {MANY + 3} faults"
+    assert told[MANY] == f"  key{MANY - 1}: is unknown"
+    assert told[MANY + 1 :] == ["  and 3 more"]
