@@ -144,9 +144,18 @@ class RecipeError(AutoftError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, without a colon at its end, or its type where it says nothing."""
+    """Return the first line of what an error says, or its type where it says nothing.
+
+    Without a colon at its end, and at most 500 characters.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":") if lines else type(error).__name__
+    return lines[0].rstrip(":")[:500] if lines else type(error).__name__
+
+
+def kind_and_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of what it says, as ``ValueError: no such row``."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from autoft.errors import ModelError
+from autoft.errors import ModelError, first_line
 
 __all__ = ["converted"]
 
@@ -67,9 +67,9 @@ def _convert(file: Path, folder: Path) -> None:
         )
     # The reader meets damaged files with whatever its parsing runs into.
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError) as error:
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        raise ModelError(f"{file}: is not a GGUF file that transformers can read, or is damaged ({reason})") from error
+        raise ModelError(
+            f"{file}: is not a GGUF file that transformers can read, or is damaged ({first_line(error)})"
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     # A model that was dequantized while it was loaded is marked as quantized, and would not be saved as it is.

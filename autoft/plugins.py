@@ -30,9 +30,9 @@ from autoft.contracts import (
     Task,
     TaskCard,
 )
-from autoft.errors import AutoftError, PluginError, unknown_name
+from autoft.errors import AutoftError, PluginError, first_line, kind_and_line, unknown_name
 
-__all__ = ["BrokenPlugin", "Catalog", "Plugin", "described", "hook_of", "load_plugins", "sentence"]
+__all__ = ["BrokenPlugin", "Catalog", "Plugin", "described", "hook_of", "load_plugins"]
 
 GROUP = "autoft"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -178,15 +178,9 @@ def described(error: BaseException) -> str:
     Autoft's own errors, which say where and what by themselves, are told as they are.
     """
     if isinstance(error, AutoftError):
-        return sentence(error)
+        return first_line(error)
     at = hook_of(error.__traceback__)
-    return f"{type(error).__name__}: {sentence(error)}" + (f" (in {at})" if at else "")
-
-
-def sentence(error: BaseException) -> str:
-    """Return the first line of what an error says, at most 500 characters; its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:500] if lines else type(error).__name__
+    return kind_and_line(error) + (f" (in {at})" if at else "")
 
 
 @functools.cache
@@ -218,7 +212,7 @@ class _Fold:
         try:
             tasks, strategies, metrics = _offers(point)
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            self.broken.append(BrokenPlugin(point.name, distribution, version, _reason(error)))
+            self.broken.append(BrokenPlugin(point.name, distribution, version, kind_and_line(error)))
             return
         for task in tasks:
             self._own("task", task.card.name, point, distribution)
@@ -319,8 +313,3 @@ def _flatten(answers: list[object], kind: type | tuple[type, ...], hook: str) ->
                 raise TypeError(f"{hook} returned {value!r}, which is no {names} instance")
             values.append(value)
     return values
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -34,7 +34,7 @@ from autoft.contracts import (
 from autoft.data.features import Features, encoded
 from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
-from autoft.errors import AutoftError, out_of_memory
+from autoft.errors import AutoftError, first_line, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
@@ -42,7 +42,7 @@ from autoft.head_start import HeadWeights, fit_head
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
 from autoft.plans.targets import auxiliary_target, format_behind, plan_target
-from autoft.plugins import Catalog, described, load_plugins, sentence
+from autoft.plugins import Catalog, described, load_plugins
 from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.shared_base import Seat
@@ -267,7 +267,7 @@ def compress_further(
 def ended_by(error: BaseException, result: TrialResult, folder: Path) -> None:
     """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole."""
     if out_of_memory(error):
-        result.state, result.reason = "infeasible", f"out of memory: {sentence(error)}"
+        result.state, result.reason = "infeasible", f"out of memory: {first_line(error)}"
         result.violations = {"memory": 1.0}
         return
     result.state = "failed"

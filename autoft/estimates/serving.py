@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoft.contracts import Row
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, kind_and_line
 from autoft.estimates.setting import Setting, Work, longest_rows
 from autoft.estimates.steps import CannotTrace
 from autoft.estimates.storages import Event, KnownIntegers, StorageTracker, fake_model
@@ -61,8 +61,7 @@ def trace_request(setting: Setting, catalog: Catalog, variant: str, batch_size: 
         tables = _tables_bytes(model.model)
         work.task.predict(model, rows, work.target.context, batch_size)
     except (AutoftError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        raise CannotTrace(f"{variant}: {type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise CannotTrace(f"{variant}: {kind_and_line(error)}") from error
     return Request(weights, tables, model.tracker.timeline.events[loaded:])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoft.contracts import Row
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, kind_and_line
 from autoft.estimates.quantized import quantized_skeleton, trace_quantized
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.estimates.storages import KnownIntegers, StorageTracker, Timeline, empty_model, fake_model
@@ -69,8 +69,7 @@ def trace_training(setting: Setting, catalog: Catalog) -> Trace:
     try:
         return _traced(work, setting, batch)
     except (AutoftError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        raise CannotTrace(f"{setting.adapter}: {type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise CannotTrace(f"{setting.adapter}: {kind_and_line(error)}") from error
 
 
 def task_batch(work: Work, count: int, rows: Sequence[Row] = ()) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from unittest import SkipTest
 
 from autoft.contracts import CostMetric, Strategy, Task
-from autoft.errors import PluginError, closest, unknown_name
+from autoft.errors import PluginError, closest, first_line, kind_and_line, unknown_name
 from autoft.plugins import Catalog, load_plugins
 from autoft.testing.costs import cost_checks
 from autoft.testing.models import Kind
@@ -142,8 +142,7 @@ def _outcome(check: Check, expected: str | None) -> tuple[Outcome, str]:
     except SkipTest as reason:
         return "skipped", str(reason)
     except Exception as error:  # noqa: BLE001 - whatever foreign code raises is what the check found
-        lines = str(error).strip().splitlines() or [""]
-        told = lines[0] if isinstance(error, CheckFailed) else f"{type(error).__name__}: {lines[0]}"
+        told = first_line(error) if isinstance(error, CheckFailed) else kind_and_line(error)
         return ("failed as expected", expected) if expected else ("failed", told)
     return ("failed", f"passes, though it is expected to fail: {expected}") if expected else ("passed", "")
 

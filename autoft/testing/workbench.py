@@ -31,6 +31,7 @@ from autoft.contracts import (
     TaskContext,
     Teacher,
 )
+from autoft.errors import kind_and_line
 from autoft.evaluation import judged, references
 from autoft.hardware import Hardware
 from autoft.plans.efforts import TRAIN_SPACE
@@ -106,8 +107,7 @@ class prepared(Generic[Value]):
                 bench.failures[self.name] = str(reason)
                 raise
             except Exception as error:
-                lines = str(error).strip().splitlines() or [""]
-                bench.failures[self.name] = f"needs {self.name}, which failed: {type(error).__name__}: {lines[0]}"
+                bench.failures[self.name] = f"needs {self.name}, which failed: {kind_and_line(error)}"
                 raise
         value: Value = bench.made[self.name]
         return value
