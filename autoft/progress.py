@@ -568,7 +568,13 @@ class RunReader:
         self._figures: tuple[object, Figures] | None = None
 
     def read(self) -> View:
-        """Return how the run stands now; a file that is damaged or just vanished is left out, and named."""
+        """Return how the run stands now; a file that is damaged or just vanished is left out, and named.
+
+        Raises:
+            RunFolderError: the folder is gone: what waits for a run that begins would wait for ever.
+        """
+        if not self.run.path.is_dir():
+            raise RunFolderError(f"{self.run.path}: the run folder is gone: it was deleted or moved while it was shown")
         damaged: list[str] = []
         plan = self._read_plan(damaged)
         results = self._read_results(damaged)

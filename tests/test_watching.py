@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
-from autoft.progress import ProgressWriter
+from autoft.progress import ProgressWriter, RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.search import Standing
@@ -108,7 +109,7 @@ SEARCH = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_watching import trial, STANDING
-from autoft.progress import ProgressWriter
+from autoft.progress import ProgressWriter, RunReader
 from autoft.rundir import RunDir
 run = RunDir({run!r})
 with run.lock(), ProgressWriter(run) as writer:
@@ -183,6 +184,14 @@ def test_a_folder_that_is_empty_is_waited_for(tmp_path):
     with ProgressWriter(folder):
         assert watching.stdout.readline().startswith(f"running; process {os.getpid()}")
     assert watching.communicate()[0] == "finished\n"
+
+
+def test_a_folder_that_is_deleted_is_not_waited_for(run):
+    reader = RunReader(run.path)
+    assert reader.read().name == "films"
+    shutil.rmtree(run.path)
+    with pytest.raises(RunFolderError, match="is gone: it was deleted or moved"):
+        reader.read()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
