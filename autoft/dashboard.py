@@ -28,6 +28,7 @@ from autoft.progress import RunReader, View, printable
 from autoft.report.content import column_title, cost_text
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.screen import describe, outcome
+from autoft.selection import best_variant
 from autoft.space import Categorical, Domain, Float, Int
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _finished(plan: Plan, result: TrialResult, run: RunDir) -> optuna.trial.Froz
     import optuna
 
     states = optuna.trial.TrialState
-    variant = _best_variant(plan, result)
+    variant = best_variant(plan, result)
     values = _values(plan, variant) if variant is not None else None
     if result.state == "failed":
         state, values = states.FAIL, None
@@ -168,14 +169,6 @@ def _running(plan: Plan, config: TrialConfig, run: RunDir) -> optuna.trial.Froze
 
 def _names(config: TrialConfig) -> dict[str, Any]:
     return {"kind": config.kind, "model": config.model, "pipeline": config.pipeline}
-
-
-def _best_variant(plan: Plan, result: TrialResult) -> VariantResult | None:
-    """Return the variant with the best objective of those that fit, else of all."""
-    sign = 1 if plan.higher_is_better else -1
-    scored = [v for v in result.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
-    fitting = [v for v in scored if v.state == "complete" and not v.violations]
-    return max(fitting or scored, key=lambda v: sign * v.validation[plan.objective], default=None)
 
 
 def _values(plan: Plan, variant: VariantResult) -> list[float] | None:

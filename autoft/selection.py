@@ -10,9 +10,9 @@ import numpy as np
 from autoft.errors import NothingFeasible
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan
-from autoft.rundir import Candidate, Selection, TrialResult
+from autoft.rundir import Candidate, Selection, TrialResult, VariantResult
 
-__all__ = ["best_trials", "candidates", "dominates", "knees", "select", "weights_to_keep"]
+__all__ = ["best_trials", "best_variant", "candidates", "dominates", "knees", "select", "weights_to_keep"]
 
 COST_COLUMNS = ("model_size_bytes", "latency_p50_ms")
 ABOUT_EQUAL = 1.10
@@ -77,6 +77,14 @@ def _comparable(pool: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for candidate in pool if len(candidate.folds) == most]
 
 
+def best_variant(plan: Plan, result: TrialResult) -> VariantResult | None:
+    """Return the variant of a trial with the best objective: of those that fit the budget, else of all; None without a figure."""
+    sign = 1 if plan.higher_is_better else -1
+    scored = [v for v in result.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
+    fitting = [v for v in scored if not violations(v.costs, plan.budget)]
+    return max(fitting or scored, key=lambda v: sign * v.validation[plan.objective], default=None)
+
+
 def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
     """Say whether ``one`` is at least as good in quality, size and latency, and better in one of them."""
     mine, theirs = _vector(one, plan), _vector(other, plan)
@@ -135,7 +143,7 @@ def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
     elif seeds > 1:
         why += f", the best of the {len(pool)} variants of trials that were trained with further seeds"
     else:
-        why += f", the best of {len(pool)} feasible variants"
+        why += f", the best of {len(pool)} feasible variants" if len(pool) > 1 else ", the only feasible variant"
     return chosen, why
 
 

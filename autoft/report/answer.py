@@ -129,11 +129,12 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         return []
     said = []
     best = final.test["best"][plan.objective]
+    bounded = math.isfinite(best.low) and math.isfinite(best.high)
     for key, row in budget_rows(record, plan).items():
         if row["met"] is False and "column" in row:
             over = row["measured"] / row["limit"] - 1
             said.append(f"The limit on {key} is not met: the exported files are {over:.1%} over it.")
-    default = final.test.get("default", {}).get(plan.objective)
+    default = final.test.get("default", {}).get(plan.objective) if bounded else None
     itself = selection.trial == 0 and selection.variant == "none"
     if default is not None and not itself and best.low <= default.value <= best.high:
         said.append(
@@ -141,18 +142,19 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
             f"difference of {best.value - default.value:+.4f} may be chance."
         )
     elif default is not None and not itself and (best.value - default.value > 0) != plan.higher_is_better:
-        said.append(
-            f"The chosen model is worse than the default by {abs(best.value - default.value):.4f}: that is what its "
-            "smaller cost was paid with."
-        )
+        theirs = final.costs.get("default", {})
+        cheaper = any(final.costs["best"].get(c, math.inf) < theirs.get(c, 0) / ABOUT for c in SHOWN)
+        paid = ": that is what its smaller cost was paid with" if cheaper else ""
+        said.append(f"The chosen model is worse than the default by {abs(best.value - default.value):.4f}{paid}.")
     validated = final.validation.get("best", {}).get(plan.objective)
-    if validated is not None and not best.low <= validated <= best.high:
+    if validated is not None and bounded and not best.low <= validated <= best.high:
         said.append(
             f"Validation said {figure_text(validated)}, outside the interval of the test: rows that helped to choose a "
             "model are no measure of it."
         )
     if best.n < FEW_ROWS:
-        said.append(f"Tested on {best.n} rows only: the interval is {best.high - best.low:.3f} wide.")
+        wide = f": the interval is {best.high - best.low:.3f} wide" if bounded else ""
+        said.append(f"Tested on {counted(best.n, 'row')} only{wide}.")
     chosen = next(
         (c for c in selection.candidates if (c.trial, c.variant) == (selection.trial, selection.variant)), None
     )

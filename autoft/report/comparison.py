@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import RunFolderError
+from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_seconds
 from autoft.report.summary import summary
@@ -345,7 +346,7 @@ def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, nam
     for place, run in enumerate(runs):
         selection = run.record.selection
         offered = selection.candidates if selection else candidates(run.plan, run.record.trials)
-        points = [c for c in offered if (c.costs.get(column) or 0) > 0 and math.isfinite(c.objective)]
+        points = [c for c in offered if 0 < c.costs.get(column, 0) < math.inf and math.isfinite(c.objective)]
         if not points:
             continue
         costs += [c.costs[column] for c in points]
@@ -415,6 +416,7 @@ def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, nam
 
 def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | None:
     from autoft.report.figures import COLOURS, SYMBOLS, Figure, frame, plain
+    from autoft.selection import best_variant
 
     sign = 1 if higher else -1
     data = []
@@ -424,11 +426,10 @@ def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | No
         for trial in run.record.trials:
             # Workers train beside each other.
             spent += trial.seconds.get("total", 0.0) / max(1, run.plan.workers)
-            values = [v.validation.get(objective, math.nan) for v in trial.variants]
-            finite = [sign * value for value in values if math.isfinite(value)]
-            if trial.config.derived or not finite:
+            one = best_variant(run.plan, trial)
+            if trial.config.derived or one is None or violations(one.costs, run.plan.budget):
                 continue
-            best = max(best, *finite)
+            best = max(best, sign * one.validation[objective])
             xs.append(round(spent / 60, 4))
             ys.append(sign * best)
             texts.append(f"<b>{plain(run.name)}</b>, trial {trial.number}<br>best so far {figure_text(sign * best)}")
@@ -442,7 +443,5 @@ def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | No
     if not data:
         return None
     layout = frame(440, xaxis={"title": "minutes of trials"}, yaxis={"title": f"best validation {objective} so far"})
-    caption = (
-        "The best compressed model so far after the time that trials took; preparing, export and test not counted."
-    )
+    caption = "The best compressed model so far that fits its run's budget, after the time that trials took; preparing, export and test not counted."
     return Figure("progress", "How the searches went", caption, data, layout)

@@ -33,7 +33,7 @@ from autoft.report.views import (
     short_model,
 )
 from autoft.rundir import RunRecord, TrialConfig, TrialResult, VariantResult
-from autoft.selection import candidates, knees
+from autoft.selection import best_variant, candidates, knees
 
 __all__ = [
     "KINDS",
@@ -173,8 +173,9 @@ def make_content(record: RunRecord) -> Content:
         + [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited],
         rungs=rung_table(record, plan),
         failures=failures(record),
-        caveats=caveats(record, plan),
-        warnings=[*plan.warnings, *(record.final.notes if record.final else [])],
+        # That a baseline does as well weighs more than what else there is to say.
+        caveats=[*(record.final.notes if record.final else []), *caveats(record, plan)],
+        warnings=list(plan.warnings),
         data=_data(plan),
         data_notes=_data_notes(plan),
         classes=_classes(plan),
@@ -249,14 +250,15 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     if final is None or "best" not in final.test:
         return f"Trial {selection.trial} ({what}) was chosen; it has not been tested yet."
     best = final.test["best"][plan.objective]
-    text = (
-        f"{what}: test {plan.objective} {best.value:.4f} on {best.n} rows "
-        f"(95 % interval {best.low:.3f} to {best.high:.3f})"
-    )
+    if not math.isfinite(best.value):
+        return f"{what}: test {plan.objective} is not defined on these {counted(best.n, 'row')}."
+    text = f"{what}: test {plan.objective} {best.value:.4f} on {counted(best.n, 'row')}"
+    if math.isfinite(best.low) and math.isfinite(best.high):
+        text += f" (95 % interval {best.low:.3f} to {best.high:.3f})"
     default = final.test.get("default", {}).get(plan.objective)
     if default is None or "default" not in final.costs:
         return text + "."
-    text += f", against {default.value:.4f} of the plain default fine-tune"
+    text += f", against {figure_text(default.value)} of the plain default fine-tune"
     words = []
     ratio = _ratio(final.costs["default"], final.costs["best"], "model_size_bytes")
     if ratio is not None and ratio >= 1.05:
@@ -458,11 +460,9 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
     rows: list[tuple[str, ...]] = []
     marked = None
     differing = varied([trial.config for trial in record.trials])
-    sign = 1 if plan.higher_is_better else -1
     for trial in record.trials:
         config = trial.config
-        done = [v for v in trial.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
-        best = max(done, key=lambda v: sign * v.validation[plan.objective], default=None)
+        best = best_variant(plan, trial)
         value = best.validation[plan.objective] if best else trial.validation.get(plan.objective)
         if record.selection and record.selection.trial == trial.number:
             marked = len(rows)
@@ -490,7 +490,8 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
         tuple(tuple(row[i] for i in keep) for row in rows),
         left=frozenset(place for place, i in enumerate(keep) if i in {1, 2, 3, 4, 6, len(columns) - 1}),
         marked=marked,
-        note="All figures of all trials and compressions are in trials.csv.",
+        note=(f"Of each trial the best model{' that fits, if one does' if plan.budget else ''}. ")
+        + "All figures of all trials and compressions are in trials.csv.",
     )
 
 

@@ -17,7 +17,7 @@ from autoft.report.content import KINDS, STATES, steps, varied
 from autoft.report.decisions import forecasts, rungs
 from autoft.report.views import column_title, cost_text, counted, figure_text, short_model
 from autoft.rundir import Candidate, RunRecord, TrialResult
-from autoft.selection import candidates
+from autoft.selection import best_variant, candidates
 
 __all__ = ["COLOURS", "SYMBOLS", "Figure", "cost_axis", "figures", "frame", "front_points", "limit_line", "plain"]
 
@@ -200,7 +200,7 @@ def front_points(points: Iterable[tuple[float, float]], higher_is_better: bool) 
 
 
 def _trade_off(record: RunRecord, plan: Plan, offered: Sequence[Candidate], column: str, name: str) -> Figure | None:
-    points = [c for c in offered if (c.costs.get(column) or 0) > 0 and math.isfinite(c.objective)]
+    points = [c for c in offered if 0 < c.costs.get(column, 0) < math.inf and math.isfinite(c.objective)]
     if not points:
         return None
     trials = {trial.number: trial for trial in record.trials}
@@ -347,7 +347,8 @@ def _waterfall(record: RunRecord, plan: Plan) -> Figure | None:
                 "marker": {"color": colours, "size": 12},
                 "cliponaxis": False,
             }
-            low, high = min(values), max(values)
+            finite = [value for value in values if math.isfinite(value)] or [0.0]
+            low, high = min(finite), max(finite)
             room = (high - low) or abs(high) * 0.02 or 1.0
             axis["range"] = [low - 0.5 * room, high + 0.9 * room]
         else:
@@ -454,7 +455,8 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
     axis: dict[str, Any] = {"title": "trial", "range": [-0.5 - 0.02 * last, last + 0.5 + 0.02 * last]}
     if last <= 20:
         axis["dtick"] = 1 if last < 12 else 2
-    caption = "Each trial's best compressed model in the order of the search; stopped trials where they stopped."
+    fits = " that fits the budget, if one does," if plan.budget else ""
+    caption = f"Each trial's best compressed model{fits} in the order of the search; stopped trials where they stopped."
     layout = frame(420, xaxis=axis, yaxis={"title": f"validation {plan.objective}", **_room(list(values.values()))})
     return Figure("history", "Search history against trial 0", caption, data, layout)
 
@@ -486,15 +488,13 @@ def _param(value: object) -> str:
 
 
 def _best_value(trial: TrialResult, plan: Plan) -> float | None:
-    sign = 1 if plan.higher_is_better else -1
-    known = [v.validation[plan.objective] for v in trial.variants if plan.objective in v.validation]
-    if not known and plan.objective in trial.validation:
-        # Trained to its end and not compressed: the checkpoint that was kept, which need not be the last.
-        known.append(trial.validation[plan.objective])
-    elif not known and trial.curve:
-        known.append(trial.curve[-1].validation[plan.objective])
-    finite = [value for value in known if math.isfinite(value)]
-    return max(finite, key=lambda value: sign * value) if finite else None
+    best = best_variant(plan, trial)
+    if best is not None:
+        return best.validation[plan.objective]
+    # Trained to its end and not compressed: the checkpoint that was kept, which need not be the last.
+    known = trial.validation or (trial.curve[-1].validation if trial.curve else {})
+    value = known.get(plan.objective, math.nan)
+    return value if math.isfinite(value) else None
 
 
 def _curves(record: RunRecord, plan: Plan) -> Figure | None:

@@ -181,7 +181,8 @@ def interval_text(interval: Interval | None) -> str:
         return "–"
     if not math.isfinite(interval.value):
         return "not defined"
-    return f"{interval.value:.4f} ({interval.low:.3f}–{interval.high:.3f})"
+    bounded = math.isfinite(interval.low) and math.isfinite(interval.high)
+    return f"{interval.value:.4f}" + (f" ({interval.low:.3f}–{interval.high:.3f})" if bounded else "")
 
 
 def counted(count: int, noun: str) -> str:
