@@ -352,7 +352,7 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "GOMP_SPINCOUNT": "1000"}
 
 
-@functools.cache  # It sets the environment for a moment, which is no good where threads read it already.
+@functools.cache  # Once is enough: it sets the environment for a moment, which other threads may be reading.
 def start_measuring() -> None:
     """Have the process start that measuring processes are forked from, so that libraries are imported once a worker.
 

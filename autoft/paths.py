@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from autoft.errors import DataError, closest
@@ -55,8 +56,9 @@ def package_path(source: str) -> Path:
 def near_name(*paths: Path) -> str:
     """Return the end of a message about paths that are not there: the most similar name beside one of them, or nothing."""
     for path in paths:
-        if path.parent.is_dir():
-            near = closest(path.name, [entry.name for entry in path.parent.iterdir()])
+        # What cannot be listed has nothing to offer: a file, a folder of others, a name that no folder can have.
+        with suppress(OSError):
+            near = closest(path.name, os.listdir(path.parent))
             if near:
                 return f"; did you mean {near!r}?"
     return ""

@@ -163,8 +163,8 @@ def hook_of(at: FrameType | TracebackType | None) -> str | None:
             at = at.f_back
     found: tuple[str, str] | None = None
     for frame in stack:
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        owner = _owners().get(package)
+        module = str(frame.f_globals.get("__name__", ""))
+        package, owner = module.partition(".")[0], _owner(module)
         if owner is not None and (found is None or owner == found[0]):
             found = owner, frame.f_code.co_name
         elif found is not None and package == "autoft":
@@ -185,14 +185,20 @@ def described(error: BaseException) -> str:
 
 @functools.cache
 def _owners() -> dict[str, str]:
-    """Return which plugin a top-level package belongs to."""
+    """Return which plugin is behind the module that an entry point names."""
     points = importlib.metadata.entry_points(group=GROUP)
-    packages = {point.value.partition(":")[0].partition(".")[0]: point for point in points}
-    packages.pop("autoft", None)
     return {
-        package: f"{point.name} ({point.dist.name})" if point.dist else point.name
-        for package, point in packages.items()
+        point.module: f"{point.name} ({point.dist.name})" if point.dist else point.name
+        for point in points
+        if point.module.partition(".")[0] != "autoft"
     }
+
+
+def _owner(module: str) -> str | None:
+    """Return which plugin a module belongs to: that of the nearest package above it that an entry point names."""
+    while module and module not in _owners():
+        module = module.rpartition(".")[0]
+    return _owners().get(module)
 
 
 class _Fold:

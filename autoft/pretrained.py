@@ -66,11 +66,11 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{source.path}: {what} cannot be loaded: {first_line(error).rstrip(':')}") from error
+        raise ModelError(f"{source.path}: {what} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         # safetensors raises its own error type for a cut or damaged file.
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise ModelError(f"{source.path}: the weights are damaged: {first_line(error).rstrip(':')}") from error
+            raise ModelError(f"{source.path}: the weights are damaged: {first_line(error)}") from error
         raise
     finally:
         transformers.logging.set_verbosity(level)

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import filelock
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoft.errors import RunFolderError, first_line
 
@@ -255,32 +255,45 @@ class Final(_Record):
     """Of the whole run, over all calls."""
 
 
+class BaselineFigures(_Record):
+    """What a baseline scores, by metric."""
+
+    trivial: bool = False
+    """It reads nothing of the inputs."""
+    validation: dict[str, float] = {}
+    test: dict[str, Interval] = {}
+
+
+class AugmentedValue(_Record):
+    """A value of a training row before and after augmentation; pictures are ``data:`` URLs."""
+
+    role: str
+    before: str
+    after: str
+
+
+class AugmentedRows(_Record):
+    """What a trial's augmentation does to some training rows."""
+
+    augment: str
+    samples: list[AugmentedValue] = []
+
+
 class RunRecord(_Record):
     """All that a run folder says."""
 
     path: Path
     recipe: dict[str, Any]
     plan: dict[str, Any]
-    baselines: dict[str, Any] = {}
-    """By name: ``{"trivial": bool, "validation": {metric: value}, "test": {metric: Interval}}``."""
+    baselines: dict[str, BaselineFigures] = {}
     trials: list[TrialResult] = []
     selection: Selection | None = None
     final: Final | None = None
     forecast: dict[str, Any] = {}
     importance: dict[str, float] = {}
     """Share of the objective's variance that each parameter explains, where enough trials are done."""
-    augmented: dict[int, dict[str, Any]] = {}
-    """By trial with augmentation, ``{"augment": name, "samples": [{"role", "before", "after"}]}``."""
-
-    @model_validator(mode="after")
-    def _chosen_is_there(self) -> RunRecord:
-        chosen = self.selection
-        if chosen is not None and not any(
-            trial.number == chosen.trial and any(variant.name == chosen.variant for variant in trial.variants)
-            for trial in self.trials
-        ):
-            raise ValueError(f"{chosen.variant} of trial {chosen.trial} is chosen, and no such trial is there")
-        return self
+    augmented: dict[int, AugmentedRows] = {}
+    """By trial with augmentation."""
 
     def trial(self, number: int) -> TrialResult:
         """Return the trial with this number."""
@@ -495,7 +508,7 @@ def read_run(path: str | Path) -> RunRecord:
     trials = run.results()
     augmented = {trial.number: run.augmented(trial.number) for trial in trials}
     try:
-        return RunRecord(
+        record = RunRecord(
             path=run.path,
             recipe=recipe,
             plan=read_json(run.plan),
@@ -508,9 +521,19 @@ def read_run(path: str | Path) -> RunRecord:
             importance=read_json(run.path / "importance.json", missing={}),
         )
     except ValidationError as error:
-        field, *inner = error.errors()[0]["loc"] or ("selection",)
+        field, *inner = error.errors()[0]["loc"]
         file = run.recipe if field == "recipe" else run.path / f"{field}.json"
         raise _damaged(augmented[int(inner[0])] if field == "augmented" else file, error) from error
+    chosen = record.selection
+    if chosen is not None and not any(
+        trial.number == chosen.trial and any(variant.name == chosen.variant for variant in trial.variants)
+        for trial in trials
+    ):
+        raise RunFolderError(
+            f"{selection}: names {chosen.variant} of trial {chosen.trial}, which {run.result(chosen.trial)} does not hold; "
+            "delete the one that is wrong to have that part done again"
+        )
+    return record
 
 
 def write_json(path: Path, value: object) -> None:

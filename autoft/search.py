@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 import statistics
 import time
@@ -92,7 +93,7 @@ SLOW_STAGE = 5.0
 """How much longer something else of a trial may take than all else together was thought to."""
 
 SLOW_ENCODING = 0.01
-"""Seconds that encoding a row may take at most beside it; tokenizers take less than a thousandth, image processors some."""
+"""Seconds that encoding a training row may take, of which nothing is told; tokenizers take less than a tenth of it."""
 
 OTHER_PATIENCE = 3.0
 """How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
@@ -512,13 +513,11 @@ class Search:
         while len(ready) < workers:
             event = self._await(executor)
             (ready.add if event.kind == "ready" else ready.discard)(event.worker)
-        ready_after = time.monotonic() - begin
+        self.startup = max(self.startup, time.monotonic() - begin)
         probed: dict[str, dict[str, Any]] = {
             model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
             for model in self.plan.models
         }
-        # As any process that serves a model starts.
-        self.startup = max(self.startup, ready_after + max(figures["load_seconds"] for figures in probed.values()))
         for name, figures in probed.items():
             self.precision[name] = figures["precision"]
             self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
@@ -596,6 +595,9 @@ class Search:
         if event.kind == "restarted":
             self._note_restart(event)
         if event.kind == "lost":
+            self.listener.note(
+                f"A worker was lost while models were measured, and is replaced: {event.body['reason']}."
+            )
             executor.stop(event.worker)
             executor.start(event.worker)
         return event
@@ -630,7 +632,7 @@ class Search:
         trials before, for within a stage as an export there may be nothing to tell of.
         """
         config, mates = self.running[worker], self.mates.get(worker, [])
-        if worker in self.steps and not mates:
+        if worker in self.steps and not mates and self.stages.get(worker) == "train":
             validating = self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
             longest = SLOW_STEP * (self.steps[worker] + validating) + SLOW_ENCODING * self.train_rows
             return max(self.plan.patience, longest)
@@ -989,7 +991,8 @@ class Search:
         done = sorted((r for r in self.results.values()), key=lambda r: r.number)
         if len(done) < 3 or any(r.state != "failed" for r in done):
             return
-        reasons = {r.reason for r in done[:3]}
+        # In which hook a worker ended is not always known, and at which stage does not matter.
+        reasons = {re.sub(r", in the hook .*|; stage: .*", "", r.reason or "") for r in done[:3]}
         if len(reasons) == 1:
             whole = self.run.trial(done[0].number) / "error.txt"
             # A worker that is lost leaves none.

@@ -282,11 +282,18 @@ def variant_folder(trial: int, variant: str) -> str:
     return f"trials/{trial:04d}/variants/{slug}"
 
 
-def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
+def screen(
+    place: Workplace, model: str, on_variant: Callable[[str], None] = lambda name: None
+) -> dict[str, dict[str, float]]:
     """Measure what each compression of a model costs to serve, before anything is trained.
 
     Size, latency and memory do not depend on what the weights have learned, so a limit that no training can meet is
     found in seconds, and graphs that are exported here serve all trials of the model.
+
+    Args:
+        place: the run's plan and data.
+        model: the recipe's name for it.
+        on_variant: is told each compression before it is made.
 
     Returns:
         by variant, its costs; variants that cannot be made are left out: the trials will say why.
@@ -298,6 +305,7 @@ def screen(place: Workplace, model: str) -> dict[str, dict[str, float]]:
     _tell_apart(dense)
     costs: dict[str, dict[str, float]] = {}
     for variant in plan.variants:
+        on_variant(variant.name)
         with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
             try:
                 write_variant(place, dense, target, variant, Path(folder))

@@ -128,9 +128,9 @@ def data_sets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def majority_of(record: RunRecord, split: str) -> float:
     """Return the majority class's quality on a split."""
-    found = next(figures for figures in record.baselines.values() if figures["trivial"])
-    value = found[split][plan_of(record).objective]
-    return float(value["value"] if isinstance(value, Mapping) else value)
+    found = next(figures for figures in record.baselines.values() if figures.trivial)
+    objective = plan_of(record).objective
+    return found.test[objective].value if split == "test" else found.validation[objective]
 
 
 def default_of(trials: Sequence[TrialResult]) -> Any:

@@ -64,6 +64,39 @@ def test_what_is_no_event_is_kept_in_the_log_and_what_follows_is_heard(tmp_path)
     assert log.count("not an event") == 8
 
 
+def test_a_worker_is_told_as_lost_whatever_it_leaves_on_its_channel_and_in_the_run_folder(tmp_path):
+    program = """
+    say("ready")
+    sys.stdin.readline()
+    print("[" * 100_000, flush=True)
+    """
+    with executing(tmp_path, program) as executor:
+        until(executor, "ready")
+        (tmp_path / "run" / "logs" / "worker-0.log").unlink()
+        (tmp_path / "run" / "logs").rmdir()
+        executor.send(0, "trial")
+        assert "the worker process ended with 0" in until(executor, "lost")[-1].body["reason"]
+
+
+def test_what_a_worker_said_before_it_was_replaced_is_not_its_successors(tmp_path):
+    program = """
+    say("ready")
+    if sys.stdin.readline():
+        say("done", trial=os.getpid())
+        sys.stdin.readline()
+    """
+    with executing(tmp_path, program) as executor:
+        until(executor, "ready")
+        first = executor._workers[0].process.pid
+        executor.send(0, "trial")
+        while executor._queue.empty():
+            time.sleep(0.01)
+        executor.stop(0)
+        executor.start(0)
+        executor.send(0, "trial")
+        assert until(executor, "done")[-1].body["trial"] != first
+
+
 def test_a_worker_lost_in_its_start_is_started_again_and_gets_what_was_sent(tmp_path):
     program = f"""
     with open({str(tmp_path / "starts")!r}, "a+") as starts:

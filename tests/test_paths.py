@@ -12,7 +12,14 @@ from autoft.paths import named_path
 from autoft.plans.models import base_model, earlier_model
 from autoft.pretrained import named_model
 
-ODD = ["x" * 3000, "~nobody-of-this-name/a", "a\0b", f"package://json/{'x' * 3000}", "package://json/a\0b"]
+ODD = [
+    "x" * 3000,
+    f"./{'x' * 300}/a.csv",
+    "~nobody-of-this-name/a",
+    "a\0b",
+    f"package://json/{'x' * 3000}",
+    "package://json/a\0b",
+]
 
 
 def test_a_name_is_looked_for_in_folders_in_turn(tmp_path, monkeypatch):
@@ -38,7 +45,7 @@ def test_any_text_names_a_file_or_none(name):
 def test_what_no_file_can_be_called_is_not_there(name, tmp_path):
     with pytest.raises(DataError, match=r"no such|has no such path|needs the form"):
         load_source(name, base=tmp_path, where="data.train")
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"no such|has no such path|needs the form|is not on this machine|hub"):
         base_model(name, tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         earlier_model(name, tmp_path)

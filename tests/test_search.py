@@ -701,6 +701,7 @@ def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_pa
     assert search._patience(0) == 1800.0
     search.pace.overhead[config.model] = 4000.0
     assert search._patience(0) > 4 * 4000.0
+    search._handle(Unlucky(0, Event(0, "ready")), Event(0, "stage", {"trial": 0, "stage": "train"}), set())
     search._handle(None, Event(0, "progress", {"trial": 0, "samples": 16, "total": 48, "rate": 100.0}), set())
     assert search._patience(0) == 600.0
     # A step of 16 rows takes 100 s, then a validation of 400 rows 200 s.
@@ -709,6 +710,9 @@ def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_pa
     search.pace.validate_per_row[config.model] = 0.5
     assert search._patience(0) > 10 * (100.0 + 200.0)
     search._handle(Unlucky(0, Event(0, "ready")), Event(0, "stage", {"trial": 0, "stage": "compress: onnx"}), set())
+    assert search._patience(0) > 4 * 4000.0
+    # A distillation within it takes steps, and the export that follows does not.
+    search._handle(None, Event(0, "progress", {"trial": 0, "samples": 16, "total": 48, "rate": 100.0}), set())
     assert search._patience(0) > 4 * 4000.0
 
 

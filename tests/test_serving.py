@@ -856,6 +856,26 @@ def test_rows_that_were_given_up_leave_room():
     assert asyncio.run(go()) == [{"square": n * n} for n in (1, 4, 5)]
 
 
+def test_rows_that_nobody_waits_for_are_let_go_while_the_model_is_busy():
+    async def go():
+        gate = threading.Event()
+        batcher = Batcher(lambda rows: gate.wait(SECONDS) and squares(rows), batch_size=1, wait=0.0, capacity=9)
+        batcher.start()
+        first = batcher.submit([1])
+        while batcher.waiting:
+            await asyncio.sleep(0.005)
+        given_up, kept = batcher.submit([2, 3]), batcher.submit([4])
+        given_up.cancel()
+        await asyncio.sleep(0)
+        waiting = batcher.waiting
+        gate.set()
+        answers = await first + await kept
+        await batcher.close()
+        return waiting, answers
+
+    assert asyncio.run(go()) == (1, [{"square": 1}, {"square": 16}])
+
+
 def test_a_panic_in_the_model_does_not_end_the_server():
     class Panic(BaseException):
         """As the tokenizers raise where Rust panics."""

@@ -240,8 +240,8 @@ def _json_whole(path: Path, otherwise: DataError | None) -> Any:
         return json.loads(text, object_pairs_hook=_distinct)
     except _DuplicateKey as error:
         raise DataError(f"{path}: the key {str(error)!r} is given twice in one object") from None
-    except ValueError as error:
-        raise (otherwise or DataError(f"{path}: is not JSON: {error}")) from None
+    except (ValueError, RecursionError) as error:
+        raise (otherwise or DataError(f"{path}: is not JSON: {first_line(error)}")) from None
 
 
 def _not_rows(value: Any) -> str:
@@ -268,6 +268,9 @@ def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, An
             raise DataError(
                 f"{path}: line {number} is not JSON: {error.msg} (column {error.colno}): {shortened(text)!r}"
             ) from None
+        # A number of thousands of digits, or a thousand lists in one another.
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number} cannot be read: {first_line(error)}: {shortened(text)!r}") from None
         yield f"line {number}", _json_row(value, f"{path}: line {number}")
 
 

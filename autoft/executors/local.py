@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -37,6 +38,7 @@ EVENTS = {
     "ready": set(),
     "probed": {"figures"},
     "timed": {"seconds"},
+    "screening": {"variant"},
     "screened": {"costs"},
     "stage": {"trial", "stage"},
     "progress": {"trial", "samples", "total", "rate"},
@@ -46,6 +48,9 @@ EVENTS = {
     "fatal": {"message", "exit_code"},
 }
 """What a worker says, with what comes with it; all other lines on its channel are not its own."""
+
+NO_EVENT = "not an event"
+"""What a line in a worker's log begins with that was on its channel."""
 
 SHORTEST_START = 300.0
 """Seconds that a worker may take at least to start: imports from a slow disk on a busy machine take minutes."""
@@ -109,7 +114,7 @@ class LocalExecutor:
         self.run, self.workers, self.threads = run, workers, threads
         self.patience = max(patience, SHORTEST_START)
         self.environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
-        self._queue: queue.Queue[Event] = queue.Queue()
+        self._queue: queue.Queue[tuple[_Worker, Event]] = queue.Queue()
         self._workers: dict[int, _Worker] = {}
         self.memory_limits: dict[int, float] = {}
         """Resident bytes by worker, from which on it is ended; workers that are not named have none of their own."""
@@ -138,7 +143,7 @@ class LocalExecutor:
         self._start(worker, 1, [])
 
     def _start(self, worker: int, starts: int, waiting: list[str]) -> None:
-        log = self.run.logs / f"worker-{worker}.log"
+        log = self._log(worker)
         try:
             with log.open("a", encoding="utf-8") as errors:
                 process = subprocess.Popen(
@@ -177,10 +182,12 @@ class LocalExecutor:
         for worker, there in self._workers.items():
             self._guard_time(worker, there)
         try:
-            event = self._queue.get(timeout=timeout)
+            there, event = self._queue.get(timeout=timeout)
         except queue.Empty:
             return None
-        there = self._workers[event.worker]
+        if self._workers.get(event.worker) is not there:
+            # What a process said that was stopped or replaced since is not its successor's.
+            return None
         if event.kind == "ready":
             for line in there.waiting or ():
                 _write(there.process, line)
@@ -197,7 +204,7 @@ class LocalExecutor:
             return Event(event.worker, "restarted", event.body)
         message = (
             f"a worker does not start, {STARTS} times in a row: {event.body['reason']}\n"
-            f"What it printed is in {self.run.logs / f'worker-{event.worker}.log'}; once the cause is gone, the same command "
+            f"What it printed is in {self._log(event.worker)}; once the cause is gone, the same command "
             "goes on with what there is"
         )
         return Event(event.worker, "fatal", {"message": message, "exit_code": SearchFailed.exit_code})
@@ -273,20 +280,23 @@ class LocalExecutor:
                     there.at = event.body["at"]
                     continue
                 there.moved, there.at = self._clock, None
-                self._queue.put(event)
+                self._queue.put((there, event))
         except ValueError:
             # The pipe was closed by stop().
             pass
         code = process.wait()
-        if self._workers.get(worker) is there:
-            body = {"reason": self._cause(worker, there, code), "code": code, "hung": there.hung}
-            self._queue.put(Event(worker, "lost", body))
+        body = {"reason": self._cause(worker, there, code), "code": code, "hung": there.hung}
+        self._queue.put((there, Event(worker, "lost", body)))
 
     def _keep(self, worker: int, line: str) -> None:
-        """Write into a worker's log what is on its channel and is no event."""
-        if line.strip():
-            with (self.run.logs / f"worker-{worker}.log").open("a", encoding="utf-8") as log:
-                log.write(f"not an event: {line.rstrip()[:500]}\n")
+        """Write into a worker's log what is on its channel and is no event; a full disk keeps no worker from being heard."""
+        with suppress(OSError):
+            if line.strip():
+                with self._log(worker).open("a", encoding="utf-8") as log:
+                    log.write(f"{NO_EVENT}: {line.rstrip()[:500]}\n")
+
+    def _log(self, worker: int) -> Path:
+        return self.run.logs / f"worker-{worker}.log"
 
     def _cause(self, worker: int, there: _Worker, code: int) -> str:
         if there.ended:
@@ -295,19 +305,19 @@ class LocalExecutor:
         if code < 0:
             hint = "; the memory may not be enough" if code == -9 else ""
             return f"the worker process was killed by signal {-code}{at}{hint}"
-        if there.at:
-            return f"the worker process ended with {code}{at}"
-        log = self.run.logs / f"worker-{worker}.log"
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        last = f": {lines[-1].strip()}" if lines else ""
-        return f"the worker process ended with {code}{at}{last} (see {log})"
+        lines = list[str]()
+        with suppress(OSError):
+            lines = self._log(worker).read_text(encoding="utf-8", errors="replace").splitlines()
+        printed = [line.strip() for line in lines if line.strip() and not line.startswith(NO_EVENT)]
+        last = f": {printed[-1]}" if printed else ""
+        return f"the worker process ended with {code}{at}{last} (see {self._log(worker)})"
 
 
 def _event(worker: int, line: str) -> Event | None:
     """Return what a line says, or None where it is no event."""
     try:
         body = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     kind = body.pop("event", None) if isinstance(body, dict) else None
     return Event(worker, kind, body) if isinstance(kind, str) and EVENTS.get(kind, {""}) <= body.keys() else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import importlib
 import json
 import math
 import os
@@ -96,21 +97,18 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     faster: a few steps do not tell small differences apart, and the same recipe should train in the same precision.
 
     Returns:
-        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "load_seconds", "memory_bytes", "parameters"}``;
-        loading with the imports that the first model of a process takes
+        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "memory_bytes", "parameters"}``
     """
     import numpy as np
     import torch
 
     plan = place.plan
-    begin = time.perf_counter()
     pipeline = plan.default_config().pipeline
     params = plan.default_params(pipeline)
     target = place.target(name, params, plan.seed)
     features = place.features(name, target.context)
     reset_peak_resident()
     model = place.task.load_model(target.source, target.context).to(target.context.device)
-    loading = time.perf_counter() - begin
     model.train()
     device_type = "cuda" if target.context.device == "cuda" else "cpu"
     precisions = ["fp32", "bf16"] if place.plan.hardware["bf16"] else ["fp32"]
@@ -143,7 +141,6 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
         "precision": precision,
         "seconds_per_sample": seconds[precision],
         "validate_seconds_per_row": validating,
-        "load_seconds": loading,
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -328,6 +325,8 @@ class _Worker:
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory, plan.workers)
+        # As any process that serves a model does: how long a worker takes to be ready says how long those will.
+        importlib.import_module("transformers.modeling_utils")
         self.say("ready")
         for number, line in enumerate(self.requests):
             request = json.loads(line)
@@ -357,7 +356,7 @@ class _Worker:
             elif request["op"] == "time":
                 self.say("timed", seconds=time_pipeline(self.place, model, request["pipeline"]))
             else:
-                self.say("screened", costs=screen(self.place, model))
+                self.say("screened", costs=screen(self.place, model, lambda name: self.say("screening", variant=name)))
         except AutoftError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin or a library raises
@@ -398,7 +397,7 @@ class _Worker:
             cohort: Cohort[dict[str, Any] | None] = Cohort(self.place.plan.seed)
             found = cohort.run([partial(self._seated, one, now) for one in now])
             for one in found:
-                if isinstance(one, Exception):
+                if isinstance(one, BaseException):
                     raise one
                 if one is not None:
                     release_memory()

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoft.errors import DataError, ModelError, closest, first_line
+from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
-from autoft.paths import named_path, package_path
+from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
 from autoft.pretrained import dense_folder
 
@@ -35,10 +35,7 @@ def base_model(name: str, base: Path) -> ModelPlan:
     if local is not None and (local.is_dir() or local.suffix == ".gguf"):
         return _local_model(name, local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        parent = (base / name).parent
-        near = closest(Path(name).name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ModelError(f"no such folder: {name}{hint}")
+        raise ModelError(f"no such folder: {name}{near_name(base / name)}")
     return _hub_model(name)
 
 

@@ -52,7 +52,7 @@ def quality(record: RunRecord, plan: Plan) -> IntervalView | None:
     rest.sort(key=lambda entry: -sign * entry[1].value if math.isfinite(entry[1].value) else math.inf)
     figures = fixed + rest
     # A majority class near 0 would leave no room to tell the others apart.
-    serious = [entry for entry in rest if not record.baselines[entry[0]].get("trivial")]
+    serious = [entry for entry in rest if not record.baselines[entry[0]].trivial]
     figures = [*fixed, *serious, *(entry for entry in rest if entry not in serious)]
     direction = "higher" if plan.higher_is_better else "lower"
     n = record.final.test["best"][plan.objective].n
@@ -135,6 +135,8 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
             over = row["measured"] / row["limit"] - 1
             said.append(f"The limit on {key} is not met: the exported files are {over:.1%} over it.")
     default = final.test.get("default", {}).get(plan.objective) if bounded else None
+    if default is not None and not math.isfinite(default.value):
+        default = None
     itself = selection.trial == 0 and selection.variant == "none"
     if default is not None and not itself and best.low <= default.value <= best.high:
         said.append(

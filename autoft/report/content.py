@@ -32,7 +32,7 @@ from autoft.report.views import (
     interval_view,
     short_model,
 )
-from autoft.rundir import RunRecord, TrialConfig, TrialResult, VariantResult
+from autoft.rundir import AugmentedValue, RunRecord, TrialConfig, TrialResult, VariantResult
 from autoft.selection import best_variant, candidates, knees
 
 __all__ = [
@@ -577,17 +577,19 @@ def _samples(record: RunRecord, plan: Plan) -> tuple[TableView | None, list[dict
         value = trial.validation.get(plan.objective, math.nan)
         return trial.number != chosen, -sign * value if math.isfinite(value) else math.inf
 
-    by_name: dict[str, list[dict[str, str]]] = {}
+    by_name: dict[str, list[tuple[str, AugmentedValue]]] = {}
     for trial in sorted((trial for trial in record.trials if trial.number in record.augmented), key=rank):
         kept = record.augmented[trial.number]
-        by_name.setdefault(kept["augment"], [{**one, "augment": kept["augment"]} for one in kept["samples"]])
+        by_name.setdefault(kept.augment, [(kept.augment, one) for one in kept.samples])
     turns = itertools.zip_longest(*by_name.values())
     shown = [one for turn in turns for one in turn if one is not None][:SAMPLES]
     # In the order of the augmenters, which reads better than in turns.
-    shown.sort(key=lambda one: list(by_name).index(one["augment"]))
-    pictures = [one for one in shown if one["before"].startswith("data:image/")]
+    shown.sort(key=lambda one: list(by_name).index(one[0]))
+    pictures = [{"augment": name, **one.model_dump()} for name, one in shown if one.before.startswith("data:image/")]
     rows = [
-        (one["augment"], one["role"], *_excerpts(one["before"], one["after"])) for one in shown if one not in pictures
+        (name, one.role, *_excerpts(one.before, one.after))
+        for name, one in shown
+        if not one.before.startswith("data:image/")
     ]
     titles = ("augmentation", "column", "before", "after")
     view = TableView("Training rows, before and after", titles, tuple(rows), left=frozenset(range(4)))

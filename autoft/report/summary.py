@@ -20,8 +20,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
     plan, final = plan_of(record), record.final
     baselines: dict[str, Any] = {}
     for name, figures in record.baselines.items():
-        key = "trivial" if figures.get("trivial") and "trivial" not in baselines else name
-        baselines[key] = {"name": name, "test": figures.get("test", {}), "validation": figures.get("validation", {})}
+        key = "trivial" if figures.trivial and "trivial" not in baselines else name
+        baselines[key] = {"name": name, **figures.model_dump(include={"test", "validation"})}
     default = _trial(record, 0)
     if default is not None:
         baselines["default"] = {

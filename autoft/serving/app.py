@@ -86,7 +86,7 @@ HEALTH: Mapping[str, Any] = {
 
 
 class Room:
-    """Counts the requests that are under way, and the bytes of their bodies, which stay in memory until the answer.
+    """Counts the requests that are under way, and the bytes of their bodies, for these and the rows that are made of them.
 
     Args:
         requests: at a time, at most.
@@ -291,11 +291,17 @@ async def _answered(
     """
     clock, timeout = asyncio.get_running_loop().time, fields.limits.timeout
     end = clock() + timeout
+    late = Refused(504, f"there was no answer within {timeout:g} s")
     with room.request() as take:
-        rows, single = await _rows(request, take, parser, fields)
+        body = await _body_in_time(request, take, fields.limits)
+        try:
+            rows, single = await asyncio.wait_for(_rows(body, parser, fields), end - clock())
+        except asyncio.TimeoutError:
+            raise late from None
+        del body
         future = _submitted(batcher, rows)
         if not await _waited(request, future, end - clock()):
-            raise Refused(504, f"there was no answer within {timeout:g} s")
+            raise late
         answers = future.result()
         faults = [(i, answer) for i, answer in enumerate(answers) if isinstance(answer, Failure)]
         if faults:
@@ -303,20 +309,19 @@ async def _answered(
         return _json(answers[0] if single else {"predictions": answers}), len(rows)
 
 
-async def _rows(
-    request: Request, take: Callable[[int], None], parser: Executor, fields: Fields
-) -> tuple[list[Row], bool]:
-    """Return the rows of a request, and whether it is one row and not a list; its body is no longer held then.
+async def _body_in_time(request: Request, take: Callable[[int], None], limits: Limits) -> bytes:
+    try:
+        return await asyncio.wait_for(_body(request, limits.body, take), limits.timeout)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the body did not come within {limits.timeout:g} s") from None
+
+
+async def _rows(body: bytes, parser: Executor, fields: Fields) -> tuple[list[Row], bool]:
+    """Return the rows of a body, and whether it is one row and not a list.
 
     Raises:
         Refused: there are none.
-        ClientDisconnect: the caller went away while sending.
     """
-    limits = fields.limits
-    try:
-        body = await asyncio.wait_for(_body(request, limits.body, take), limits.timeout)
-    except asyncio.TimeoutError:
-        raise Refused(408, f"the body did not come within {limits.timeout:g} s") from None
     try:
         if len(body) < LONG:
             return fields.parse(body)
@@ -349,17 +354,25 @@ async def _body(request: Request, limit: int, take: Callable[[int], None]) -> by
     too_large = Refused(413, f"the body has more than {limit} bytes")
     length = request.headers.get("content-length", "")
     announced = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
-    parts, size = [], 0
+    parts, size = list[bytes](), 0
+    refusal = too_large if announced > limit else None
     async for part in request.stream():
         size += len(part)
-        if size <= limit and announced <= limit:
-            take(len(part))
-            parts.append(part)
-        elif size > 2 * limit:
-            raise too_large
-        # A caller who is still sending would not read a refusal, and lose it: up to a point the rest is thrown away.
-    if size > limit:
-        raise too_large
+        if size > limit:
+            refusal = too_large
+        if refusal is None:
+            try:
+                take(len(part))
+                parts.append(part)
+            except Refused as full:
+                refusal = full
+        if refusal is not None:
+            # A caller who is still sending would not read a refusal, and lose it: up to a point the rest is thrown away.
+            parts.clear()
+            if size > 2 * limit:
+                raise refusal
+    if refusal is not None:
+        raise refusal
     return b"".join(parts)
 
 

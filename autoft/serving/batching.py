@@ -142,7 +142,14 @@ class Batcher:
                 raise QueueFull(max(1.0, len(self._waiting) * self._seconds_a_row))
             self._waiting.extend((job, i, now) for i in range(len(rows)))
             self._changed.notify()
+        job.future.add_done_callback(self._given_up)
         return job.future
+
+    def _given_up(self, future: asyncio.Future[list[Prediction | Failure]]) -> None:
+        """Let go of the rows of a request that nobody waits for any more; the model may take long to come to them."""
+        if future.cancelled():
+            with self._changed:
+                self._waiting = deque(entry for entry in self._waiting if entry[0].future is not future)
 
     def _work(self) -> None:
         while batch := self._next():

@@ -181,7 +181,7 @@ def _run(
 ) -> int:
     import uvicorn
 
-    from autoft.serving.app import OwnNames
+    from autoft.serving.app import REQUESTS, OwnNames
 
     host, port = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
@@ -192,6 +192,8 @@ def _run(
         log_config=None,
         access_log=False,
         server_header=False,
+        # Of connections, as Room counts requests: those that never send one would take all that the system has.
+        limit_concurrency=4 * REQUESTS,
         # A request that is under way has its answer by then, or its 504.
         timeout_graceful_shutdown=round(limits.timeout) + 5,
     )

@@ -85,10 +85,10 @@ class Cohort(Generic[T]):
             try:
                 if not self.abandoned:
                     results[seat.number] = work(seat)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's, and no other trial's
-                results[seat.number] = error
             except _Abandoned:
                 pass
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is the caller's, and no other trial's
+                results[seat.number] = error
             finally:
                 seat.done = True
                 self.back.release()

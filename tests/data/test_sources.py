@@ -499,3 +499,10 @@ def test_damaged_notes_of_the_datasets_library_are_told(tmp_path):
         table = pa.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": notes})
         pq.write_table(table, tmp_path / "r.parquet")
         assert "what the datasets library says of the columns is damaged" in fault(tmp_path / "r.parquet")
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000 + "]" * 5000])
+def test_json_that_python_does_not_read_is_told(kind, value, tmp_path):
+    (tmp_path / f"r.{kind}").write_text('{"text": "a", "label": ' + value + "}\n")
+    assert "cannot be read" in fault(tmp_path / f"r.{kind}") or "is not JSON" in fault(tmp_path / f"r.{kind}")

@@ -64,7 +64,7 @@ def test_without_a_student_it_is_refused_with_the_way_to_name_one(bench, tmp_pat
     "name", ["package://no_such_package/model", "package://json/model", "./nowhere", "/nowhere/at/all"]
 )
 def test_a_name_that_leads_nowhere_is_told(name):
-    with pytest.raises(ModelError, match=r"config\.json|there is no model"):
+    with pytest.raises(ModelError, match=r"config\.json|not installed|no such path"):
         named_model(name)
 
 
