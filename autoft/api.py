@@ -341,14 +341,11 @@ def _finish(
 def _cut_short(results: Sequence[TrialResult]) -> list[str]:
     """Return what has to be said where the yardstick was not trained to its end."""
     default = next((result for result in results if result.number == 0), None)
-    if default is None or default.state != "complete" or not default.curve:
-        return []
-    reached, planned = default.curve[-1].epoch, float(default.config.params["train.epochs"] or 0)
-    if reached > planned - 0.01:
+    if default is None or default.cut_short is None:
         return []
     return [
-        f"The default fine-tune did not come to its end: it was trained for {reached:.3g} of {planned:g} epochs. With more "
-        "time it is a fairer yardstick."
+        "The default fine-tune did not come to its end: it was trained for {:.3g} of {:g} epochs. With more time it is a fairer "
+        "yardstick.".format(*default.cut_short)
     ]
 
 

@@ -206,6 +206,14 @@ class TrialResult(_Record):
     violations: dict[str, float] = {}
     variants: list[VariantResult] = []
 
+    @property
+    def cut_short(self) -> tuple[float, float] | None:
+        """Epochs that the training came to and that were planned, where it is complete and did not come to its end."""
+        if self.state != "complete" or not self.curve:
+            return None
+        reached, planned = self.curve[-1].epoch, float(self.config.params["train.epochs"] or 0)
+        return (reached, planned) if reached <= planned - 0.01 else None
+
 
 class Candidate(_Record):
     """A variant of a trial as the selection sees it."""

@@ -468,6 +468,29 @@ def test_the_table_of_trials_has_of_each_the_best_that_fits(tmp_path, catalog, t
     assert [(row[value], row[of]) for row in view.rows[8:]] == [("0.7780", "onnx-int8"), ("0.7880", "onnx-int8")]
 
 
+def test_the_first_sentence_says_that_the_default_was_cut_short(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    path = run.result(0)
+    default = json.loads(path.read_text())
+    default["config"]["params"]["train.epochs"] = 2
+    for epoch, words in (
+        (2.0, "of the plain default fine-tune, at"),
+        (0.05, "(which ended after 0.05 of its 2 epochs), at"),
+    ):
+        default["curve"][-1]["epoch"] = epoch
+        write_json(path, default)
+        assert words in make_content(read_run(run.path)).headline
+
+
+def test_a_default_without_a_figure_is_no_yardstick(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    path = run.path / "final.json"
+    final = json.loads(path.read_text())
+    final["test"]["default"]["accuracy"] |= {"value": float("nan")}
+    write_json(path, final)
+    assert not any("nan" in text for text in make_content(read_run(run.path)).caveats)
+
+
 def test_a_figure_that_is_not_defined_is_said_in_words(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     path, nan = run.path / "final.json", float("nan")

@@ -259,6 +259,9 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     if default is None or "default" not in final.costs:
         return text + "."
     text += f", against {figure_text(default.value)} of the plain default fine-tune"
+    cut_short = next((trial.cut_short for trial in record.trials if trial.number == 0), None)
+    if cut_short is not None:
+        text += " (which ended after {:.3g} of its {:g} epochs)".format(*cut_short)
     words = []
     ratio = _ratio(final.costs["default"], final.costs["best"], "model_size_bytes")
     if ratio is not None and ratio >= 1.05:
