@@ -18,6 +18,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+WHOLE_SEARCHES = ("test_run.py", "test_teachers.py", "test_ensembles.py", "test_recovery.py", "test_rescue.py")
+"""Modules whose tests take minutes: what is left at the end should be short, for then it can be shared."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: item.path.name not in WHOLE_SEARCHES)
+
+
 GOOD = ["good", "great", "lovely", "superb", "fine", "warm"]
 BAD = ["bad", "dull", "awful", "weak", "cold", "poor"]
 PLAIN = ["the", "film", "plot", "actor", "scene", "music", "a", "is", "was", "very", "and", "story"]

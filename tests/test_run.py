@@ -692,6 +692,7 @@ def test_verify_finds_a_model_as_it_was_reported_and_tells_where_it_is_not(finis
     assert "validation accuracy" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_nothing_is_told_and_the_shortest_time_still_trains_the_default(
     tmp_path, tiny_model, reviews
 ):

@@ -114,6 +114,7 @@ def test_what_is_taught_is_the_mean_of_what_each_says_of_its_own_tokens(run):
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_a_recipe_names_teaches_in_place_of_the_trained_one(run, tmp_path):
     place = Workplace.open(RunDir(run))
     (further,) = [trial for trial in read_run(run).trials if trial.config.kind == "compress"]
@@ -210,6 +211,7 @@ def test_the_plan_refuses_what_it_can_see_before_anything_is_trained(bench, tmp_
     assert "is a compressed model" in refusal(teacher=str(there))
 
 
+@pytest.mark.slow
 def test_of_a_run_that_shipped_a_compressed_model_the_uncompressed_one_teaches(run, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(run, copied)

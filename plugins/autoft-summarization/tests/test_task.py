@@ -202,6 +202,7 @@ def test_the_report_shows_lengths_manner_and_examples(task, make_context):
     assert len(examples.rows[1][0]) < len(LONG)
 
 
+@pytest.mark.slow
 def test_a_search_leaves_a_model_that_summarizes(task, checkpoints, tmp_path):
     things = ("bridge", "library", "road", "school", "market", "harbour")
     rows = [
