@@ -482,6 +482,18 @@ def test_the_first_sentence_says_that_the_default_was_cut_short(tmp_path, catalo
         assert words in make_content(read_run(run.path)).headline
 
 
+def test_of_a_model_that_scores_nothing_no_width_and_no_difference_is_told(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    path = run.path / "final.json"
+    final = json.loads(path.read_text())
+    final["test"]["best"]["accuracy"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 16}
+    final["validation"]["best"]["accuracy"] = 1.8e-38
+    write_json(path, final)
+    caveats = make_content(read_run(run.path)).caveats
+    assert "Tested on 16 rows only." in caveats
+    assert not any("outside the interval" in text for text in caveats)
+
+
 def test_a_default_without_a_figure_is_no_yardstick(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     path = run.path / "final.json"
@@ -787,7 +799,7 @@ def test_the_terminal_says_what_was_left_and_what_it_buys(tmp_path, catalog, tin
 
     run = make_run(tmp_path, catalog, tiny_model)
     out = io.StringIO()
-    Console(width=200, file=out).print(printed(read_run(run.path)))
+    Console(width=300, file=out).print(printed(read_run(run.path)))
     text = out.getvalue()
     assert "test accuracy 0.7900 on 50 rows" in text
     assert "1/3.9 of its size and 5.0 times as fast" in text

@@ -149,13 +149,15 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         paid = ": that is what its smaller cost was paid with" if cheaper else ""
         said.append(f"The chosen model is worse than the default by {abs(best.value - default.value):.4f}{paid}.")
     validated = final.validation.get("best", {}).get(plan.objective)
-    if validated is not None and bounded and not best.low <= validated <= best.high:
+    shown = [figure_text(value) for value in (best.low, validated, best.high)] if validated is not None else []
+    if validated is not None and bounded and not best.low <= validated <= best.high and len(set(shown)) > 1:
         said.append(
             f"Validation said {figure_text(validated)}, outside the interval of the test: rows that helped to choose a "
             "model are no measure of it."
         )
     if best.n < FEW_ROWS:
-        wide = f": the interval is {best.high - best.low:.3f} wide" if bounded else ""
+        # Without a width all resamples score alike, as where nothing is right; that is no certainty.
+        wide = f": the interval is {best.high - best.low:.3f} wide" if bounded and best.high > best.low else ""
         said.append(f"Tested on {counted(best.n, 'row')} only{wide}.")
     chosen = next(
         (c for c in selection.candidates if (c.trial, c.variant) == (selection.trial, selection.variant)), None

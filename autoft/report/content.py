@@ -318,11 +318,12 @@ def _systems(record: RunRecord, plan: Plan) -> TableView:
         )
     heads = ("model", f"test {plan.objective} (95 % interval)", f"validation {plan.objective}")
     n = final.test["best"][plan.objective].n
-    size, length = plan.request["batch_size"], final.costs["best"].get("request_length")
+    size, length = int(plan.request["batch_size"] or 1), final.costs["best"].get("request_length")
+    tokens = f", about {counted(round(length), 'token')}" if length else ""
     note = (
-        f"Test: {n} rows, read once, after the selection; bootstrap over rows. Latency: one request of {size} "
-        f"row{'' if size == 1 else 's'}" + (f", about {length:.0f} tokens" if length else "") + ", tokenization "
-        f"included, {plan.threads} thread{'' if plan.threads == 1 else 's'}, in a fresh process, from the exported files."
+        f"Test: {counted(n, 'row')}, read once, after the selection; bootstrap over rows. Latency: one request of "
+        f"{counted(size, 'row')}{tokens}, tokenization included, {counted(plan.threads, 'thread')}, in a fresh process, from "
+        "the exported files."
     )
     titles = (*heads, *(column_title(column) for column in columns))
     return TableView("Chosen model, default and baselines", titles, tuple(rows), marked=0, note=note)

@@ -822,7 +822,8 @@ def _room(values: Sequence[float]) -> dict[str, Any]:
     low, high = min(values), max(values)
     if low < high:
         return {}
-    room = abs(low) * 0.05 or 0.05
+    # A score of 1e-38 is none, and an axis of such numbers says nothing.
+    room = max(abs(low) * 0.05, 1e-4) if abs(low) > 1e-6 else 0.05
     return {"range": [_round(low - room), _round(high + room)]}
 
 
