@@ -32,7 +32,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -532,16 +532,25 @@ def read_run(path: str | Path) -> RunRecord:
         field, *inner = error.errors()[0]["loc"]
         file = run.recipe if field == "recipe" else run.path / f"{field}.json"
         raise _damaged(augmented[int(inner[0])] if field == "augmented" else file, error) from error
-    chosen = record.selection
-    if chosen is not None and not any(
-        trial.number == chosen.trial and any(variant.name == chosen.variant for variant in trial.variants)
-        for trial in trials
-    ):
-        raise RunFolderError(
-            f"{selection}: names {chosen.variant} of trial {chosen.trial}, which {run.result(chosen.trial)} does not hold; "
-            "delete the one that is wrong to have that part done again"
-        )
+    if record.selection is not None:
+        _check_selection(selection, record.selection, trials)
     return record
+
+
+def _check_selection(path: Path, selection: Selection, trials: Sequence[TrialResult]) -> None:
+    """Raise where a selection names what no trial has, as after a damage that left it readable."""
+    chosen = (selection.trial, selection.variant)
+    if chosen not in {(trial.number, variant.name) for trial in trials for variant in trial.variants}:
+        raise RunFolderError(
+            f"{path}: names {selection.variant} of trial {selection.trial}, which "
+            f"{RunDir(path.parent).result(selection.trial)} does not hold; delete the one that is wrong to have that part "
+            "done again"
+        )
+    if selection.candidates and chosen not in {(one.trial, one.variant) for one in selection.candidates}:
+        raise RunFolderError(
+            f"{path}: is damaged (the chosen {selection.variant} of trial {selection.trial} is none of its candidates); "
+            "delete this file to have that part done again"
+        )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -140,7 +140,7 @@ def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_mode
     reasons = {
         "raise": f"KeyError: 'what nobody has' ({at})",
         "exit": f"SystemExit: no more ({at})",
-        "_exit": f"the worker process ended with 0, {at}; stage: ",
+        "_exit": f"the worker process ended with 0, {at}",
         "hang": "the worker process was ended: no progress for ",
         "ask": f"EOFError: EOF when reading a line ({at})",
     }
