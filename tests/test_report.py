@@ -494,6 +494,15 @@ def test_of_a_model_that_scores_nothing_no_width_and_no_difference_is_told(tmp_p
     assert not any("outside the interval" in text for text in caveats)
 
 
+def test_a_plan_that_does_not_know_its_objective_is_damaged(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    plan = json.loads(run.plan.read_text())
+    for damage in ({"metrics": {}}, {"objectives": []}, {"metrics": {"accuracy": {"higher_is_bette": True}}}):
+        write_json(run.plan, plan | damage)
+        with pytest.raises(RunFolderError, match=r"plan\.json: is damaged"):
+            make_content(read_run(run.path))
+
+
 def test_a_default_without_a_figure_is_no_yardstick(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     path = run.path / "final.json"

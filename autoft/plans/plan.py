@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from autoft.contracts import State
 from autoft.errors import RunFolderError
@@ -337,6 +337,12 @@ class Plan(_Plan):
         # Comparisons with what is no number are false.
         slack = self.tolerance * max(1.0, abs(whole)) + 1e-9
         return {name: by for name, by in lost.items() if by > slack}
+
+    @model_validator(mode="after")
+    def _knows_its_objective(self) -> Plan:
+        if not self.objectives or "higher_is_better" not in self.metrics.get(self.objectives[0], {}):
+            raise ValueError("metrics does not say of the objective whether higher is better")
+        return self
 
     @property
     def higher_is_better(self) -> bool:
