@@ -503,6 +503,22 @@ def test_a_plan_that_does_not_know_its_objective_is_damaged(tmp_path, catalog, t
             make_content(read_run(run.path))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"kind": "tabl"}, {"kind": None}, {"columns": 5}, {"rows": [[1]]}, {"title": None}, {"rows": [3]}],
+)
+def test_a_section_of_the_task_that_is_damaged_is_named(damage, tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    path = run.path / "final.json"
+    final = json.loads(path.read_text())
+    table = {"kind": "table", "title": "Words", "columns": ["word", "count"], "rows": [["a", 1], ["b", None]]}
+    write_json(path, final | {"details": [table]})
+    assert make_content(read_run(run.path)).details[0]["view"].rows == (("a", "1"), ("b", "–"))
+    write_json(path, final | {"details": [table | damage]})
+    with pytest.raises(RunFolderError, match=r"final\.json: is damaged \(in details: .*delete this file"):
+        make_content(read_run(run.path))
+
+
 def test_a_default_without_a_figure_is_no_yardstick(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     path = run.path / "final.json"

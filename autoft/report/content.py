@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -10,10 +11,14 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import yaml
+from pydantic import TypeAdapter
 
+from autoft.contracts import Detail
+from autoft.errors import RunFolderError
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_bytes, format_seconds
@@ -193,7 +198,7 @@ def make_content(record: RunRecord) -> Content:
         content.quality, content.meters = quality(record, plan), meters(record, plan)
         content.systems = _systems(record, plan)
         content.metrics = _metrics(record, plan)
-        content.details = [_detail(item) for item in record.final.details]
+        content.details = [_detail(item, record.path / "final.json") for item in record.final.details]
         content.slices = _slices(record, plan)
         python, content.predict = usage(record, record.path.name)
         content.load = "\n".join(["import autoft", *python])
@@ -654,8 +659,26 @@ def _misses(record: RunRecord, plan: Plan) -> TableView | None:
     return TableView("Nearest misses", titles, tuple(rows), left=frozenset({0, 1, 2}))
 
 
-def _detail(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part of a task's own section, ready to be shown: cells as texts, shades of a matrix, pieces of a text."""
+@functools.cache
+def _kinds() -> dict[str, TypeAdapter[Detail]]:
+    return {kind.__name__.lower(): TypeAdapter(kind) for kind in get_args(Detail)}
+
+
+def _detail(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a part of a task's own section, ready to be shown: cells as texts, shades of a matrix, pieces of a text.
+
+    Raises:
+        RunFolderError: it is no such part; ``path`` is the file that it comes from.
+    """
+    kind = _kinds().get(str(item.get("kind")))
+    try:
+        if kind is None:
+            raise ValueError(f"{item.get('kind')!r} is no kind of {', '.join(_kinds())}")
+        kind.validate_python({name: value for name, value in item.items() if name != "kind"})
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path}: is damaged (in details: {' '.join(str(error).split()[:40])}); delete this file to have that part done again"
+        ) from error
     if item["kind"] == "markedtext":
         return {**item, "rows": [(heading, _pieces(text, marks)) for heading, text, marks in item["rows"]]}
     if item["kind"] in {"pictures", "chart"}:
