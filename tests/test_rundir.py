@@ -183,6 +183,7 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
     ("name", "content", "told"),
     [
         ("importance.json", "false", "importance"),
+        ("final.json", '{"test": {"best": {"accurac": {"value": 1, "low": 1, "high": 1, "n": 1}}}}', "has no accuracy"),
         ("baselines.json", "[]", "baselines"),
         ("recipe.yaml", "- a list", "recipe"),
         ("plan.json", "[" * 100_000, "recursion"),
@@ -195,7 +196,7 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
     ],
 )
 def test_a_file_that_says_something_else_than_it_should_is_named(run, name, content, told):
-    write_json(run.plan, {})
+    write_json(run.plan, {"objectives": ["accuracy"]})
     run.recipe.write_text("task: t\n")
     run.write_result(result(1))
     assert read_run(run.path).trials[0].number == 1
