@@ -534,8 +534,10 @@ def read_run(path: str | Path) -> RunRecord:
         raise _damaged(augmented[int(inner[0])] if field == "augmented" else file, error) from error
     if record.selection is not None:
         _check_selection(selection, record.selection, trials)
-    objective = next(iter(record.plan.get("objectives") or [""]))
-    if record.final is not None and objective not in record.final.test.get("best", {objective: None}):
+    # Whether the plan is one is checked where it is read as one.
+    objectives = record.plan.get("objectives")
+    objective = objectives[0] if isinstance(objectives, list) and objectives else None
+    if record.final is not None and objective and objective not in record.final.test.get("best", {objective: None}):
         raise RunFolderError(
             f"{final}: is damaged (test has no {objective} of the chosen model); delete this file to have that part done again"
         )
