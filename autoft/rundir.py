@@ -211,7 +211,7 @@ class TrialResult(_Record):
         """Epochs that the training came to and that were planned, where it is complete and did not come to its end."""
         if self.state != "complete" or not self.curve:
             return None
-        reached, planned = self.curve[-1].epoch, float(self.config.params["train.epochs"] or 0)
+        reached, planned = self.curve[-1].epoch, float(self.config.params.get("train.epochs") or 0)
         return (reached, planned) if reached <= planned - 0.01 else None
 
 
@@ -537,7 +537,11 @@ def read_run(path: str | Path) -> RunRecord:
     # Whether the plan is one is checked where it is read as one.
     objectives = record.plan.get("objectives")
     objective = objectives[0] if isinstance(objectives, list) and objectives else None
-    if record.final is not None and objective and objective not in record.final.test.get("best", {objective: None}):
+    if (
+        record.final is not None
+        and isinstance(objective, str)
+        and objective not in record.final.test.get("best", {objective: None})
+    ):
         raise RunFolderError(
             f"{final}: is damaged (test has no {objective} of the chosen model); delete this file to have that part done again"
         )
