@@ -244,60 +244,31 @@ class ExportSpec:
     outputs: tuple[str, ...] = ("logits",)
 
 
-def _check_cells(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    for number, row in enumerate(rows):
-        if len(row) != len(columns):
-            raise ValueError(f"{title}: row {number} has {len(row)} cells for {len(columns)} columns")
-
-
 @dataclass(frozen=True)
 class Table:
-    """A table of the report, as figures per class. Cells are strings, numbers or None.
-
-    Raises:
-        ValueError: a row has another number of cells than there are columns.
-    """
+    """A table of the report, as figures per class. Cells are strings, numbers or None."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
 
-    def __post_init__(self) -> None:
-        _check_cells(self.title, self.columns, self.rows)
-
 
 @dataclass(frozen=True)
 class Matrix:
-    """A labelled square of counts, as a confusion matrix: ``values[i][j]`` of true i, predicted j.
-
-    Raises:
-        ValueError: it is no square, or has another number of labels.
-    """
+    """A labelled square of counts, as a confusion matrix: ``values[i][j]`` of true i, predicted j."""
 
     title: str
     labels: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
 
-    def __post_init__(self) -> None:
-        if len(self.values) != len(self.labels):
-            raise ValueError(f"{self.title}: {len(self.values)} rows for {len(self.labels)} labels")
-        _check_cells(self.title, self.labels, self.values)
-
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows worth reading, as the most confident errors: plain JSON cells under ``columns``.
-
-    Raises:
-        ValueError: a row has another number of cells than there are columns.
-    """
+    """Rows worth reading, as the most confident errors: plain JSON cells under ``columns``."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
-
-    def __post_init__(self) -> None:
-        _check_cells(self.title, self.columns, self.rows)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter
 
-from autoft.contracts import Detail
+from autoft.contracts import Detail, Matrix
 from autoft.errors import RunFolderError
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
@@ -674,7 +674,13 @@ def _detail(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         if kind is None:
             raise ValueError(f"{item.get('kind')!r} is no kind of {', '.join(_kinds())}")
-        kind.validate_python({name: value for name, value in item.items() if name != "kind"})
+        part = kind.validate_python({name: value for name, value in item.items() if name != "kind"})
+        columns = part.labels if isinstance(part, Matrix) else getattr(part, "columns", None)
+        rows = part.values if isinstance(part, Matrix) else getattr(part, "rows", ())
+        if columns is not None and any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"{part.title}: a row has not as many cells as there are columns")
+        if isinstance(part, Matrix) and len(rows) != len(part.labels):
+            raise ValueError(f"{part.title}: is no square")
     except ValueError as error:
         raise RunFolderError(
             f"{path}: is damaged (in details: {' '.join(str(error).split()[:40])}); delete this file to have that part done again"
