@@ -651,11 +651,10 @@ class RunReader:
                     if known is not None and known[0] == stamp
                     else (stamp, TrialResult.model_validate(read_json(path)))
                 )
-            except FileNotFoundError:
-                # The search has just taken the trial back.
-                continue
             except (RunFolderError, ValidationError, OSError) as error:
-                damaged.append(_damage(path.relative_to(self.run.path), error))
+                # Where it is gone, the search has just taken the trial back.
+                if path.is_file():
+                    damaged.append(_damage(path.relative_to(self.run.path), error))
         self._known = found
         return [result for _, result in found.values()]
 
