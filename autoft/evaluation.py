@@ -431,10 +431,9 @@ def _process_context() -> Any:
 def _measure_and_send(
     sender: Any, measure: Callable[..., dict[str, Any]], arguments: Sequence[Any], settings: dict[str, Any]
 ) -> None:
-    # Whatever goes wrong here has to reach the parent as a sentence, not as a lost process.
     try:
         sender.send(measure(*arguments, **settings))
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it has to reach the parent as a sentence, not as a lost process
         sender.send({"error": described(error)})
     finally:
         sender.close()

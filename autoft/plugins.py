@@ -214,10 +214,9 @@ class _Fold:
     def add(self, point: importlib.metadata.EntryPoint) -> None:
         distribution = point.dist.name if point.dist else "unknown distribution"
         version = point.dist.version if point.dist else ""
-        # A plugin is foreign code: whatever it raises on import or in a hook must not stop the others.
         try:
             tasks, strategies, metrics = _offers(point)
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code, which must not stop the other plugins
             self.broken.append(BrokenPlugin(point.name, distribution, version, kind_and_line(error)))
             return
         for task in tasks:

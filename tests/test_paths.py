@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.data.sources import load_source
+from autoft.drafts.sources import find_sources
 from autoft.errors import DataError, ModelError
 from autoft.paths import named_path
 from autoft.plans.models import base_model, earlier_model
@@ -52,3 +53,9 @@ def test_what_no_file_can_be_called_is_not_there(name, tmp_path):
     if "/" in name:
         with pytest.raises(ModelError):
             named_model(name)
+
+
+@pytest.mark.parametrize("name", [one for one in ODD if not one.startswith("package://")])
+def test_a_draft_of_what_no_file_can_be_called_is_refused(name, tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        find_sources([name], tmp_path / "recipe.yaml")

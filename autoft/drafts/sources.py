@@ -11,8 +11,8 @@ from pathlib import Path
 
 from autoft.data.files import is_data_file
 from autoft.data.rows import SPLITS
-from autoft.errors import DataError, closest
-from autoft.paths import package_path
+from autoft.errors import DataError
+from autoft.paths import named_path, near_name, package_path
 
 __all__ = ["Sources", "find_sources"]
 
@@ -107,12 +107,10 @@ def _splits_of(source: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
 
 
 def _local(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = closest(path.name, names)
-    raise DataError(f"no such file: {source}" + (f"; did you mean {path.parent / near}?" if near else ""))
+    path = named_path(source, Path())
+    if path is None:
+        raise DataError(f"no such file: {source}{near_name(Path(os.path.expanduser(source)))}")
+    return path
 
 
 def _folder_splits(folder: Path) -> dict[str, list[str]]:

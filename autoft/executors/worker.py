@@ -312,7 +312,7 @@ class _Worker:
                 self.say("alive", at=hook_of(sys._getframe(1)))
             self.exit(code)
 
-        os._exit = told  # type: ignore[assignment]
+        os._exit = told  # type: ignore[assignment]  # typeshed says that it never returns, which told does not either
 
     def serve(self) -> None:
         if available_cores() > 1:
