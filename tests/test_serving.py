@@ -451,6 +451,11 @@ def test_other_addresses_and_methods_are_told(classifier):
     assert method.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("path", ["/health", "/"])
+def test_a_load_balancer_may_ask_by_head(path, classifier):
+    assert talk(make_app(classifier), lambda client: client.head(path)).status_code == 200
+
+
 def picture(width=8, height=8, kind="PNG"):
     from PIL import Image
 

@@ -218,6 +218,8 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         metrics.request(response.status_code, rows, time.perf_counter() - started)
         return response
 
+    # FastAPI answers HEAD, which load balancers ask, only where it is told to.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Say whether the server takes rows, and for which model", tags=["server"])
     async def health() -> Response:
         said = {
@@ -236,6 +238,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
 
     page = page_of(model, fields)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
