@@ -149,7 +149,8 @@ def missing_recipe(place: Place) -> list[str]:
 
 def latin_recipe(place: Place) -> list[str]:
     path = Path(place.recipe())
-    path.write_bytes(path.read_bytes() + "# Größe".encode("latin-1"))
+    # In front: where the byte is must not depend on how long the names of folders are.
+    path.write_bytes("# Größe\n".encode("latin-1") + path.read_bytes())
     return ["explain", str(path)]
 
 

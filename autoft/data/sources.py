@@ -17,7 +17,7 @@ from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
 from autoft.paths import named_path, near_name, package_path
 
-__all__ = ["hub_parts", "load_source", "source_path"]
+__all__ = ["hub_parts", "load_source", "saved_splits", "source_path"]
 
 
 def load_source(source: str, *, base: Path, where: str) -> pa.Table:
@@ -75,13 +75,24 @@ def source_path(source: str, base: Path) -> Path:
     raise DataError(f"no such file: {source} (looked in {folders}){near_name(*tried)}")
 
 
-def _read_folder(folder: Path) -> pa.Table:
+def saved_splits(folder: Path) -> list[str] | None:
+    """Return the splits that ``DatasetDict.save_to_disk`` wrote into a folder, by name; None where it wrote none.
+
+    Raises:
+        DataError: the file that lists them is damaged.
+    """
     listing = folder / "dataset_dict.json"
-    if listing.is_file():
-        try:
-            names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{listing}: is damaged ({first_line(error)}); save the data set again") from error
+    if not listing.is_file():
+        return None
+    try:
+        return [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listing}: is damaged ({first_line(error)}); save the data set again") from error
+
+
+def _read_folder(folder: Path) -> pa.Table:
+    names = saved_splits(folder)
+    if names is not None:
         raise DataError(
             f"{folder}: holds the splits {', '.join(names)}; name one, as {folder.name}/{(names or ['train'])[0]}"
         )

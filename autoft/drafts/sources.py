@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from autoft.data.files import is_data_file
 from autoft.data.rows import SPLITS
+from autoft.data.sources import saved_splits
 from autoft.errors import DataError
 from autoft.paths import named_path, near_name, package_path
 
@@ -115,12 +115,8 @@ def _local(source: str) -> Path:
 
 def _folder_splits(folder: Path) -> dict[str, list[str]]:
     """Return the names of each split in a folder; nothing where its files are one data set together."""
-    listing = folder / "dataset_dict.json"
-    if listing.is_file():
-        try:
-            names = [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{listing}: is damaged ({error}); save the data set again") from error
+    names = saved_splits(folder)
+    if names is not None:
         found = _by_split(names)
         return found if "train" in found else {"train": names[:1], **found}
     if (folder / "state.json").is_file():
