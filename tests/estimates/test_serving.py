@@ -52,6 +52,7 @@ class TestHeap:
             for _ in range(3):
                 assert at_once - MIB <= heap_bytes(events) <= ever + MIB
         assert heap_bytes([]) < MIB
+
     def test_blocks_that_a_request_leaves_are_given_back_before_the_next(self):
         assert heap_bytes([(0, 40 * MIB)]) < 60 * MIB
 
