@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -352,23 +353,49 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "GOMP_SPINCOUNT": "1000"}
 
 
-@functools.cache  # Once is enough: it sets the environment for a moment, which other threads may be reading.
+STARTS = 10
+"""How often a measuring process is tried to start."""
+
+_STARTING = threading.Lock()
+
+
 def start_measuring() -> None:
     """Have the process start that measuring processes are forked from, so that libraries are imported once a worker.
 
-    Nothing waits for its imports but the first measurement, which starts it where this has not been called.
+    Nothing waits for its imports but the first measurement, which starts it where this has not been called, or where it was
+    killed since.
     """
     context = _process_context()
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(PRELOAD)
-        before = dict(os.environ)
-        os.environ.clear()
-        os.environ.update(serving_environment(before))
-        try:
+        with _serving():
             forkserver.ensure_running()
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Give what is started inside of the block the environment of a process that serves, one thread at a time.
+
+    Only what differs is changed: other threads may be reading the rest.
+    """
+    with _STARTING:
+        serving = serving_environment(os.environ)
+        before = {name: os.environ.get(name) for name in {*os.environ, *serving}}
+        changed = {name: value for name, value in before.items() if value != serving.get(name)}
+        try:
+            for name in changed:
+                _set(name, serving.get(name))
+            yield
         finally:
-            os.environ.clear()
-            os.environ.update(before)
+            for name, value in changed.items():
+                _set(name, value)
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def measure_in_process(folder: Path, data: Path, **settings: Any) -> dict[str, Any]:
@@ -393,11 +420,9 @@ def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any
 
 
 def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any) -> dict[str, Any]:
-    start_measuring()
     context = _process_context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_and_send, args=(sender, measure, arguments, settings), daemon=True)
-    process.start()
+    process = _started(context, (sender, measure, arguments, settings))
     sender.close()
     stopped = 0.0
     try:
@@ -421,6 +446,21 @@ def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **setti
     if "error" in answer:
         raise MeasureError(answer["error"])
     return answer
+
+
+def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
+    """Start a measuring process, again where the one that it is forked from was killed."""
+    for _ in range(STARTS):
+        start_measuring()
+        process = context.Process(target=_measure_and_send, args=arguments, daemon=True)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            # The system may need a moment to say that it is gone.
+            time.sleep(0.1)
+        else:
+            return process
+    raise MeasureError("the process that measuring processes are forked from is killed again and again")
 
 
 def _process_context() -> Any:

@@ -276,3 +276,44 @@ def test_a_stopped_measurement_is_ended_and_told(monkeypatch):
     monkeypatch.setattr(evaluation, "STOPPED_SECONDS", 1.0)
     with pytest.raises(MeasureError, match="was stopped, as SIGSTOP does, and ended"):
         evaluation._in_process(signal.raise_signal, signal.SIGSTOP)
+
+
+FORKED = """
+import os, signal
+from autoft import evaluation
+
+evaluation.PRELOAD = ["killed_once"]
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+SEEN = "{'server': __import__('os').getppid(), 'waits': __import__('os').environ.get('OMP_WAIT_POLICY')}"
+first = evaluation._in_process(eval, SEEN)
+os.kill(first["server"], signal.SIGKILL)
+again = evaluation._in_process(eval, SEEN)
+print(first["server"] != again["server"], first["waits"], again["waits"], os.environ["OMP_WAIT_POLICY"])
+"""
+
+KILLED_ONCE = """
+import os, pathlib, signal
+
+try:
+    pathlib.Path("killed").touch(exist_ok=False)
+except FileExistsError:
+    pass
+else:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_fork_server_that_is_killed_is_started_again_as_one_that_serves(tmp_path):
+    """Once within its imports, and once between two measurements."""
+    (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout == "True None None PASSIVE\n", done.stdout + done.stderr
