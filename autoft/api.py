@@ -160,7 +160,7 @@ def search(
         NothingFeasible: nothing fits the budget; the report shows the nearest misses.
         RunFolderError: the folder is busy, damaged, full or of another recipe.
         ExportMismatch: the exported files do not score what was measured.
-        SearchFailed: the first three trials failed alike.
+        SearchFailed: the first three trials failed alike; or a process of the test was killed or hung, and the same call goes on.
     """
     started = time.monotonic()
     listener = listener or Listener()
@@ -317,7 +317,7 @@ def _finish(
         listener.phase("export")
         export_variant(folder, plan, selection, results)
         listener.phase("test")
-        final = measure_final(folder, plan, selection, results)
+        final = measure_final(folder, plan, selection, results, listener.note)
         if tested_before:
             final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
         for name, share in violations(final.costs["best"], plan.budget).items():
@@ -512,6 +512,7 @@ def pick(
         NothingFeasible: no model whose files are kept meets the limits.
         RunFolderError: the folder is busy, damaged, or no run; or ``output`` is there already and no pick.
         ExportMismatch: the exported files do not score what was measured.
+        SearchFailed: the process that measures them was killed or hung.
     """
     folder, catalog = RunDir(run), load_plugins()
     record = read_run(folder.path)
@@ -747,6 +748,7 @@ def verify(run: str | Path) -> list[Verified]:
     Raises:
         RunFolderError: the folder is busy, damaged, or has no chosen model.
         ExportMismatch: a file is not the one that was exported, or they cannot be loaded.
+        SearchFailed: the process that scores them was killed or hung.
     """
     folder = RunDir(run)
     record = read_run(folder.path)

@@ -11,7 +11,7 @@
     ├── RunFolderError          5   a run folder that is busy, damaged, full or of another recipe
     ├── ServingError            5   a server that cannot start: its address, its model, or packages that it needs
     ├── ExportMismatch          6   the exported files do not score what the trial scored
-    ├── SearchFailed            7   the first trials all failed alike, or a worker cannot be started
+    ├── SearchFailed            7   the first trials all failed alike, a worker cannot be started, or the test was killed
     └── HubError                8   a model hub that cannot be reached, or refuses
 
 Each message says where, what is allowed, what was given and, for names, the closest one.
@@ -91,7 +91,7 @@ class ExportMismatch(AutoftError):
 
 
 class SearchFailed(AutoftError):
-    """The search cannot go on: the first trials failed alike, or a worker does not start."""
+    """The search cannot go on: the first trials failed alike, a worker does not start, or a process of the test is killed or hangs."""
 
     exit_code = 7
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import faulthandler
 import json
 import math
 import multiprocessing
@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ from autoft.plugins import Catalog, described, load_plugins
 from autoft.processes import STOPPED_SECONDS, is_stopped
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
+from autoft.watched import Channel, end_with, own_channels
 
 __all__ = [
     "MeasureError",
@@ -607,20 +609,25 @@ def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run one measurement in this process: arguments as JSON on standard input, the result as JSON on standard output."""
-    parser = argparse.ArgumentParser(prog="python -m autoft.evaluation", description=main.__doc__)
-    parser.parse_args()
-    request = json.load(sys.stdin)
-    # Libraries print: only the result may reach the reader.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    kind = request.pop("kind")
-    if kind == "baselines":
-        answer = baseline_figures(Path(request.pop("run")), **request)
-    else:
-        answer = measure_folder(Path(request.pop("folder")), Path(request.pop("data")), **request)
-    out.write(json.dumps(answer))
-    out.close()
+    """Run one measurement in this process, for :func:`autoft.watched.ask`."""
+    requests, out = own_channels()
+    end_with(os.getppid())
+    channel = Channel(out)
+    channel.live()
+    # What ends within a library of C leaves where it was in the log.
+    faulthandler.enable()
+    channel.tell_of_exits()
+    request = json.loads(requests.readline())
+    try:
+        if request.pop("kind") == "baselines":
+            answer = baseline_figures(Path(request.pop("run")), **request)
+        else:
+            answer = measure_folder(Path(request.pop("folder")), Path(request.pop("data")), **request)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin or a library raises is told to the command
+        traceback.print_exception(error)
+        channel.say("failed", reason=described(error))
+        return 1
+    channel.say("answer", answer=answer)
     return 0
 
 

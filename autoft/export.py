@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
 from autoft.card import front_matter, templates, usage, write_settings
 from autoft.contracts import Task
-from autoft.errors import ExportMismatch, RunFolderError
+from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
 from autoft.plans.plan import Plan
 from autoft.processes import thread_environment
@@ -30,8 +28,13 @@ from autoft.rundir import (
     replacing_folder,
     write_json,
 )
+from autoft.search import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
+from autoft.watched import ProcessFailed, ProcessLost, ask
 
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]
+
+Note = Callable[[str], None]
+"""Told in a sentence what a user may want to know of a measurement."""
 
 RESCORE_TOLERANCE = 0.001
 """Largest difference between a trial's figure and that of its exported files: 0.1 point, for figures above 1 a share.
@@ -67,16 +70,30 @@ def export(
     return folder
 
 
-def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult]) -> Final:
+def _unheard(said: str) -> None:
+    """Where nobody listens it stands in the log all the same."""
+
+
+def measure_final(
+    run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], note: Note = _unheard
+) -> Final:
     """Score the exported files again, and the test split once: the model, the default, and the baselines.
 
     Each model is measured in a fresh process from its files.
 
+    Args:
+        run: the run folder.
+        plan: of the run.
+        selection: what was exported.
+        results: of all trials.
+        note: told where a process was killed or stopped, and is started again.
+
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
+        SearchFailed: such a process was killed or stopped, twice, or hung.
     """
     final, again = _measured_again(
-        run, plan, selection, results, run.best, {"test": True, "details": True, "objective": plan.objective}
+        run, plan, selection, results, run.best, {"test": True, "details": True, "objective": plan.objective}, note
     )
     chosen = _variant(results, selection.trial, selection.variant)
     final.test["best"], final.details = _intervals(again["test"]), again["details"]
@@ -92,16 +109,15 @@ def measure_final(run: RunDir, plan: Plan, selection: Selection, results: Sequen
             final.test["default"], final.costs["default"] = final.test["best"], final.costs["best"]
         else:
             folder = str(run.inside(yardstick.folder))
-            figures = _fresh(
-                run, plan, "default", {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
-            )
+            request = {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
+            figures = _fresh(run, plan, "default", request, note)
             final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
             _keep_train_memory(final.costs["default"], yardstick)
         graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
         if graph is not None and graph.costs:
             final.costs["default-onnx"] = graph.costs
             final.validation["default-onnx"] = graph.validation
-    baselines = _fresh(run, plan, "baselines", {"kind": "baselines", "run": str(run.path), "seed": plan.seed})
+    baselines = _fresh(run, plan, "baselines", {"kind": "baselines", "run": str(run.path), "seed": plan.seed}, note)
     write_json(run.path / "baselines.json", baselines)
     for name, figures in baselines.items():
         final.test[name] = _intervals(figures["test"])
@@ -116,6 +132,7 @@ def measure_pick(run: RunDir, plan: Plan, selection: Selection, results: Sequenc
 
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
+        SearchFailed: the process was killed or stopped, twice, or hung.
     """
     return _measured_again(run, plan, selection, results, folder, {"decide": True})[0]
 
@@ -128,6 +145,7 @@ def rescored(run: RunDir, plan: Plan) -> dict[str, Any]:
 
     Raises:
         ExportMismatch: they cannot be loaded.
+        SearchFailed: the process was killed or stopped, twice, or hung.
     """
     request = {**_common(run, plan), "kind": "model", "folder": str(run.best), "validation": True, "test": True}
     return _fresh(run, plan, "verify", request)
@@ -152,9 +170,10 @@ def _measured_again(
     results: Sequence[TrialResult],
     folder: Path,
     wanted: Mapping[str, bool | str],
+    note: Note = _unheard,
 ) -> tuple[Final, dict[str, Any]]:
     request = {**_common(run, plan), "kind": "model", "folder": str(folder), "validation": True, **wanted}
-    again = _fresh(run, plan, folder.name, request)
+    again = _fresh(run, plan, folder.name, request, note)
     chosen = _variant(results, selection.trial, selection.variant)
     claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
     if not math.isclose(claimed, found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE):
@@ -230,22 +249,37 @@ def _variant(results: Sequence[TrialResult], trial: int, name: str) -> VariantRe
     return next(variant for variant in result.variants if variant.name == name)
 
 
-def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any], note: Note = _unheard) -> dict[str, Any]:
+    """Measure and score in a process of its own, which is watched.
+
+    Raises:
+        ExportMismatch: it cannot.
+        SearchFailed: the process was killed or stopped, twice, or hung.
+    """
     log = run.logs / f"final-{name}.log"
-    with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.run(
+    try:
+        answer: dict[str, Any] = ask(
             [sys.executable, "-m", "autoft.evaluation"],
-            input=json.dumps(request),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            env=serving_environment(thread_environment(plan.threads)),
-            check=False,
+            request,
+            log=log,
+            environment=serving_environment(thread_environment(plan.threads)),
+            patience=_patience(plan, run.results()),
+            note=lambda said: note(f"The process that scores {name} {said}."),
         )
-    if process.returncode != 0 or not process.stdout:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"it ended with {process.returncode}"
-        raise ExportMismatch(f"{name}: the exported files cannot be loaded and scored: {last} (see {log})")
-    answer: dict[str, Any] = json.loads(process.stdout)
+    except ProcessFailed as error:
+        raise ExportMismatch(f"{name}: the exported files cannot be loaded and scored: {error} (see {log})") from error
+    except ProcessLost as error:
+        raise SearchFailed(
+            f"the process that scores {name} {error} (see {log})\nEvery trial is kept, and the same command goes on from there; "
+            "where it only needs longer, with more executor.patience"
+        ) from error
     return answer
+
+
+def _patience(plan: Plan, results: Sequence[TrialResult]) -> float:
+    """Return for how many seconds models may be scored and nothing be heard of it, by what trials took beside their training."""
+    took = [result.seconds.get("total", 0.0) - result.seconds.get("train", 0.0) for result in results]
+    sizes = plan.data["sizes"]
+    rows = sum(sizes.values())
+    longest = SLOW_STAGE * max(took, default=0.0) * rows / max(1, sizes["validation"]) + SLOW_ENCODING * rows
+    return max(OTHER_PATIENCE * plan.patience, longest)

@@ -206,9 +206,10 @@ def test_a_worker_says_that_it_lives_takes_no_request_for_an_answer_and_names_wh
     """The real one: it beats, its plugins' standard input is empty, and ``os._exit`` is told."""
     code = """
     import io, os, sys, time
+    from autoft import watched
     from autoft.executors import worker
 
-    worker.HEARTBEAT_SECONDS = 0.05
+    watched.HEARTBEAT_SECONDS = 0.05
     out = io.StringIO()
     one = worker._Worker(None, io.StringIO(), out)
     one.live()

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import importlib
 import json
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -30,12 +27,13 @@ from autoft.ensembles import combine
 from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import start_measuring
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
-from autoft.plugins import described, hook_of
+from autoft.plugins import described
 from autoft.processes import release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.shared_base import Cohort, Seat
 from autoft.training import Progress
 from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
+from autoft.watched import Channel, end_with, own_channels
 
 __all__ = ["at_once", "fitting", "gpu_share", "limit_gpu_memory", "main", "probe_model", "time_pipeline"]
 
@@ -56,12 +54,6 @@ TIMED_STEPS = 4
 
 UNKNOWN_PACE = 0.05
 """Seconds for a training row of a model of which not one row fits into memory."""
-
-HEARTBEAT_SECONDS = 5.0
-"""Between two of them."""
-
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 def gpu_share(limit: float | None, workers: int, total: int) -> float:
@@ -273,46 +265,11 @@ def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> floa
     return seconds / min(rows, len(place.data.validation))
 
 
-class _Worker:
+class _Worker(Channel):
     def __init__(self, run: RunDir, requests: TextIO, out: TextIO) -> None:
-        self.run, self.requests, self.out = run, requests, out
+        super().__init__(out)
+        self.run, self.requests = run, requests
         self.place: Workplace | None = None
-        self.saying = threading.Lock()
-        self.exit = os._exit
-
-    def say(self, event: str, **body: Any) -> None:
-        # A line of its own, whatever others left on the channel.
-        line = "\n" + json.dumps({"event": event, **body}) + "\n"
-        try:
-            with self.saying:
-                self.out.write(line)
-                self.out.flush()
-        except BrokenPipeError:
-            # The search is gone. Raised into a trial this would be written down as the trial's failure.
-            self.exit(1)
-
-    def live(self) -> None:
-        """Begin to say that the process lives, from a thread of its own, with the hook that it is in."""
-
-        def beat() -> None:
-            own = threading.get_ident()
-            while True:
-                time.sleep(HEARTBEAT_SECONDS)
-                self.say("alive", at=_hook_of_any(own))
-
-        threading.Thread(target=beat, daemon=True).start()
-
-    def tell_of_exits(self) -> None:
-        """Have a hook that ends the process named: ``os._exit`` leaves nothing that could be asked."""
-        own = os.getpid()
-
-        def told(code: int) -> None:
-            # What is forked from this process ends so as well.
-            if os.getpid() == own:
-                self.say("alive", at=hook_of(sys._getframe(1)))
-            self.exit(code)
-
-        os._exit = told  # type: ignore[assignment]  # typeshed says that it never returns, which told does not either
 
     def serve(self) -> None:
         if available_cores() > 1:
@@ -461,12 +418,6 @@ class _Worker:
         return bool(json.loads(line)["stop"])
 
 
-def _hook_of_any(but: int) -> str | None:
-    """Return the hook that a thread is in, other than one; no frame is kept, for tensors would live on with it."""
-    frames = (frame for ident, frame in sys._current_frames().items() if ident != but)
-    return next(filter(None, map(hook_of, frames)), None)
-
-
 def _until(request: dict[str, Any]) -> float | None:
     """Return when the training of a request has to end, as :func:`time.monotonic` has it."""
     return None if request["seconds"] is None else time.monotonic() + float(request["seconds"])
@@ -474,13 +425,8 @@ def _until(request: dict[str, Any]) -> float | None:
 
 def main() -> int:
     """Serve requests until standard input ends."""
-    # Only events may reach the reader: what libraries print on standard output goes where their errors go. And who asks a
-    # user something is told that there is none, and takes no request away.
-    requests, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    _end_with(os.getppid())
+    requests, out = own_channels()
+    end_with(os.getppid())
     worker = _Worker(RunDir(Path(sys.argv[1])), requests, out)
     worker.live()
     # What ends within a library of C leaves where it was in the log.
@@ -493,20 +439,6 @@ def main() -> int:
         worker.say("fatal", message=str(error), exit_code=error.exit_code)
         return error.exit_code
     return 0
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent does, however that ends: a killed search must not leave a training behind."""
-    if sys.platform == "linux":
-        # At once, so that the next search in this folder never meets a trial that is still being written.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import yaml
 
 PLUGIN = """
 import os
+import signal
 import sys
 import time
 
 import autoft.strategies.dynamic_int8
 import autoft.strategies.full
+from autoft.contracts import CostMetric
 from autoft.hookspecs import hookimpl
 from autoft.space import Categorical, Float
 
@@ -38,6 +40,9 @@ def trouble(hook, params):
         time.sleep(3600)
     if how.endswith(" ask"):
         input("Your name? ")
+    if how.endswith(" kill") and not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     # Standard output, and what the worker speaks to the search by.
     for channel in (1, 4):
         os.write(channel, b"garbage \\xff\\n{\\"event\\": 3}\\n{")
@@ -66,9 +71,26 @@ class Faulty(autoft.strategies.full.Full):
         trouble("after_step", self.how)
 
 
+class Calls(CostMetric):
+    name = "calls"
+    summary = "measured in the test alone"
+    unit = "count"
+    columns = ("calls",)
+    on_request = True
+
+    def measure(self, served):
+        trouble("measure", {"how": os.environ.get("FAULTY_MEASURE", "")})
+        return {"calls": 1.0}
+
+
 @hookimpl
 def autoft_strategies():
     return [Faulty()]
+
+
+@hookimpl
+def autoft_metrics():
+    return [Calls()]
 """
 
 
@@ -150,3 +172,38 @@ def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_mode
         assert reason in done.stdout
     assert found[f"{hook} print"]["state"] == "complete"
     assert "not an event: garbage" in (tmp_path / "runs/faulty/logs/worker-0.log").read_text(errors="replace")
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_test_of_the_chosen_model_is_named_and_loses_nothing(site, tiny_model, reviews, tmp_path):
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": str(reviews), "limit": 120, "validation_size": 40, "test_size": 40},
+        "budget": {"time": "10m", "trials": 1},
+        "effort": "quick",
+        "compress": ["none"],
+        "space": {"train.epochs": 1, "train.batch_size": 8},
+        "executor": {"threads": 1, "patience": "5s"},
+    }
+    result = tmp_path / "runs/faulty/trials/0000/result.json"
+    at = "in the hook measure of the plugin faulty (autoft-faulty)"
+    said = {
+        "raise": (6, f"KeyError: 'what nobody has' ({at})"),
+        "exit": (6, f"SystemExit: no more ({at})"),
+        "_exit": (6, f"it ended with 0, {at}"),
+        "ask": (6, f"EOFError: EOF when reading a line ({at})"),
+        "hang": (7, f", {at} (see "),
+    }
+    before = None
+    for how, (code, words) in said.items():
+        done = searched(recipe, site, tmp_path, FAULTY_MEASURE=f"measure {how}")
+        assert (done.returncode, words in done.stderr) == (code, True), (how, done.stdout + done.stderr)
+        assert "Traceback" not in done.stdout + done.stderr
+        before = before or result.read_bytes()
+        assert result.read_bytes() == before
+    done = searched(recipe, site, tmp_path, FAULTY_MEASURE="measure kill")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The process that scores best was killed by signal 9" in done.stdout
+    assert json.loads((tmp_path / "runs/faulty/report.json").read_text())["best"]["test"]["accuracy"]["n"] == 40
+    assert result.read_bytes() == before
