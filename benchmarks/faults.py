@@ -7,7 +7,9 @@ one of these happens:
 - ``command``, ``worker``, ``child``, ``all``: kill -9 of the command, of a worker, of a process that a worker started, or
   of all of them at once;
 - ``start``: kill -9 of a worker that was just started;
-- ``stop``, ``hang``: SIGSTOP of a worker, or of a process that a worker started, so that the worker waits for ever;
+- ``stop``, ``hang``: SIGSTOP of a worker, or of a process that a worker or the command started, so that it waits for ever;
+- ``test``, ``freeze``: kill -9 or SIGSTOP of a process that scores the chosen model, the default or the baselines, at a random
+  moment of it;
 - ``interrupt``, ``end``: one Ctrl-C, or SIGTERM;
 - ``cut``, ``flip``, ``lose``: all are killed, and a random file of the run folder loses its end, has a byte changed, or is
   deleted;
@@ -58,6 +60,8 @@ KINDS = (
     "start",
     "stop",
     "hang",
+    "test",
+    "freeze",
     "interrupt",
     "end",
     "cut",
@@ -122,6 +126,15 @@ def processes(folder: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
+def _words(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; none of one that has ended."""
+    try:
+        words: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        words = []
+    return words
+
+
 def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: random.Random) -> bool:
     """Let a fault happen to processes; return whether there was something that it could happen to."""
     if kind in {"interrupt", "end"}:
@@ -133,25 +146,20 @@ def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: rando
     there = [one for one in processes(folder) if one.pid != command.pid]
     workers, others = list[psutil.Process](), list[psutil.Process]()
     for one in there:
-        with suppress(psutil.NoSuchProcess):
-            (workers if "autoft.executors.worker" in " ".join(one.cmdline()) else others).append(one)
+        (workers if "autoft.executors.worker" in " ".join(_words(one)) else others).append(one)
     if kind == "all":
         chosen = [command, *there]
     else:
         from_these = workers if kind in {"worker", "start", "stop"} else others
-        if kind == "hang":
-            # Not those of the command itself, as in its test, which nothing watches.
-            from_these = []
-            for each in workers:
-                with suppress(psutil.NoSuchProcess):
-                    from_these += each.children(recursive=True)
+        if kind in {"test", "freeze"}:
+            from_these = [one for one in others if "autoft.evaluation" in " ".join(_words(one))]
         chosen = [drawn.choice(from_these)] if from_these else []
-    if kind == "start" and chosen:
-        # Anywhere in its imports.
-        time.sleep(drawn.uniform(0.0, 2.0))
+    if kind in {"start", "test", "freeze"} and chosen:
+        # Anywhere in its imports, or in its work.
+        time.sleep(drawn.uniform(0.0, 2.0 if kind == "start" else 6.0))
     for one in chosen:
         with suppress(psutil.NoSuchProcess):
-            one.send_signal(signal.SIGSTOP if kind in {"stop", "hang"} else signal.SIGKILL)
+            one.send_signal(signal.SIGSTOP if kind in {"stop", "hang", "freeze"} else signal.SIGKILL)
     return bool(chosen)
 
 
@@ -206,7 +214,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
         if kind == "disk":
             found["at"] = f"{small / 1e6:.1f} MB"
         else:
-            at = 0.0 if kind == "start" else drawn.uniform(0.0, usual)
+            at = 0.0 if kind in {"start", "test", "freeze"} else drawn.uniform(0.0, usual)
             found["at"] = f"{at:.1f} s"
             begin = time.monotonic()
             while command.poll() is None and time.monotonic() - begin < at:
