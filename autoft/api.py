@@ -187,6 +187,7 @@ def search(
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
+        folder.clear_leftovers()
         used = float(read_json(folder.path / "time.json", missing={"seconds": 0.0})["seconds"])
         done = folder.results()
         listener.begin(plan, len(done))
@@ -198,6 +199,7 @@ def search(
         try:
             engine.go()
         finally:
+            folder.clear_leftovers()
             write_json(folder.path / "importance.json", engine.importance())
             folder.write_trials_csv(engine.results.values())
             _count_time(folder, used, started, worked=engine.began)
@@ -670,6 +672,7 @@ def add(
                 folder.write_trials_csv(engine.results.values())
                 _finish(folder, plan, catalog, audience, started, float(used["seconds"]), worked=True, counted=False)
             finally:
+                folder.clear_leftovers()
                 # What a user adds takes nothing of the time that the recipe gives the search.
                 write_json(folder.path / "time.json", used)
     selection = Selection.model_validate(read_json(folder.path / "selection.json"))
@@ -720,7 +723,10 @@ def _in_passing(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         given.keep(folder)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         write_json(folder.plan, plan.model_dump(mode="json"))
-        yield Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic())
+        try:
+            yield Search(folder, plan, catalog, Listener(), Interruption(), started=time.monotonic())
+        finally:
+            folder.clear_leftovers()
 
 
 @dataclass(frozen=True)

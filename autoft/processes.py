@@ -6,12 +6,22 @@ import ctypes
 import gc
 import logging
 import os
+import stat
 import sys
 import warnings
+from pathlib import Path
 
 import psutil
 
-__all__ = ["STOPPED_SECONDS", "is_stopped", "release_memory", "silence_libraries", "thread_environment", "trim_heap"]
+__all__ = [
+    "STOPPED_SECONDS",
+    "is_own_folder",
+    "is_stopped",
+    "release_memory",
+    "silence_libraries",
+    "thread_environment",
+    "trim_heap",
+]
 
 NOISY = (
     "accelerate",
@@ -35,6 +45,16 @@ def is_stopped(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
         return False
+
+
+def is_own_folder(path: Path) -> bool:
+    """Make a folder for this user alone, and say whether it is one: others may write where temporary files lie, and link there."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    there = path.lstat()
+    return stat.S_ISDIR(there.st_mode) and there.st_uid == os.getuid() and not there.st_mode & 0o022
 
 
 def thread_environment(threads: int) -> dict[str, str]:

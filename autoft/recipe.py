@@ -206,6 +206,8 @@ class StorageSection(_Section):
 
     weights: Size = "1.5GB"
     """Weights kept at the end of each trial: those on the front of quality, size and latency, the best first."""
+    disk: Size | None = None
+    """All that the run folder may take; what can be made again is deleted first, then weights."""
 
 
 class Recipe(_Section):

@@ -26,14 +26,18 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -58,6 +62,7 @@ __all__ = [
     "TrialState",
     "VariantResult",
     "count_states",
+    "folder_size",
     "read_json",
     "read_run",
     "replacing",
@@ -68,6 +73,12 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names of files that are being written."""
+
+STALE = 3600.0
+"""Seconds after which a file that is being written is not any more; a report may be written while a search begins."""
 
 TrialState = Literal["complete", "pruned", "infeasible", "failed"]
 """How a trial ended: with figures; stopped early; outside the budget or the memory; or with an error."""
@@ -402,6 +413,54 @@ class RunDir:
             raise RunFolderError(f"{self.path}: the record names a path outside the run folder: {relative!r}")
         return path
 
+    @property
+    def scratch(self) -> Path:
+        """Where workers put away files for a moment: among the system's temporary files, under a name that follows from the run.
+
+        A worker that is killed leaves them behind, and the next search of the run finds them by the name.
+        """
+        digest = hashlib.sha256(os.fsencode(f"{Path.home()}:{self.path}")).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"autoft-{digest}"
+
+    def clear_leftovers(self) -> None:
+        """Delete what killed processes left half made; for who holds the folder, and has no workers."""
+        folders = [*self.path.glob(".screen-*"), *self.path.glob(".step-*"), *self.path.glob(".best-*")]
+        for folder in [*folders, *self.cache.glob("tmp*"), self.scratch]:
+            shutil.rmtree(folder, ignore_errors=True)
+        old = time.time() - STALE
+        for path in self.path.rglob(".*"):
+            # Who is writing it may be done at any moment.
+            with suppress(FileNotFoundError):
+                if PARTIAL.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < old:
+                    path.unlink()
+        for folder in [*self.path.glob("picks/.*"), *self.path.glob("exports/.*")]:
+            if folder.is_dir() and folder.stat().st_mtime < old:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def size(self) -> int:
+        """Return the bytes of all files of the folder."""
+        return folder_size(self.path)
+
+    def drop_caches(self, needed: float) -> int:
+        """Delete what can be made again, what was used longest ago first, until so many bytes are free; return how many were.
+
+        Encoded rows that a worker is just reading for the first time are left out; those that it has open stay with it.
+        """
+        features, graphs = self.data.glob("encoded/features-*.arrow"), self.cache.glob("onnx/[!.]*")
+        dropped = 0
+        for path in sorted([*features, *graphs], key=_last_used):
+            if dropped >= needed:
+                break
+            held = filelock.FileLock(path.with_name(f".{path.stem}.lock")) if path.suffix == ".arrow" else None
+            try:
+                with held.acquire(timeout=0) if held else nullcontext():
+                    size = path.stat().st_size
+                    path.unlink()
+            except (filelock.Timeout, FileNotFoundError):
+                continue
+            dropped += size
+        return dropped
+
     def create(self) -> None:
         """Make the folder and its parts.
 
@@ -657,6 +716,23 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder, those left out that vanish meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            there = path.lstat()
+            size += there.st_size if stat.S_ISREG(there.st_mode) else 0
+    return size
+
+
+def _last_used(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        there = path.stat()
+        return max(there.st_atime, there.st_mtime)
+    return 0.0
 
 
 def _read_model(path: Path, model: type[Model]) -> Model:

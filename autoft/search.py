@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from autoft.contracts import Task
@@ -34,6 +33,7 @@ from autoft.rundir import (
     TrialState,
     VariantResult,
     count_states,
+    folder_size,
     read_json,
     write_json,
 )
@@ -1425,29 +1425,61 @@ class Search:
         again = sum(variant.trains for variant in self.plan.variants)
         return max(again, len(self.plan.variants) - again)
 
+    def _trial_bytes(self) -> int:
+        """Return what a trial takes of the disk at most, before its weights are looked through."""
+        return (2 + self._at_once()) * max(model.size_bytes for model in self.plan.models) + 50_000_000
+
+    def _free(self) -> float:
+        """Return the bytes that the run may still write."""
+        quota = math.inf if self.plan.disk_bytes is None else self.plan.disk_bytes - self.run.size()
+        return min(quota, float(shutil.disk_usage(self.run.path).free))
+
     def _check_disk(self) -> None:
-        largest = max(model.size_bytes for model in self.plan.models)
-        needed = (2 + self._at_once()) * largest + 50_000_000
-        free = shutil.disk_usage(self.run.path).free
+        """Make room for a trial, of what can be made again."""
+        needed = self._trial_bytes()
+        free = self._free()
         if free < needed:
+            self.run.drop_caches(needed - free)
+            free = self._free()
+        if free >= needed:
+            return
+        if self.plan.disk_bytes is not None and free < shutil.disk_usage(self.run.path).free:
             raise RunFolderError(
-                f"{self.run.path}: {format_bytes(free)} of disk are free and a trial needs about {format_bytes(needed)}; "
-                "free some space, or give --run a folder on another disk, and run the same command again to go on"
+                f"{self.run.path}: a trial needs about {format_bytes(needed)}, and of storage.disk, "
+                f"{format_bytes(self.plan.disk_bytes)}, {format_bytes(max(0.0, free))} are left; give it more, or "
+                "storage.weights less, and run the same command again to go on"
             )
+        raise RunFolderError(
+            f"{self.run.path}: {format_bytes(free)} of disk are free and a trial needs about {format_bytes(needed)}; "
+            "free some space, or give --run a folder on another disk, and run the same command again to go on"
+        )
+
+    def _room_for_weights(self) -> int:
+        """Return how many bytes weights may take: beside them the run needs room for a trial, and caches go before them."""
+        plan = self.plan
+        if plan.disk_bytes is None:
+            return plan.storage_bytes
+        weights = sum(self.sizes.values()) + sum(self.adapters.values())
+        room = plan.disk_bytes - self._trial_bytes() - (self.run.size() - weights)
+        wanted = min(plan.storage_bytes, weights)
+        if room < wanted:
+            room += self.run.drop_caches(wanted - room)
+        return min(plan.storage_bytes, max(0, room))
 
     def _drop_weights(self) -> None:
         """Delete the files of variants that are not on the front."""
         there = {(r.number, v.name): v.folder for r in self.results.values() for v in r.variants if v.folder}
         # What a trial left is not written again: its size is counted once.
         self.sizes = {
-            key: self.sizes[key] if key in self.sizes else _folder_size(self.run.inside(folder))
+            key: self.sizes[key] if key in self.sizes else folder_size(self.run.inside(folder))
             for key, folder in there.items()
         }
         self.adapters = {
-            number: self.adapters[number] if number in self.adapters else _folder_size(self.run.adapter(number))
+            number: self.adapters[number] if number in self.adapters else folder_size(self.run.adapter(number))
             for number in {number for number, _ in there}
         }
-        keep = weights_to_keep(self.plan, list(self.results.values()), self.sizes, self.adapters)
+        plan = self.plan.model_copy(update={"storage_bytes": self._room_for_weights()})
+        keep = weights_to_keep(plan, list(self.results.values()), self.sizes, self.adapters)
         for result in self.results.values():
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
             for variant in dropped:
@@ -1485,10 +1517,6 @@ def _has_files(result: TrialResult, variant: str) -> bool:
 
 def _as_search(result: TrialResult) -> TrialResult:
     return result.model_copy(update={"config": result.config.model_copy(update={"kind": "search"})})
-
-
-def _folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _fatal(event: Event) -> AutoftError:

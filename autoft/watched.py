@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -29,6 +30,12 @@ __all__ = ["Channel", "ProcessFailed", "ProcessLost", "ask", "end_with", "own_ch
 
 HEARTBEAT_SECONDS = 5.0
 """Between two of them."""
+
+LARGEST_LOG = 10_000_000
+"""Bytes of a log from which on its beginning is left out: a plugin that prints in each step would fill the disk."""
+
+KEPT_LOG = 1_000_000
+"""Bytes of its end that stay."""
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
@@ -79,12 +86,13 @@ class Channel:
             self.exit(1)
 
     def live(self) -> None:
-        """Begin to say that the process lives, from a thread of its own, with the hook that it is in."""
+        """Begin to say that the process lives, from a thread of its own, with the hook that it is in; its log stays short."""
 
         def beat() -> None:
             own = threading.get_ident()
             while True:
                 time.sleep(HEARTBEAT_SECONDS)
+                _shorten_log()
                 self.say("alive", at=_hook_of_any(own))
 
         threading.Thread(target=beat, daemon=True).start()
@@ -127,6 +135,20 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _shorten_log() -> None:
+    """Leave out the beginning of the file that standard error goes to, where it is long; who writes to it appends."""
+    there = os.fstat(2)
+    if not stat.S_ISREG(there.st_mode) or there.st_size <= LARGEST_LOG:
+        return
+    end = b""
+    # Some systems do not open it for reading: then nothing stays.
+    with suppress(OSError), open("/dev/fd/2", "rb") as log:
+        log.seek(-KEPT_LOG, os.SEEK_END)
+        end = log.read()
+    os.ftruncate(2, 0)
+    os.write(2, b"(the log was long, and its beginning is left out)\n" + end)
 
 
 def _hook_of_any(but: int) -> str | None:

@@ -48,12 +48,22 @@ def write_recipe(folder: Path, model: Path, source: Path, **changes) -> Path:
     return path
 
 
+SECRETS = {
+    "HF_TOKEN": "hf_QWqwSecretOfTheHub",
+    "WANDB_API_KEY": "0123456789secretofwandb0123456789abcdef01",
+    "AWS_SECRET_ACCESS_KEY": "aSecretOfTheCloud",
+    "HTTPS_PROXY": "http://user:secretOfTheProxy@127.0.0.1:9",
+    "MLFLOW_TRACKING_URI": "http://user:secretOfMlflow@127.0.0.1:9",
+}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model, reviews) -> Path:
-    """The folder in which a search of three trials has run to its end."""
+    """The folder in which a search of three trials has run to its end, with secrets in its environment."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder, tiny_model, reviews)
-    done = autoft_command("search", recipe, cwd=folder)
+    (folder / "tmp").mkdir()
+    done = autoft_command("search", recipe, cwd=folder, env={**os.environ, **SECRETS, "TMPDIR": str(folder / "tmp")})
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     (folder / "stderr.txt").write_text(done.stderr)
@@ -71,6 +81,20 @@ def test_the_search_learns_and_says_where_the_model_and_the_report_are(finished)
     assert report["best"]["test"]["accuracy"]["value"] > 0.8
     assert report["best"]["test"]["accuracy"]["n"] == 80
     assert report["baselines"]["trivial"]["test"]["accuracy"]["value"] < 0.7
+
+
+def test_no_secret_of_the_environment_is_written_or_said(finished):
+    words = [value.partition("//")[2].partition("@")[0] or value for value in SECRETS.values()]
+    words += [word.partition(":")[2] for word in words if ":" in word]
+    found = [path for path in finished.rglob("*") if path.is_file() and path.parent.name != "data"]
+    assert len(found) > 20
+    for path in found:
+        content = path.read_bytes()
+        assert not [word for word in words if word.encode() in content], path
+
+
+def test_nothing_is_left_among_the_temporary_files(finished):
+    assert [*(finished / "tmp").iterdir()] == []
 
 
 def test_report_json_keeps_its_promised_keys(finished):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import pytest
 
 from autoft.errors import RunFolderError
@@ -78,6 +79,68 @@ def test_a_path_of_the_record_cannot_leave_the_folder(run):
     for path in ("../x", "/etc/passwd", "trials/../../x"):
         with pytest.raises(RunFolderError, match="outside the run folder"):
             run.inside(path)
+
+
+def test_a_link_of_the_record_cannot_leave_the_folder(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (run.path / "trials/0000").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="outside the run folder"):
+        run.inside("trials/0000")
+
+
+def write_aged(path, content: bytes = b"x", age: float = 0.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_what_killed_processes_left_half_made_is_deleted_and_nothing_else(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old = 2 * 3600.0
+    left = [".screen-ab/model", ".step-cd/model", ".best-ef/model", "cache/tmpab/model"]
+    stale = [".report.html.0123abcd", "trials/0001/.result.json.0123abcd", "cache/.x.json.89abcdef"]
+    kept = [
+        ".lock",
+        ".gitignore",
+        ".report.json.0123abcd",
+        "best/model",
+        "cache/onnx/k.onnx",
+        "trials/0001/result.json",
+    ]
+    for name in [*left, *kept]:
+        write_aged(run.path / name)
+    for name in [*stale, "data/encoded/.features-0123abcd.lock", ".report.json.0123abcd.old"]:
+        write_aged(run.path / name, age=old)
+    write_aged(run.path / "picks/.small-x/model")
+    write_aged(run.path / "picks/.small-y/model")
+    os.utime(run.path / "picks/.small-y", (time.time() - old,) * 2)
+    write_aged(run.scratch / "tmpxy/model")
+    run.clear_leftovers()
+    there = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert there == {
+        *kept,
+        "data/encoded/.features-0123abcd.lock",
+        ".report.json.0123abcd.old",
+        "picks/.small-x/model",
+    }
+    assert not run.scratch.exists()
+
+
+def test_two_runs_put_away_their_files_apart(run, tmp_path):
+    assert run.scratch == RunDir(run.path).scratch != RunDir(tmp_path / "other").scratch
+    assert len(run.scratch.name) <= 16, "sockets lie below it, and the system allows their paths 104 characters"
+
+
+def test_caches_go_by_their_last_use_as_far_as_needed_and_what_is_held_stays(run):
+    for age, name in enumerate(["data/encoded/features-a.arrow", "cache/onnx/b.onnx", "data/encoded/features-c.arrow"]):
+        write_aged(run.path / name, b"x" * 100, age=1000.0 * age)
+    with filelock.FileLock(run.data / "encoded/.features-c.lock"):
+        assert run.drop_caches(50) == 100
+    assert not (run.cache / "onnx/b.onnx").exists()
+    assert run.size() == 200
+    assert run.drop_caches(0) == 0
+    assert run.drop_caches(1000) == 200
+    assert run.size() == 0
 
 
 def test_one_search_holds_the_folder_and_the_system_frees_it_when_it_is_killed(run):

@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from autoft.errors import SearchFailed
+from autoft.errors import RunFolderError, SearchFailed
 from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
@@ -754,6 +755,57 @@ def test_after_a_trial_no_files_of_earlier_ones_are_looked_at(tmp_path, catalog,
     assert search.sizes == {(number, "none"): number + 1 for number in range(12)}
     lines = (tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines] == ["trial", *(str(number) for number in range(12))]
+
+
+def test_of_a_quota_caches_go_first_and_then_the_weights_that_matter_least(tmp_path, catalog):
+    models = [ModelPlan(name="small", path="", config={"model_type": "bert"}, size_bytes=1)]
+    search = engine(tmp_path, catalog, models=models, storage_bytes=10**9)
+    for number in range(4):
+        # Each is better and larger than the last, so all are on the front.
+        config = search.plan.default_config().model_copy(update={"number": number})
+        result = untimed(done(config, 0.5 + number / 10))
+        folder = f"trials/{number:04d}/variants/none"
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "weights").write_bytes(b"x" * (10_000 + number))
+        result.variants[0].folder, result.variants[0].costs = folder, {"model_size_bytes": 10_000.0 + number}
+        search.results[number] = result
+    (tmp_path / "data/encoded").mkdir()
+    features = tmp_path / "data/encoded/features-a.arrow"
+    features.write_bytes(b"x" * 30_000)
+
+    def after(room: int) -> list[str]:
+        search.plan.disk_bytes = search._trial_bytes() + room
+        search._drop_weights()
+        return sorted(path.parts[-4] for path in tmp_path.glob("trials/*/variants/none/weights"))
+
+    assert after(100_000) == ["0000", "0001", "0002", "0003"]
+    assert features.exists()
+    assert after(65_000) == ["0000", "0001", "0002", "0003"]
+    assert not features.exists()
+    search._check_disk()
+    assert search.run.size() <= 65_000
+    records = search.run.size() - sum(search.sizes.values())
+    assert after(records + 35_000) == ["0000", "0002", "0003"]
+    search._check_disk()
+    # The chosen one and the yardstick stay in any case.
+    assert after(1_000) == ["0000", "0003"]
+    with pytest.raises(RunFolderError, match=r"of storage\.disk, 50 MB, .* are left; give it more"):
+        search._check_disk()
+
+
+def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog, storage_bytes=10**9)
+    graph = tmp_path / "cache/onnx/a.onnx"
+    graph.parent.mkdir()
+    graph.write_bytes(b"x" * 1000)
+    needed = search._trial_bytes()
+
+    def usage(path):
+        return SimpleNamespace(free=needed - (500 if graph.exists() else -500))
+
+    monkeypatch.setattr("autoft.search.shutil.disk_usage", usage)
+    search._check_disk()
+    assert not graph.exists()
 
 
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -165,3 +166,24 @@ def test_one_that_fails_is_not_asked_again(program, said, asked, monkeypatch):
 def test_a_program_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ProcessLost, match="cannot be started: No such file"):
         ask([str(tmp_path / "no")], {}, log=tmp_path / "log", environment={}, patience=1.0, note=print)
+
+
+def test_the_log_of_a_process_that_prints_without_end_stays_short(tmp_path):
+    program = """
+    import io, sys, time
+    from autoft import watched
+
+    watched.HEARTBEAT_SECONDS, watched.LARGEST_LOG, watched.KEPT_LOG = 0.02, 10_000, 1_000
+    watched.Channel(io.StringIO()).live()
+    for number in range(2_000):
+        print("step", number, file=sys.stderr, flush=True)
+        time.sleep(0.0002)
+    time.sleep(0.2)
+    """
+    log = tmp_path / "log"
+    with log.open("a") as errors:
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stderr=errors, check=True)
+    text = log.read_text()
+    assert len(text) <= 10_000
+    assert text.startswith("(the log was long, and its beginning is left out)\n")
+    assert text.endswith("step 1999\n")

@@ -101,13 +101,13 @@ def encoded(split: Split, task: Task, context: TaskContext, cache: Path, process
         ]
     )
     path = cache / f"features-{key}.arrow"
-    if not path.is_file():
-        with writing(path):
-            cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(cache / f".features-{key}.lock"):
-            if not path.is_file():
-                _encode(split, task, context, path)
-    return Features(open_arrow(path))
+    with writing(path):
+        cache.mkdir(parents=True, exist_ok=True)
+    # Held until it is open: where the disk is full, what nobody holds is deleted.
+    with filelock.FileLock(cache / f".features-{key}.lock"):
+        if not path.is_file():
+            _encode(split, task, context, path)
+        return Features(open_arrow(path))
 
 
 def _encode(split: Split, task: Task, context: TaskContext, path: Path) -> None:

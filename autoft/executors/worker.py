@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import start_measuring
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.plugins import described
-from autoft.processes import release_memory, silence_libraries
+from autoft.processes import is_own_folder, release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.shared_base import Cohort, Seat
 from autoft.training import Progress
@@ -427,7 +428,11 @@ def main() -> int:
     """Serve requests until standard input ends."""
     requests, out = own_channels()
     end_with(os.getppid())
-    worker = _Worker(RunDir(Path(sys.argv[1])), requests, out)
+    run = RunDir(Path(sys.argv[1]))
+    if is_own_folder(run.scratch):
+        # A worker is ended by SIGKILL, and deletes nothing: the search does.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(run.scratch)
+    worker = _Worker(run, requests, out)
     worker.live()
     # What ends within a library of C leaves where it was in the log.
     faulthandler.enable()

@@ -204,6 +204,8 @@ class Plan(_Plan):
     folds: int = 1
     ensemble: int = 0
     storage_bytes: int
+    disk_bytes: int | None = None
+    """Of all files of the run; None for as much as the disk has."""
     trackers: list[str] = []
     """Where trials are logged to as well."""
     workers: int

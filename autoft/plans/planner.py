@@ -202,6 +202,7 @@ class _Planner:
             folds=search.folds,
             ensemble=ensemble if search.folds == 1 else 0,
             storage_bytes=parse_bytes(recipe.storage.weights),
+            disk_bytes=parse_bytes(recipe.storage.disk) if recipe.storage.disk else None,
             trackers=list(dict.fromkeys(recipe.trackers)),
             workers=recipe.executor.workers,
             together=together,
