@@ -1036,7 +1036,9 @@ class Search:
                 if not given:
                     self.ended = "the time left is too short for another trial"
                     return None
-            proposal = self.study.ask(self._number(), given[attempt % len(given)] if given else None)
+            proposal = self.study.ask(
+                self._number(), given[attempt % len(given)] if given else None, self._done_already
+            )
             if proposal is None:
                 self.ended = "every configuration of the space has been tried"
                 return None

@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import SearchFailed
@@ -71,10 +71,21 @@ class Study:
         )
         self.at_fold: dict[int, dict[int, float]] = {}
 
-    def ask(self, number: int, given: Mapping[str, Any] | None = None) -> TrialConfig | None:
-        """Return the sampler's next proposal, or None where a grid is used up; ``given`` parameters are not its choice."""
+    def ask(
+        self,
+        number: int,
+        given: Mapping[str, Any] | None = None,
+        tried: Callable[[TrialConfig], bool] = lambda config: False,
+    ) -> TrialConfig | None:
+        """Return the sampler's next proposal, or None where a grid is used up.
+
+        Args:
+            number: of the trial.
+            given: parameters that are not the sampler's choice.
+            tried: says of a configuration that it was tried before; a grid goes on to the next one.
+        """
         if self.grid is not None:
-            config = next(self.grid, None)
+            config = next((config for config in self.grid if not tried(config)), None)
             return None if config is None else self.fixed(config, number)
         if given:
             self.study.enqueue_trial(dict(given))

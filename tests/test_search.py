@@ -371,6 +371,19 @@ def untimed(result: TrialResult) -> TrialResult:
     return result.model_copy(update={"curve": []})
 
 
+def test_a_grid_that_goes_on_passes_over_what_is_done(tmp_path, catalog):
+    search = engine(tmp_path, catalog, sampler="grid")
+    for number in range(70):
+        proposal = search.study.ask(number)
+        search._finish(untimed(done(proposal, 0.5)))
+        search.run.write_result(search.results[number])
+    again = engine(tmp_path, catalog, sampler="grid")
+    proposal = again._next()
+    assert proposal is not None, again.ended
+    assert again._known(proposal) is None
+    assert proposal.number == 70
+
+
 def test_what_the_sampler_is_asked_for_fits_into_the_time_left(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     search._finish(untimed(done(search.study.fixed(search.plan.default_config(), 0), 0.9)))
