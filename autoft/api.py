@@ -51,6 +51,8 @@ from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
 from autoft.serving import serve
+from autoft.shared_study import SharedStudy
+from autoft.study_addresses import study_address
 from autoft.tables import GivenTable, take_tables
 from autoft.trackers import TrackerListener
 from autoft.trial import variant_folder
@@ -158,6 +160,7 @@ def search(
         ModelError: a model cannot be found.
         PluginError: the task is not installed.
         NothingFeasible: nothing fits the budget; the report shows the nearest misses.
+        StudyError: the study that the recipe shares with other searches cannot be reached at the start.
         RunFolderError: the folder is busy, damaged, full or of another recipe.
         ExportMismatch: the exported files do not score what was measured.
         SearchFailed: the first three trials failed alike; or a process of the test was killed or hung, and the same call goes on.
@@ -195,18 +198,34 @@ def search(
             listener.earlier(done)
         for warning in plan.warnings:
             listener.note(warning)
-        engine = Search(folder, plan, catalog, listener, interruption, started=started, used=used)
-        try:
-            engine.go()
-        finally:
-            folder.clear_leftovers()
-            write_json(folder.path / "importance.json", engine.importance())
-            folder.write_trials_csv(engine.results.values())
-            _count_time(folder, used, started, worked=engine.began)
-        if engine.ended:
-            listener.note(f"The search ended: {engine.ended}.")
-        _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
+        with _sharing(loaded, plan, folder, listener) as shared:
+            engine = Search(folder, plan, catalog, listener, interruption, started=started, used=used, exchange=shared)
+            try:
+                engine.go()
+            finally:
+                folder.clear_leftovers()
+                write_json(folder.path / "importance.json", engine.importance())
+                folder.write_trials_csv(engine.results.values())
+                _count_time(folder, used, started, worked=engine.began)
+            if engine.ended:
+                listener.note(f"The search ended: {engine.ended}.")
+            _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+@contextmanager
+def _sharing(recipe: Recipe, plan: Plan, run: RunDir, listener: Listener) -> Iterator[SharedStudy | None]:
+    """Give the study that a recipe shares with other searches, or None; at the end all is told to it."""
+    if recipe.storage.study is None:
+        yield None
+        return
+    shared = SharedStudy(study_address(recipe.storage.study), plan, run, listener.note)
+    shared.open()
+    try:
+        yield shared
+    finally:
+        shared.close()
+        shared.note_better()
 
 
 def _known_settings(plan: Plan, recipe: Recipe) -> list[Setting]:

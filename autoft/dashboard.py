@@ -7,7 +7,6 @@ would change the copy are refused too.
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import json
 import math
@@ -23,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from autoft.errors import AutoftError, PluginError
+from autoft.frozen_trials import finished_trial, named_study, running_trial
 from autoft.plans.plan import Plan
 from autoft.progress import RunReader, View, printable
 from autoft.report.content import column_title, cost_text
-from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult
+from autoft.rundir import RunDir, TrialResult
 from autoft.screen import describe, outcome
-from autoft.selection import best_variant
-from autoft.space import Categorical, Domain, Float, Int
 
 if TYPE_CHECKING:
     import optuna
@@ -43,8 +41,6 @@ LOOKED_EVERY = 2.0
 """Seconds between two looks into the run folder at least."""
 
 READING = frozenset({"GET", "HEAD"})
-
-UNITS = {"_bytes": ("MB", 1e6), "_ms": ("ms", 1.0), "_j": ("J", 1.0), "_seconds": ("s", 1.0)}
 
 
 def study_of(view: View, run: RunDir) -> optuna.Study:
@@ -67,14 +63,7 @@ def study_of(view: View, run: RunDir) -> optuna.Study:
     if plan is None:
         raise AutoftError(f"{run.path}: no search has begun here; there is nothing to show yet")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = ["maximize" if _higher(plan, name) else "minimize" for name in plan.objectives]
-    study = optuna.create_study(study_name=plan.name, directions=directions, storage=optuna.storages.InMemoryStorage())
-    with warnings.catch_warnings():
-        # Names of objectives are experimental in Optuna, and told once a study.
-        warnings.simplefilter("ignore")
-        study.set_metric_names([str(name) for name in plan.objectives])
-    study.set_user_attr("task", plan.task)
-    study.set_user_attr("limits", {limit.key: str(limit.given) for limit in plan.budget})
+    study = named_study(plan, plan.name, optuna.storages.InMemoryStorage())
     results = {result.number: result for result in view.results}
     going = (
         {one.trial: one.config for one in view.progress.activities}
@@ -83,133 +72,15 @@ def study_of(view: View, run: RunDir) -> optuna.Study:
     )
     for number in range(max([*results, *going], default=-1) + 1):
         if number in results:
-            frozen = _finished(plan, results[number], run)
+            frozen = finished_trial(plan, results[number], run)
         elif number in going:
-            frozen = _running(plan, going[number], run)
+            frozen = running_trial(plan, going[number], run)
         else:
             frozen = optuna.trial.create_trial(
                 state=optuna.trial.TrialState.FAIL, user_attrs={"outcome": "taken back before it was done"}
             )
         study.add_trial(frozen)
     return study
-
-
-def _higher(plan: Plan, name: str) -> bool:
-    return bool(plan.metrics.get(name, {}).get("higher_is_better", False))
-
-
-def _finished(plan: Plan, result: TrialResult, run: RunDir) -> optuna.trial.FrozenTrial:
-    import optuna
-
-    states = optuna.trial.TrialState
-    variant = best_variant(plan, result)
-    values = _values(plan, variant) if variant is not None else None
-    if result.state == "failed":
-        state, values = states.FAIL, None
-    elif result.state == "complete" and values is not None:
-        state = states.COMPLETE
-    else:
-        state, values = states.PRUNED, None
-    curve = {}
-    if len(plan.objectives) == 1:
-        curve = {point.samples: point.validation.get(plan.objective, math.nan) for point in result.curve}
-    attributes: dict[str, Any] = {"trial": describe(result.config), "variant": variant.name if variant else ""}
-    for column, cost in (variant.costs if variant else {}).items():
-        unit, scale = next((found for ending, found in UNITS.items() if column.endswith(ending)), ("", 1.0))
-        attributes[f"{column_title(column)} {unit}".strip()] = round(cost / scale, 4) if math.isfinite(cost) else None
-    attributes |= {
-        "outcome": outcome(result, plan),
-        "state": result.state,
-        **_names(result.config),
-        "seconds": round(result.seconds.get("total", 0.0), 1),
-        "parameters": result.parameters,
-        "trainable parameters": result.trainable_parameters,
-    }
-    over = {limit.key: (variant.violations.get(limit.key, -1.0) if variant else -1.0) for limit in plan.budget}
-    over.update(result.violations)
-    distributions, params, further = _params(plan, result.config)
-    begun = _time(run.trial(result.number) / "config.json")
-    return optuna.trial.FrozenTrial(
-        number=-1,
-        trial_id=-1,
-        state=state,
-        value=None,
-        values=values,
-        datetime_start=begun,
-        datetime_complete=begun + datetime.timedelta(seconds=result.seconds.get("total", 0.0)),
-        params=params,
-        distributions=distributions,
-        user_attrs={
-            name: value for name, value in {**attributes, **further}.items() if value is not None and value != ""
-        },
-        # Under this name the dashboard looks for them: above 0 is what does not fit.
-        system_attrs={"constraints": list(over.values())} if over else {},
-        intermediate_values={step: value for step, value in curve.items() if math.isfinite(value)},
-    )
-
-
-def _running(plan: Plan, config: TrialConfig, run: RunDir) -> optuna.trial.FrozenTrial:
-    import optuna
-
-    distributions, params, further = _params(plan, config)
-    return optuna.trial.FrozenTrial(
-        number=-1,
-        trial_id=-1,
-        state=optuna.trial.TrialState.RUNNING,
-        value=None,
-        datetime_start=_time(run.trial(config.number) / "config.json"),
-        datetime_complete=None,
-        params=params,
-        distributions=distributions,
-        user_attrs={"trial": describe(config), **_names(config), **further},
-        system_attrs={},
-        intermediate_values={},
-    )
-
-
-def _names(config: TrialConfig) -> dict[str, Any]:
-    return {"kind": config.kind, "model": config.model, "pipeline": config.pipeline}
-
-
-def _values(plan: Plan, variant: VariantResult) -> list[float] | None:
-    found = [variant.validation.get(name, variant.costs.get(name, math.nan)) for name in plan.objectives]
-    return found if all(math.isfinite(value) for value in found) else None
-
-
-def _params(plan: Plan, config: TrialConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the distributions and values that Optuna knows, and as attributes those that are no question or outside."""
-    distributions, params, further = {}, {}, {}
-    for name, value in {"model": config.model, "pipeline": config.pipeline, **config.params}.items():
-        domain = plan.domain(name) if name in plan.space else None
-        if (
-            domain is None
-            or not domain.contains(value)
-            or (isinstance(domain, Categorical) and len(domain.choices) == 1)
-        ):
-            further[name] = value
-        else:
-            distributions[name], params[name] = _distribution(domain), value
-    return distributions, params, further
-
-
-def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
-    from optuna import distributions
-
-    if isinstance(domain, Float):
-        return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
-    if isinstance(domain, Int):
-        return distributions.IntDistribution(domain.low, domain.high, log=domain.log)
-    return distributions.CategoricalDistribution(domain.choices)
-
-
-def _time(path: Path) -> datetime.datetime:
-    """Return when a file was written, now where it is not there."""
-    try:
-        seconds = path.stat().st_mtime
-    except OSError:
-        seconds = time.time()
-    # Optuna's times have no zone; its own are local.
-    return datetime.datetime.fromtimestamp(seconds)
 
 
 def _study_note(view: View) -> str:

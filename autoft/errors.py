@@ -12,7 +12,8 @@
     ├── ServingError            5   a server that cannot start: its address, its model, or packages that it needs
     ├── ExportMismatch          6   the exported files do not score what the trial scored
     ├── SearchFailed            7   the first trials all failed alike, a worker cannot be started, or the test was killed
-    └── HubError                8   a model hub that cannot be reached, or refuses
+    ├── HubError                8   a model hub that cannot be reached, or refuses
+    └── StudyError              9   a shared study that cannot be reached, or refuses
 
 Each message says where, what is allowed, what was given and, for names, the closest one.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "RunFolderError",
     "SearchFailed",
     "ServingError",
+    "StudyError",
     "closest",
     "unknown_name",
 ]
@@ -102,6 +104,12 @@ class HubError(AutoftError):
     exit_code = 8
 
 
+class StudyError(AutoftError):
+    """The database of a shared study cannot be reached, or refuses."""
+
+    exit_code = 9
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of a recipe.
@@ -125,7 +133,7 @@ class Fault:
         # Of a value without end its begin says what it is.
         text = re.sub(r"(\S{60})\S{300,}", r"\1…", text)
         text = f"{self.place}: {text}" if self.place else text
-        return "\n".join([text, *(f"  {line}" for line in self.excerpt.splitlines())])
+        return without_passwords("\n".join([text, *(f"  {line}" for line in self.excerpt.splitlines())]))
 
 
 class RecipeError(AutoftError):
@@ -141,6 +149,19 @@ class RecipeError(AutoftError):
         told = "\n".join(str(fault) for fault in self.faults[:MANY])
         more = f"\nand {count - MANY} more" if count > MANY else ""
         super().__init__("\n".join([head, *(f"  {line}" for line in (told + more).splitlines())]))
+
+
+_PASSWORDS = (
+    re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)"),
+    re.compile(r"([?&](?:password|passwd|pwd|passfile|sslpassword|token)=)[^&\s'\"]*", re.IGNORECASE),
+)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose addresses have lost their passwords: ``postgresql://user:secret@host`` is ``postgresql://user@host``."""
+    for pattern in _PASSWORDS:
+        text = pattern.sub(r"\1", text)
+    return text
 
 
 def first_line(error: BaseException) -> str:

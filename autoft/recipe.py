@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from autoft.errors import DataError, Fault, RecipeError, closest
+from autoft.errors import DataError, Fault, RecipeError, closest, without_passwords
 from autoft.lines import Lines, marked
 from autoft.quantities import parse_bytes, parse_multiple, parse_seconds
+from autoft.study_addresses import study_address
 
 __all__ = [
     "AuxiliarySection",
@@ -201,13 +202,24 @@ class AuxiliarySection(_Section):
     """Its loss is multiplied with this, and with `space.auxiliary.weight`."""
 
 
+StudyUrl = Annotated[
+    str, BeforeValidator(lambda value: (study_address(value), value)[1] if isinstance(value, str) else value)
+]
+
+
+def _study(value: object) -> object:
+    return {"study": value} if isinstance(value, str) else value
+
+
 class StorageSection(_Section):
-    """What the run folder may hold."""
+    """What the run folder may hold, and the study that several searches share."""
 
     weights: Size = "1.5GB"
     """Weights kept at the end of each trial: those on the front of quality, size and latency, the best first."""
     disk: Size | None = None
     """All that the run folder may take; what can be made again is deleted first, then weights."""
+    study: StudyUrl | None = None
+    """Search together with all who name the same: `postgresql://user@host/database`, `mysql://`, `sqlite:///file.db`, `journal:///path/file.log` or `grpc://host:port`."""
 
 
 class Recipe(_Section):
@@ -250,8 +262,10 @@ class Recipe(_Section):
     """Sampler, early stopping, objectives and seeds."""
     executor: ExecutorSection = ExecutorSection()
     """Workers, threads and device."""
-    storage: StorageSection = StorageSection()
-    """Weights that stay on disk."""
+    storage: Annotated[StorageSection, BeforeValidator(_study, json_schema_input_type=str | StorageSection)] = (
+        StorageSection()
+    )
+    """Weights that stay on disk, and a study that several machines share; an address alone is that study's."""
     trackers: Annotated[
         list[Literal["tensorboard", "mlflow", "wandb"]],
         BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
@@ -395,6 +409,8 @@ def set_key(value: Mapping[str, Any], override: str) -> dict[str, Any]:
         below = at.get(part)
         if part == "data" and isinstance(below, str):
             below = {"train": below}
+        if part == "storage" and isinstance(below, str):
+            below = {"study": below}
         if below is not None and not isinstance(below, Mapping):
             raise ValueError(f"{part!r} is a value, not a section")
         at[part] = dict(below or {})
@@ -580,5 +596,8 @@ def yaml_of(value: Any) -> str:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML, every default filled in."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Return the recipe as YAML, every default filled in, without the password of a study's address."""
+    value = recipe.model_dump(mode="json")
+    if value["storage"]["study"]:
+        value["storage"]["study"] = without_passwords(value["storage"]["study"])
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -11,6 +11,7 @@
     │   ├── adapter/           what its adapter learned, where it has one, as long as any of its variants is there
     │   └── variants/<name>/   files of the variants that are on the front
     ├── progress.json          what the search is at now, or how it ended
+    ├── study.json             which study it shares with other searches, and who it is there, where it does
     ├── trials.csv             one line a trial and variant
     ├── baselines.json         figures of the cheap predictors
     ├── selection.json         what was chosen, and why

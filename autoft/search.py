@@ -39,10 +39,10 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical
-from autoft.study import GIVEN, Study
+from autoft.study import GIVEN, RIVALS_SHOWN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
 
-__all__ = ["Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
+__all__ = ["Elsewhere", "Exchange", "Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
 
 TRIAL_OVERHEAD_SECONDS = 20.0
 """Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
@@ -97,6 +97,15 @@ SLOW_ENCODING = 0.01
 
 OTHER_PATIENCE = 3.0
 """How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
+
+FOLLOWED = 64
+"""Of the best trials, how many may still be compressed further, averaged or taught by, whatever else becomes of them."""
+
+TABLE_SHARE = 0.02
+"""Of the time of a search, how much writing ``trials.csv`` may take while it goes on; at its end it is written in any case."""
+
+SHORT_TABLE = 0.05
+"""Seconds that writing it may take after each trial."""
 
 CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 """Values of ``lora.start`` that change the weights that trials could share."""
@@ -191,6 +200,39 @@ class Listener:
         """The user asked for an end with what there is."""
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A trial that another search has done: its number is below 0 and its own here, and it has no files."""
+
+    result: TrialResult
+    values: list[float] | None
+    """Its objectives, None where it left nothing that fits."""
+
+
+class Exchange:
+    """What searches of one study tell each other. This one is of a search alone; no method may hold up its caller."""
+
+    seed: int | None = None
+    """Of this search's sampler; None for the plan's."""
+
+    def started(self, config: TrialConfig) -> None:
+        """A trial of this search was sent to a worker."""
+
+    def ended(self, result: TrialResult, values: Sequence[float] | None) -> None:
+        """A trial of this search, or of an earlier call of it, is done."""
+
+    def taken_back(self, number: int) -> None:
+        """A trial of this search was ended without a result."""
+
+    def news(self) -> Sequence[Elsewhere]:
+        """Return what other searches have done, each trial once."""
+        return ()
+
+    def going(self) -> Sequence[TrialConfig]:
+        """Return what other searches are at now."""
+        return ()
+
+
 @dataclass
 class Interruption:
     """Set by Ctrl-C: once, finish with what there is."""
@@ -259,6 +301,7 @@ class Search:
         *,
         started: float,
         used: float = 0.0,
+        exchange: Exchange | None = None,
     ) -> None:
         """Prepare a search.
 
@@ -270,11 +313,27 @@ class Search:
             interruption: asked between events.
             started: :func:`time.monotonic` at the start of the command.
             used: seconds of the time budget that earlier calls used.
+            exchange: with other searches of the same study; default: there are none.
         """
         self.run, self.plan, self.catalog = run, plan, catalog
         self.listener, self.interruption = listener, interruption
         self.started, self.used = started, used
+        self.exchange = exchange or Exchange()
         self.results: dict[int, TrialResult] = {result.number: result for result in run.results()}
+        self.done: dict[Settings, int] = {}
+        """By configuration, the trial that it is done in; those that follow from trials are none of their own."""
+        self.bests: dict[tuple[Any, ...], dict[str, float]] = {}
+        """By model, what the training leaves and the rows' length, the best objective of each variant."""
+        self.beaten: set[int] = set()
+        """Trials without files that another one beats in all: nothing that is chosen or follows can be one of them."""
+        self.fits = False
+        """A trial has left something that fits the budget."""
+        self.table_due = -math.inf
+        self._lists: dict[str, tuple[tuple[int, int], list[TrialResult]]] = {}
+        for result in self.results.values():
+            self._remember(result)
+        self.elsewhere: dict[Settings, Elsewhere] = {}
+        """By configuration, what other searches have done."""
         self.pace = _Pace()
         self.precision: dict[str, str] = {}
         self.train_rows = int(plan.data["sizes"]["train"])
@@ -283,7 +342,7 @@ class Search:
         self.test_rows = int(plan.data["sizes"]["test"])
         for result in self.results.values():
             self.pace.learn(result, self.rows_at_checkpoint, sum(plan.auxiliary_steps(result.config.params)))
-        self.study = Study(plan)
+        self.study = Study(plan, self.exchange.seed)
         self.running: dict[int, TrialConfig] = {}
         """By worker, the trial that it is at, the first of them where they train together."""
         self.mates: dict[int, list[TrialConfig]] = {}
@@ -294,11 +353,14 @@ class Search:
         """At which stage each worker was last."""
         self.steps: dict[int, float] = {}
         """Seconds that a step takes, of each worker that is seen to train."""
-        for result in self._told():
+        told = self._told()
+        for place, result in enumerate(told):
             if result.state == "complete" and self._missing_folds(result):
                 self.study.reopen(result)
             else:
-                self.study.replay(result, self._values(result))
+                values = self._values(result)
+                self.study.replay(result, values, compared=place >= len(told) - RIVALS_SHOWN)
+                self.exchange.ended(result, values)
         for result in self.results.values():
             self._at_fold(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
@@ -314,6 +376,7 @@ class Search:
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
         self.too_much: dict[str, dict[str, dict[str, float]]] = {}
         """By model and variant, the screened costs of what cannot fit the budget."""
+        self._note_beaten(self._contenders())
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -650,6 +713,7 @@ class Search:
     def _loop(self, executor: LocalExecutor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
         dry = False
+        changed: int | None = None
 
         def another() -> TrialConfig | None:
             going = sum(not config.derived for config in self._going())
@@ -673,17 +737,23 @@ class Search:
                     executor.stop(worker)
                 for config in self._going():
                     self.study.forget(config.number)
+                    self.exchange.taken_back(config.number)
                     self._discard(config.number)
                 self.running.clear()
                 self.mates.clear()
                 self.aside.clear()
                 return
-            executor.time_limits = {worker: self._patience(worker) for worker in self.running}
+            if changed is None:
+                executor.time_limits = {worker: self._patience(worker) for worker in self.running}
+            elif changed in self.running:
+                # Of thousands of workers only the one that spoke is looked at anew.
+                executor.time_limits[changed] = self._patience(changed)
             event = executor.poll(0.25)
             if event is not None:
                 self._handle(executor, event, idle)
                 if event.kind == "done":
                     dry = False
+            changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
 
     def _handle(self, executor: LocalExecutor, event: Event, idle: set[int]) -> None:
         body = event.body
@@ -789,6 +859,8 @@ class Search:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config.model_dump(mode="json"))
             self.listener.trial_started(config)
+            if not config.derived:
+                self.exchange.started(config)
             requests.append(self._request(config, len(configs)))
         if len(requests) == 1:
             executor.send(worker, "trial", **requests[0])
@@ -888,22 +960,9 @@ class Search:
         Compressed alike, models of one architecture are equally large and fast. Nothing is said where a trial has a further
         use: as a repeat, in an average, as a teacher, or where the objectives are several.
         """
-        plan = self.plan
         if not self._competes(config):
             return {}
-        sign, found = 1 if plan.higher_is_better else -1, dict[str, float]()
-        for result in self.results.values():
-            other = result.config
-            alike = (other.model, plan.pipeline(other.pipeline).leaves, other.params.get("train.max_length"))
-            own = (config.model, plan.pipeline(config.pipeline).leaves, config.params.get("train.max_length"))
-            if alike != own or other.derived:
-                continue
-            for variant in result.variants:
-                value = variant.validation.get(plan.objective, math.nan)
-                best = found.get(variant.name, -sign * math.inf)
-                if variant.state == "complete" and sign * value > sign * best:
-                    found[variant.name] = value
-        return found
+        return dict(self.bests.get(self._alike(config), {}))
 
     def _competes(self, config: TrialConfig) -> bool:
         """Say whether a trial is of no use where another one scores more at the same cost."""
@@ -922,12 +981,13 @@ class Search:
     def _finish(self, result: TrialResult) -> None:
         self.began = True
         self.results[result.number] = result
+        self._remember(result)
         self.pace.learn(result, self.rows_at_checkpoint, sum(self.plan.auxiliary_steps(result.config.params)))
         self._tell(result)
         if result.state == "infeasible":
-            self.study.restart_early_stopping([r for r in self._told() if r.state != "infeasible"])
+            self.study.withdraw(result.number)
         self._drop_weights()
-        self.run.write_trials_csv(self.results.values())
+        self._write_table()
         write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
         self.listener.trial_done(result, self.standing())
         self._stop_if_all_fail()
@@ -940,7 +1000,7 @@ class Search:
             or (config.derived and config.kind != "fold")
             or (result.state != "complete" and not config.repeats)
         ):
-            self.study.tell(result, self._values(result))
+            self._tell_all(result)
             return
         first = result if config.parent is None else self.results[config.parent]
         if result.state != "complete" and first.number != 0:
@@ -952,7 +1012,29 @@ class Search:
         if first.state == "complete" and self._missing_folds(first):
             return
         self.run.write_result(first)
-        self.study.tell(first, self._values(first))
+        self._tell_all(first)
+
+    def _tell_all(self, result: TrialResult) -> None:
+        """Tell the study, and other searches, how a configuration ended."""
+        values = self._values(result)
+        self.study.tell(result, values)
+        if not result.config.derived:
+            self.exchange.ended(result, values)
+
+    def _bring_in(self) -> None:
+        """Enter what other searches have done since the last look into the study, and what they are at."""
+        news = self.exchange.news()
+        for place, other in enumerate(news):
+            self.study.replay(other.result, other.values, compared=place >= len(news) - RIVALS_SHOWN)
+            # Of many thousand trials the curves would be the most of it.
+            known = replace(other, result=other.result.model_copy(update={"curve": []}))
+            self.elsewhere[settings_of_trial(other.result.config)] = known
+        self.study.going_elsewhere(self.exchange.going())
+
+    def _tried_elsewhere(self, config: TrialConfig) -> bool:
+        """Say whether another search has done a configuration, or is at it."""
+        settings = settings_of_trial(config)
+        return settings in self.elsewhere or settings in self.study.elsewhere
 
     def _at_fold(self, result: TrialResult) -> bool:
         """Report what a configuration scored on a fold, and say whether it should be given up."""
@@ -967,6 +1049,8 @@ class Search:
         return self.study.behind_at_fold(first, result.config.fold, result.validation[self.plan.objective])
 
     def _repeats(self, result: TrialResult) -> list[TrialResult]:
+        if self.plan.folds == 1:
+            return []
         return [r for r in self.results.values() if r.config.kind == "fold" and r.config.parent == result.number]
 
     def _missing_folds(self, result: TrialResult) -> list[int]:
@@ -988,9 +1072,9 @@ class Search:
         return None
 
     def _stop_if_all_fail(self) -> None:
-        done = sorted((r for r in self.results.values()), key=lambda r: r.number)
-        if len(done) < 3 or any(r.state != "failed" for r in done):
+        if len(self.results) < 3 or any(r.state != "failed" for r in self.results.values()):
             return
+        done = sorted(self.results.values(), key=lambda r: r.number)
         # In which hook a worker ended is not always known, and at which stage does not matter.
         reasons = {re.sub(r", in the hook .*|; stage: .*", "", r.reason or "") for r in done[:3]}
         if len(reasons) == 1:
@@ -1004,6 +1088,7 @@ class Search:
     def _next(self) -> TrialConfig | None:
         if all(self._never_fits(model.name) for model in self.plan.models):
             return None
+        self._bring_in()
         room = self._room()
         rescue = self._without_which_nothing()
         if rescue is not None:
@@ -1024,6 +1109,8 @@ class Search:
                 # shipped takes no time that what can would need.
                 if not self.results or not self._never_fits(config.model) or self._fits(config, room):
                     return self.study.fixed(config, 0)
+            elif self._tried_elsewhere(config):
+                continue
             # Without a result there is nothing to export: what comes first is trained, however short the time.
             elif (self._fits(config, room) or not (self.results or self._going())) and not self._illegal(config):
                 return self.study.fixed(config, self._number())
@@ -1036,9 +1123,7 @@ class Search:
                 if not given:
                     self.ended = "the time left is too short for another trial"
                     return None
-            proposal = self.study.ask(
-                self._number(), given[attempt % len(given)] if given else None, self._done_already
-            )
+            proposal = self.study.ask(self._number(), given[attempt % len(given)] if given else None, self._tried)
             if proposal is None:
                 self.ended = "every configuration of the space has been tried"
                 return None
@@ -1048,6 +1133,12 @@ class Search:
                 self.study.reject(proposal, illegal)
             elif known is not None:
                 self.study.tell(known.model_copy(update={"number": proposal.number}), self._values(known))
+            elif self._tried_elsewhere(proposal):
+                other = self.elsewhere.get(settings_of_trial(proposal))
+                if other is None:
+                    self.study.forget(proposal.number)
+                else:
+                    self.study.tell(other.result.model_copy(update={"number": proposal.number}), other.values)
             elif not self._fits(proposal, room):
                 self.study.forget(proposal.number)
                 too_long += 1
@@ -1064,7 +1155,8 @@ class Search:
         """
         if not self.results or self._going() or self.seconds_left() <= self.reserve():
             return None
-        if any(self._values(result) is not None for result in self._told()):
+        self.fits = self.fits or any(self._values(result) is not None for result in self._told())
+        if self.fits:
             return None
         waiting = [config for config in self.queue if config.kind != "default" and not self._illegal(config)]
         if not waiting:
@@ -1177,10 +1269,11 @@ class Search:
 
         Both get the same seeds, for only then their means can be compared.
         """
-        chosen = self._chosen(self._told()) if self.plan.finalist_seeds else None
+        contenders = self._contenders() if self.plan.finalist_seeds else []
+        chosen = self._chosen([r for r in contenders if not r.config.derived])
         if chosen is None or chosen.trial == 0 or 0 not in self.results:
             return []
-        have = {(r.config.parent, r.config.seed) for r in self.results.values() if r.config.kind == "seed"}
+        have = {(r.config.parent, r.config.seed) for r in contenders if r.config.kind == "seed"}
         for seeds in range(self.plan.finalist_seeds, 0, -1):
             wanted = [
                 self.results[number].config.model_copy(
@@ -1196,7 +1289,7 @@ class Search:
 
     def _ensembles(self) -> list[TrialConfig]:
         """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
-        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.results.values())]
+        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self._contenders())]
         room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         fitting: list[TrialConfig] = []
         for config in wanted:
@@ -1214,7 +1307,7 @@ class Search:
     def _averages(self) -> list[TrialConfig]:
         if self.plan.ensemble < 2:
             return []
-        best = best_trials(self.plan, self._told())
+        best = best_trials(self.plan, self._contenders())
         if not best:
             return []
         top, found = best[0].config, []
@@ -1260,16 +1353,14 @@ class Search:
         They come in the order of the plan, ``most`` of them, and those that take too long beside the ones before are
         left out.
         """
-        best = best_trials(self.plan, self._told())
+        best = best_trials(self.plan, self._contenders())
         there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
         if not best or best[0].number not in there:
             return None
         waiting = [variant.name for variant in self.plan.trained_again(best[0])]
         members = there[: self.plan.teachers]
         config = best[0].config.model_copy(update={"kind": "compress", "members": members})
-        done = {
-            variant.name for r in self.results.values() if _same_members(r.config, config) for variant in r.variants
-        }
+        done = {variant.name for r in self._contenders() if _same_members(r.config, config) for variant in r.variants}
         for name in waiting:
             further = config.model_copy(update={"variants": [*config.variants, name]})
             if name not in done and len(config.variants) != most and self._compressing(further) <= room:
@@ -1343,11 +1434,30 @@ class Search:
         refusal = adapter.check(replace(target, quantizer=pipeline.quantizer or ""))
         return refusal.reason if refusal else None
 
+    def _remember(self, result: TrialResult) -> None:
+        if result.config.derived:
+            return
+        self.done.setdefault(settings_of_trial(result.config), result.number)
+        sign, known = 1 if self.plan.higher_is_better else -1, self.bests.setdefault(self._alike(result.config), {})
+        for variant in result.variants:
+            value = variant.validation.get(self.plan.objective, math.nan)
+            if variant.state == "complete" and sign * value > sign * known.get(variant.name, -sign * math.inf):
+                known[variant.name] = value
+
+    def _alike(self, config: TrialConfig) -> tuple[Any, ...]:
+        """Return what trials have in common whose models, compressed alike, are equally large and fast."""
+        leaves = next((one.leaves for one in self.plan.pipelines if one.name == config.pipeline), None)
+        return config.model, leaves, config.params.get("train.max_length")
+
     def _known(self, config: TrialConfig) -> TrialResult | None:
-        return next((r for r in self._told() if _same(r.config, config)), None)
+        number = self.done.get(settings_of_trial(config))
+        return None if number is None else self.results[number]
 
     def _done_already(self, config: TrialConfig) -> bool:
-        return any(_same(result.config, config) for result in self.results.values())
+        return self._known(config) is not None
+
+    def _tried(self, config: TrialConfig) -> bool:
+        return self._done_already(config) or self._tried_elsewhere(config)
 
     def _number(self) -> int:
         # Number 0 is the default's, also where it does not come first.
@@ -1358,7 +1468,18 @@ class Search:
     # -- standing -----------------------------------------------------------------------------------------------
 
     def _told(self) -> list[TrialResult]:
-        return [r for _, r in sorted(self.results.items()) if not r.config.derived]
+        return self._listed("told", lambda result: not result.config.derived)
+
+    def _contenders(self) -> list[TrialResult]:
+        """Return the results that may still be chosen or followed up: few, however many trials are done."""
+        return self._listed("contenders", lambda result: result.number not in self.beaten)
+
+    def _listed(self, name: str, belongs: Callable[[TrialResult], bool]) -> list[TrialResult]:
+        """Return the results that belong to a list, by number; it is asked for many times between two trials."""
+        state, known = (len(self.results), len(self.beaten)), self._lists.get(name)
+        if known is None or known[0] != state:
+            known = self._lists[name] = (state, [r for _, r in sorted(self.results.items()) if belongs(r)])
+        return known[1]
 
     def _counted(self) -> int:
         return len(self._told())
@@ -1386,7 +1507,7 @@ class Search:
         """Return how the search stands."""
         counts = count_states(self.results.values())
         best = best_trial = best_variant = None
-        chosen = self._chosen(list(self.results.values()))
+        chosen = self._chosen(self._contenders())
         if chosen is not None:
             candidate = next(c for c in chosen.candidates if (c.trial, c.variant) == (chosen.trial, chosen.variant))
             best, best_trial, best_variant = candidate.objective, chosen.trial, chosen.variant
@@ -1469,8 +1590,9 @@ class Search:
         return min(plan.storage_bytes, max(0, room))
 
     def _drop_weights(self) -> None:
-        """Delete the files of variants that are not on the front."""
-        there = {(r.number, v.name): v.folder for r in self.results.values() for v in r.variants if v.folder}
+        """Delete the files of variants that are not on the front, and note which trials are beaten."""
+        results = self._contenders()
+        there = {(r.number, v.name): v.folder for r in results for v in r.variants if v.folder}
         # What a trial left is not written again: its size is counted once.
         self.sizes = {
             key: self.sizes[key] if key in self.sizes else folder_size(self.run.inside(folder))
@@ -1481,8 +1603,8 @@ class Search:
             for number in {number for number, _ in there}
         }
         plan = self.plan.model_copy(update={"storage_bytes": self._room_for_weights()})
-        keep = weights_to_keep(plan, list(self.results.values()), self.sizes, self.adapters)
-        for result in self.results.values():
+        keep = weights_to_keep(plan, results, self.sizes, self.adapters)
+        for result in results:
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
             for variant in dropped:
                 assert variant.folder is not None
@@ -1492,6 +1614,29 @@ class Search:
                 shutil.rmtree(folder, ignore_errors=True)
             if not any(variant.folder for variant in result.variants):
                 shutil.rmtree(self.run.adapter(result.number), ignore_errors=True)
+        self._note_beaten(results)
+
+    def _note_beaten(self, results: Sequence[TrialResult]) -> None:
+        """Leave out of later comparisons what cannot be chosen any more, so that they take no longer the more trials are done.
+
+        Whoever beats a trial beats what it beats, too: the front is the same without it.
+        """
+        if len(results) < 2 * FOLLOWED:
+            return
+        most = max(FOLLOWED, self.plan.ensemble, self.plan.teachers)
+        still = {0, *(r.number for r in best_trials(self.plan, results)[:most])}
+        still |= {c.trial for c in candidates(self.plan, results) if c.front}
+        still |= {r.number for r in results if r.config.derived or any(v.folder for v in r.variants)}
+        still |= {r.number for r in results if r.state == "complete" and self._missing_folds(r)}
+        self.beaten |= {r.number for r in results} - still
+
+    def _write_table(self) -> None:
+        """Write ``trials.csv`` where that was not just done: with many trials it takes longer than some trials."""
+        now = time.monotonic()
+        if now >= self.table_due:
+            self.run.write_trials_csv(self.results.values())
+            took = time.monotonic() - now
+            self.table_due = now + took + max(0.0, took - SHORT_TABLE) / TABLE_SHARE
 
     def _discard(self, number: int) -> None:
         shutil.rmtree(self.run.trial(number), ignore_errors=True)

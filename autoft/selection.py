@@ -63,12 +63,21 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
 def _mark_front(pool: Sequence[Candidate], plan: Plan) -> None:
     """Set ``front`` of those that none of the pool dominates.
 
-    As :func:`dominates` says, of all pairs; in arrays, as this is asked several times after each trial, of all before it.
+    As :func:`dominates` says, of all pairs. What one that is left dominates is left out at once, so that each is compared
+    with the front alone: of many candidates few are on it.
     """
+    left = np.arange(len(pool))
     vectors = np.array([_vector(candidate, plan) for candidate in pool])
-    for candidate, vector in zip(pool, vectors, strict=True):
-        ahead = (vectors <= vector).all(axis=1) & (vectors != vector).any(axis=1)
-        candidate.front = not ahead.any()
+    at = 0
+    while at < len(left):
+        vector, others = vectors[left[at]], vectors[left]
+        behind = (vector <= others).all(axis=1) & (vector != others).any(axis=1)
+        # Those before this one that it takes out move it forward.
+        at += 1 - int(behind[:at].sum())
+        left = left[~behind]
+    front = set(left.tolist())
+    for place, candidate in enumerate(pool):
+        candidate.front = place in front
 
 
 def _comparable(pool: Sequence[Candidate]) -> list[Candidate]:

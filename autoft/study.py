@@ -21,7 +21,10 @@ from autoft.space import Categorical, Domain, Float, Int
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["GIVEN", "QUARTERS", "Study"]
+__all__ = ["GIVEN", "QUARTERS", "RIVALS_SHOWN", "Settings", "Study", "directions", "questions", "settings_of_trial"]
+
+Settings = tuple[str, str, frozenset[tuple[str, Any]], int]
+"""What makes two configurations the same: model, pipeline, parameters and seed."""
 
 FOLDS_P = 0.15
 """Of the signed-rank test over folds: worse on the first three, whose p is 1/8, is enough to be given up."""
@@ -35,6 +38,12 @@ GIVEN = frozenset({"default", "added"})
 CHOICES = ("augment", "regularize")
 """Parameters whose value decides which others a configuration has, beside model and pipeline."""
 
+BEST_SHOWN, NEWEST_SHOWN = 500, 1500
+"""Of how many trials, the best and the newest, a sampler learns: what it does at each proposal takes time in proportion."""
+
+RIVALS_SHOWN = 1000
+"""With how many of the newest trials one is compared that may be stopped early."""
+
 GRID_LIMIT = 100_000
 """Points of a grid that are still counted out; more are an error of the space."""
 
@@ -45,26 +54,34 @@ class Study:
     The second holds no infeasible trials: a model that can't fit the budget must not stop smaller ones for being worse.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, seed: int | None = None) -> None:
+        """Begin a study.
+
+        Args:
+            plan: of the search.
+            seed: of the sampler; default: the plan's. Searches that share a study need one each, to propose different things.
+        """
         import optuna
+
+        from autoft.bounded_storage import BoundedStorage
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         # A training that ends at the time limit is validated there, often within a rung that it has reached before.
         warnings.filterwarnings("ignore", message="The reported value is ignored")
-        self.optuna, self.plan = optuna, plan
-        directions = ["maximize" if plan.higher_is_better else "minimize"]
-        directions += [
-            "maximize" if plan.metrics.get(name, {}).get("higher_is_better") else "minimize"
-            for name in plan.objectives[1:]
-        ]
-        self.study = optuna.create_study(directions=directions, sampler=_sampler(plan))
-        self.grid = _grid(plan) if plan.sampler == "grid" else None
+        self.optuna, self.plan, self.bounded = optuna, plan, BoundedStorage
+        seed = plan.seed if seed is None else seed
+        self.study = optuna.create_study(
+            directions=directions(plan), sampler=_sampler(plan, seed), storage=BoundedStorage(BEST_SHOWN, NEWEST_SHOWN)
+        )
+        self.grid = _grid(plan, seed) if plan.sampler == "grid" else None
         self.live: dict[int, optuna.trial.Trial] = {}
+        self.elsewhere: dict[Settings, int] = {}
+        """By configuration that another search is at, its number in the study."""
         self.watch: dict[tuple[int, str], optuna.trial.Trial] = {}
-        self.restart_early_stopping([])
+        self._begin_early_stopping()
         self.folds = optuna.create_study(
-            direction=directions[0],
+            direction=directions(plan)[0],
             pruner=optuna.pruners.WilcoxonPruner(p_threshold=FOLDS_P)
             if plan.early_stopping == "wilcoxon"
             else optuna.pruners.NopPruner(),
@@ -127,28 +144,35 @@ class Study:
         large one scores less than a small one is. A trial within half a standard error of the best at the same point is not
         behind: on a few hundred rows, that is chance.
         """
-        if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
-            return False
-        if self.plan.folds > 1 and self.plan.early_stopping == "wilcoxon":
-            return False
-        sign = 1 if self.plan.higher_is_better else -1
-        value = sign * max(sign * value, self.so_far.get(config.number, -math.inf))
-        self.so_far[config.number] = sign * value
-        behind, rung = False, _quarters(config, epoch)
+        rung, value = self._reached(config, epoch, value)
         if rung == 0:
             return False
+        sign, behind = 1 if self.plan.higher_is_better else -1, False
         for model in self._rivals(config.model):
             trial = self.watch.get((config.number, model))
             if trial is None:
                 trial = self.watch[config.number, model] = self.stopping[model].ask()
+                self.watched.setdefault(config.number, {})[model] = trial.number
             trial.report(value, rung)
             judged = trial.should_prune()
-            key = (model, rung)
-            self.best_at[key] = max(self.best_at.get(key, -math.inf), sign * value)
             if model == config.model:
-                behind = judged and sign * value < self.best_at[key] - self._standard_error(value) / 2
+                behind = judged and sign * value < self.best_at[model, rung] - self._standard_error(value) / 2
         # At its end there is nothing left to save.
         return behind and config.kind not in GIVEN and rung < QUARTERS
+
+    def _reached(self, config: TrialConfig, epoch: float, value: float) -> tuple[int, float]:
+        """Note a score, and return the quarter that the trial is through with its best score so far; 0 where none counts."""
+        if len(self.plan.objectives) > 1 or config.repeats or math.isnan(value):
+            return 0, value
+        if self.plan.folds > 1 and self.plan.early_stopping == "wilcoxon":
+            return 0, value
+        sign, rung = 1 if self.plan.higher_is_better else -1, _quarters(config, epoch)
+        value = max(sign * value, self.so_far.get(config.number, -math.inf))
+        self.so_far[config.number] = value
+        for model in self._rivals(config.model) if rung else ():
+            self.best_at[model, rung] = max(self.best_at.get((model, rung), -math.inf), value)
+            self.scores.setdefault(config.number, {})[model, rung] = value
+        return rung, sign * value
 
     def behind_at_fold(self, number: int, fold: int, value: float) -> bool:
         """Enter what a configuration scored on a fold and say whether it is behind the best on the folds so far.
@@ -194,28 +218,36 @@ class Study:
                 else:
                     self.stopping[model].tell(trial, value)
 
-    def tell(self, result: TrialResult, values: Sequence[float] | None) -> None:
-        """Tell how a trial ended. What does not fit is PRUNED with its constraint: from FAIL, TPE learns nothing."""
-        trial = self.live.pop(result.number, None)
+    def _end_watch_of(self, result: TrialResult) -> None:
         state = self.optuna.trial.TrialState
         final = result.validation.get(self.plan.objective) if result.state == "complete" else None
         self._end_watch(result.number, final, state.PRUNED if result.state == "pruned" else state.FAIL)
+
+    def withdraw(self, number: int) -> None:
+        """Take a trial that does not fit out of the early stopping: it must not stop others any more."""
+        for model, place in self.watched.pop(number, {}).items():
+            self.watch.pop((number, model), None)
+            self.rivals[model].withdraw(place)
+        for key, value in self.scores.pop(number, {}).items():
+            if value == self.best_at[key]:
+                self.best_at[key] = max(
+                    (known.get(key, -math.inf) for known in self.scores.values()), default=-math.inf
+                )
+
+    def tell(self, result: TrialResult, values: Sequence[float] | None) -> None:
+        """Tell how a trial ended. What does not fit is PRUNED with its constraint: from FAIL, TPE learns nothing."""
+        trial, state = self.live.pop(result.number, None), self.optuna.trial.TrialState
+        self._end_watch_of(result)
         if trial is None or result.config.derived:
             return
-        for limit in [
-            *(limit.key for limit in self.plan.budget),
-            *(["memory"] if "memory" in result.violations else []),
-        ]:
-            trial.set_constraint(limit, _constraint(result, limit))
+        for limit, over in self._constraints(result).items():
+            trial.set_constraint(limit, over)
         if values is not None and all(math.isfinite(value) for value in values):
             self.study.tell(trial, list(values))
-        elif result.state == "pruned":
-            if len(self.plan.objectives) == 1:
-                for point in result.curve:
-                    trial.report(point.validation[self.plan.objective], _quarters(result.config, point.epoch))
-            self.study.tell(trial, state=state.PRUNED)
-        else:
-            self.study.tell(trial, state=state.FAIL if result.state == "failed" else state.PRUNED)
+            return
+        for quarter, value in self._at_quarters(result).items():
+            trial.report(value, quarter)
+        self.study.tell(trial, state=state.FAIL if result.state == "failed" else state.PRUNED)
 
     def reject(self, config: TrialConfig, reason: str) -> None:
         """Tell that a configuration is not possible."""
@@ -233,10 +265,7 @@ class Study:
 
     def reopen(self, result: TrialResult) -> bool:
         """Enter a trial of an earlier call that goes on; False where the space does not have its configuration."""
-        values = {"model": result.config.model, "pipeline": result.config.pipeline, **result.config.params}
-        if result.config.kind == "added" and not all(
-            name in self.plan.space and self.plan.domain(name).contains(value) for name, value in values.items()
-        ):
+        if result.config.kind == "added" and not self._in_space(result.config):
             # The user may try what the search does not; its sampler has no place for it.
             return False
         try:
@@ -246,35 +275,100 @@ class Study:
         self._watch(result)
         return True
 
-    def replay(self, result: TrialResult, values: Sequence[float] | None) -> None:
-        """Enter a trial of an earlier call, as if it had just ended."""
-        if self.reopen(result):
-            self.tell(result, values)
+    def _in_space(self, config: TrialConfig) -> bool:
+        values = {"model": config.model, "pipeline": config.pipeline, **config.params}
+        return all(name in self.plan.space and self.plan.domain(name).contains(value) for name, value in values.items())
 
-    def restart_early_stopping(self, results: Iterable[TrialResult]) -> None:
-        """Begin the early stopping anew with the trials that compete."""
+    def replay(self, result: TrialResult, values: Sequence[float] | None, *, compared: bool = True) -> None:
+        """Enter a trial that is done, of an earlier call or of another search, as if it had just ended.
+
+        Args:
+            result: the trial's.
+            values: its objectives, None where it left nothing that fits.
+            compared: the early stopping compares others with it; of very many trials only the newest matter there.
+        """
+        if not self._in_space(result.config):
+            if self.reopen(result):
+                self.tell(result, values)
+            return
+        self._watch(result, compared)
+        self._end_watch_of(result)
+        if result.config.derived:
+            return
+        state = self.optuna.trial.TrialState
+        # What asking and telling come to, without a look at all trials for each.
+        complete = values is not None and all(math.isfinite(value) for value in values)
+        reached = {} if complete else self._at_quarters(result)
+        if not complete:
+            values = [reached[max(reached)]] if reached else None
+        distributions, params, _ = questions(self.plan, result.config)
+        self.study.add_trial(
+            self.optuna.trial.create_trial(
+                state=state.COMPLETE if complete else state.FAIL if result.state == "failed" else state.PRUNED,
+                values=values,
+                params=params,
+                distributions=distributions,
+                constraints=self._constraints(result),
+                intermediate_values=reached,
+            )
+        )
+
+    def _constraints(self, result: TrialResult) -> dict[str, float]:
+        limits = [limit.key for limit in self.plan.budget] + (["memory"] if "memory" in result.violations else [])
+        return {limit: _constraint(result, limit) for limit in limits}
+
+    def _at_quarters(self, result: TrialResult) -> dict[int, float]:
+        """Return what a trial that was stopped early scored first in each quarter."""
+        if result.state != "pruned" or len(self.plan.objectives) > 1:
+            return {}
+        found: dict[int, float] = {}
+        for point in result.curve:
+            found.setdefault(_quarters(result.config, point.epoch), point.validation[self.plan.objective])
+        return found
+
+    def going_elsewhere(self, configs: Iterable[TrialConfig]) -> None:
+        """Enter what other searches are at now, so that the sampler proposes something else (its constant liar)."""
+        state = self.optuna.trial.TrialState
+        current = {settings_of_trial(config): config for config in configs}
+        for settings in [*self.elsewhere]:
+            if settings not in current:
+                self.study.tell(self.elsewhere.pop(settings), state=state.FAIL)
+        for settings, config in current.items():
+            if settings not in self.elsewhere:
+                distributions, params, _ = questions(self.plan, config)
+                self.study.add_trial(
+                    self.optuna.trial.create_trial(state=state.RUNNING, params=params, distributions=distributions)
+                )
+                self.elsewhere[settings] = self.study.get_trials(deepcopy=False)[-1].number
+
+    def _begin_early_stopping(self) -> None:
         self.watch = {}
         self.best_at: dict[tuple[str, int], float] = {}
         self.so_far: dict[int, float] = {}
         """By trial, its best score, greater being better."""
+        self.watched: dict[int, dict[str, int]] = {}
+        """By trial and model, its number in the study that decides for that model."""
+        self.scores: dict[int, dict[tuple[str, int], float]] = {}
+        """By trial, what it put into ``best_at``."""
+        self.rivals = {model.name: self.bounded(0, RIVALS_SHOWN) for model in self.plan.models}
         direction = "maximize" if self.plan.higher_is_better else "minimize"
         self.stopping = {
             # By its study's name Hyperband deals trials out to its brackets: the same run has to deal alike.
             model.name: self.optuna.create_study(
-                study_name=f"early stopping of {model.name}", direction=direction, pruner=_stopper(self.plan)
+                study_name=f"early stopping of {model.name}",
+                direction=direction,
+                pruner=_stopper(self.plan),
+                storage=self.rivals[model.name],
             )
             for model in self.plan.models
         }
-        for result in results:
-            self._watch(result)
-            final = None if result.state == "pruned" else result.validation.get(self.plan.objective)
-            self._end_watch(result.number, final, self.optuna.trial.TrialState.PRUNED)
 
-    def _watch(self, result: TrialResult) -> None:
+    def _watch(self, result: TrialResult, compared: bool = True) -> None:
         if result.state in {"infeasible", "failed"}:
             return
+        enter = self.behind if compared else self._reached
         for point in result.curve:
-            self.behind(result.config, point.epoch, point.validation[self.plan.objective])
+            enter(result.config, point.epoch, point.validation[self.plan.objective])
 
     def importance(self) -> dict[str, float]:
         """Return PED-ANOVA's importance (Watanabe et al. 2023), which keeps conditional parameters."""
@@ -294,6 +388,45 @@ class Study:
         return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
 
 
+def settings_of_trial(config: TrialConfig) -> Settings:
+    """Return what makes a configuration the same as another one."""
+    return config.model, config.pipeline, frozenset(config.params.items()), config.seed
+
+
+def directions(plan: Plan) -> list[str]:
+    """Return the direction of each objective, as Optuna names them; costs are minimised."""
+    return [
+        "maximize" if plan.metrics.get(name, {}).get("higher_is_better", False) else "minimize"
+        for name in plan.objectives
+    ]
+
+
+def questions(plan: Plan, config: TrialConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the distributions and values that Optuna knows, and the settings that are no question or outside of the space."""
+    distributions, params, further = {}, {}, {}
+    for name, value in {"model": config.model, "pipeline": config.pipeline, **config.params}.items():
+        domain = plan.domain(name) if name in plan.space else None
+        if (
+            domain is None
+            or not domain.contains(value)
+            or (isinstance(domain, Categorical) and len(domain.choices) == 1)
+        ):
+            further[name] = value
+        else:
+            distributions[name], params[name] = _distribution(domain), value
+    return distributions, params, further
+
+
+def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
+    from optuna import distributions
+
+    if isinstance(domain, Float):
+        return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+    if isinstance(domain, Int):
+        return distributions.IntDistribution(domain.low, domain.high, log=domain.log)
+    return distributions.CategoricalDistribution(domain.choices)
+
+
 def _constraint(result: TrialResult, key: str) -> float:
     """Return Optuna's constraint value: above 0 where the limit is broken, by how much."""
     if result.state == "complete" or key not in result.violations:
@@ -307,10 +440,10 @@ def _quarters(config: TrialConfig, epoch: float) -> int:
     return min(QUARTERS, int(QUARTERS * epoch / epochs + 1e-6))
 
 
-def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
+def _sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
-    samplers, seed = optuna.samplers, plan.seed
+    samplers = optuna.samplers
     match plan.sampler:
         case "tpe":
             return samplers.TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=6, seed=seed)
@@ -326,8 +459,8 @@ def _sampler(plan: Plan) -> optuna.samplers.BaseSampler:
             return samplers.RandomSampler(seed=seed)
 
 
-def _grid(plan: Plan) -> Iterator[TrialConfig]:
-    """Yield every configuration of the grid once, in an order that the seed decides.
+def _grid(plan: Plan, seed: int) -> Iterator[TrialConfig]:
+    """Yield every configuration of the grid once, in an order that ``seed`` decides.
 
     A choice gives its values, a range its ends and its default; a configuration has only the parameters of its
     pipeline, which Optuna's own grid cannot express.
@@ -356,7 +489,7 @@ def _grid(plan: Plan) -> Iterator[TrialConfig]:
             "sampler"
         )
     order = list(range(sum(sizes)))
-    random.Random(plan.seed).shuffle(order)
+    random.Random(seed).shuffle(order)
     for place in order:
         part = 0
         while place >= sizes[part]:

@@ -238,6 +238,16 @@ CASES = [
     Case("an unknown key of a limit", explain(budget={"latency": {"p51": "3ms"}}), 2, "p50"),
     Case("an unknown sampler", explain(search={"sampler": "tep"}), 2, "Did you mean 'tpe'?"),
     Case("an unknown effort", explain(effort="fast"), 2, "allowed: quick, balanced or best"),
+    Case(
+        "a study of an unknown kind", explain(storage="postgre://me:secret@db/autoft"), 2, "Did you mean postgresql://"
+    ),
+    Case("a study without its address", explain(storage="study.log"), 2, "journal:///study.log"),
+    Case(
+        "a study in a folder that is not there",
+        search(storage="journal:///no/such/study.log"),
+        9,
+        "Nothing was trained",
+    ),
     Case("an unknown tracker", explain(trackers=["tensorbord"]), 2, "Did you mean 'tensorboard'?"),
     Case("a share above 1", explain(data={"train": "reviews.csv", "test_size": 1.5}), 2, "a share below 1"),
     Case(

@@ -27,7 +27,7 @@ from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
 from autoft.report.figures import front_points, plain
 from autoft.report.page import script_json
-from autoft.report.terminal import nearest_misses
+from autoft.report.terminal import closing, nearest_misses
 from autoft.report.terminal import summary as printed
 from autoft.rundir import (
     CurvePoint,
@@ -466,6 +466,18 @@ def test_the_table_of_trials_has_of_each_the_best_that_fits(tmp_path, catalog, t
     view = make_content(read_run(make_run(tmp_path, catalog, tiny_model).path)).trials
     value, of = view.columns.index("validation accuracy"), view.columns.index("of")
     assert [(row[value], row[of]) for row in view.rows[8:]] == [("0.7780", "onnx-int8"), ("0.7880", "onnx-int8")]
+
+
+def test_the_last_line_says_where_a_search_of_the_same_study_did_better(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    study = {"driver": "a1", "study": "films-1", "address": "journal:///shared/study.log"}
+    write_json(run.path / "study.json", study)
+    assert closing(read_run(run.path), "runs/films")[-1].startswith("         model")
+    better = {"objective": "accuracy", "value": 0.91234, "trial": 7, "variant": "onnx-int8"}
+    write_json(run.path / "study.json", {**study, "better": {**better, "host": "two", "folder": "/data/runs/films"}})
+    assert closing(read_run(run.path), "runs/films")[-1] == (
+        "Better:  accuracy 0.9123 on validation: trial 7, onnx-int8, of the search in /data/runs/films on two"
+    )
 
 
 def test_the_first_sentence_says_that_the_default_was_cut_short(tmp_path, catalog, tiny_model):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ import pytest
 from autoft.errors import RunFolderError, SearchFailed
 from autoft.executors import Event
 from autoft.hardware import Hardware
-from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
+from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import TAUGHT, Interruption, Listener, Search
+from autoft.search import TAUGHT, Elsewhere, Exchange, Interruption, Listener, Search
+from autoft.selection import best_trials, select, weights_to_keep
 from autoft.space import Categorical, Float, Int, domain_to_json
 from autoft.study import Study
 
@@ -329,8 +331,68 @@ def test_trials_that_turned_out_infeasible_no_longer_stop_others():
     for result in results:
         study.behind(result.config, 1.0, result.validation["accuracy"])
     assert study.behind(config(3, "large"), 1.0, 0.60)
-    study.restart_early_stopping([])
+    for result in results:
+        study.withdraw(result.number)
     assert not study.behind(config(4, "large"), 1.0, 0.60)
+
+
+def test_a_trial_that_is_entered_later_is_the_one_that_was_asked_for_and_told():
+    plan = make_plan(budget=[BudgetLimit(key="model_size", column="model_size_bytes", limit=50.0, given="50B")])
+    live, later = Study(plan), Study(plan)
+    for number, (state, values) in enumerate(
+        [("complete", [0.8]), ("complete", None), ("pruned", None), ("infeasible", None), ("failed", None)]
+    ):
+        proposal = live.ask(number)
+        result = done(proposal, 0.8, state)
+        for point in result.curve:
+            live.behind(proposal, point.epoch, point.validation["accuracy"])
+        live.tell(result, values)
+        later.replay(result, values)
+    for one, other in zip(live.study.trials, later.study.trials, strict=True):
+        assert (one.state, one.values, one.params) == (other.state, other.values, other.params)
+        assert (one.distributions, one.constraints) == (other.distributions, other.constraints)
+        assert one.intermediate_values == other.intermediate_values
+    told, entered = ([t.state for t in study.stopping["large"].trials] for study in (live, later))
+    assert entered == told[: len(entered)]
+    assert [t.constraints for t in later.study.trials][3] == {"model_size": 0.0, "memory": 1.0}
+
+
+@pytest.mark.parametrize("early_stopping", ["halving", "hyperband", "median"])
+def test_what_is_withdrawn_from_the_early_stopping_leaves_no_trace(early_stopping):
+    rng = random.Random(0)
+    plan = make_plan(early_stopping=early_stopping)
+    with_it, without = Study(plan), Study(plan)
+    judged: dict[str, list[bool]] = {"with": [], "without": []}
+    for number in range(30):
+        model, value = rng.choice(["large", "small"]), rng.uniform(0.3, 0.9)
+        steps = [(epoch, value + epoch / 100) for epoch in (0.75, 1.5, 2.25, 3.0)]
+        if number % 5 == 4 and early_stopping != "hyperband":
+            # Hyperband deals out its brackets by number, so that it cannot be compared beyond the last trial.
+            odd = config(1000 + number, model)
+            for epoch, _ in steps:
+                with_it.behind(odd, epoch, 0.99)
+            with_it.tell(done(odd, 0.99, "infeasible"), None)
+            with_it.withdraw(odd.number)
+        for name, study in (("with", with_it), ("without", without)):
+            trial = config(number, model)
+            judged[name] += [study.behind(trial, *step) for step in steps]
+            study.tell(done(trial, value), None)
+    assert judged["with"] == judged["without"]
+    assert any(judged["with"])
+    assert with_it.best_at == without.best_at
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "qmc"])
+def test_a_sampler_that_is_shown_some_of_the_trials_proposes_on(sampler, monkeypatch):
+    monkeypatch.setattr("autoft.study.BEST_SHOWN", 4)
+    monkeypatch.setattr("autoft.study.NEWEST_SHOWN", 8)
+    plan = make_plan(sampler)
+    study = Study(plan)
+    for number in range(40):
+        proposal = study.ask(number)
+        assert all(plan.domain(name).contains(value) for name, value in proposal.params.items())
+        study.tell(done(proposal, 0.5 + number / 100), [0.5 + number / 100])
+    assert len(study.study.get_trials(deepcopy=False)) <= 13
 
 
 def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stopping():
@@ -369,6 +431,93 @@ def engine(tmp_path, catalog, **changes) -> Search:
 
 def untimed(result: TrialResult) -> TrialResult:
     return result.model_copy(update={"curve": []})
+
+
+class Others(Exchange):
+    """Other searches, as a study in a database tells of them."""
+
+    def __init__(self, done: list[TrialResult], going: list[TrialConfig] | None = None) -> None:
+        self.unheard = [Elsewhere(one, [one.validation["accuracy"]]) for one in done]
+        self.at = going or []
+        self.told: list = []
+
+    def started(self, config):
+        self.told.append(("started", config.number))
+
+    def ended(self, result, values):
+        self.told.append(("ended", result.number, values))
+
+    def taken_back(self, number):
+        self.told.append(("taken back", number))
+
+    def news(self):
+        found, self.unheard = self.unheard, []
+        return found
+
+    def going(self):
+        return self.at
+
+
+def elsewhere(config: TrialConfig, accuracy: float, number: int = -1) -> TrialResult:
+    found = untimed(done(config.model_copy(update={"number": number}), accuracy))
+    return found.model_copy(update={"variants": []})
+
+
+def test_what_others_have_done_or_are_at_is_not_tried_again_and_known_to_the_sampler(tmp_path, catalog):
+    search = engine(tmp_path, catalog, sampler="grid")
+    everything = []
+    other = Study(search.plan)
+    while (config := other.ask(len(everything))) is not None:
+        everything.append(config)
+        other.forget(config.number)
+    free, at, *done_elsewhere = everything
+    search.exchange = Others([elsewhere(one, 0.5, -1 - n) for n, one in enumerate(done_elsewhere)], [at])
+    search.queue = [done_elsewhere[0].model_copy(update={"kind": "published"}), at.model_copy(update={"kind": "known"})]
+    proposal = search._next()
+    assert (proposal.model, proposal.pipeline, proposal.params) == (free.model, free.pipeline, free.params)
+    assert proposal.number == 0, "the numbers are those of this search alone"
+    assert (search._counted(), len(done_elsewhere) > 60) == (0, True)
+    states = [trial.state.name for trial in search.study.study.trials]
+    assert (states.count("COMPLETE"), states.count("RUNNING")) == (len(done_elsewhere), 2)
+    # What another one was at and has done is asked about no more; nothing is left.
+    search.exchange.at = []
+    search.exchange.unheard = [Elsewhere(elsewhere(at, 0.6, -999), [0.6])]
+    assert search._next() is None
+    assert search.ended == "every configuration of the space has been tried"
+    states = [trial.state.name for trial in search.study.study.trials]
+    assert (states.count("COMPLETE"), states.count("RUNNING")) == (len(everything) - 1, 1)
+
+
+def test_a_trial_is_behind_those_of_other_searches_too(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    search.exchange = Others([])
+    values = [0.80, 0.82, 0.84]
+    theirs = [done(config(-1 - n, "large"), value) for n, value in enumerate(values)]
+    theirs = [r.model_copy(update={"config": r.config.model_copy(update={"seed": n})}) for n, r in enumerate(theirs)]
+    search.exchange.unheard = [Elsewhere(one, [one.validation["accuracy"]]) for one in theirs]
+    search._bring_in()
+    assert search.study.behind(config(3, "large"), 1.0, 0.60)
+    # Begun anew, as after a trial that did not fit, it still knows them.
+    own = untimed(done(config(7, "small"), 0.5, "infeasible"))
+    search.study.fixed(own.config, 7)
+    search._finish(own)
+    assert search.study.behind(config(4, "large"), 1.0, 0.60)
+
+
+def test_others_are_told_of_each_trial_that_the_sampler_knows(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    search.exchange = Others([])
+    first = search.study.fixed(search.plan.default_config(), 0)
+    search._finish(untimed(done(first, 0.9)))
+    again = first.model_copy(update={"number": 1, "kind": "seed", "parent": 0, "seed": 4})
+    search._finish(untimed(done(again, 0.8)))
+    assert search.exchange.told == [("ended", 0, [0.9])]
+    heard = Others([])
+    Search(search.run, search.plan, catalog, Listener(), Interruption(), started=time.monotonic(), exchange=heard)
+    assert heard.told == []
+    search.run.write_result(search.results[0])
+    Search(search.run, search.plan, catalog, Listener(), Interruption(), started=time.monotonic(), exchange=heard)
+    assert heard.told == [("ended", 0, [0.9])]
 
 
 def test_a_grid_that_goes_on_passes_over_what_is_done(tmp_path, catalog):
@@ -819,6 +968,38 @@ def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catal
     monkeypatch.setattr("autoft.search.shutil.disk_usage", usage)
     search._check_disk()
     assert not graph.exists()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_leaving_out_what_is_beaten_changes_neither_the_choice_nor_the_files(tmp_path, catalog, noise, monkeypatch):
+    monkeypatch.setattr(sys.modules[Search.__module__], "FOLLOWED", 3)
+    search = engine(tmp_path, catalog, storage_bytes=10**9, ensemble=1, finalist_seeds=1)
+    rng = random.Random(1)
+    for number in range(60):
+        config = search.plan.default_config().model_copy(update={"number": number, "kind": "search"})
+        if number % 10 == 9:
+            chosen = search._chosen(search._contenders())
+            config = config.model_copy(update={"kind": "seed", "parent": chosen.trial, "seed": number})
+        size, milliseconds = rng.uniform(1, 10), rng.uniform(1, 10)
+        result = untimed(done(config, round(rng.uniform(0, noise) + 0.05 * math.log(size * milliseconds), 2)))
+        (variant,) = result.variants
+        variant.folder = f"trials/{number:04d}/variants/none"
+        variant.costs = {"model_size_bytes": size, "latency_p50_ms": milliseconds}
+        search._finish(result)
+        everything = list(search.results.values())
+        chosen, expected = search._chosen(search._contenders()), select(search.plan, everything)
+        assert (chosen.trial, chosen.variant, chosen.reason) == (expected.trial, expected.variant, expected.reason)
+        front = {c.trial for c in expected.candidates if c.front}
+        files = {r.number for r in everything if any(v.folder for v in r.variants)}
+        assert files == weights_to_keep_of(search, everything)
+        assert front - search.beaten == front
+        best = best_trials(search.plan, everything)[:3]
+        assert [r.number for r in best_trials(search.plan, search._contenders())[:3]] == [r.number for r in best]
+    assert len(search.beaten) > 5
+
+
+def weights_to_keep_of(search: Search, results: list[TrialResult]) -> set[int]:
+    return {trial for trial, _ in weights_to_keep(search.plan, results, search.sizes)}
 
 
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:

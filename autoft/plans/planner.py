@@ -50,6 +50,7 @@ from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_s
 from autoft.recipe import LatencyLimit, Recipe
 from autoft.rundir import read_json
 from autoft.space import Categorical, Domain, check_widened, domain_from_recipe, domain_to_json
+from autoft.study_addresses import study_address
 from autoft.version import __version__
 
 __all__ = ["make_plan"]
@@ -154,6 +155,8 @@ class _Planner:
             found = importlib.util.find_spec(tracker)
             if found is None or found.origin is None:
                 self.fault(f"trackers[{place}]", f'{tracker} is not installed; pip install "autoft[{tracker}]"')
+        if recipe.storage.study and (missing := study_address(recipe.storage.study).missing):
+            self.fault("storage.study", missing)
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         together = self.together(objectives)
         if self.faults:

@@ -13,7 +13,7 @@ from autoft.plans.plan import plan_of
 from autoft.report.comparison import Comparison
 from autoft.report.content import front_remarks, make_content, usage
 from autoft.report.views import TableView, cost_text
-from autoft.rundir import RunRecord, Selection
+from autoft.rundir import RunRecord, Selection, read_json
 
 __all__ = ["closing", "compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
 
@@ -46,12 +46,21 @@ def closing(record: RunRecord, folder: str) -> list[str]:
         folder: the run folder as it is called from where the search ran.
     """
     python, command = usage(record, folder)
+    better = read_json(record.path / "study.json", missing={}).get("better")
+    elsewhere = []
+    if isinstance(better, dict):
+        elsewhere.append(
+            "Better:  {objective} {value:.4f} on validation: trial {trial}, {variant}, of the search in {folder} on {host}".format(
+                **better
+            )
+        )
     return [
         f"Report:  {folder}/report.html",
         f"Model:   {folder}/best",
         f"Predict: {command}",
         f"Python:  {python[0]}",
         f"         {python[1]}",
+        *elsewhere,
     ]
 
 

@@ -1,0 +1,530 @@
+"""A study in a database that several searches share: each tells it what it has done, and hears what the others have.
+
+The run folder stays the truth of its search: whatever becomes of the database, nothing that is done is lost, and what it
+does not have is told to it again. All traffic is on a thread of its own, so that no search waits for a database.
+
+What is in the study: of each trial that is done one of Optuna's, written at once and never changed, under which any program
+that knows Optuna finds parameters, values and costs; and of each search two attributes, ``driver ID`` with its host, its run
+folder and what it is at, and ``alive ID``, a number that grows as long as the search lives. What a search is at is no trial
+of Optuna's: such a one would stay RUNNING for ever once its search is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import StudyError, first_line
+from autoft.frozen_trials import finished_trial, named_study
+from autoft.plans.plan import Plan
+from autoft.progress import printable
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_json, write_json
+from autoft.search import Elsewhere, Exchange
+from autoft.study_addresses import StudyAddress
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["SharedStudy", "open_storage", "study_name"]
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks into the study."""
+
+BEAT_EVERY = 20.0
+"""Seconds after which a search says again that it lives."""
+
+GONE_AFTER = 120.0
+"""Seconds without a word of a search, after which nobody waits for what it was at. Each measures them by its own clock."""
+
+OPENING = 60.0
+"""Seconds that the start of a command waits for the study."""
+
+CLOSING = 30.0
+"""Seconds that the end of a command waits for what is still to be told."""
+
+ATTEMPTS = 3
+"""At opening a study: two searches that make the tables of a new database at once are in each other's way."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between two attempts while the study cannot be reached; each pause is twice the one before."""
+
+SILENT = 60.0
+"""Seconds that one exchange may take, until the user is told that the study does not answer."""
+
+LONGEST_RECORD = 60_000
+"""Characters of an attribute: MySQL keeps 65,535."""
+
+RECORD = "autoft"
+"""The system attribute of a trial that has what other searches need to know."""
+
+
+def study_name(plan: Plan) -> str:
+    """Return the name of the study that a search belongs to: its run's, and a digest of all that scores depend on.
+
+    Searches of one study have the same task, models, space, compressions, data, validation rows, objectives and limits, so
+    that the score of one is one for the others, too. How long they search, with how many workers, which sampler and on what
+    device does not matter.
+    """
+    same = {
+        "task": [plan.task, plan.options],
+        "auxiliary": [one.model_dump(mode="json") for one in plan.auxiliary],
+        "models": [[model.name, model.revision, _architecture(model.config)] for model in plan.models],
+        "chains": [one.model_dump(mode="json") for one in (*plan.pipelines, *plan.variants, *plan.rescues)],
+        "space": plan.space,
+        "objectives": [[name, plan.metrics.get(name)] for name in plan.objectives],
+        "data": [plan.data.get("fingerprint"), plan.data.get("sizes"), plan.seed, plan.folds, plan.validation_rows],
+        "limits": [[limit.key, limit.limit] for limit in plan.budget],
+        "measured": [plan.request, plan.target.name if plan.target else None],
+    }
+    digest = hashlib.blake2b(json.dumps(same, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+    return f"{plan.name}-{digest}"
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model's configuration says of the model, without where it was and which library wrote it."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"}
+
+
+def open_storage(address: StudyAddress) -> optuna.storages.BaseStorage:
+    """Return Optuna's storage at an address, with limits on how long it may be silent where the driver has them.
+
+    Raises:
+        Exception: of whatever kind the driver has, where it cannot be reached.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    match address.scheme:
+        case "journal":
+            folder = Path(address.path).parent
+            if not folder.is_dir():
+                raise FileNotFoundError(f"no such folder: {folder}")
+            return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(address.path))
+        case "grpc":
+            proxy = optuna.storages.GrpcStorageProxy(host=address.host, port=address.port)
+            proxy.wait_server_ready(timeout=10)
+            return proxy
+        case "postgresql":
+            # libpq's: without them a server that is cut off is waited for for hours.
+            limits: dict[str, Any] = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5}
+            limits |= {"keepalives_count": 3, "tcp_user_timeout": 30_000}
+        case "mysql":
+            limits = {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60}
+        case _:
+            limits = {"timeout": 20}
+    # RDBStorage fills in a template: a brace of the address is none of it.
+    url = address.url.replace("{", "{{").replace("}", "}}")
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": limits, "pool_pre_ping": True})
+
+
+@dataclass
+class _Peer:
+    """Another search of the study."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    beat: object = None
+    heard: float = 0.0
+    """When its beat last changed, by this machine's clock."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a trial of the study says to other searches."""
+
+    driver: str
+    trial: int
+    variant: str
+    elsewhere: Elsewhere
+
+
+class SharedStudy(Exchange):
+    """A search's part in a study that others share.
+
+    Args:
+        address: of the study.
+        plan: of the search, with what its data says.
+        run: its folder, which keeps in ``study.json`` who the search is.
+        note: told what a user should know, by the thread that calls :meth:`news` and :meth:`close`.
+    """
+
+    def __init__(self, address: StudyAddress, plan: Plan, run: RunDir, note: Callable[[str], None]) -> None:
+        self.address, self.plan, self.run, self._note = address, plan, run, note
+        self.name = study_name(plan)
+        self._file = run.path / "study.json"
+        # The same search after a restart: what it has told before is not told again.
+        self.driver = str(read_json(self._file, missing={}).get("driver") or secrets.token_hex(6))
+        write_json(self._file, {"driver": self.driver, "study": self.name, "address": address.shown})
+        digest = hashlib.blake2b(f"{plan.seed} {self.driver}".encode(), digest_size=4)
+        self.seed = int.from_bytes(digest.digest(), "big")
+        self._thread = threading.Thread(target=self._work, name="shared study", daemon=True)
+        self._changed = threading.Condition()
+        self._dirty, self._closing = True, False
+        self._connected, self._opened = threading.Event(), threading.Event()
+        self._refused: str | None = None
+        # What this search tells: under the lock of _changed.
+        self._own: dict[int, tuple[TrialResult, Sequence[float] | None]] = {}
+        self._running: dict[int, TrialConfig] = {}
+        # What it heard. Both ends of a deque may be used by two threads.
+        self._news: deque[Elsewhere] = deque()
+        self._notes: deque[str] = deque()
+        self._going: Sequence[TrialConfig] = ()
+        self._best: _Record | None = None
+        # Of the thread alone.
+        self._storage: optuna.storages.BaseStorage | None = None
+        self._study = -1
+        self._read_up_to = -1
+        self._published: set[int] = set()
+        self._seen: set[tuple[str, int]] = set()
+        self._peers: dict[str, _Peer] = {}
+        self._told: dict[str, Any] | None = None
+        self._beat: object = None
+        self._beat_at = -math.inf
+        self._away = False
+        self._busy_since: float | None = None
+        self._silence_told = False
+
+    # -- of the search's thread ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect, and read what is there.
+
+        Raises:
+            StudyError: the study cannot be reached, or refuses.
+        """
+        self._thread.start()
+        if not self._connected.wait(OPENING):
+            self._refused = f"does not answer within {OPENING:.0f} seconds"
+        if self._refused is not None:
+            raise StudyError(
+                f"storage.study: {self.address.shown}: {self._refused}. Nothing was trained. {_remedy(self.address)}, or "
+                "leave storage.study out to search alone"
+            )
+        # A large study takes longer to read; what comes later is heard of later.
+        self._opened.wait(OPENING)
+
+    def started(self, config: TrialConfig) -> None:
+        """Have others told that this search is at a configuration."""
+        with self._changed:
+            self._running[config.number] = config
+            self._wake()
+
+    def ended(self, result: TrialResult, values: Sequence[float] | None) -> None:
+        """Have a result published."""
+        with self._changed:
+            self._running.pop(result.number, None)
+            self._own[result.number] = (result, values)
+            self._wake()
+
+    def taken_back(self, number: int) -> None:
+        """Have others told that this search is no longer at a configuration."""
+        with self._changed:
+            self._running.pop(number, None)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._dirty = True
+        self._changed.notify()
+
+    def news(self) -> list[Elsewhere]:
+        """Return what other searches have done, each trial once, as far as this one has heard."""
+        self._tell_notes()
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > SILENT and not self._silence_told:
+            self._silence_told = True
+            self._note(f"The shared study at {self.address.shown} does not answer; the search goes on alone.")
+        found = []
+        with contextlib.suppress(IndexError):
+            while True:
+                found.append(self._news.popleft())
+        return found
+
+    def going(self) -> Sequence[TrialConfig]:
+        """Return what other searches are at, those left out that are not heard of any more."""
+        return self._going
+
+    def close(self) -> None:
+        """Publish what is left, within :data:`CLOSING` seconds, and say what could not be."""
+        with self._changed:
+            self._closing = True
+            self._running.clear()
+            self._wake()
+        if self._thread.is_alive():
+            self._thread.join(CLOSING)
+        self._tell_notes()
+        left = len(self._own.keys() - self._published)
+        if left:
+            trials = "1 trial is" if left == 1 else f"{left} trials are"
+            self._note(f"{trials} not in the shared study yet; the same command tells it, and trains nothing again.")
+
+    def _tell_notes(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._note(self._notes.popleft())
+
+    def note_better(self) -> None:
+        """Keep in ``study.json`` what another search has that is better than all of this one, for the last lines of the command."""
+        better, best = None, self._best
+        sign = 1 if self.plan.higher_is_better else -1
+        own = max((sign * values[0] for _, values in self._own.values() if values), default=-math.inf)
+        if best is not None and best.elsewhere.values and len(self.plan.objectives) == 1:
+            value = best.elsewhere.values[0]
+            if sign * value > own:
+                about = self._peers[best.driver].about if best.driver in self._peers else {}
+                better = {
+                    "objective": self.plan.objective,
+                    "value": value,
+                    "trial": best.trial,
+                    "variant": best.variant,
+                    "host": printable(str(about.get("host", "unknown"))),
+                    "folder": printable(str(about.get("folder", "unknown"))),
+                }
+        told = {"driver": self.driver, "study": self.name, "address": self.address.shown}
+        write_json(self._file, {**told, "better": better} if better else told)
+
+    # -- of the thread that speaks to the database --------------------------------------------------------------
+
+    def _work(self) -> None:
+        pause, attempts = FIRST_PAUSE, 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._dirty or self._closing, timeout=LOOK_EVERY)
+                self._dirty, closing = False, self._closing
+            try:
+                self._busy_since = time.monotonic()
+                self._exchange(closing)
+            except Exception as error:  # noqa: BLE001 - each driver has errors of its own, and none may end a search
+                self._busy_since = None
+                self._disconnect()
+                attempts += 1
+                reason = self._reason(error)
+                if not self._connected.is_set():
+                    if attempts == ATTEMPTS or closing:
+                        self._refused = reason
+                        self._connected.set()
+                        return
+                    time.sleep(random.uniform(0.1, 0.4))
+                    continue
+                if not self._away:
+                    self._away = True
+                    self._notes.append(
+                        f"The shared study at {self.address.shown} cannot be reached ({reason}); the search goes on alone "
+                        "and tries again."
+                    )
+                if closing:
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, timeout=pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            self._busy_since, pause = None, FIRST_PAUSE
+            if self._away or self._silence_told:
+                self._away = self._silence_told = False
+                self._notes.append("The shared study is back, and has all that this search has done.")
+            self._opened.set()
+            if closing:
+                self._disconnect()
+                return
+
+    def _exchange(self, closing: bool) -> None:
+        if self._storage is None:
+            self._connect()
+        self._look()
+        self._publish()
+        self._tell_of_itself(closing)
+
+    def _connect(self) -> None:
+        """Open the study, and forget what was read of it: it may be another one, as of a database that was made anew."""
+        storage = open_storage(self.address)
+        named_study(self.plan, self.name, storage)
+        self._study = storage.get_study_id_from_name(self.name)
+        self._storage = storage
+        self._read_up_to, self._published = -1, set()
+        self._told, self._beat_at = None, -math.inf
+        self._connected.set()
+
+    def _disconnect(self) -> None:
+        storage, self._storage = self._storage, None
+        close = getattr(storage, "close", None) or getattr(getattr(storage, "engine", None), "dispose", None)
+        if close is not None:
+            with contextlib.suppress(Exception):
+                # Of a connection that is broken nothing more is wanted.
+                close()
+
+    def _new_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that came since the last look."""
+        storage: Any = self._storage
+        if hasattr(storage, "_get_trials"):
+            # Of a database only these are read. Optuna's cache asks for them so, too, and keeps them all in memory.
+            trials: list[optuna.trial.FrozenTrial] = storage._get_trials(self._study, None, set(), self._read_up_to)
+            if trials:
+                self._read_up_to = trials[-1]._trial_id
+            return trials
+        trials = storage.get_all_trials(self._study, deepcopy=False)[self._read_up_to + 1 :]
+        self._read_up_to += len(trials)
+        return trials
+
+    def _look(self) -> None:
+        for trial in self._new_trials():
+            number = -1 - len(self._seen)
+            record = _record_of(trial, number, self.plan)
+            if record is None:
+                continue
+            if record.driver == self.driver:
+                self._published.add(record.trial)
+            elif (record.driver, record.trial) not in self._seen:
+                self._seen.add((record.driver, record.trial))
+                self._news.append(record.elsewhere)
+                self._keep_best(record)
+        assert self._storage is not None
+        attributes = self._storage.get_study_user_attrs(self._study)
+        self._beat = attributes.get(f"alive {self.driver}")
+        now = time.monotonic()
+        for key, value in attributes.items():
+            kind, _, driver = key.partition(" ")
+            if driver == self.driver or kind not in {"driver", "alive"}:
+                continue
+            peer = self._peers.setdefault(driver, _Peer(heard=now))
+            if kind == "driver" and isinstance(value, dict):
+                peer.about = value
+            elif kind == "alive" and value != peer.beat:
+                peer.beat, peer.heard = value, now
+        self._going = [
+            config
+            for peer in self._peers.values()
+            if now - peer.heard < GONE_AFTER
+            for one in _items(peer.about.get("running"))
+            if (config := _config_of(one, -1)) is not None
+        ]
+
+    def _keep_best(self, record: _Record) -> None:
+        values, best = record.elsewhere.values, self._best.elsewhere.values if self._best else None
+        sign = 1 if self.plan.higher_is_better else -1
+        if values and (not best or sign * values[0] > sign * best[0]):
+            self._best = record
+
+    def _publish(self) -> None:
+        with self._changed:
+            waiting = [(number, *self._own[number]) for number in sorted(self._own.keys() - self._published)]
+        assert self._storage is not None
+        for number, result, values in waiting:
+            self._busy_since = time.monotonic()
+            self._storage.create_new_trial(self._study, template_trial=self._trial(result, values))
+            self._published.add(number)
+
+    def _trial(self, result: TrialResult, values: Sequence[float] | None) -> optuna.trial.FrozenTrial:
+        if values is not None and not all(map(math.isfinite, values)):
+            values = None
+        trial = finished_trial(self.plan, result, self.run, values)
+        trial.user_attrs = {"driver": self.driver, "host": platform.node(), "number": result.number, **trial.user_attrs}
+        record = {
+            "driver": self.driver,
+            "trial": result.number,
+            "variant": trial.user_attrs.get("variant", ""),
+            "state": result.state,
+            "config": _told_of(result.config),
+            "validation": _finite(result.validation.get(self.plan.objective)),
+            "violations": {key: _finite(value) for key, value in result.violations.items()},
+            "values": None if values is None else list(values),
+            "curve": [[point.epoch, _finite(point.validation.get(self.plan.objective))] for point in result.curve],
+        }
+        if len(json.dumps(record)) > LONGEST_RECORD:
+            record["curve"] = []
+        trial.system_attrs = {**trial.system_attrs, RECORD: record}
+        return trial
+
+    def _tell_of_itself(self, closing: bool) -> None:
+        assert self._storage is not None
+        with self._changed:
+            running = [_told_of(config) for config in self._running.values()]
+        while len(json.dumps(running)) > LONGEST_RECORD:
+            running.pop()
+        told = {"host": platform.node(), "folder": str(self.run.path), "running": running, "ended": closing}
+        if told != self._told:
+            self._storage.set_study_user_attr(self._study, f"driver {self.driver}", told)
+            self._told = told
+        if time.monotonic() - self._beat_at >= BEAT_EVERY:
+            beat = self._beat + 1 if isinstance(self._beat, int) else 0
+            self._storage.set_study_user_attr(self._study, f"alive {self.driver}", beat)
+            self._beat_at = time.monotonic()
+
+    def _reason(self, error: BaseException) -> str:
+        """Return in one line what is at the bottom of an error, without a password."""
+        # What Optuna and SQLAlchemy say of it is that there was an error.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return self.address.hidden(printable(f"{type(error).__name__}: {first_line(error)}"))
+
+
+def _remedy(address: StudyAddress) -> str:
+    match address.scheme:
+        case "journal":
+            return "Give a file in a folder that all machines see"
+        case "grpc":
+            return "See that optuna.storages.run_grpc_proxy_server runs there"
+        case "sqlite":
+            return "Give a file in a folder that is there"
+        case "postgresql":
+            return "See that the server runs and has this database; a password belongs into PGPASSWORD or ~/.pgpass"
+        case _:
+            return "See that the server runs and has this database"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _told_of(config: TrialConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include={"kind", "model", "pipeline", "params", "seed"})
+
+
+def _config_of(value: object, number: int) -> TrialConfig | None:
+    try:
+        return TrialConfig.model_validate({**dict(value), "number": number})  # type: ignore[call-overload]  # checked by trying
+    except (TypeError, ValueError):
+        return None
+
+
+def _record_of(trial: optuna.trial.FrozenTrial, number: int, plan: Plan) -> _Record | None:
+    """Return what a trial of the study says; None for one that no search of autoft has written."""
+    told = trial.system_attrs.get(RECORD)
+    if not isinstance(told, dict) or (config := _config_of(told.get("config"), number)) is None:
+        return None
+    try:
+        curve = [
+            CurvePoint(
+                samples=0, epoch=epoch, seconds=0, train_loss=0, learning_rate=0, validation={plan.objective: value}
+            )
+            for epoch, value in told["curve"]
+            if value is not None
+        ]
+        known = told["validation"]
+        result = TrialResult(
+            number=number,
+            state=told["state"],
+            config=config,
+            curve=curve,
+            validation={} if known is None else {plan.objective: known},
+            violations={key: math.inf if value is None else value for key, value in told["violations"].items()},
+        )
+        values = None if told["values"] is None else [float(value) for value in told["values"]]
+        if values is not None and len(values) != len(plan.objectives):
+            return None
+        return _Record(str(told["driver"]), int(told["trial"]), str(told["variant"]), Elsewhere(result, values))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
