@@ -131,6 +131,36 @@ def test_an_objective_of_another_kind_is_not_drawn_over_the_first(pair, tmp_path
     names = {trace["name"] for trace in compared_figures(found)["size"].data}
     assert names == {"a/tiny", "a/tiny, chosen", "b/tiny", "b/tiny, chosen"}
     assert not any("c/tiny" in note for note in found.notes if "overlap" in note)
+    assert found.notes[0].startswith("All runs have the same rows in the same splits, but NOT the same task")
+    assert any("stand only a/tiny, b/tiny" in note for note in found.notes)
+    # Whichever comes first, those that have company are compared.
+    turned = compared([third, *pair])
+    assert [row.name for row in turned.quality.rows] == ["a/tiny", "a/tiny, default", "b/tiny", "b/tiny, default"]
+    assert turned.quality.title == "Test accuracy"
+    assert 'class="notice"' in render_comparison(turned)
+
+
+@pytest.mark.parametrize("change", [{"objective": "f1_macro"}, {"task": "medical-qa"}])
+def test_two_runs_of_different_objectives_share_no_scale(pair, change):
+    changed(pair[1], **change)
+    found = compared(pair)
+    assert found.quality is None
+    assert compared_figures(found) == {}
+    assert "No two have the same task and objective: nothing is drawn on one scale." in found.notes
+    assert "may be compared" not in found.notes[0]
+
+
+def test_an_interval_that_is_not_defined_overlaps_with_none(pair):
+    nan = float("nan")
+    changed(pair[1], accuracy=(0.8, nan, nan))
+    (verdict,) = [note for note in compared(pair).notes if note.startswith("b/tiny has 0.8000")]
+    assert verdict.endswith("an interval is not defined, so that nothing is known of chance.")
+
+
+def test_figures_of_other_rows_are_not_said_to_be_of_the_same(pair):
+    assert "over the test rows" in compared(pair).quality.note
+    changed(pair[1], data=data(fingerprint="xyz"))
+    assert "over each run's own test rows" in compared(pair).quality.note
 
 
 def test_the_page_is_one_file_with_its_own_scripts_only(pair):

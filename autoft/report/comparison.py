@@ -24,6 +24,7 @@ from autoft.report.views import (
     figure_text,
     interval_text,
     interval_view,
+    quality_title,
     short_model,
 )
 from autoft.rundir import RunRecord, read_json
@@ -56,6 +57,11 @@ class _Run:
     def fingerprint(self) -> str:
         return str(self.plan.data.get("fingerprint", ""))
 
+    @property
+    def scored_by(self) -> tuple[str, str, bool]:
+        """Task, objective and whether higher is better: figures of runs that differ in it have nothing in common."""
+        return self.plan.task, self.plan.objective, self.plan.higher_is_better
+
     def tested(self, system: str = "best") -> Any:
         final = self.record.final
         return final.test.get(system, {}).get(self.plan.objective) if final else None
@@ -71,12 +77,19 @@ class Comparison:
     """All splits of all runs have the same rows; False, too, where that is not known."""
     same_test: bool
     """The test rows of all runs are the same."""
+    alike: list[_Run] = field(default_factory=list)
+    """Those of the task and the objective that most have; empty where no two have the same."""
     notes: list[str] = field(default_factory=list)
     """What may be compared, and what may not."""
     chosen: TableView | None = None
     quality: IntervalView | None = None
     metrics: TableView | None = None
     settings: TableView | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """All runs were scored on the same test rows, by the same objective."""
+        return self.same_test and len(self.alike) == len(self.runs)
 
 
 def make_comparison(records: Sequence[RunRecord]) -> Comparison:
@@ -98,10 +111,10 @@ def make_comparison(records: Sequence[RunRecord]) -> Comparison:
     prints, tests = [run.fingerprint for run in runs], [run.test_rows or run.fingerprint for run in runs]
     same_data = all(prints) and len(set(prints)) == 1
     same_test = same_data or (all(tests) and len(set(tests)) == 1)
-    comparison = Comparison(" · ".join(run.name for run in runs), runs, same_data, same_test)
+    comparison = Comparison(" · ".join(run.name for run in runs), runs, same_data, same_test, _alike(runs))
     comparison.notes = _notes(comparison)
     comparison.chosen = _chosen(runs)
-    comparison.quality = _quality(runs)
+    comparison.quality = _quality(comparison)
     comparison.metrics = _metrics(runs)
     comparison.settings = _settings(runs)
     return comparison
@@ -155,10 +168,20 @@ def _test_rows(record: RunRecord) -> str:
     return str(splits.get("test", ""))
 
 
+def _alike(runs: Sequence[_Run]) -> list[_Run]:
+    (most, count), *_ = Counter(run.scored_by for run in runs).most_common(1)
+    return [run for run in runs if run.scored_by == most] if count > 1 else []
+
+
 def _notes(comparison: Comparison) -> list[str]:
-    runs = comparison.runs
+    runs, alike = comparison.runs, comparison.alike
     notes = []
-    if comparison.same_data:
+    if comparison.same_test and len(alike) < len(runs):
+        rows = "rows in the same splits" if comparison.same_data else "test rows"
+        notes.append(
+            f"All runs have the same {rows}, but NOT the same task and objective: their figures do not say which model is better."
+        )
+    elif comparison.same_data:
         notes.append("All runs have the same rows in the same splits, so their figures may be compared.")
     elif comparison.same_test:
         notes.append(
@@ -177,6 +200,12 @@ def _notes(comparison: Comparison) -> list[str]:
         if len(set(values)) > 1:
             told = ", ".join(f"{value} ({run.name})" for run, value in zip(runs, values, strict=True))
             notes.append(f"The {what} differ: {told}.")
+    if len(alike) < len(runs):
+        notes.append(
+            f"On one scale and in plots stand only {', '.join(run.name for run in alike)}: the rest has another task or objective."
+            if alike
+            else "No two have the same task and objective: nothing is drawn on one scale."
+        )
     machines = {(run.plan.hardware.get("cpu"), run.plan.device, run.plan.threads) for run in runs}
     targets = {run.plan.target.name if run.plan.target else "" for run in runs}
     if len(machines) > 1 or len(targets) > 1:
@@ -190,9 +219,9 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _verdicts(comparison: Comparison) -> list[str]:
-    """Return of the best run and each other one whether their intervals overlap; nothing where rows or objectives differ."""
-    runs = [run for run in comparison.runs if run.tested() is not None and math.isfinite(run.tested().value)]
-    if not comparison.same_test or len(runs) < 2 or len({(run.plan.task, run.plan.objective) for run in runs}) > 1:
+    """Return of the best run and each other one whether their intervals overlap; nothing of other rows or objectives."""
+    runs = [run for run in comparison.alike if run.tested() is not None and math.isfinite(run.tested().value)]
+    if not comparison.same_test or len(runs) < 2:
         return []
     sign = 1 if runs[0].plan.higher_is_better else -1
     first, *rest = sorted(runs, key=lambda run: -sign * run.tested().value)
@@ -200,15 +229,15 @@ def _verdicts(comparison: Comparison) -> list[str]:
     said = []
     for run in rest:
         other = run.tested()
-        apart = other.high < best.low or other.low > best.high
-        told = (
-            f"{first.name} has {figure_text(best.value)} test {objective}, {run.name} {figure_text(other.value)} "
-            f"({other.value - best.value:+.4f})"
-        )
+        if not all(math.isfinite(end) for one in (best, other) for end in (one.low, one.high)):
+            verdict = "an interval is not defined, so that nothing is known of chance."
+        elif other.high < best.low or other.low > best.high:
+            verdict = "the 95 % intervals do not overlap."
+        else:
+            verdict = f"the 95 % intervals overlap, so that on {counted(best.n, 'row')} this may be chance."
         said.append(
-            f"{told}: the 95 % intervals do not overlap."
-            if apart
-            else f"{told}: the 95 % intervals overlap, so that on {counted(best.n, 'row')} this may be chance."
+            f"{first.name} has {figure_text(best.value)} test {objective}, {run.name} {figure_text(other.value)} "
+            f"({other.value - best.value:+.4f}): {verdict}"
         )
     return said
 
@@ -243,19 +272,20 @@ def _chosen(runs: Sequence[_Run]) -> TableView:
     return TableView("What was chosen", columns, tuple(rows), left=frozenset({0, 1, 2, 3}))
 
 
-def _quality(runs: Sequence[_Run]) -> IntervalView | None:
-    """Return the test figures on one scale; of runs whose objective is another one than the first's, none."""
-    objective = runs[0].plan.objective
+def _quality(comparison: Comparison) -> IntervalView | None:
+    """Return the test figures of runs of one task and objective on one scale; None where these are fewer than two."""
+    runs = [run for run in comparison.alike if run.tested() is not None]
+    if len(runs) < 2:
+        return None
     figures = []
     for run in runs:
-        if run.plan.objective != objective or run.tested() is None:
-            continue
         figures.append((run.name, run.tested()))
         if run.tested("default") is not None:
             figures.append((f"{run.name}, default", run.tested("default")))
     direction = "higher" if runs[0].plan.higher_is_better else "lower"
-    note = f"95 % bootstrap intervals over the test rows; {direction} is better."
-    return interval_view(f"Test {objective}", "run", figures, note=note) if len(figures) > 1 else None
+    rows = "the test rows" if comparison.same_test else "each run's own test rows"
+    note = f"95 % bootstrap intervals over {rows}; {direction} is better."
+    return interval_view(f"Test {runs[0].plan.objective}", "run", figures, note=note)
 
 
 def _metrics(runs: Sequence[_Run]) -> TableView | None:
@@ -323,23 +353,24 @@ def _setting(value: Any) -> str:
 def compared_figures(comparison: Comparison) -> dict[str, Figure]:
     """Return the fronts over each other, against size and latency, and the best so far against time; by name.
 
-    Runs whose objective is not that of most are left out: their figures have another scale.
+    Runs whose task and objective are not those of most are left out: their figures have another scale.
     """
-    objectives = Counter((run.plan.objective, run.plan.higher_is_better) for run in comparison.runs)
-    (objective, higher), _ = objectives.most_common(1)[0]
-    shown = [run for run in comparison.runs if (run.plan.objective, run.plan.higher_is_better) == (objective, higher)]
+    shown = comparison.alike
+    if not shown:
+        return {}
     drawn = [
-        _fronts(shown, objective, higher, "model_size_bytes", "size"),
-        _fronts(shown, objective, higher, "latency_p50_ms", "latency"),
-        _progress(shown, objective, higher),
+        _fronts(shown, "model_size_bytes", "size"),
+        _fronts(shown, "latency_p50_ms", "latency"),
+        _progress(shown),
     ]
     return {figure.name: figure for figure in drawn if figure is not None}
 
 
-def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, name: str) -> Figure | None:
+def _fronts(runs: Sequence[_Run], column: str, name: str) -> Figure | None:
     from autoft.report.figures import COLOURS, SYMBOLS, Figure, cost_axis, frame, front_points, limit_line, plain
     from autoft.selection import candidates
 
+    plan = runs[0].plan
     data: list[dict[str, Any]] = []
     costs: list[float] = []
     limits: dict[float, str] = {}
@@ -353,7 +384,9 @@ def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, nam
         limits |= {limit.limit: limit.given for limit in run.plan.budget if limit.column == column}
         colour, group = COLOURS[place % len(COLOURS)], {"legendgroup": run.name}
         symbol = SYMBOLS[place % len(SYMBOLS)]
-        corners = front_points(((c.costs[column], c.objective) for c in points if not c.violations), higher)
+        corners = front_points(
+            ((c.costs[column], c.objective) for c in points if not c.violations), plan.higher_is_better
+        )
         line = {"color": colour, "width": 2, "shape": "hv"}
         xs: list[float | None] = [cost for cost, _ in corners] or [None]
         ys: list[float | None] = [value for _, value in corners] or [None]
@@ -364,7 +397,7 @@ def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, nam
         texts = [
             f"<b>{plain(run.name)}</b>, trial {c.trial}, {plain(c.variant)}<br>"
             f"{plain(short_model(run.record.trial(c.trial).config.model))}, {plain(run.record.trial(c.trial).config.pipeline)}<br>"
-            f"validation {plain(objective)} {figure_text(c.objective)}<br>{column_title(column)} {cost_text(column, c.costs[column])}"
+            f"validation {plain(plan.objective)} {figure_text(c.objective)}<br>{column_title(column)} {cost_text(column, c.costs[column])}"
             + ("<br>does not fit" if c.violations else "")
             for c in points
         ]
@@ -406,19 +439,19 @@ def _fronts(runs: Sequence[_Run], objective: str, higher: bool, column: str, nam
         # Of several limits, shades over each other would say nothing.
         shapes += lines[-1:]
         notes += told
-    layout = frame(440, xaxis=axis, yaxis={"title": f"validation {objective}"}, shapes=shapes, annotations=notes)
+    layout = frame(440, xaxis=axis, yaxis={"title": quality_title(plan)}, shapes=shapes, annotations=notes)
     caption = (
-        f"Every compressed model of each run: validation {objective} against {column_title(column)}. The lines are the fronts, rings "
-        "the chosen models; hollow points do not fit their run's budget."
+        f"Every variant of each run, as trained and compressed: validation {plan.objective} against {column_title(column)}. The "
+        "lines are the fronts, rings the chosen models; hollow points do not fit their run's budget."
     )
     return Figure(name, f"Fronts against {name}", caption, data, layout)
 
 
-def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | None:
+def _progress(runs: Sequence[_Run]) -> Figure | None:
     from autoft.report.figures import COLOURS, SYMBOLS, Figure, frame, plain
     from autoft.selection import best_variant
 
-    sign = 1 if higher else -1
+    sign, objective = 1 if runs[0].plan.higher_is_better else -1, runs[0].plan.objective
     data = []
     for place, run in enumerate(runs):
         spent, best = 0.0, -math.inf
@@ -442,6 +475,7 @@ def _progress(runs: Sequence[_Run], objective: str, higher: bool) -> Figure | No
             )
     if not data:
         return None
-    layout = frame(440, xaxis={"title": "minutes of trials"}, yaxis={"title": f"best validation {objective} so far"})
-    caption = "The best compressed model so far that fits its run's budget, after the time that trials took; preparing, export and test not counted."
+    title = f"best {quality_title(runs[0].plan)} so far"
+    layout = frame(440, xaxis={"title": "minutes of trials"}, yaxis={"title": title})
+    caption = "The best variant so far that fits its run's budget, after the time that trials took; preparing, export and test not counted."
     return Figure("progress", "How the searches went", caption, data, layout)

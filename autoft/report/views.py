@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoft.plans.plan import Plan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import Interval
 
@@ -20,6 +21,8 @@ __all__ = [
     "figure_text",
     "interval_text",
     "interval_view",
+    "metric_title",
+    "quality_title",
     "short_model",
 ]
 
@@ -137,7 +140,12 @@ def interval_view(
         )
         for number, (name, one) in enumerate(figures)
     )
-    return IntervalView(title, heading, rows, f"{start:.3g}", f"{end:.3g}", note)
+    return IntervalView(title, heading, rows, _end(start), _end(end), note)
+
+
+def _end(value: float) -> str:
+    """Return the end of a scale, with three digits or, where it has more before the point, all of these."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def short_model(name: str) -> str:
@@ -168,6 +176,17 @@ def column_title(column: str) -> str:
     for ending in ("_bytes", "_ms", "_seconds", "_j"):
         column = column.removesuffix(ending)
     return column.replace("_", " ")
+
+
+def metric_title(plan: Plan, metric: str) -> str:
+    """Return a quality metric as a heading, which says where less of it is better: ``perplexity (lower is better)``."""
+    higher = plan.metrics.get(metric, {}).get("higher_is_better", True)
+    return metric if higher else f"{metric} (lower is better)"
+
+
+def quality_title(plan: Plan, split: str = "validation") -> str:
+    """Return the objective on a split as a heading: ``validation accuracy``."""
+    return f"{split} {metric_title(plan, plan.objective)}"
 
 
 def figure_text(value: float | None, digits: int = 4) -> str:
