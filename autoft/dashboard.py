@@ -25,7 +25,7 @@ from autoft.errors import AutoftError, PluginError
 from autoft.frozen_trials import finished_trial, named_study, running_trial
 from autoft.plans.plan import Plan
 from autoft.progress import RunReader, View, printable
-from autoft.report.content import column_title, cost_text
+from autoft.report.views import column_title, cost_text, figure_text, metric_title
 from autoft.rundir import RunDir, TrialResult
 from autoft.screen import describe, outcome
 
@@ -88,14 +88,16 @@ def _study_note(view: View) -> str:
     plan = view.plan
     assert plan is not None
     told = view.figures
-    lines = [f"**{plan.name}**: {plan.task}, {plan.objective}; {view.state}."]
+    lines = [f"**{_escaped(plan.name)}**: {plan.task}, {_escaped(metric_title(plan, plan.objective))}; {view.state}."]
+    objective = _escaped(plan.objective)
     if told.default is not None:
-        lines.append(f"The plain default fine-tune, trial 0, has {plan.objective} {told.default:.4f}.")
+        lines.append(f"The plain default fine-tune, trial 0, has {objective} {figure_text(told.default)}.")
     if told.chosen is not None:
         one = told.chosen
         costs = ", ".join(cost_text(c, one.costs.get(c)) for c in ("model_size_bytes", "latency_p50_ms"))
+        verb = "is" if view.state == "finished" else "would be"
         lines.append(
-            f"Shipped would be trial {one.trial}, {one.variant}: {plan.objective} {one.objective:.4f}, {costs}."
+            f"Shipped {verb} trial {one.trial}, {_escaped(one.variant)}: {objective} {figure_text(one.objective)}, {costs}."
         )
     lines.append("This is a copy for looking at: nothing that is done here changes the run.")
     return "\n\n".join(lines)
@@ -110,7 +112,7 @@ def _trial_note(plan: Plan, result: TrialResult) -> str:
         [
             one.name,
             "over the budget" if one.violations else one.reason or one.state,
-            f"{one.validation[plan.objective]:.4f}" if plan.objective in one.validation else "–",
+            figure_text(one.validation.get(plan.objective)),
             *(cost_text(column, one.costs.get(column)) for column in columns),
         ]
         for one in result.variants

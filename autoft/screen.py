@@ -19,7 +19,7 @@ from rich.text import Text
 from autoft.plans.plan import Plan
 from autoft.progress import Activity, View, printable
 from autoft.quantities import format_seconds
-from autoft.report.content import column_title, cost_text
+from autoft.report.views import column_title, cost_text
 from autoft.rundir import Candidate, TrialConfig, TrialResult, TrialState
 
 __all__ = [
@@ -259,10 +259,16 @@ def outcome(result: TrialResult, plan: Plan) -> str:
     if result.state != "complete":
         state = STATES[result.state]
         return f"{state}: {printable(result.reason)}" if result.reason else state
-    done = [v for v in result.variants if v.state == "complete" and plan.objective in v.validation]
+    done = [
+        v
+        for v in result.variants
+        if v.state == "complete" and math.isfinite(v.validation.get(plan.objective, math.nan))
+    ]
     if not done:
         value = result.validation.get(plan.objective, math.nan)
-        return f"{plan.objective} {value:.4f}, {printable(result.reason or 'no variant was made')}"
+        figure = f"{value:.4f}" if math.isfinite(value) else "not defined"
+        why = result.reason or ("no variant has a figure" if result.variants else "no variant was made")
+        return f"{plan.objective} {figure}, {printable(why)}"
     sign = 1 if plan.higher_is_better else -1
     best = max(done, key=lambda variant: sign * variant.validation[plan.objective])
     size, latency = best.costs.get("model_size_bytes"), best.costs.get("latency_p50_ms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import http.client
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult, write_
 
 dashboards = pytest.importorskip("optuna_dashboard")
 
-from autoft.dashboard import Dashboard, study_of  # noqa: E402 - the extra first
+from autoft.dashboard import Dashboard, _study_note, study_of  # noqa: E402 - the extra first
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 
@@ -157,6 +158,20 @@ def test_the_page_and_its_data_are_served(served):
     assert "nothing that is done here changes the run" in study["note"]["body"]
     assert "| onnx-int8 | complete | 0.8800 | 23 MB | 1.50 ms | – |" in study["trials"][0]["note"]["body"]
     assert "<script>" not in study["trials"][3]["note"]["body"]
+
+
+def test_the_note_of_the_study_shows_names_as_they_are_and_no_figure_that_there_is_not(run):
+    plan = json.loads(run.plan.read_text()) | {
+        "name": "<img src=x>",
+        "metrics": {"accuracy": {"higher_is_better": False}},
+    }
+    write_json(run.plan, plan)
+    result = RunReader(run.path).read().results[0]
+    variants = [VariantResult(name="none", state="complete", validation={"accuracy": math.inf}, folder="x")]
+    run.write_result(result.model_copy(update={"variants": variants}))
+    note = _study_note(RunReader(run.path).read())
+    assert note.startswith("**\\<img src=x\\>**: text-classification, accuracy (lower is better); ")
+    assert "has accuracy –." in note
 
 
 @pytest.mark.parametrize(

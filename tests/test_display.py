@@ -342,6 +342,13 @@ def test_a_further_fold_is_told_without_costs(plan):
     assert outcome(result, plan) == "accuracy 0.8000 (onnx-int8)"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_not_defined_is_said_in_words(plan, value):
+    assert outcome(trial(4, accuracy=value), plan) == "accuracy not defined, no variant has a figure"
+    bare = trial(4, accuracy=value).model_copy(update={"variants": [], "reason": "not compressed"})
+    assert outcome(bare, plan) == "accuracy not defined, not compressed"
+
+
 def test_brackets_of_a_reason_are_shown_and_not_taken_for_markup(plan):
     note = RefusalNote(what="nf4[x]", reason="needs bitsandbytes; pip install autoft[bitsandbytes]")
     console = Console(width=200, record=True, file=io.StringIO())

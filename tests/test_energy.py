@@ -24,7 +24,7 @@ from autoft.evaluation import measure_costs
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
-from autoft.report.content import column_title, cost_text
+from autoft.report.views import column_title, cost_text
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 RANGE = 262_143_328_850
