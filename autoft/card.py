@@ -18,7 +18,7 @@ import jinja2
 from autoft.artifact import Manifest, context_of
 from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
 from autoft.plans.plan import Plan
-from autoft.rundir import write_json
+from autoft.rundir import Interval, write_json
 
 __all__ = ["LABELS", "PREPROCESSING", "front_matter", "license_of", "templates", "usage", "write_settings"]
 
@@ -142,7 +142,20 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["python"] = repr
+    environment.filters["figure"] = _figure
     return environment
+
+
+def _figure(figure: float | Interval | Mapping[str, Any]) -> str:
+    """Return a quality figure in words, with its interval where it has one, and each as far as it is defined."""
+    if isinstance(figure, Mapping):
+        figure = Interval.model_validate(figure)
+    if not isinstance(figure, Interval):
+        return f"{figure:.4f}" if math.isfinite(figure) else "not defined"
+    known = [f"n = {figure.n}"]
+    if math.isfinite(figure.low) and math.isfinite(figure.high):
+        known.insert(0, f"95 % interval {figure.low:.4f} to {figure.high:.4f}")
+    return f"{_figure(figure.value)} ({', '.join(known)})"
 
 
 def write_settings(task: Task, manifest: Manifest, folder: Path) -> None:
