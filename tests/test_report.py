@@ -376,9 +376,10 @@ MARKS = (
 def test_marked_texts_show_what_was_found_said_wrongly_and_missed(section):
     page = Page(section["html"])
     assert page.open == []
-    assert '<mark class="right" title="found">Ann<small>person</small></mark> met ' in section["html"]
-    assert '<mark class="wrong" title="wrong">Bob<small>place</small></mark>' in section["html"]
-    assert '<mark class="missed" title="missed">Bob<small>person</small></mark> in ' in section["html"]
+    found = re.sub(r'<span class="unseen">, (.*?)</span>', r"|\1|", section["html"])
+    assert '<mark class="right">Ann<small>person</small>|found|</mark> met ' in found
+    assert '<mark class="wrong">Bob<small>place</small>|wrong|</mark>' in found
+    assert '<mark class="missed">Bob<small>person</small>|missed|</mark> in ' in found
     assert "[+Ann person] met [-Bob place][?Bob person] in [+Rome place]" in section["md"]
     assert section["html"].count("<script") == 3
 
@@ -464,7 +465,7 @@ def test_the_history_shows_the_best_so_far_and_where_trials_stopped(html):
 
 def test_the_table_of_trials_has_of_each_the_best_that_fits(tmp_path, catalog, tiny_model):
     view = make_content(read_run(make_run(tmp_path, catalog, tiny_model).path)).trials
-    value, of = view.columns.index("validation accuracy"), view.columns.index("of")
+    value, of = view.columns.index("validation accuracy"), view.columns.index("compression")
     assert [(row[value], row[of]) for row in view.rows[8:]] == [("0.7780", "onnx-int8"), ("0.7880", "onnx-int8")]
 
 
@@ -503,7 +504,98 @@ def test_of_a_model_that_scores_nothing_no_width_and_no_difference_is_told(tmp_p
     write_json(path, final)
     caveats = make_content(read_run(run.path)).caveats
     assert "Tested on 16 rows only." in caveats
-    assert not any("outside the interval" in text for text in caveats)
+    assert not any("interval of the test" in text for text in caveats)
+
+
+def changed(run: RunDir, name: str, change: dict[str, Any]) -> RunDir:
+    """Change what a file of a run says, nested tables one by one."""
+
+    def merged(old: Any, new: Any) -> Any:
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return new
+        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+    write_json(run.path / name, merged(json.loads((run.path / name).read_text()), change))
+    return run
+
+
+LESS_IS_BETTER = {"metrics": {"accuracy": {"higher_is_better": False}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "plan", "words"),
+    [
+        (0.9, {}, "better than the whole interval of the test: rows that helped to choose"),
+        (0.6, {}, "worse than the whole interval of the test: its rows seem to be harder"),
+        (0.9, LESS_IS_BETTER, "worse than the whole interval of the test: its rows seem to be harder"),
+        (0.6, LESS_IS_BETTER, "better than the whole interval of the test: rows that helped to choose"),
+    ],
+)
+def test_only_a_validation_that_flatters_is_told_to_have_chosen(tmp_path, catalog, tiny_model, value, plan, words):
+    run = changed(make_run(tmp_path, catalog, tiny_model), "plan.json", plan)
+    changed(run, "final.json", {"validation": {"best": {"accuracy": value}}})
+    (said,) = [text for text in make_content(read_run(run.path)).caveats if "interval of the test" in text]
+    assert words in said
+
+
+@pytest.mark.parametrize(("budget", "more"), [({"trials": 3}, "trials"), ({"trials": 30}, "time"), ({}, "time")])
+def test_what_a_short_search_wants_more_of_is_what_ended_it(tmp_path, catalog, tiny_model, budget, more):
+    run = make_run(tmp_path, catalog, tiny_model, trials=3, budget=budget)
+    assert f"3 trials came to an end: with more {more} the search may find better." in (
+        make_content(read_run(run.path)).caveats
+    )
+
+
+def test_the_first_sentence_says_that_the_default_itself_was_chosen(tmp_path, catalog, tiny_model):
+    run = changed(make_run(tmp_path, catalog, tiny_model), "selection.json", {"trial": 0, "variant": "none"})
+    headline = make_content(read_run(run.path)).headline
+    assert headline.endswith("(95 % interval 0.700 to 0.860). It is the plain default fine-tune.")
+
+
+@pytest.mark.parametrize(
+    ("size", "latency", "words"),
+    [
+        (180e6, 31.0, ", at 2.0 times its size and 2.0 times its latency."),
+        (22.5e6, 31.0, ", at 1/4.0 of its size and 2.0 times its latency."),
+        (72e6, 15.5, ", at 80% of its size."),
+        (90e6, 15.0, "against 0.7900 of the plain default fine-tune (which ended after 1 of its 3 epochs)."),
+    ],
+)
+def test_the_first_sentence_does_not_hide_what_costs_more(tmp_path, catalog, tiny_model, size, latency, words):
+    costs = {"costs": {"best": {"model_size_bytes": size, "latency_p50_ms": latency}}}
+    run = changed(make_run(tmp_path, catalog, tiny_model), "final.json", costs)
+    assert make_content(read_run(run.path)).headline.endswith(words)
+
+
+def test_nothing_is_said_twice(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, budget={"model_size": None, "latency": None})
+    told = [
+        "data.train: 3 of 100 rows repeat the inputs of an earlier row: left out",
+        "data.train: 2 of 100 rows are also in data.test: kept, as data.deduplicate is false",
+        "data.train: hub://a/b names no revision; the data may change",
+    ]
+    changed(run, "plan.json", {"warnings": told})
+    paths = write(read_run(run.path))
+    for kind in ("html", "md"):
+        page = paths[kind].read_text(encoding="utf-8")
+        for words in ("Chosen because of", "The recipe limits time or trials only", *told):
+            assert page.count(words) == 1, words
+        assert "No training row repeats" not in page
+        # What makes figures too good is read first; what was mended stands with the data.
+        assert page.index(told[1]) < page.index("The search") < page.index(told[0])
+
+
+def test_a_time_limit_that_is_not_known_yet_is_told_as_the_recipe_has_it(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, trials=0, finished=False, budget={"time": "4x"})
+    rows = {row[0]: row[1:] for row in make_content(read_run(run.path)).budget.rows}
+    assert rows["time"] == ("4 times one default training", "–", "–")
+
+
+def test_a_request_of_pictures_has_no_tokens(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    assert "one request of 1 row, about 27 tokens, from the raw row" in make_content(read_run(run.path)).systems.note
+    changed(run, "final.json", {"costs": {"best": {"request_length": 1.0}}})
+    assert "one request of 1 row, from the raw row" in make_content(read_run(run.path)).systems.note
 
 
 def test_a_plan_that_does_not_know_its_objective_is_damaged(tmp_path, catalog, tiny_model):
@@ -662,6 +754,8 @@ def test_parts_of_the_test_rows_stand_beside_all_of_them(tmp_path, catalog, tiny
         ("10 to 99", "0.5000", 20),
     ]
     assert [row.name for row in label.rows] == ["all test rows", HOSTILE]
+    changed(run, "final.json", {"slices": [{**part, "metric": "other"} for part in figures]})
+    assert not any(row.marked for view in make_content(read_run(run.path)).slices for row in view.rows)
     assert "Test accuracy by length" in paths["html"].read_text(encoding="utf-8")
     assert "10 to 99" in paths["md"].read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from autoft.report.summary import budget_rows
 from autoft.report.views import IntervalView, Meter, column_title, cost_text, counted, figure_text, interval_view
 from autoft.rundir import RunRecord
 
-__all__ = ["caveats", "meters", "quality", "system_names"]
+__all__ = ["ABOUT", "caveats", "meters", "quality", "system_names"]
 
 SHOWN = ("model_size_bytes", "latency_p50_ms", "inference_memory_bytes")
 """Costs that every report begins with."""
@@ -151,9 +151,15 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
     validated = final.validation.get("best", {}).get(plan.objective)
     shown = [figure_text(value) for value in (best.low, validated, best.high)] if validated is not None else []
     if validated is not None and bounded and not best.low <= validated <= best.high and len(set(shown)) > 1:
+        flattered = (validated > best.value) == plan.higher_is_better
+        why = (
+            "rows that helped to choose a model are no measure of it"
+            if flattered
+            else "its rows seem to be harder ones"
+        )
         said.append(
-            f"Validation said {figure_text(validated)}, outside the interval of the test: rows that helped to choose a "
-            "model are no measure of it."
+            f"Validation said {figure_text(validated)}, {'better' if flattered else 'worse'} than the whole interval of the "
+            f"test: {why}."
         )
     if best.n < FEW_ROWS:
         # Without a width all resamples score alike, as where nothing is right; that is no certainty.
@@ -166,7 +172,9 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         said.append("It was chosen by one training run; another seed may score differently.")
     finished = record.counts()["complete"]
     if finished < FEW_TRIALS:
-        said.append(f"{counted(finished, 'trial')} came to an end: with more time the search may find better.")
+        begun = sum(not trial.config.derived for trial in record.trials)
+        more = "trials" if plan.trials_limit is not None and begun >= plan.trials_limit else "time"
+        said.append(f"{counted(finished, 'trial')} came to an end: with more {more} the search may find better.")
     if not plan.budget:
         said.append("The recipe limits time or trials only: size, latency and memory are free.")
     if plan.target is not None:

@@ -22,7 +22,7 @@ from autoft.errors import RunFolderError
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_bytes, format_seconds
-from autoft.report.answer import caveats, meters, quality, system_names
+from autoft.report.answer import ABOUT, caveats, meters, quality, system_names
 from autoft.report.decisions import failures, forecasts, rung_table
 from autoft.report.summary import budget_rows
 from autoft.report.views import (
@@ -35,6 +35,8 @@ from autoft.report.views import (
     figure_text,
     interval_text,
     interval_view,
+    metric_title,
+    quality_title,
     short_model,
 )
 from autoft.rundir import AugmentedValue, RunRecord, TrialConfig, TrialResult, VariantResult
@@ -45,11 +47,8 @@ __all__ = [
     "STATES",
     "Content",
     "Step",
-    "column_title",
-    "cost_text",
     "make_content",
     "miss_rows",
-    "short_model",
     "steps",
     "usage",
     "varied",
@@ -146,7 +145,7 @@ class Content:
     warnings: list[str] = field(default_factory=list)
     data: list[tuple[str, str]] = field(default_factory=list)
     data_notes: list[str] = field(default_factory=list)
-    """Of the warnings, those about rows: repeated, in two splits, left out."""
+    """Which rows repeat or stand in two splits, and were left out for it."""
     classes: TableView | None = None
     settings: list[tuple[str, str]] = field(default_factory=list)
     environment: list[tuple[str, str]] = field(default_factory=list)
@@ -170,7 +169,7 @@ def make_content(record: RunRecord) -> Content:
         task=plan.task,
         headline=_headline(record, plan),
         notice=plan.notice,
-        outcome=", ".join([*parts, f"{counted(judged, 'compressed model')} judged"]),
+        outcome=", ".join([*parts, f"{counted(judged, 'variant')} judged"]),
         trials=_trials(record, plan) if record.trials else None,
         predictions=_predictions(record),
         refused=[(note.what, note.reason.removeprefix(f"{note.what}: ")) for note in plan.refusals]
@@ -180,7 +179,7 @@ def make_content(record: RunRecord) -> Content:
         failures=failures(record),
         # That a baseline does as well weighs more than what else there is to say.
         caveats=[*(record.final.notes if record.final else []), *caveats(record, plan)],
-        warnings=list(plan.warnings),
+        warnings=[warning for warning in plan.warnings if not _told_with_the_data(warning)],
         data=_data(plan),
         data_notes=_data_notes(plan),
         classes=_classes(plan),
@@ -257,24 +256,33 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     best = final.test["best"][plan.objective]
     if not math.isfinite(best.value):
         return f"{what}: test {plan.objective} is not defined on these {counted(best.n, 'row')}."
-    text = f"{what}: test {plan.objective} {best.value:.4f} on {counted(best.n, 'row')}"
+    text = f"{what}: {quality_title(plan, 'test')} {best.value:.4f} on {counted(best.n, 'row')}"
     if math.isfinite(best.low) and math.isfinite(best.high):
         text += f" (95 % interval {best.low:.3f} to {best.high:.3f})"
     default = final.test.get("default", {}).get(plan.objective)
+    if (selection.trial, selection.variant) == (0, "none"):
+        return text + ". It is the plain default fine-tune."
     if default is None or "default" not in final.costs:
         return text + "."
     text += f", against {figure_text(default.value)} of the plain default fine-tune"
     cut_short = next((trial.cut_short for trial in record.trials if trial.number == 0), None)
     if cut_short is not None:
         text += " (which ended after {:.3g} of its {:g} epochs)".format(*cut_short)
-    words = []
-    ratio = _ratio(final.costs["default"], final.costs["best"], "model_size_bytes")
-    if ratio is not None and ratio >= 1.05:
-        words.append(f"1/{ratio:.1f} of its size")
-    ratio = _ratio(final.costs["default"], final.costs["best"], "latency_p50_ms")
-    if ratio is not None and ratio >= 1.1:
-        words.append(f"{ratio:.1f} times as fast")
+    words = _against_default(final.costs["best"], final.costs["default"])
     return text + (f", at {' and '.join(words)}." if words else ".")
+
+
+def _against_default(best: Mapping[str, float], default: Mapping[str, float]) -> list[str]:
+    """Return in words how size and latency compare with the default's, what is worse too; nothing of what is about the same."""
+    words = []
+    ratio = _ratio(default, best, "model_size_bytes")
+    if ratio is not None and not 1 / 1.05 < ratio < 1.05:
+        smaller = f"1/{ratio:.1f}" if ratio >= 2 else f"{1 / ratio:.0%}"
+        words.append(f"{smaller} of its size" if ratio > 1 else f"{1 / ratio:.1f} times its size")
+    ratio = _ratio(default, best, "latency_p50_ms")
+    if ratio is not None and not 1 / ABOUT < ratio < ABOUT:
+        words.append(f"{ratio:.1f} times as fast" if ratio > 1 else f"{1 / ratio:.1f} times its latency")
+    return words
 
 
 def _so_far(record: RunRecord, plan: Plan) -> str:
@@ -324,11 +332,12 @@ def _systems(record: RunRecord, plan: Plan) -> TableView:
     heads = ("model", f"test {plan.objective} (95 % interval)", f"validation {plan.objective}")
     n = final.test["best"][plan.objective].n
     size, length = int(plan.request["batch_size"] or 1), final.costs["best"].get("request_length")
-    tokens = f", about {counted(round(length), 'token')}" if length else ""
+    # A picture has none of its own: one token is what a caption begins with.
+    tokens = f", about {round(length)} tokens" if length and length > 1 else ""
     note = (
         f"Test: {counted(n, 'row')}, read once, after the selection; bootstrap over rows. Latency: one request of "
-        f"{counted(size, 'row')}{tokens}, tokenization included, {counted(plan.threads, 'thread')}, in a fresh process, from "
-        "the exported files."
+        f"{counted(size, 'row')}{tokens}, from the raw row to the prediction, {counted(plan.threads, 'thread')}, in a fresh "
+        "process, from the exported files."
     )
     titles = (*heads, *(column_title(column) for column in columns))
     return TableView("Chosen model, default and baselines", titles, tuple(rows), marked=0, note=note)
@@ -338,7 +347,10 @@ def _metrics(record: RunRecord, plan: Plan) -> TableView:
     assert record.final is not None
     test = record.final.test
     systems = [(key, name) for key, name in system_names(record).items() if key in test]
-    rows = tuple((metric, *(interval_text(test[key].get(metric)) for key, _ in systems)) for metric in test["best"])
+    rows = tuple(
+        (metric_title(plan, metric), *(interval_text(test[key].get(metric)) for key, _ in systems))
+        for metric in test["best"]
+    )
     return TableView("Every metric on the test split", ("metric", *(name for _, name in systems)), rows)
 
 
@@ -347,15 +359,16 @@ def _budget(record: RunRecord, plan: Plan) -> TableView:
     for key, row in budget_rows(record, plan).items():
         met = {True: "met", False: "NOT met", None: "–"}[row["met"]]
         if row["unit"] == "s" and "column" not in row:
-            limit, measured = format_seconds(row["limit"]), row["measured"] and format_seconds(row["measured"])
+            # A multiple of the default's time is known once that is trained.
+            limit = format_seconds(row["limit"]) if math.isfinite(row["limit"]) else plan.time_text
+            measured = row["measured"] and format_seconds(row["measured"])
         elif "column" in row:
             limit = cost_text(row["column"], row["limit"])
             measured = row["measured"] and cost_text(row["column"], row["measured"])
         else:
             limit, measured = str(row["limit"]), str(row["measured"])
         rows.append((key, limit, measured or "–", met))
-    note = "" if plan.budget else "The recipe limits time or trials only: size, latency and memory are free."
-    return TableView("Budget", ("limit on", "limit", "measured", ""), tuple(rows), left=frozenset({0, 3}), note=note)
+    return TableView("Budget", ("limit on", "limit", "measured", ""), tuple(rows), left=frozenset({0, 3}))
 
 
 def _candidates(record: RunRecord, plan: Plan) -> TableView:
@@ -386,7 +399,7 @@ def _candidates(record: RunRecord, plan: Plan) -> TableView:
         )
     feasible = sum(not c.violations for c in selection.candidates)
     note = (
-        f"The front among {feasible} feasible of {len(selection.candidates)} compressed models: none of the others is at "
+        f"The front among {feasible} feasible of {counted(len(selection.candidates), 'variant')}: none of the others is at "
         "least as good in quality, size and latency, and better in one. The command autoft pick exports another of "
         "them without training; at a knee, of size or of latency, what is paid for more quality begins to be much."
     )
@@ -489,7 +502,7 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
                 trial.reason or "",
             )
         )
-    titles = ("trial", "from", "end", "model", "pipeline", f"validation {plan.objective}", "of", "took")
+    titles = ("trial", "from", "end", "model", "pipeline", f"validation {plan.objective}", "compression", "took")
     columns = (*titles, *differing, "why")
     # A column without an entry says nothing.
     keep = [i for i in range(len(columns)) if any(row[i] not in {"", "–"} for row in rows)]
@@ -499,7 +512,7 @@ def _trials(record: RunRecord, plan: Plan) -> TableView:
         tuple(tuple(row[i] for i in keep) for row in rows),
         left=frozenset(place for place, i in enumerate(keep) if i in {1, 2, 3, 4, 6, len(columns) - 1}),
         marked=marked,
-        note=(f"Of each trial the best model{' that fits, if one does' if plan.budget else ''}. ")
+        note=(f"Of each trial the best variant{' that fits, if one does' if plan.budget else ''}. ")
         + "All figures of all trials and compressions are in trials.csv.",
     )
 
@@ -570,9 +583,10 @@ def _augmentation(record: RunRecord, plan: Plan) -> TableView:
         for name in order
     ]
     titles = ("augmentation", "trials", f"best validation {plan.objective}", "of trial", "against none")
+    direction = "" if plan.higher_is_better else "Lower is better. "
     note = (
-        "The best of few trials on one validation split, before compression; other parameters differ between them too, "
-        "so small differences are chance."
+        f"{direction}The best of few trials on one validation split, before compression; other parameters differ between "
+        "them too, so small differences are chance."
     )
     return TableView("What augmentation bought", titles, tuple(rows), note=note)
 
@@ -745,12 +759,17 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
     return [*rows, ("fingerprint", str(plan.data.get("fingerprint", "")))]
 
 
+def _told_with_the_data(warning: str) -> bool:
+    """Say whether a warning is told with the data alone: of rows that were left out the figures are right all the same."""
+    return warning.startswith("data.") and warning.endswith(": left out")
+
+
 def _data_notes(plan: Plan) -> list[str]:
-    """Return what was found of rows that repeat, or that stand in two splits, and what became of them."""
+    """Return which rows were left out because they repeat or stand in two splits; those that were kept are warned of above."""
     if not plan.data:
         return []
-    notes = [warning for warning in plan.warnings if warning.startswith("data.")]
-    if not any("repeat the inputs" in note or "are also in" in note for note in notes):
+    notes = [warning for warning in plan.warnings if _told_with_the_data(warning)]
+    if not any("repeat the inputs" in warning or "are also in" in warning for warning in plan.warnings):
         notes.append(
             "No training row repeats the inputs of another one exactly, and none is in two splits; near repeats are not "
             "looked for."
@@ -786,9 +805,10 @@ def _slices(record: RunRecord, plan: Plan) -> list[IntervalView]:
             if len(figures) > SLICES:
                 note = f"The worst {SLICES} of {len(figures)}. {note}"
         figures = figures[:SLICES]
+        marked = 0 if metric in whole else None
         if metric in whole:
             figures.insert(0, ("all test rows", whole[metric]))
-        view = interval_view(f"Test {metric} by {by}", by, figures, marked=0, note=note)
+        view = interval_view(f"Test {metric_title(plan, metric)} by {by}", by, figures, marked=marked, note=note)
         if view is not None:
             found.append(view)
     return found
@@ -808,8 +828,12 @@ def _repeat(plan: Plan) -> str:
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:
+    objectives = [
+        f"{name}, {'higher' if plan.metrics.get(name, {}).get('higher_is_better') else 'lower'} is better"
+        for name in plan.objectives
+    ]
     return [
-        ("objective", f"{plan.objective}, {'higher' if plan.higher_is_better else 'lower'} is better"),
+        ("objectives" if len(objectives) > 1 else "objective", "; ".join(objectives)),
         ("effort", plan.effort),
         ("pipelines", ", ".join(pipeline.name for pipeline in plan.pipelines)),
         ("compression", ", ".join(variant.name for variant in plan.variants)),
@@ -827,5 +851,5 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
     rows = [("device", plan.device), ("processor", str(hardware.get("cpu", ""))), ("cores", str(hardware.get("cores")))]
     if hardware.get("memory_bytes"):
         rows.append(("memory", format_bytes(hardware["memory_bytes"])))
-    rows += [("workers", f"{plan.workers} with {plan.threads} threads each")]
+    rows += [("workers", f"{plan.workers} with {counted(plan.threads, 'thread')} each")]
     return [*rows, *((name, version) for name, version in plan.environment.items())]
