@@ -438,7 +438,7 @@ def test_every_candidate_says_what_it_is_and_whether_it_fits(html):
     (none, int8) = [trace for trace in drawn(html)["size"]["data"] if trace["name"] in {"none", "onnx-int8"}]
     assert len(none["hovertext"]) == len(int8["hovertext"]) == 9
     # 90 MB and 14 ms against limits of 50 MB and 5 ms.
-    assert all("does not fit: model_size 80% over, latency.p50 180% over" in text for text in none["hovertext"])
+    assert all("does not fit: model_size 80.0% over, latency.p50 180.0% over" in text for text in none["hovertext"])
     assert all(symbol.endswith("-open") for symbol in none["marker"]["symbol"])
     assert all("fits the budget" in text and "23 MB" in text and "3.00 ms" in text for text in int8["hovertext"])
     assert not any(symbol.endswith("-open") for symbol in int8["marker"]["symbol"])
@@ -583,6 +583,55 @@ def test_nothing_is_said_twice(tmp_path, catalog, tiny_model):
         assert "No training row repeats" not in page
         # What makes figures too good is read first; what was mended stands with the data.
         assert page.index(told[1]) < page.index("The search") < page.index(told[0])
+
+
+def test_where_less_is_better_the_page_says_so_and_the_worst_is_above(tmp_path, catalog, tiny_model):
+    run = changed(make_run(tmp_path, catalog, tiny_model), "plan.json", LESS_IS_BETTER)
+    lost = run.results()[7]
+    run.write_result(lost.model_copy(update={"state": "failed", "reason": "no luck", "curve": [], "variants": []}))
+    run.write_result(run.results()[7].model_copy(update={"validation": {}}))
+    content = make_content(read_run(run.path))
+    assert "test accuracy (lower is better) 0.7900 on 50 rows" in content.headline
+    assert content.metrics.rows[0][0] == "accuracy (lower is better)"
+    assert content.metrics.rows[1][0] == "roc_auc"
+    figures = drawn(write(read_run(run.path))["html"].read_text(encoding="utf-8"))
+    for name in ("size", "latency", "history", "curves", "rungs", "waterfall"):
+        assert figures[name]["layout"]["yaxis"]["title"]["text"] == "validation accuracy (lower is better)"
+    (without,) = [trace for trace in figures["history"]["data"] if trace["name"] == "without a figure"]
+    assert (without["x"], without["y"]) == ([7], [0.788]), "beside the worst, not the best"
+
+
+def test_the_best_so_far_is_of_models_that_fit(tmp_path, catalog, tiny_model):
+    """Trained to its end, compressed to nothing that fits: its uncompressed 90 MB are no best of 50 MB."""
+    run = make_run(tmp_path, catalog, tiny_model)
+    result = run.results()[6]
+    variants = [variant("none", 0.99, 90e6, 14.0, state="infeasible"), VariantResult(name="onnx-int8", state="pruned")]
+    run.write_result(result.model_copy(update={"variants": variants}))
+    (best,) = [
+        trace
+        for trace in drawn(write(read_run(run.path))["html"].read_text())["history"]["data"]
+        if trace["name"] == "best so far"
+    ]
+    assert max(best["y"]) == 0.788
+
+
+def test_a_trial_that_does_not_fit_was_not_stopped(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    result = run.results()[6]
+    run.write_result(result.model_copy(update={"state": "infeasible", "reason": "no compressed variant fits"}))
+    curves = {trace["name"]: trace for trace in drawn(write(read_run(run.path))["html"].read_text())["curves"]["data"]}
+    trials = {name: set(re.findall(r"trial (\d+)", " ".join(trace["hovertext"]))) for name, trace in curves.items()}
+    assert trials["stopped early"] == {"4"}
+    assert "6" in trials["other trials"]
+
+
+def test_a_trial_given_up_at_a_further_fold_was_trained_to_its_end(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    for result in run.results():
+        halted = result.number == 4
+        changes = {"state": "complete"} if halted else {"state": "pruned", "reason": "behind after 3 of 5 folds"}
+        run.write_result(result.model_copy(update=changes))
+    assert make_content(read_run(run.path)).rungs is None
 
 
 def test_a_time_limit_that_is_not_known_yet_is_told_as_the_recipe_has_it(tmp_path, catalog, tiny_model):

@@ -39,12 +39,14 @@ def rungs(record: RunRecord, plan: Plan) -> list[Rung]:
         points = [p for p in trial.curve if math.isfinite(p.validation.get(plan.objective, math.nan))]
         if trial.config.derived or epochs <= 0 or not points:
             continue
+        # One that has variants was trained to its end, and fell behind at a further fold.
+        halted = trial.state == "pruned" and not trial.variants
         best, passed = -math.inf, 0
         for point in points:
             best = max(best, sign * point.validation[plan.objective])
             share = min(1.0, point.epoch / epochs)
             quarter = int(QUARTERS * share + 1e-6)
-            stopped = trial.state == "pruned" and point is points[-1]
+            stopped = halted and point is points[-1]
             if quarter > passed or stopped:
                 found.append(Rung(trial, share, sign * best, stopped))
             passed = max(passed, quarter)
@@ -72,7 +74,7 @@ def rung_table(record: RunRecord, plan: Plan) -> TableView | None:
                 figure_text(sign * min(sign * value for value in on)) if on else "–",
             )
         )
-    stopped = [trial for trial in record.trials if trial.state == "pruned" and not trial.config.derived]
+    stopped = [one.trial for one in found if one.stopped]
     spent = sum(trial.seconds.get("total", 0.0) for trial in stopped)
     note = f"{counted(len(stopped), 'trial')} stopped before the end took {format_seconds(spent)} together"
     thought = [trial.predicted["seconds"] for trial in stopped if trial.predicted.get("seconds")]

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
 from autoft.report.content import KINDS, STATES, steps, varied
 from autoft.report.decisions import forecasts, rungs
-from autoft.report.views import column_title, cost_text, counted, figure_text, short_model
+from autoft.report.views import column_title, cost_text, counted, figure_text, quality_title, short_model
 from autoft.rundir import Candidate, RunRecord, TrialResult
 from autoft.selection import best_variant, candidates
 
@@ -88,7 +89,7 @@ def figures(record: RunRecord) -> dict[str, Figure]:
         _history(record, plan),
         _curves(record, plan),
         _rungs(record, plan),
-        _importance(record),
+        _importance(record, plan),
         _parallel(record, plan),
         *_forecasts(record),
     ]
@@ -256,12 +257,12 @@ def _trade_off(record: RunRecord, plan: Plan, offered: Sequence[Candidate], colu
         drawn = limit_line(limit.limit, limit.given, axis["range"])
         shapes += drawn[0]
         notes += drawn[1]
-    quality = {"title": f"validation {plan.objective}", **_room([c.objective for c in points])}
+    quality = {"title": quality_title(plan), **_room([c.objective for c in points])}
     layout = frame(420, xaxis=axis, yaxis=quality, shapes=shapes, annotations=notes)
     heading = {"size": "size", "latency": "latency"}.get(name, column_title(column))
     caption = (
-        f"Every compressed model of every trial: validation {plan.objective} against {column_title(column)}. The line is the "
-        "front: nothing further left is better."
+        f"Every variant of every trial, as trained and compressed: validation {plan.objective} against {column_title(column)}. "
+        "The line is the front: nothing further left is better."
     )
     if limits:
         caption += " The dashed line is the limit; what is in the shade costs too much."
@@ -283,14 +284,18 @@ def _candidate_text(candidate: Candidate, trial: TrialResult, plan: Plan, *, c_i
         ),
     ]
     if candidate.violations:
-        over = ", ".join(f"{plain(key)} {share:.0%} over" for key, share in candidate.violations.items())
+        over = ", ".join(f"{plain(key)} {share:.1%} over" for key, share in candidate.violations.items())
         lines.append(f"does not fit: {over}")
     elif plan.budget:
         lines.append("fits the budget")
     if c_is_chosen:
         lines.append("<b>chosen</b>")
+    elif candidate.front:
+        lines.append("on the front")
+    elif plan.folds > 1 and len(candidate.folds) < plan.folds:
+        lines.append("not validated on all folds")
     elif not candidate.violations:
-        lines.append("on the front" if candidate.front else "another one is at least as good, as small and as fast")
+        lines.append("another one is at least as good, as small and as fast")
     return "<br>".join(lines)
 
 
@@ -303,7 +308,7 @@ def _waterfall(record: RunRecord, plan: Plan) -> Figure | None:
     final = record.final
     rows: list[tuple[str, list[float], list[str]]] = [
         (
-            f"validation {plan.objective}",
+            quality_title(plan),
             [step.validation[plan.objective] for step in known],
             [figure_text(step.validation[plan.objective]) for step in known],
         )
@@ -390,7 +395,8 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
     data: list[dict[str, Any]] = []
     best, line = -math.inf, []
     for trial in trials:
-        if trial.state == "complete" and trial.number in values:
+        one = best_variant(plan, trial)
+        if trial.state == "complete" and one is not None and not violations(one.costs, plan.budget):
             best = max(best, sign * values[trial.number])
         if best > -math.inf:
             line.append((trial.number, sign * best))
@@ -430,7 +436,7 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
         data.append(_key(KINDS[kind], {"symbol": "circle", "color": colour}) | {"legendgroup": kind})
     lost = [trial for trial in trials if trial.number not in values]
     if lost:
-        low = min(values.values())
+        worst = min(values.values(), key=lambda value: sign * value)
         marker = {
             "symbol": "triangle-down-open",
             "size": 10,
@@ -439,7 +445,7 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
         }
         data.append(
             _scatter(
-                [(trial.number, low) for trial in lost],
+                [(trial.number, worst) for trial in lost],
                 "without a figure",
                 mode="markers",
                 marker=marker,
@@ -456,8 +462,8 @@ def _history(record: RunRecord, plan: Plan) -> Figure | None:
     if last <= 20:
         axis["dtick"] = 1 if last < 12 else 2
     fits = " that fits the budget, if one does," if plan.budget else ""
-    caption = f"Each trial's best compressed model{fits} in the order of the search; stopped trials where they stopped."
-    layout = frame(420, xaxis=axis, yaxis={"title": f"validation {plan.objective}", **_room(list(values.values()))})
+    caption = f"Each trial's best variant{fits} in the order of the search; stopped trials where they stopped."
+    layout = frame(420, xaxis=axis, yaxis={"title": quality_title(plan), **_room(list(values.values()))})
     return Figure("history", "Search history against trial 0", caption, data, layout)
 
 
@@ -504,10 +510,10 @@ def _curves(record: RunRecord, plan: Plan) -> Figure | None:
     chosen = record.selection.trial if record.selection else None
     told = {number for number in (0, chosen) if number is not None}
     others = [trial for trial in trials if trial.number not in told]
-    stopped = [trial for trial in others if trial.state != "complete"]
-    ended = [trial for trial in others if trial.state == "complete"]
+    stopped = [trial for trial in others if trial.state == "pruned"]
+    rest = [trial for trial in others if trial.state != "pruned"]
     data = []
-    for name, group, dash in (("other trials", ended, "solid"), ("stopped", stopped, "dot")):
+    for name, group, dash in (("other trials", rest, "solid"), ("stopped early", stopped, "dot")):
         if group:
             line = {"color": FAINT, "width": 1.2, "dash": dash}
             data.append(_curve(group, plan, name, line, opacity=0.65, marker={"size": 4}))
@@ -519,7 +525,7 @@ def _curves(record: RunRecord, plan: Plan) -> Figure | None:
         if own:
             data.append(_curve(own, plan, name, {"color": colour, "width": 2.5}, marker={"size": 6}))
     caption = "Validation while training, before compression; the best checkpoint of a trial is kept, not the last."
-    layout = frame(420, xaxis={"title": "epoch"}, yaxis={"title": f"validation {plan.objective}"})
+    layout = frame(420, xaxis={"title": "epoch"}, yaxis={"title": quality_title(plan)})
     return Figure("curves", "Curves of the trials", caption, data, layout)
 
 
@@ -562,11 +568,11 @@ def _rungs(record: RunRecord, plan: Plan) -> Figure | None:
         "The best score so far of each trial at each quarter of its training. Trials compete with those of their own model and of "
         "smaller ones; one that is within half a standard error of the best is not stopped."
     )
-    layout = frame(420, xaxis=axis, yaxis={"title": f"validation {plan.objective}"})
+    layout = frame(420, xaxis=axis, yaxis={"title": quality_title(plan)})
     return Figure("rungs", f"Early stopping ({plan.early_stopping})", caption, data, layout)
 
 
-def _importance(record: RunRecord) -> Figure | None:
+def _importance(record: RunRecord, plan: Plan) -> Figure | None:
     if not record.importance:
         return None
     ranked = sorted(record.importance.items(), key=lambda item: item[1])[-SHOWN_PARAMETERS:]
@@ -585,7 +591,8 @@ def _importance(record: RunRecord) -> Figure | None:
     axis = {"title": "share of what explains good trials", "tickformat": ".0%", "range": [0, most * 1.15]}
     layout = frame(130 + 26 * len(ranked), xaxis=axis, yaxis={"type": "category"}, showlegend=False)
     caption = (
-        "PED-ANOVA over the finished trials: which parameters the good ones have in common. With few trials, a hint."
+        f"PED-ANOVA over the finished trials: which parameters those of good validation {plan.objective} have in common. "
+        "With few trials, a hint."
     )
     return Figure("importance", "Importance of the parameters", caption, [bars], layout)
 
