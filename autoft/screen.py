@@ -19,11 +19,11 @@ from rich.text import Text
 from autoft.plans.plan import Plan
 from autoft.progress import Activity, View, printable
 from autoft.quantities import format_seconds
+from autoft.report.trials import STATES
 from autoft.report.views import column_title, cost_text
 from autoft.rundir import Candidate, TrialConfig, TrialResult, TrialState
 
 __all__ = [
-    "STATES",
     "Picture",
     "about",
     "bar",
@@ -43,12 +43,6 @@ __all__ = [
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.:-=+*#"
 
-STATES: dict[TrialState, str] = {
-    "complete": "complete",
-    "pruned": "stopped early",
-    "infeasible": "infeasible",
-    "failed": "failed",
-}
 COLOURS: dict[TrialState, str] = {"complete": "green", "pruned": "yellow", "infeasible": "magenta", "failed": "red"}
 
 COURSE = ("prepare data", "measure models", "screen", "search", "finalists", "export", "test", "report")

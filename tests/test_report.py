@@ -25,7 +25,7 @@ from autoft.plans.plan import StepPlan, VariantPlan, plan_of
 from autoft.plans.planner import make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
-from autoft.report.figures import front_points, plain
+from autoft.report.drawing import front_points, plain
 from autoft.report.page import script_json
 from autoft.report.terminal import closing, nearest_misses
 from autoft.report.terminal import summary as printed
@@ -1024,7 +1024,7 @@ def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catal
 
 def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, catalog, tiny_model):
     from autoft.plans.plan import plan_of
-    from autoft.report.content import _steps
+    from autoft.report.chosen import step_table
 
     run = make_run(tmp_path, catalog, tiny_model, trials=2)
     record = read_run(run.path)
@@ -1049,7 +1049,7 @@ def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, c
     ]
     record.selection = record.selection.model_copy(update={"trial": 2, "variant": name})
     plan = plan_of(record)
-    found = _steps(record, plan)
+    found = step_table(record, plan)
     assert found.columns == ("step", "validation accuracy", "model size", "latency p50")
     assert found.rows == (
         ("as trained", "0.7100", "90 MB", "16.00 ms"),
@@ -1057,7 +1057,7 @@ def test_each_step_from_the_trained_model_to_the_chosen_one_is_shown(tmp_path, c
         ("onnx", "0.6900", "50 MB (÷1.00)", "2.00 ms (÷4.00)"),
     )
     record.trials[2].variants[0].steps = []
-    assert _steps(record, plan) is None
+    assert step_table(record, plan) is None
 
 
 def test_a_plot_of_one_model_has_two_figures_on_its_axis(tmp_path, catalog, tiny_model):

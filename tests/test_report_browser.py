@@ -150,7 +150,7 @@ HARM = '</script><script>window.harm=1</script><img src=x onerror="window.harm=1
 def written(path: Path) -> Path:
     """Write a page through the report's own templates, figures and policy, from values made here."""
     from autoft.report.content import Content
-    from autoft.report.figures import COLOURS, Figure, frame, plain
+    from autoft.report.drawing import COLOURS, Figure, frame, plain
     from autoft.report.page import render_page
     from autoft.report.views import TableView
 

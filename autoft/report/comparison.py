@@ -27,10 +27,10 @@ from autoft.report.views import (
     quality_title,
     short_model,
 )
-from autoft.rundir import RunRecord, read_json
+from autoft.rundir import Candidate, RunRecord, read_json
 
 if TYPE_CHECKING:
-    from autoft.report.figures import Figure
+    from autoft.report.drawing import Figure
 
 __all__ = ["Comparison", "compared_figures", "comparison_json", "make_comparison", "render_comparison"]
 
@@ -367,7 +367,7 @@ def compared_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def _fronts(runs: Sequence[_Run], column: str, name: str) -> Figure | None:
-    from autoft.report.figures import COLOURS, SYMBOLS, Figure, cost_axis, frame, front_points, limit_line, plain
+    from autoft.report.drawing import Figure, cost_axis, frame, limit_line
     from autoft.selection import candidates
 
     plan = runs[0].plan
@@ -378,68 +378,22 @@ def _fronts(runs: Sequence[_Run], column: str, name: str) -> Figure | None:
         selection = run.record.selection
         offered = selection.candidates if selection else candidates(run.plan, run.record.trials)
         points = [c for c in offered if 0 < c.costs.get(column, 0) < math.inf and math.isfinite(c.objective)]
-        if not points:
-            continue
-        costs += [c.costs[column] for c in points]
-        limits |= {limit.limit: limit.given for limit in run.plan.budget if limit.column == column}
-        colour, group = COLOURS[place % len(COLOURS)], {"legendgroup": run.name}
-        symbol = SYMBOLS[place % len(SYMBOLS)]
-        corners = front_points(
-            ((c.costs[column], c.objective) for c in points if not c.violations), plan.higher_is_better
-        )
-        line = {"color": colour, "width": 2, "shape": "hv"}
-        xs: list[float | None] = [cost for cost, _ in corners] or [None]
-        ys: list[float | None] = [value for _, value in corners] or [None]
-        data.append(
-            {"type": "scatter", "mode": "lines", "name": plain(run.name), "line": line, "hoverinfo": "skip", **group}
-            | {"x": xs, "y": ys}
-        )
-        texts = [
-            f"<b>{plain(run.name)}</b>, trial {c.trial}, {plain(c.variant)}<br>"
-            f"{plain(short_model(run.record.trial(c.trial).config.model))}, {plain(run.record.trial(c.trial).config.pipeline)}<br>"
-            f"validation {plain(plan.objective)} {figure_text(c.objective)}<br>{column_title(column)} {cost_text(column, c.costs[column])}"
-            + ("<br>does not fit" if c.violations else "")
-            for c in points
-        ]
-        marker = {"color": colour, "size": 8, "symbol": [symbol + ("-open" if c.violations else "") for c in points]}
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": plain(run.name),
-                "showlegend": False,
-                "marker": marker,
-                **group,
-            }
-            | {"x": [c.costs[column] for c in points], "y": [c.objective for c in points]}
-            | {"hovertext": texts, "hoverinfo": "text", "opacity": 0.7}
-        )
-        ring = next(
-            (c for c in points if selection and (c.trial, c.variant) == (selection.trial, selection.variant)), None
-        )
-        if ring is not None:
-            marker = {"symbol": "circle-open", "size": 19, "color": colour, "line": {"width": 2.5, "color": colour}}
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "showlegend": False,
-                    "marker": marker,
-                    "hoverinfo": "skip",
-                    **group,
-                }
-                | {"x": [ring.costs[column]], "y": [ring.objective], "name": plain(f"{run.name}, chosen")}
-            )
+        if points:
+            costs += [c.costs[column] for c in points]
+            limits |= {limit.limit: limit.given for limit in run.plan.budget if limit.column == column}
+            data += _front(run, points, column, place)
     if not costs:
         return None
     axis = cost_axis(column, [*costs, *limits])
-    shapes, notes = [], []
-    for limit, given in limits.items():
-        lines, told = limit_line(limit, given, axis["range"])
-        # Of several limits, shades over each other would say nothing.
-        shapes += lines[-1:]
-        notes += told
-    layout = frame(440, xaxis=axis, yaxis={"title": quality_title(plan)}, shapes=shapes, annotations=notes)
+    # Of several limits, shades over each other would say nothing.
+    drawn = [limit_line(limit, given, axis["range"]) for limit, given in limits.items()]
+    layout = frame(
+        440,
+        xaxis=axis,
+        yaxis={"title": quality_title(plan)},
+        shapes=[lines[-1] for lines, _ in drawn],
+        annotations=[note for _, notes in drawn for note in notes],
+    )
     caption = (
         f"Every variant of each run, as trained and compressed: validation {plan.objective} against {column_title(column)}. The "
         "lines are the fronts, rings the chosen models; hollow points do not fit their run's budget."
@@ -447,8 +401,40 @@ def _fronts(runs: Sequence[_Run], column: str, name: str) -> Figure | None:
     return Figure(name, f"Fronts against {name}", caption, data, layout)
 
 
+def _front(run: _Run, points: Sequence[Candidate], column: str, place: int) -> list[dict[str, Any]]:
+    """Return a run's front as a line, its candidates as points, and a ring round the chosen one, all of one colour."""
+    from autoft.report.drawing import COLOURS, SYMBOLS, front_points, plain, scatter
+
+    colour, symbol = COLOURS[place % len(COLOURS)], SYMBOLS[place % len(SYMBOLS)]
+    fitting = ((c.costs[column], c.objective) for c in points if not c.violations)
+    corners = front_points(fitting, run.plan.higher_is_better)
+    line = {"color": colour, "width": 2, "shape": "hv"}
+    marker = {"color": colour, "size": 8, "symbol": [symbol + ("-open" if c.violations else "") for c in points]}
+    texts = [
+        f"<b>{plain(run.name)}</b>, trial {c.trial}, {plain(c.variant)}<br>"
+        f"{plain(short_model(config.model))}, {plain(config.pipeline)}<br>"
+        f"validation {plain(run.plan.objective)} {figure_text(c.objective)}<br>{column_title(column)} {cost_text(column, c.costs[column])}"
+        + ("<br>does not fit" if c.violations else "")
+        for c in points
+        for config in (run.record.trial(c.trial).config,)
+    ]
+    shown = {"mode": "markers", "showlegend": False, "legendgroup": run.name}
+    where = [(c.costs[column], c.objective) for c in points]
+    data = [
+        scatter(corners or [(None, None)], run.name, mode="lines", line=line, hoverinfo="skip", legendgroup=run.name),
+        scatter(where, run.name, marker=marker, hovertext=texts, hoverinfo="text", opacity=0.7, **shown),
+    ]
+    selection = run.record.selection
+    for c in points:
+        if selection and (c.trial, c.variant) == (selection.trial, selection.variant):
+            ring = {"symbol": "circle-open", "size": 19, "color": colour, "line": {"width": 2.5, "color": colour}}
+            where = [(c.costs[column], c.objective)]
+            data.append(scatter(where, f"{run.name}, chosen", marker=ring, hoverinfo="skip", **shown))
+    return data
+
+
 def _progress(runs: Sequence[_Run]) -> Figure | None:
-    from autoft.report.figures import COLOURS, SYMBOLS, Figure, frame, plain
+    from autoft.report.drawing import COLOURS, SYMBOLS, Figure, frame, plain
     from autoft.selection import best_variant
 
     sign, objective = 1 if runs[0].plan.higher_is_better else -1, runs[0].plan.objective

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from autoft.report.figures import Figure
+from autoft.report.drawing import Figure
 
 __all__ = ["render_page", "render_text", "script_json"]
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.plans.plan import plan_of
+from autoft.report.chosen import front_remarks
 from autoft.report.comparison import Comparison
-from autoft.report.content import front_remarks, make_content, usage
+from autoft.report.content import make_content, usage
 from autoft.report.views import TableView, cost_text
 from autoft.rundir import RunRecord, Selection, read_json
 
