@@ -6,6 +6,7 @@ import asyncio
 import base64
 import html
 import io
+import itertools
 import json
 import os
 import random
@@ -968,6 +969,18 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_its_own_script_only(clas
     assert "default-src 'none'" in policy
     assert len(re.findall(r"'sha256-[A-Za-z0-9+/=]+'", policy)) == 2
     assert "unsafe-inline" not in policy
+
+
+def test_who_hears_the_page_is_led_through_it(classifier):
+    page = talk(make_app(classifier), lambda client: client.get("/")).text
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    heads = re.findall(r"<th\b[^>]*>[^<]*(?:<|$)", page)
+    assert len(heads) > 10
+    assert all('scope="' in head for head in heads)
+    assert "></th>" not in page
+    assert re.findall(r'<div class="scroll"(?! tabindex)', page) == []
 
 
 def test_names_cannot_put_markup_into_the_page(classifier):
