@@ -579,7 +579,7 @@ class RunReader:
         plan = self._read_plan(damaged)
         results = self._read_results(damaged)
         progress = self._read_progress(damaged)
-        told = Figures(counts=count_states([]))
+        told = Figures(counts=count_states(results), ended=sum(not result.config.derived for result in results))
         if plan is not None:
             key = (id(plan), tuple(map(id, results)))
             if self._figures is None or self._figures[0] != key:
@@ -684,7 +684,9 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _damage(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read: {printable(first_line(error))}"
+    said = printable(first_line(error))
+    # Ours name the file themselves.
+    return said if isinstance(error, RunFolderError) else f"{path} cannot be read: {said}"
 
 
 def without_nan(value: Any) -> Any:

@@ -200,6 +200,10 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run):
     assert len(view.damaged) == 2
     assert "0001" in view.damaged[0]
     assert "progress.json" in view.damaged[1]
+    run.plan.write_text("{")
+    view = RunReader(run.path).read()
+    assert (view.figures.counts["complete"], view.figures.ended) == (2, 2), "trials are counted without a plan too"
+    assert [told.count(name) for told, name in zip(view.damaged, ("plan.json", "result.json"), strict=False)] == [1, 1]
 
 
 def test_reading_while_a_search_writes_never_fails(run, plan):
