@@ -124,6 +124,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
     from autoft import api
     from autoft.errors import ExportMismatch
     from autoft.processes import silence_libraries
+    from autoft.report.views import figure_text
 
     silence_libraries()
     found = api.verify(run)
@@ -132,7 +133,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
     else:
         table = Table("split", "metric", "the report says", "the files score")
         for one in found:
-            table.add_row(one.split, one.metric, f"{one.told:.4f}", f"{one.found:.4f}")
+            table.add_row(one.split, one.metric, figure_text(one.told), figure_text(one.found))
         console().print(table)
     other = [f"{one.split} {one.metric}" for one in found if not one.same]
     if other:
