@@ -727,7 +727,10 @@ def test_where_trials_were_stopped_is_counted(tmp_path, catalog, tiny_model):
     view = make_content(read_run(run.path)).rungs
     # Ten trials of three epochs, validated at 0.5 and 1: only after 1/3 is a quarter passed; trial 4 ends there.
     assert [row[:3] for row in view.rows] == [("25% to 50%", "10", "1")]
-    assert "1 trial stopped before the end took 12 s" in view.note
+    assert view.note == "1 trial stopped before the end took 12 s."
+    run.write_result(run.results()[4].model_copy(update={"predicted": {"seconds": 40.0}}))
+    told = make_content(read_run(run.path)).rungs.note
+    assert told.endswith("took 12 s; to its end it would have taken about 40 s, as predicted.")
 
 
 def test_what_failed_is_told_with_its_reason_once(tmp_path, catalog, tiny_model):

@@ -76,10 +76,12 @@ def rung_table(record: RunRecord, plan: Plan) -> TableView | None:
         )
     stopped = [one.trial for one in found if one.stopped]
     spent = sum(trial.seconds.get("total", 0.0) for trial in stopped)
-    note = f"{counted(len(stopped), 'trial')} stopped before the end took {format_seconds(spent)} together"
+    one = len(stopped) == 1
+    note = f"{counted(len(stopped), 'trial')} stopped before the end took {format_seconds(spent)}{'' if one else ' together'}"
     thought = [trial.predicted["seconds"] for trial in stopped if trial.predicted.get("seconds")]
     if thought and len(thought) == len(stopped) and sum(thought) > spent:
-        note += f"; to their end they would have taken about {format_seconds(sum(thought))}, as predicted"
+        whole = "its end it" if one else "their end they"
+        note += f"; to {whole} would have taken about {format_seconds(sum(thought))}, as predicted"
     columns = ("of its training", "trials compared", "stopped", f"best {plan.objective}", "worst that went on")
     return TableView("Where trials were stopped", columns, tuple(rows), note=note + ".")
 

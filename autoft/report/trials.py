@@ -121,7 +121,9 @@ def prediction_table(record: RunRecord) -> TableView | None:
         "training memory": [abs(needed / taken - 1) for _, needed, taken in found.memory],
     }
     said = [
-        f"{name}: {statistics.median(some):.0%} off at the median, {max(some):.0%} at most ({counted(len(some), 'trial')})"
+        f"{name}: {statistics.median(some):.0%} off at the median, {max(some):.0%} at most ({len(some)} trials)"
+        if len(some) > 1
+        else f"{name}: {some[0]:.0%} off (1 trial)"
         for name, some in errors.items()
         if some
     ]
