@@ -32,6 +32,7 @@ from autoft.optimizers import refused_optimizers
 from autoft.paths import named_path
 from autoft.plans.budgets import budget_limits
 from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
+from autoft.plans.environment import environment, used_plugins
 from autoft.plans.models import base_model, earlier_model
 from autoft.plans.plan import (
     AuxiliaryPlan,
@@ -214,7 +215,10 @@ class _Planner:
             device=self.hardware.device,
             trust_remote_code=recipe.trust_remote_code,
             hardware=self.hardware.to_json(),
-            environment=environment(),
+            environment=environment(
+                used_plugins(self.catalog.plugins, [self.task.card.name, *(one.task for one in auxiliary)]),
+                recipe.model_dump(mode="json"),
+            ),
         )
 
     def validation_rows(self, objective: str) -> int | None:
@@ -780,27 +784,3 @@ def _on_device(hardware: Hardware, device: str) -> Hardware:
     if device == "cpu":
         return Hardware.probe_cpu()
     return Hardware.from_json({**hardware.to_json(), "device": device})
-
-
-def environment() -> dict[str, str]:
-    """Return the versions of the packages that figures depend on."""
-    import platform
-
-    versions = {"python": platform.python_version(), "autoft": __version__}
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "bitsandbytes",
-        "torchao",
-        "optuna",
-        "datasets",
-        "onnxruntime",
-        "onnx",
-    ):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -42,6 +43,12 @@ def test_every_effort_gives_a_plan_whose_default_configuration_lies_in_its_space
     for name, value in config.params.items():
         assert plan.domain(name).contains(value), name
     assert Plan.model_validate(json.loads(plan.model_dump_json())) == plan
+
+
+def test_the_plan_names_the_version_of_its_tasks_plugin(catalog, tiny_model):
+    found = planned(catalog, tiny_model).environment
+    assert found["autoft-text-classification"] == importlib.metadata.version("autoft-text-classification")
+    assert "autoft-translation" not in found
 
 
 def test_efforts_widen(catalog, tiny_model):
