@@ -82,7 +82,7 @@ def systems_table(record: RunRecord, plan: Plan) -> TableView:
     # A picture has none of its own: one token is what a caption begins with.
     tokens = f", about {round(length)} tokens" if length and length > 1 else ""
     note = (
-        f"Test: {counted(n, 'row')}, read once, after the selection; bootstrap over rows. Latency: one request of "
+        f"Test: {counted(n, 'row')}, read after the selection; bootstrap over rows. Latency: one request of "
         f"{counted(size, 'row')}{tokens}, from the raw row to the prediction, {counted(plan.threads, 'thread')}, in a fresh "
         "process, from the exported files."
     )
