@@ -693,6 +693,18 @@ def test_a_figure_that_is_not_defined_is_said_in_words(tmp_path, catalog, tiny_m
         assert not any("nan" in text for text in (content.headline, *content.caveats, *content.systems.rows[0]))
 
 
+def test_figures_have_as_many_digits_as_they_are_read_with(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    figure = {"value": 537.95094, "low": 519.8861, "high": 552.4029, "n": 50}
+    details = [{"kind": "table", "title": "Lengths", "columns": ["words", "share"], "rows": [[85.0, 0.0625]]}]
+    changed(run, "final.json", {"test": {"best": {"accuracy": figure}}, "details": details})
+    content = make_content(read_run(run.path))
+    assert "accuracy 537.95 on 50 rows (95 % interval 519.9 to 552.4), against 0.7900 of" in content.headline
+    assert content.systems.rows[0][1] == "537.95 (519.9–552.4)"
+    assert content.quality.rows[0].interval == "519.9–552.4"
+    assert content.details[0]["view"].rows == (("85.00", "0.0625"),)
+
+
 def test_a_step_without_a_figure_does_not_cost_the_report(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     for result in run.results():

@@ -147,7 +147,9 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         theirs = final.costs.get("default", {})
         cheaper = any(final.costs["best"].get(c, math.inf) < theirs.get(c, 0) / ABOUT for c in SHOWN)
         paid = ": that is what its smaller cost was paid with" if cheaper else ""
-        said.append(f"The chosen model is worse than the default by {abs(best.value - default.value):.4f}{paid}.")
+        said.append(
+            f"The chosen model is worse than the default by {figure_text(abs(best.value - default.value))}{paid}."
+        )
     validated = final.validation.get("best", {}).get(plan.objective)
     shown = [figure_text(value) for value in (best.low, validated, best.high)] if validated is not None else []
     if validated is not None and bounded and not best.low <= validated <= best.high and len(set(shown)) > 1:
@@ -163,7 +165,9 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         )
     if best.n < FEW_ROWS:
         # Without a width all resamples score alike, as where nothing is right; that is no certainty.
-        wide = f": the interval is {best.high - best.low:.3f} wide" if bounded and best.high > best.low else ""
+        wide = (
+            f": the interval is {figure_text(best.high - best.low, 3)} wide" if bounded and best.high > best.low else ""
+        )
         said.append(f"Tested on {counted(best.n, 'row')} only{wide}.")
     chosen = next(
         (c for c in selection.candidates if (c.trial, c.variant) == (selection.trial, selection.variant)), None

@@ -175,9 +175,9 @@ def _headline(record: RunRecord, plan: Plan) -> str:
     best = final.test["best"][plan.objective]
     if not math.isfinite(best.value):
         return f"{what}: test {plan.objective} is not defined on these {counted(best.n, 'row')}."
-    text = f"{what}: {quality_title(plan, 'test')} {best.value:.4f} on {counted(best.n, 'row')}"
+    text = f"{what}: {quality_title(plan, 'test')} {figure_text(best.value)} on {counted(best.n, 'row')}"
     if math.isfinite(best.low) and math.isfinite(best.high):
-        text += f" (95 % interval {best.low:.3f} to {best.high:.3f})"
+        text += f" (95 % interval {figure_text(best.low, 3)} to {figure_text(best.high, 3)})"
     default = final.test.get("default", {}).get(plan.objective)
     if (selection.trial, selection.variant) == (0, "none"):
         return text + ". It is the plain default fine-tune."

@@ -130,7 +130,7 @@ def interval_view(
         IntervalRow(
             name,
             figure_text(one.value) if math.isfinite(one.value) else "not defined",
-            f"{one.low:.3f}–{one.high:.3f}" if math.isfinite(one.low) and math.isfinite(one.high) else "–",
+            _ends_text(one) or "–",
             one.n,
             place(one.value),
             place(one.low),
@@ -190,8 +190,10 @@ def quality_title(plan: Plan, split: str = "validation") -> str:
 
 
 def figure_text(value: float | None, digits: int = 4) -> str:
-    """Return a quality figure, or a dash where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    """Return a quality figure, or a dash where it is not defined; one of 10 and more has two digits less after its point."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits if abs(value) < 10 else digits - 2}f}"
 
 
 def interval_text(interval: Interval | None) -> str:
@@ -200,8 +202,15 @@ def interval_text(interval: Interval | None) -> str:
         return "–"
     if not math.isfinite(interval.value):
         return "not defined"
-    bounded = math.isfinite(interval.low) and math.isfinite(interval.high)
-    return f"{interval.value:.4f}" + (f" ({interval.low:.3f}–{interval.high:.3f})" if bounded else "")
+    ends = _ends_text(interval)
+    return figure_text(interval.value) + (f" ({ends})" if ends else "")
+
+
+def _ends_text(interval: Interval) -> str:
+    """Return an interval's ends, or nothing where they are not defined."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ""
+    return f"{figure_text(interval.low, 3)}–{figure_text(interval.high, 3)}"
 
 
 def counted(count: int, noun: str) -> str:
