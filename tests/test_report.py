@@ -705,6 +705,12 @@ def test_figures_have_as_many_digits_as_they_are_read_with(tmp_path, catalog, ti
     assert content.details[0]["view"].rows == (("85.00", "0.0625"),)
 
 
+def test_examples_are_read_below_each_other_where_there_is_no_room(html):
+    (table,) = re.findall(r'<table class="examples">.*?</table>', html, re.DOTALL)
+    assert re.findall(r'data-column="(.*?)"', table) == ["text", "score"]
+    assert html.count("data-column=") == 2
+
+
 def test_a_step_without_a_figure_does_not_cost_the_report(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     for result in run.results():
