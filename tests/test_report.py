@@ -392,7 +392,9 @@ def test_pictures_and_charts_of_a_task_are_part_of_the_page(section):
     assert (chart["data"][0]["x"], chart["data"][0]["y"]) == ([0.1, 0.9], [0.2, 0.8])
     assert chart["data"][1]["line"]["dash"] == "dash", "the diagonal"
     assert 'data-figure="chart-2"' in section["html"]
-    assert f"Picture 1: {HOSTILE}" in html_unescape(section["html"])
+    # What a model says of a picture, which may be wrong, is not told as what it shows.
+    assert re.findall(r'<img [^>]*alt="(.*?)"', section["html"]) == ["Picture 1, described below"]
+    assert f"<span>true:</span> {HOSTILE}" in html_unescape(section["html"])
     assert "model (said: so): 0.1: 0.2, 0.9: 0.8" in section["md"]
 
 

@@ -156,7 +156,24 @@ def written(path: Path) -> Path:
 
     table = TableView(HARM, ("what", HARM), ((HARM, "1"), ("a", "2")))
     many = TableView("Trials", ("trial", "why"), tuple((str(number), HARM) for number in range(40)))
-    content = Content(HARM, "a task", HARM, HARM, budget=table, trials=many, warnings=[HARM], recipe=HARM)
+    question = (
+        "Which of the words of a question that goes on for very long, as such questions do, is the answer to it? " * 2
+    )
+    pieces = [
+        {"text": "It is in here. ", "label": "", "verdict": ""},
+        {"text": HARM, "label": "said", "verdict": "wrong"},
+    ]
+    texts = TableView(
+        "Texts", ("document", "summary", "score"), ((question * 3, question, "0.5"),), left=frozenset({0, 1})
+    )
+    details = [
+        {"kind": "markedtext", "title": HARM, "rows": [(question, [*pieces, {**pieces[0], "text": question * 2}])]},
+        {"kind": "examples", "title": HARM, "view": texts},
+        {"kind": "matrix", "title": HARM, "labels": [HARM, "b"], "rows": [(HARM, [("1", 0.5), ("1", 0.5)])] * 2},
+    ]
+    content = Content(
+        HARM, "a task", HARM, HARM, budget=table, trials=many, warnings=[HARM], recipe=HARM, details=details
+    )
     names = ("size", "latency", "waterfall", "history", "curves", "rungs", "importance", "parallel")
     figures = {
         name: Figure(
@@ -276,6 +293,18 @@ def test_a_browser_that_cannot_unpack_says_so_and_where_the_figures_are(browser,
         assert "The tables have the figures." in browser.value("document.querySelector('.plot').textContent")
     finally:
         browser.send("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+
+
+def test_long_texts_leave_each_other_room(browser, page):
+    wide = "[...document.querySelectorAll('{}')].map((part) => Math.round(part.getBoundingClientRect().width))"
+    browser.open(page)
+    (text,) = browser.value(wide.format("dl.marked dd"))
+    assert text > 700, "of 1112 pixels, however long the question is"
+    browser.open(page, width=390, height=844, touch=True)
+    assert browser.value(wide.format("dl.marked dd")) == [358]
+    assert browser.value(wide.format("table.examples :is(tbody th, tbody td)")) == [358] * 3
+    shown = "getComputedStyle(document.querySelector('table.examples td'), '::before').content"
+    assert browser.value(shown) == '"summary"'
 
 
 def test_every_part_can_be_reached_with_the_keyboard(browser, page):
