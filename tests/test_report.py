@@ -603,6 +603,15 @@ def test_where_less_is_better_the_page_says_so_and_the_worst_is_above(tmp_path, 
     assert (without["x"], without["y"]) == ([7], [0.788]), "beside the worst, not the best"
 
 
+def test_plots_of_checkpoints_say_by_how_many_rows_they_were_judged(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    words = "Checkpoints are judged by 20 of the 50 validation rows, the same in all trials."
+    for rows, times in ((None, 0), (60, 0), (20, 2)):
+        changed(run, "plan.json", {"validation_rows": rows})
+        page = write(read_run(run.path))["html"].read_text(encoding="utf-8")
+        assert len(re.findall(f"<figcaption>[^<]*{words}</figcaption>", page)) == times
+
+
 def test_the_best_so_far_is_of_models_that_fit(tmp_path, catalog, tiny_model):
     """Trained to its end, compressed to nothing that fits: its uncompressed 90 MB are no best of 50 MB."""
     run = make_run(tmp_path, catalog, tiny_model)

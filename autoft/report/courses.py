@@ -184,8 +184,20 @@ def curves(record: RunRecord, plan: Plan) -> Figure | None:
         if own:
             data.append(_curve(own, plan, name, {"color": colour, "width": 2.5}, marker={"size": 6}))
     caption = "Validation while training, before compression; the best checkpoint of a trial is kept, not the last."
+    caption += _judged_by(plan)
     layout = frame(420, xaxis={"title": "epoch"}, yaxis={"title": quality_title(plan)})
     return Figure("curves", "Curves of the trials", caption, data, layout)
+
+
+def _judged_by(plan: Plan) -> str:
+    """Return by how many rows checkpoints were judged, where these are not all: figures of finished trials have all."""
+    there = int(plan.data.get("sizes", {}).get("validation", 0))
+    read = plan.rows_of_validation(there)
+    return (
+        f" Checkpoints are judged by {read} of the {there} validation rows, the same in all trials."
+        if read < there
+        else ""
+    )
 
 
 def _curve(
@@ -228,6 +240,7 @@ def rung_plot(record: RunRecord, plan: Plan) -> Figure | None:
         "The best score so far of each trial at each quarter of its training. Trials compete with those of their own model and of "
         "smaller ones; one that is within half a standard error of the best is not stopped."
     )
+    caption += _judged_by(plan)
     layout = frame(420, xaxis=axis, yaxis={"title": quality_title(plan)})
     return Figure("rungs", f"Early stopping ({plan.early_stopping})", caption, data, layout)
 
