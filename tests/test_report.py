@@ -237,6 +237,7 @@ def test_headings_follow_each_other_and_tables_are_labelled(html):
         assert "<caption>" in table or 'class="intervals"' in table
         assert '<th class="left" scope="col">' in table or 'scope="col"' in table
         assert 'scope="row"' in table
+    assert re.findall(r'<th\b[^>]*scope="col"[^>]*></th>', html) == [], "a column without a name"
     assert 'lang="en"' in html
     plots = re.findall(r'<div class="plot"[^>]*>', html)
     assert plots

@@ -117,7 +117,7 @@ def budget_table(record: RunRecord, plan: Plan) -> TableView:
         else:
             limit, measured = str(row["limit"]), str(row["measured"])
         rows.append((key, limit, measured or "–", met))
-    return TableView("Budget", ("limit on", "limit", "measured", ""), tuple(rows), left=frozenset({0, 3}))
+    return TableView("Budget", ("limit on", "limit", "measured", "verdict"), tuple(rows), left=frozenset({0, 3}))
 
 
 def front_table(record: RunRecord, plan: Plan) -> TableView:
@@ -160,7 +160,7 @@ def front_table(record: RunRecord, plan: Plan) -> TableView:
         f"validation {plan.objective}",
         "folds" if plan.folds > 1 else "seeds",
         *map(column_title, columns),
-        "",
+        "remarks",
     )
     left = frozenset({1, 2, len(titles) - 1})
     return TableView("The front", titles, tuple(rows), left=left, marked=shown.index(chosen), note=note)
