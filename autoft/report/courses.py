@@ -185,7 +185,9 @@ def curves(record: RunRecord, plan: Plan) -> Figure | None:
             data.append(_curve(own, plan, name, {"color": colour, "width": 2.5}, marker={"size": 6}))
     caption = "Validation while training, before compression; the best checkpoint of a trial is kept, not the last."
     caption += _judged_by(plan)
-    layout = frame(420, xaxis={"title": "epoch"}, yaxis={"title": quality_title(plan)})
+    values = [point.validation.get(plan.objective, math.nan) for trial in trials for point in trial.curve]
+    axis = {"title": quality_title(plan), **room([value for value in values if math.isfinite(value)])}
+    layout = frame(420, xaxis={"title": "epoch", "rangemode": "tozero"}, yaxis=axis)
     return Figure("curves", "Curves of the trials", caption, data, layout)
 
 
@@ -241,7 +243,7 @@ def rung_plot(record: RunRecord, plan: Plan) -> Figure | None:
         "smaller ones; one that is within half a standard error of the best is not stopped."
     )
     caption += _judged_by(plan)
-    layout = frame(420, xaxis=axis, yaxis={"title": quality_title(plan)})
+    layout = frame(420, xaxis=axis, yaxis={"title": quality_title(plan), **room([one.value for one in found])})
     return Figure("rungs", f"Early stopping ({plan.early_stopping})", caption, data, layout)
 
 

@@ -187,8 +187,8 @@ def key(name: str, marker: dict[str, Any]) -> dict[str, Any]:
 
 def room(values: Sequence[float]) -> dict[str, Any]:
     """Return the range of an axis where all values are the same: Plotly would show a whole unit on both sides."""
-    low, high = min(values), max(values)
-    if low < high:
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if low < high or not values:
         return {}
     # A score of 1e-38 is none, and an axis of such numbers says nothing.
     room = max(abs(low) * 0.05, 1e-4) if abs(low) > 1e-6 else 0.05
