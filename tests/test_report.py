@@ -29,6 +29,7 @@ from autoft.report.drawing import front_points, plain
 from autoft.report.page import script_json
 from autoft.report.terminal import closing, nearest_misses
 from autoft.report.terminal import summary as printed
+from autoft.report.views import TableView
 from autoft.rundir import (
     CurvePoint,
     Final,
@@ -378,9 +379,9 @@ def test_marked_texts_show_what_was_found_said_wrongly_and_missed(section):
     page = Page(section["html"])
     assert page.open == []
     found = re.sub(r'<span class="unseen">, (.*?)</span>', r"|\1|", section["html"])
-    assert '<mark class="right">Ann<small>person</small>|found|</mark> met ' in found
-    assert '<mark class="wrong">Bob<small>place</small>|wrong|</mark>' in found
-    assert '<mark class="missed">Bob<small>person</small>|missed|</mark> in ' in found
+    assert '<mark class="right">Ann<small>person|found|</small></mark> met ' in found
+    assert '<mark class="wrong">Bob<small>place|wrong|</small></mark>' in found
+    assert '<mark class="missed">Bob<small>person|missed|</small></mark> in ' in found
     assert "[+Ann person] met [-Bob place][?Bob person] in [+Rome place]" in section["md"]
     assert section["html"].count("<script") == 3
 
@@ -717,6 +718,11 @@ def test_figures_have_as_many_digits_as_they_are_read_with(tmp_path, catalog, ti
     assert content.details[0]["view"].rows == (("85.00", "0.0625"),)
 
 
+def test_short_texts_leave_room_to_the_long_ones_of_their_column():
+    rows = (("a", "short", "0.5" * 20), ("b", "long " * 20, "0.5"))
+    assert TableView("t", ("row", "text", "score"), rows, left=frozenset({0, 1})).words == {1}
+
+
 def test_examples_are_read_below_each_other_where_there_is_no_room(html):
     (table,) = re.findall(r'<table class="examples">.*?</table>', html, re.DOTALL)
     assert re.findall(r'data-column="(.*?)"', table) == ["text", "score"]
@@ -750,6 +756,17 @@ def test_a_worse_model_is_only_called_cheaper_where_it_is(tmp_path, catalog, tin
     write_json(run.path / "final.json", final)
     (said,) = [one for one in make_content(read_run(run.path)).caveats if "is worse than the default" in one]
     assert words in said
+
+
+def test_what_was_refused_for_the_same_reason_is_told_once(tmp_path, catalog, tiny_model):
+    notes = [("onnx", "no trace"), ("awq", "needs a GPU"), ("onnx-int8", "onnx-int8: no trace")]
+    refusals = [{"what": what, "reason": reason} for what, reason in notes]
+    run = make_run(tmp_path, catalog, tiny_model)
+    changed(run, "plan.json", {"refusals": refusals, "illegal": [["a/b", "lora", "no trace"]]})
+    assert make_content(read_run(run.path)).refused == [
+        ("onnx, onnx-int8, lora with b", "no trace"),
+        ("awq", "needs a GPU"),
+    ]
 
 
 def test_where_trials_were_stopped_is_counted(tmp_path, catalog, tiny_model):
@@ -1111,6 +1128,15 @@ def test_a_plot_of_one_model_has_two_figures_on_its_axis(tmp_path, catalog, tiny
     for axis in axes:
         ends = [10**end for end in axis["range"]]
         assert all(ends[0] < tick < ends[1] for tick in axis["tickvals"])
+
+
+def test_one_checkpoint_has_an_axis_of_its_own_size(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model, trials=1)
+    result = run.results()[0]
+    for points, ends in ((result.curve[:1], [0.475, 0.525]), ([], None)):
+        run.write_result(result.model_copy(update={"curve": points}))
+        curves = drawn(write(read_run(run.path))["html"].read_text(encoding="utf-8")).get("curves")
+        assert (curves and curves["layout"]["yaxis"]["range"]) == ends
 
 
 def test_a_long_search_is_rendered_whole(tmp_path, catalog, tiny_model):

@@ -103,9 +103,7 @@ def make_content(record: RunRecord) -> Content:
         outcome=", ".join([*parts, f"{counted(judged, 'variant')} judged"]),
         trials=trial_table(record, plan) if record.trials else None,
         predictions=prediction_table(record),
-        refused=[(note.what, note.reason.removeprefix(f"{note.what}: ")) for note in plan.refusals]
-        + [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal]
-        + [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited],
+        refused=_refused(plan),
         rungs=rung_table(record, plan),
         failures=failures(record),
         # That a baseline does as well weighs more than what else there is to say.
@@ -231,6 +229,17 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
     rows = [(split, f"{sizes[split]} rows") for split in ("train", "validation", "test")]
     rows += [(f"column {role}", str(column)) for role, column in plan.data.get("columns", {}).items()]
     return [*rows, ("fingerprint", str(plan.data.get("fingerprint", "")))]
+
+
+def _refused(plan: Plan) -> list[tuple[str, str]]:
+    """Return what was not used, and why; what was left out for the same reason together."""
+    pairs = [(note.what, note.reason.removeprefix(f"{note.what}: ")) for note in plan.refusals]
+    pairs += [(f"{pipeline} with {short_model(model)}", reason) for model, pipeline, reason in plan.illegal]
+    pairs += [(f"{chain} with {pipeline}", reason) for pipeline, chain, reason in plan.unsuited]
+    groups: dict[str, list[str]] = {}
+    for what, reason in pairs:
+        groups.setdefault(reason, []).append(what)
+    return [(", ".join(names), reason) for reason, names in groups.items()]
 
 
 def _told_with_the_data(warning: str) -> bool:

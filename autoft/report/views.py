@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+LONG = 40
+"""Characters from which on a cell is no name or figure, but a text."""
+
+
 @dataclass(frozen=True)
 class TableView:
     """A table of texts; ``left`` names the columns that hold words, and ``marked`` the row to be seen first."""
@@ -37,6 +41,11 @@ class TableView:
     left: frozenset[int] = frozenset({0})
     marked: int | None = None
     note: str = ""
+
+    @property
+    def words(self) -> frozenset[int]:
+        """The columns that hold texts: their cells are broken into lines, short ones too, so that long ones have the room."""
+        return frozenset(place for place in self.left if any(len(row[place]) > LONG for row in self.rows))
 
 
 @dataclass(frozen=True)
