@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.plans.plan import Plan
-from autoft.report.content import column_title
+from autoft.report.views import column_title
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.screen import describe, outcome
 from autoft.selection import best_variant

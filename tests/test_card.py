@@ -47,7 +47,9 @@ def card(length: float, threads: int) -> str:
             front="",
             plan=plan,
             selection=SimpleNamespace(variant="none", trial=0, reason="it is"),
-            result=SimpleNamespace(config=SimpleNamespace(model="m", pipeline="full", seed=0, params={}, kind="default")),
+            result=SimpleNamespace(
+                config=SimpleNamespace(model="m", pipeline="full", seed=0, params={}, kind="default")
+            ),
             final=SimpleNamespace(
                 test={"best": {"perplexity": DEFINED, "other": DEFINED}},
                 costs={"best": {**costs, "request_length": length}},
