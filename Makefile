@@ -8,12 +8,14 @@ PLUGINS := $(wildcard plugins/*)
 STAMP := $(VENV)/.installed
 # In a folder of its own: transformers imports it wherever it is installed, which takes each process a second and a half.
 TORCHAO := $(VENV)/torchao
+# Likewise: what these need is not what is looked at.
+AUDIT := $(VENV)/audit
 OFFLINE_STAMP := $(VENV)/.installed-offline
 
 # Threads that wait in a loop take the cores of the other processes: two torch processes on two cores would be ten times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help quickstart test lint format docs clean
+.PHONY: help quickstart test lint format docs audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +43,12 @@ format: $(STAMP)  ## bring the code into its form
 docs: $(STAMP)  ## the pages as a site, in site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with a search box: $(BIN)/mkdocs serve"
+
+audit: $(STAMP)  ## look the installed versions up among known vulnerabilities (needs the network), and list them as an SBOM
+	test -d $(AUDIT) || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit cyclonedx-bom)
+	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' | grep == > $(VENV)/installed.txt
+	$(AUDIT)/bin/cyclonedx-py requirements $(VENV)/installed.txt --output-file $(VENV)/sbom.json
+	$(AUDIT)/bin/pip-audit --no-deps --disable-pip --requirement $(VENV)/installed.txt
 
 clean:  ## delete the environment and what tools left
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site
