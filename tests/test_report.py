@@ -1059,6 +1059,23 @@ def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_mo
         write(read_run(run.path))
 
 
+def test_a_plan_whose_mappings_have_other_keys_is_named_as_damaged(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    sizes = {"train": 1, "validation": 1, "test": 1}
+    for changes, where in (
+        ({"data": {"sizfs": sizes}}, "data.sizes"),
+        ({"data": {"sizes": {"train": 1, "validation": 1}}}, "data.sizes.test"),
+        ({"data": {"sizes": {**sizes, "validation": []}}}, "data.sizes.validation"),
+        ({"data": {"sizes": sizes, "columns": 3}}, "data.columns"),
+        ({"hardware": {"memory_bytes": "much"}}, "hardware.memory_bytes"),
+        ({"request": {"batch_sizf": 1, "length": None}}, "request.batch_size"),
+    ):
+        write_json(run.plan, {**plan, **changes})
+        with pytest.raises(RunFolderError, match=rf"plan\.json: is damaged \(at '{re.escape(where)}'"):
+            write(read_run(run.path))
+
+
 def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catalog, tiny_model):
     from autoft.api import _beside_baselines
     from autoft.plans.plan import plan_of

@@ -383,15 +383,49 @@ def plan_of(record: RunRecord) -> Plan:
     return _checked_plan(record.plan, record.path / "plan.json")
 
 
+class _Sizes(_Plan):
+    train: int
+    validation: int
+    test: int
+
+
+class _Data(_Plan):
+    sizes: _Sizes
+    fingerprint: str = ""
+    columns: dict[str, str] = {}
+
+
+class _Machine(_Plan):
+    cpu: str = ""
+    cores: int = 0
+    memory_bytes: int = 0
+    bf16: bool = False
+
+
+class _Request(_Plan):
+    batch_size: int | None
+    length: int | None
+
+
+class _Mappings(_Plan):
+    """What is read of the mappings of a plan; one that is empty is not there yet."""
+
+    data: _Data | None = None
+    hardware: _Machine | None = None
+    request: _Request | None = None
+
+
 def _checked_plan(value: object, path: Path) -> Plan:
     try:
-        return Plan.model_validate(value)
+        plan = Plan.model_validate(value)
+        _Mappings.model_validate({name: getattr(plan, name) or None for name in _Mappings.model_fields})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RunFolderError(
             f"{path}: is damaged (at {where!r}: {first['msg']}); it is not a plan of autoft"
         ) from error
+    return plan
 
 
 ROUNDED = 2.5
