@@ -128,6 +128,45 @@ class Catalog:
         return f" Some plugins did not load: {broken}."
 
 
+def _installed() -> importlib.metadata.EntryPoints:
+    """Return the entry points of the group ``autoft``.
+
+    Raises:
+        PluginError: the list of a distribution, whether it has plugins or not, cannot be read.
+    """
+    try:
+        return importlib.metadata.entry_points(group=GROUP)
+    except (TypeError, ValueError) as error:
+        for distribution in importlib.metadata.distributions():
+            try:
+                distribution.entry_points  # noqa: B018 - reads the file
+            except (TypeError, ValueError) as damage:
+                where = distribution.locate_file("")
+                raise PluginError(
+                    f"{where}: the entry_points.txt of {_named(distribution)[0]} is damaged ({first_line(damage)}), so that no program "
+                    "of this environment can list its plugins; install it again, or remove it"
+                ) from error
+        raise
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return _named(point.dist) if point.dist else ("unknown distribution", "")
+
+
+def _named(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return name and version of a distribution as far as its metadata can be read."""
+    try:
+        # Of a damaged one they are None, whatever their types say.
+        return distribution.name or "unknown distribution", distribution.version or ""
+    except (TypeError, ValueError, KeyError):
+        return "a damaged distribution", ""
+
+
+def _is_object(point: importlib.metadata.EntryPoint) -> bool:
+    """Say whether an entry point has the form ``module`` or ``module:object``."""
+    return point.pattern.match(point.value) is not None
+
+
 def load_plugins(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Catalog:
     """Load every installed plugin and fold what they offer into a catalog.
 
@@ -135,9 +174,10 @@ def load_plugins(entry_points: Iterable[importlib.metadata.EntryPoint] | None = 
         entry_points: those to load; by default all of the group ``autoft`` in the environment.
 
     Raises:
-        PluginError: two plugins offer the same name; the message names both distributions.
+        PluginError: two plugins offer the same name; the message names both distributions. Or an installed distribution is
+            damaged, so that nothing in the environment can list what is installed.
     """
-    points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+    points = _installed() if entry_points is None else entry_points
     catalog = _Fold()
     # Ours first: a metric of a stranger must not raise the peak memory that ours reads.
     for point in sorted(points, key=lambda point: (not point.value.startswith("autoft."), point.name, point.value)):
@@ -186,11 +226,10 @@ def described(error: BaseException) -> str:
 @functools.cache
 def _owners() -> dict[str, str]:
     """Return which plugin is behind the module that an entry point names."""
-    points = importlib.metadata.entry_points(group=GROUP)
     return {
-        point.module: f"{point.name} ({point.dist.name})" if point.dist else point.name
-        for point in points
-        if point.module.partition(".")[0] != "autoft"
+        point.module: f"{point.name} ({_distribution(point)[0]})" if point.dist else point.name
+        for point in _installed()
+        if _is_object(point) and point.module.partition(".")[0] != "autoft"
     }
 
 
@@ -212,8 +251,7 @@ class _Fold:
         self.owners: dict[tuple[str, str], str] = {}
 
     def add(self, point: importlib.metadata.EntryPoint) -> None:
-        distribution = point.dist.name if point.dist else "unknown distribution"
-        version = point.dist.version if point.dist else ""
+        distribution, version = _distribution(point)
         try:
             tasks, strategies, metrics = _offers(point)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code, which must not stop the other plugins
@@ -264,6 +302,8 @@ class _Fold:
 def _offers(
     point: importlib.metadata.EntryPoint,
 ) -> tuple[list[Task], list[Strategy], list[QualityMetric | CostMetric]]:
+    if not _is_object(point):
+        raise ValueError(f"its entry point names {point.value!r}, which is neither a module nor module:object")
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(point.load(), name=point.name)

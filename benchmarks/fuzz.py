@@ -10,7 +10,8 @@ Targets:
 - ``plan``: a legal recipe some of whose keys have another value, read and planned as ``autoft explain`` does;
 - ``data``: the bytes of a data file of each kind that a search reads, read, and drafted for as ``autoft init`` does;
 - ``run``: a file of a run folder with some bytes changed, cut or repeated, then its report written anew;
-- ``request``: the body of a request to the server of a run's model.
+- ``request``: the body of a request to the server of a run's model;
+- ``plugins``: an installed distribution with any ``METADATA`` and ``entry_points.txt``, whose hooks return what is not asked for.
 
 An exception that is no :class:`autoft.errors.AutoftError`, a message of more than 20,000 characters or of none, an answer of the
 server that is neither JSON nor below 500, more than 2 GB of memory or half a minute for one input is a finding: libFuzzer stops, and
@@ -245,12 +246,71 @@ def request_target(given: argparse.Namespace) -> Target:
     return run
 
 
+def plugins_target(given: argparse.Namespace) -> Target:
+    import importlib
+    import types
+
+    import atheris
+
+    from autoft import contracts, plugins
+    from autoft.errors import AutoftError
+    from autoft.hookspecs import hookimpl
+
+    folder = given.scratch / "site" / "autoft_odd-1.dist-info"
+    folder.mkdir(parents=True)
+    sys.path.insert(0, str(folder.parent))
+    contents = {
+        "METADATA": b"Metadata-Version: 2.1\nName: autoft-odd\nVersion: 1\n",
+        "entry_points.txt": b"[autoft]\nodd = autoft_odd\n",
+    }
+    hooks = ("autoft_tasks", "autoft_strategies", "autoft_metrics")
+    kinds = (contracts.Task, contracts.Augmenter, contracts.Adapter, contracts.CostMetric, contracts.QualityMetric)
+    members = ("name", "summary", "card", "columns", "space", "unit", "tasks", "published")
+
+    def offered(provider: atheris.FuzzedDataProvider) -> Any:
+        if provider.ConsumeBool():
+            return VALUES[provider.ConsumeIntInRange(0, len(VALUES) - 1)]
+        kind = kinds[provider.ConsumeIntInRange(0, len(kinds) - 1)]
+        body: dict[str, Any] = dict.fromkeys(kind.__abstractmethods__)
+        body |= {"name": "odd", "summary": "odd"}
+        for _ in range(provider.ConsumeIntInRange(0, 3)):
+            member = members[provider.ConsumeIntInRange(0, len(members) - 1)]
+            body[member] = VALUES[provider.ConsumeIntInRange(0, len(VALUES) - 1)]
+        return type("Odd", (kind,), body)()
+
+    def run(data: bytes) -> None:
+        provider = atheris.FuzzedDataProvider(data)
+        module = types.ModuleType("autoft_odd")
+        for hook in hooks[: provider.ConsumeIntInRange(0, 3)]:
+            answer = [offered(provider) for _ in range(provider.ConsumeIntInRange(0, 2))]
+            value = answer if provider.ConsumeBool() else next(iter(answer), None)
+            setattr(module, hook, hookimpl(eval("lambda: value", {"value": value})))
+        sys.modules["autoft_odd"] = module
+        for name, usual in contents.items():
+            text = bytearray(usual)
+            for _ in range(provider.ConsumeIntInRange(0, 3)):
+                where = provider.ConsumeIntInRange(0, len(text))
+                text[where : where + provider.ConsumeIntInRange(0, 8)] = provider.ConsumeBytes(4)
+            (folder / name).write_bytes(text)
+        importlib.invalidate_caches()
+        plugins._owners.cache_clear()
+        try:
+            for broken in plugins.load_plugins().broken:
+                checked(plugins.PluginError(broken.error))
+            plugins.hook_of(sys._getframe())
+        except AutoftError as error:
+            checked(error)
+
+    return run
+
+
 TARGETS = {
     "recipe": recipe_target,
     "plan": plan_target,
     "data": data_target,
     "run": run_target,
     "request": request_target,
+    "plugins": plugins_target,
 }
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import sys
 import textwrap
 
 import pytest
 
+from autoft import plugins
 from autoft.errors import PluginError
-from autoft.plugins import described, load_plugins
+from autoft.plugins import described, hook_of, load_plugins
 
 
 @pytest.fixture
@@ -231,3 +233,51 @@ def test_an_error_in_a_hook_names_it_with_its_plugin_and_another_does_not(catalo
     with pytest.raises(ZeroDivisionError) as raised:
         1 / 0  # noqa: B018
     assert described(raised.value) == "ZeroDivisionError: division by zero"
+
+
+NAMED = b"Metadata-Version: 2.1\nName: autoft-odd\nVersion: 1\n"
+LISTED = b"[autoft]\nodd = no_such_module\n"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "listed", "distribution", "error"),
+    [
+        (None, LISTED, "unknown distribution", "No module named 'no_such_module'"),
+        (b"Name: \xff\n", LISTED, "a damaged distribution", "No module named 'no_such_module'"),
+        (b"Version: 1\n", LISTED, "unknown distribution", "No module named 'no_such_module'"),
+        (NAMED, b"[autoft]\nodd = :::\n", "autoft-odd", "names ':::', which is neither a module nor module:object"),
+        (NAMED, b"[autoft]\nodd =\n", "autoft-odd", "names '', which is neither a module nor module:object"),
+    ],
+)
+def test_a_distribution_whose_metadata_are_damaged_stops_nobody(metadata, listed, distribution, error, damaged):
+    damaged(metadata, listed)
+    catalog = load_plugins()
+    (broken,) = [one for one in catalog.broken if one.name == "odd"]
+    assert (broken.distribution, error in broken.error) == (distribution, True), broken
+    assert "full" in catalog.strategies
+    assert hook_of(sys._getframe()) is None
+
+
+@pytest.mark.parametrize("listed", [b"[autoft]\nodd\n", b"[autoft]\n\xff = x\n"])
+def test_a_list_of_entry_points_that_cannot_be_read_is_told_with_its_distribution(listed, damaged):
+    damaged(NAMED, listed)
+    with pytest.raises(PluginError, match=r"the entry_points\.txt of autoft-odd is damaged \(.*\), so that no program"):
+        load_plugins()
+
+
+@pytest.fixture
+def damaged(tmp_path, monkeypatch):
+    """Install a distribution with these files."""
+
+    def install(metadata, listed):
+        info = tmp_path / "autoft_odd-1.dist-info"
+        info.mkdir()
+        if metadata is not None:
+            (info / "METADATA").write_bytes(metadata)
+        (info / "entry_points.txt").write_bytes(listed)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        importlib.invalidate_caches()
+        plugins._owners.cache_clear()
+
+    yield install
+    plugins._owners.cache_clear()
