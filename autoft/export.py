@@ -56,7 +56,7 @@ def export(
         folder: default: ``best/`` of the run.
 
     Raises:
-        RunFolderError: the files are not there, or the disk is full.
+        RunFolderError: the files are not there, or one is a link that leads out of the run folder; or the disk is full.
     """
     variant = _variant(results, selection.trial, selection.variant)
     source = run.inside(variant.folder) if variant.folder else None
@@ -64,6 +64,9 @@ def export(
         raise RunFolderError(
             f"{run.path}: the files of trial {selection.trial}, {selection.variant}, are gone; the run cannot be exported"
         )
+    for path in source.rglob("*"):
+        # The copy would hold, and a push would send, what is elsewhere on this machine.
+        run.inside(f"{variant.folder}/{path.relative_to(source)}")
     folder = folder or run.best
     with replacing_folder(folder) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
