@@ -18,7 +18,7 @@ from typing import Any
 
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
-from autoft.executors import Event, LocalExecutor
+from autoft.executors import Event, Executor, LocalExecutor
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan, epochs_again
 from autoft.plans.targets import plan_target
@@ -529,10 +529,10 @@ class Search:
         with self._executor(1) as executor:
             return self._served(executor, [model.name for model in self.plan.models])
 
-    def _served(self, executor: LocalExecutor, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    def _served(self, executor: Executor, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
         return {model: self._asked(executor, "screened", "screen", model=model).body["costs"] for model in models}
 
-    def _executor(self, workers: int) -> LocalExecutor:
+    def _executor(self, workers: int) -> Executor:
         plan = self.plan
         return LocalExecutor(
             self.run,
@@ -542,7 +542,7 @@ class Search:
             patience=OTHER_PATIENCE * plan.patience,
         )
 
-    def _start(self, executor: LocalExecutor) -> None:
+    def _start(self, executor: Executor) -> None:
         self.listener.phase("measure models")
         models = [model.name for model in self.plan.models]
         probed = self._probe(executor, self.plan.workers)
@@ -570,7 +570,7 @@ class Search:
         self._check_disk()
         self._screen(executor)
 
-    def _probe(self, executor: LocalExecutor, workers: int) -> dict[str, dict[str, Any]]:
+    def _probe(self, executor: Executor, workers: int) -> dict[str, dict[str, Any]]:
         """Wait for the workers, and return what a step of each model takes."""
         ready, begin = set[int](), time.monotonic()
         while len(ready) < workers:
@@ -587,7 +587,7 @@ class Search:
             self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
         return probed
 
-    def _screen(self, executor: LocalExecutor) -> None:
+    def _screen(self, executor: Executor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""
         served = [limit for limit in self.plan.budget if limit.column != "train_memory_bytes"]
         if not served:
@@ -649,7 +649,7 @@ class Search:
             self.run.write_result(result)
             self._finish(result)
 
-    def _await(self, executor: LocalExecutor) -> Event:
+    def _await(self, executor: Executor) -> Event:
         """Return the next event; a worker that is lost is replaced, and one that does not start ends the search."""
         while (event := executor.poll(1.0)) is None:
             pass
@@ -665,7 +665,7 @@ class Search:
             executor.start(event.worker)
         return event
 
-    def _asked(self, executor: LocalExecutor, answer: str, op: str, **body: Any) -> Event:
+    def _asked(self, executor: Executor, answer: str, op: str, **body: Any) -> Event:
         """Ask the first worker, and return its answer; where it is lost over it, another one is asked.
 
         Raises:
@@ -710,7 +710,7 @@ class Search:
         longest = SLOW_STAGE * (seconds + validating) + SLOW_ENCODING * self.train_rows
         return max(OTHER_PATIENCE * self.plan.patience, longest)
 
-    def _loop(self, executor: LocalExecutor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
+    def _loop(self, executor: Executor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
         dry = False
         changed: int | None = None
@@ -755,7 +755,7 @@ class Search:
                     dry = False
             changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
 
-    def _handle(self, executor: LocalExecutor, event: Event, idle: set[int]) -> None:
+    def _handle(self, executor: Executor, event: Event, idle: set[int]) -> None:
         body = event.body
         match event.kind:
             case "stage":
@@ -829,7 +829,7 @@ class Search:
             case "fatal":
                 raise _fatal(event)
 
-    def _limit_memory(self, executor: LocalExecutor, worker: int, stage: str) -> None:
+    def _limit_memory(self, executor: Executor, worker: int, stage: str) -> None:
         """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""
         self.stages[worker] = stage
         limit = self.plan.train_memory
@@ -845,7 +845,7 @@ class Search:
             return None
         return config.model_copy(update={"parts": parts})
 
-    def _send(self, executor: LocalExecutor, worker: int, *configs: TrialConfig) -> None:
+    def _send(self, executor: Executor, worker: int, *configs: TrialConfig) -> None:
         """Send trials to a worker; several train together."""
         self._check_disk()
         self.began = True

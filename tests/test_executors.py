@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from autoft.executors import LocalExecutor, local
+from autoft.executors import LocalExecutor, local, supervision
 from autoft.rundir import RunDir
 
 SAYS = """
@@ -127,7 +127,7 @@ def test_a_worker_that_never_starts_ends_the_search_with_what_to_do(tmp_path):
 
 
 def test_a_worker_without_progress_is_ended_with_what_it_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "GRACE", 0.2)
+    monkeypatch.setattr(supervision, "GRACE", 0.2)
     program = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(300)"])
@@ -150,8 +150,8 @@ def test_a_worker_without_progress_is_ended_with_what_it_started(tmp_path, monke
 
 
 def test_a_stopped_worker_is_ended_and_one_that_only_says_nothing_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "STOPPED_SECONDS", 0.3)
-    monkeypatch.setattr(local, "GRACE", 0.0)
+    monkeypatch.setattr(supervision, "STOPPED_SECONDS", 0.3)
+    monkeypatch.setattr(supervision, "GRACE", 0.0)
     program = """
     say("ready")
     time.sleep(1.0)

@@ -1,5 +1,6 @@
 """Where trials run."""
 
-from autoft.executors.local import Event, LocalExecutor
+from autoft.executors.local import LocalExecutor
+from autoft.executors.supervision import Event, Executor
 
-__all__ = ["Event", "LocalExecutor"]
+__all__ = ["Event", "Executor", "LocalExecutor"]

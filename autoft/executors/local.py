@@ -1,103 +1,27 @@
-"""Long-lived worker processes on this machine, spoken to in lines of JSON.
-
-A worker imports its libraries once and keeps them between trials. Its standard input takes requests, its standard
-output gives events, and what libraries print goes to the run's ``logs/``. Nothing is pickled: a worker rebuilds the
-plan from the run folder.
-
-A worker that is killed, stopped or hangs is told as ``lost``. That it lives is told by its heartbeat, that it works by its
-other events; both are timed by a clock that only runs while this process looks.
-"""
+"""Worker processes on this machine."""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from autoft.errors import SearchFailed
+from autoft.executors.supervision import Executor
 from autoft.hardware import MAPPED, memory_left
-from autoft.processes import STOPPED_SECONDS, is_stopped, thread_environment
-from autoft.quantities import format_bytes, format_seconds
+from autoft.processes import is_stopped, thread_environment
 from autoft.rundir import RunDir
 
-__all__ = ["Event", "LocalExecutor"]
-
-EVENTS = {
-    "alive": {"at"},
-    "ready": set(),
-    "probed": {"figures"},
-    "timed": {"seconds"},
-    "screening": {"variant"},
-    "screened": {"costs"},
-    "stage": {"trial", "stage"},
-    "progress": {"trial", "samples", "total", "rate"},
-    "validation": {"trial", "point"},
-    "done": {"trial"},
-    "renew": {"trial"},
-    "fatal": {"message", "exit_code"},
-}
-"""What a worker says, with what comes with it; all other lines on its channel are not its own."""
-
-NO_EVENT = "not an event"
-"""What a line in a worker's log begins with that was on its channel."""
-
-SHORTEST_START = 300.0
-"""Seconds that a worker may take at least to start: imports from a slow disk on a busy machine take minutes."""
-
-STARTS = 3
-"""How often a worker is started in a row that is lost before it is ready."""
-
-LONGEST_LOOK = 2.0
-"""Seconds that the clock goes on at most between two looks at the workers: a machine or a command that slept finds them alive."""
-
-GRACE = 5.0
-"""Seconds from SIGTERM to SIGKILL."""
+__all__ = ["LocalExecutor", "LocalProcess", "started"]
 
 
-@dataclass(frozen=True)
-class Event:
-    """What a worker says: its number, the kind (``ready``, ``stage``, ``done``, ``lost`` ...) and the rest."""
-
-    worker: int
-    kind: str
-    body: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Worker:
-    """A worker process; times are those of the executor's clock."""
-
-    process: subprocess.Popen[str]
-    beat: float
-    """When it was last heard of."""
-    moved: float
-    """When it last told of something else than that it lives."""
-    starts: int
-    """How many processes in a row were started for it, none of which was ready before."""
-    waiting: list[str] | None
-    """Requests that are sent to it once it is ready; None from then on."""
-    at: str | None = None
-    """In which hook of a plugin it was when it was last heard of."""
-    ended: str = ""
-    """Why it was ended."""
-    hung: bool = False
-    """That is why it was ended."""
-    kill_at: float | None = None
-
-
-class LocalExecutor:
-    """Starts workers, sends them requests, and gives their events.
+class LocalExecutor(Executor):
+    """Starts workers on this machine, sends them requests, and gives their events.
 
     Args:
         run: the run folder.
@@ -105,241 +29,111 @@ class LocalExecutor:
         threads: of each.
         mapped: workers keep what their tensors need and no more, as :data:`autoft.hardware.MAPPED` says: slower, and for
             runs whose training memory is limited.
-        patience: seconds after which a worker is ended that is still not ready, at least :data:`SHORTEST_START`.
+        patience: as of any executor.
     """
 
     def __init__(
         self, run: RunDir, workers: int, threads: int, *, mapped: bool = False, patience: float = 1800.0
     ) -> None:
-        self.run, self.workers, self.threads = run, workers, threads
-        self.patience = max(patience, SHORTEST_START)
+        super().__init__(run, workers, patience=patience)
         self.environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
-        self._queue: queue.Queue[tuple[_Worker, Event]] = queue.Queue()
-        self._workers: dict[int, _Worker] = {}
-        self.memory_limits: dict[int, float] = {}
-        """Resident bytes by worker, from which on it is ended; workers that are not named have none of their own."""
-        self.time_limits: dict[int, float] = {}
-        """Seconds by worker, after which it is ended if it told of no progress in them; likewise."""
-        self._clock, self._looked = 0.0, time.monotonic()
 
-    def __enter__(self) -> LocalExecutor:
-        for worker in range(self.workers):
-            self.start(worker)
-        return self
+    def _open(self, log: Path) -> LocalProcess:
+        return LocalProcess(started(self.run.path, log, self.environment))
 
-    def __exit__(self, *exception: object) -> None:
-        for worker in list(self._workers):
-            self.stop(worker)
 
-    def start(self, worker: int) -> None:
-        """Start a worker process; it says ``ready`` when it takes requests, which may be sent before.
+def started(run: Path, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Return a new worker process for a run folder, whose errors go to the end of a file.
 
-        A process that is lost before it is ready is started again, which a ``restarted`` event tells; where that does not
-        help, a ``fatal`` one does.
-
-        Raises:
-            SearchFailed: the process cannot be started.
-        """
-        self._start(worker, 1, [])
-
-    def _start(self, worker: int, starts: int, waiting: list[str]) -> None:
-        log = self._log(worker)
-        try:
-            with log.open("a", encoding="utf-8") as errors:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "autoft.executors.worker", str(self.run.path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    encoding="utf-8",
-                    errors="replace",
-                    env=self.environment,
-                    # Ctrl-C belongs to the search, which decides what a worker still finishes; and what a worker starts
-                    # ends with it.
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise SearchFailed(f"a worker process cannot be started: {error}") from error
-        started = _Worker(process, self._clock, self._clock, starts, waiting)
-        self._workers[worker] = started
-        threading.Thread(target=self._listen, args=(worker, started), daemon=True).start()
-
-    def send(self, worker: int, op: str, **body: Any) -> None:
-        """Send a request; a worker that is gone shows itself by a ``lost`` event."""
-        there, line = self._workers[worker], json.dumps({"op": op, **body}) + "\n"
-        there.moved = self._clock
-        if there.waiting is None:
-            _write(there.process, line)
-        else:
-            there.waiting.append(line)
-
-    def poll(self, timeout: float) -> Event | None:
-        """Return the next event, or None when none comes within ``timeout`` seconds; ends workers that hang or need too much memory."""
-        now = time.monotonic()
-        self._clock, self._looked = self._clock + min(now - self._looked, LONGEST_LOOK), now
-        self._guard_memory()
-        for worker, there in self._workers.items():
-            self._guard_time(worker, there)
-        try:
-            there, event = self._queue.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if self._workers.get(event.worker) is not there:
-            # What a process said that was stopped or replaced since is not its successor's.
-            return None
-        if event.kind == "ready":
-            for line in there.waiting or ():
-                _write(there.process, line)
-            there.waiting, there.moved = None, self._clock
-        elif event.kind == "lost" and there.waiting is not None:
-            return self._start_again(event, there.starts, there.waiting)
-        return event
-
-    def _start_again(self, event: Event, starts: int, waiting: list[str]) -> Event:
-        """Start a worker anew that was lost before it was ready, as often as :data:`STARTS` says."""
-        self.stop(event.worker)
-        if starts < STARTS:
-            self._start(event.worker, starts + 1, waiting)
-            return Event(event.worker, "restarted", event.body)
-        message = (
-            f"a worker does not start, {STARTS} times in a row: {event.body['reason']}\n"
-            f"What it printed is in {self._log(event.worker)}; once the cause is gone, the same command "
-            "goes on with what there is"
+    Raises:
+        OSError: it cannot be started.
+    """
+    with log.open("a", encoding="utf-8") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "autoft.executors.worker", str(run)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=dict(environment),
+            # Ctrl-C belongs to the search, which decides what a worker still finishes; and what a worker starts
+            # ends with it.
+            start_new_session=True,
         )
-        return Event(event.worker, "fatal", {"message": message, "exit_code": SearchFailed.exit_code})
 
-    def _guard_memory(self) -> None:
-        """End workers above their limit, and the largest one before the machine begins to swap."""
-        used = {worker: _resident(there.process.pid) for worker, there in self._workers.items()}
-        for worker, limit in list(self.memory_limits.items()):
-            if used.get(worker, 0) > limit:
-                self._end(worker, f"it needs more than {format_bytes(limit)} of memory")
-        left, enough = memory_left()
-        if left < enough and used:
-            largest = max(used, key=lambda worker: used[worker])
-            self._end(largest, f"{format_bytes(left)} of this machine's memory are left")
 
-    def _guard_time(self, worker: int, there: _Worker) -> None:
-        """End a worker that is stopped, or that has told of no progress for longer than it may."""
-        process = there.process
-        if process.poll() is not None or (there.kill_at is not None and self._clock > there.kill_at):
-            # What it started would keep its channel open, and the loss would never be told.
-            _signal(process, signal.SIGKILL)
-            return
-        if there.hung:
-            return
-        silent, idle = self._clock - there.beat, self._clock - there.moved
-        limit = self.patience if there.waiting is not None else self.time_limits.get(worker)
-        if silent > STOPPED_SECONDS and is_stopped(process.pid):
-            reason = f"it was stopped, as SIGSTOP does, for {format_seconds(STOPPED_SECONDS)}"
-        elif limit is not None and idle > limit:
-            what = "no sign of life" if silent > limit else "no progress"
-            # The limit, not the time itself: trials that hang alike have failed alike.
-            reason = f"{what} for {format_seconds(limit)}" + (f", in {there.at}" if there.at else "")
-        else:
-            return
-        there.ended, there.hung, there.kill_at = reason, True, self._clock + GRACE
-        _signal(process, signal.SIGTERM)
+class LocalProcess:
+    """A worker process on this machine; what its methods do is said of :class:`WorkerProcess`."""
 
-    def _end(self, worker: int, reason: str) -> None:
-        """Kill a worker, whose loss is then told as that of any other."""
-        self.memory_limits.pop(worker, None)
-        there = self._workers[worker]
-        there.ended = there.ended or reason
-        _signal(there.process, signal.SIGKILL)
+    machine = "this machine"
+    lost = ""
 
-    def stop(self, worker: int) -> None:
-        """End a worker now, and what it started; its trial leaves no result."""
-        there = self._workers.pop(worker, None)
-        self.memory_limits.pop(worker, None)
-        self.time_limits.pop(worker, None)
-        if there is None:
-            return
-        process = there.process
-        _signal(process, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is that of its group too."""
+        return self.process.pid
+
+    def lines(self) -> Iterator[str]:
+        """Give what it says on its channel."""
+        assert self.process.stdout is not None
+        # A pipe that end() closed raises ValueError.
+        with suppress(ValueError):
+            yield from self.process.stdout
+
+    def write(self, line: str) -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        # A worker that is gone is told as lost.
+        with suppress(BrokenPipeError, ValueError):
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all that it started."""
+        _signal(self.process, number)
+
+    def wait(self) -> int:
+        """Return its exit code."""
+        return self.process.wait()
+
+    def end(self) -> None:
+        """Kill it and all that it started."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    continue
 
-    def _listen(self, worker: int, there: _Worker) -> None:
-        process = there.process
-        assert process.stdout is not None
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is stopped."""
+        return is_stopped(self.process.pid)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its resident memory."""
         try:
-            for line in process.stdout:
-                event = _event(worker, line)
-                if event is None:
-                    self._keep(worker, line)
-                    continue
-                there.beat = self._clock
-                if event.kind == "alive":
-                    there.at = event.body["at"]
-                    continue
-                there.moved, there.at = self._clock, None
-                self._queue.put((there, event))
-        except ValueError:
-            # The pipe was closed by stop().
-            pass
-        code = process.wait()
-        body = {"reason": self._cause(worker, there, code), "code": code, "hung": there.hung}
-        self._queue.put((there, Event(worker, "lost", body)))
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
-    def _keep(self, worker: int, line: str) -> None:
-        """Write into a worker's log what is on its channel and is no event; a full disk keeps no worker from being heard."""
-        with suppress(OSError):
-            if line.strip():
-                with self._log(worker).open("a", encoding="utf-8") as log:
-                    log.write(f"{NO_EVENT}: {line.rstrip()[:500]}\n")
-
-    def _log(self, worker: int) -> Path:
-        return self.run.logs / f"worker-{worker}.log"
-
-    def _cause(self, worker: int, there: _Worker, code: int) -> str:
-        if there.ended:
-            return f"the worker process was ended: {there.ended}"
-        at = f", in {there.at}" if there.at else ""
-        if code < 0:
-            hint = "; the memory may not be enough" if code == -9 else ""
-            return f"the worker process was killed by signal {-code}{at}{hint}"
-        lines = list[str]()
-        with suppress(OSError):
-            lines = self._log(worker).read_text(encoding="utf-8", errors="replace").splitlines()
-        printed = [line.strip() for line in lines if line.strip() and not line.startswith(NO_EVENT)]
-        last = f": {printed[-1]}" if printed else ""
-        return f"the worker process ended with {code}{at}{last} (see {self._log(worker)})"
-
-
-def _event(worker: int, line: str) -> Event | None:
-    """Return what a line says, or None where it is no event."""
-    try:
-        body = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    kind = body.pop("event", None) if isinstance(body, dict) else None
-    return Event(worker, kind, body) if isinstance(kind, str) and EVENTS.get(kind, {""}) <= body.keys() else None
-
-
-def _write(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    # A worker that is gone is told as lost.
-    with suppress(BrokenPipeError, ValueError):
-        process.stdin.write(line)
-        process.stdin.flush()
+    def memory_left(self) -> tuple[int, int]:
+        """Return what this machine has left, and the least to keep."""
+        return memory_left()
 
 
 def _signal(process: subprocess.Popen[str], number: int) -> None:
     """Send a signal to a worker and to all that it started: they are a group, also when the worker itself has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def _resident(pid: int) -> int:
-    """Return the resident bytes of a process, 0 where it has ended."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
