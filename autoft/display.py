@@ -554,7 +554,8 @@ def plan_tables(plan: Plan) -> Group:
         "ensemble": f"of up to {plan.ensemble} trials" if plan.ensemble > 1 else "none",
         "weights kept": format_bytes(plan.storage_bytes),
         "trackers": ", ".join(plan.trackers) or "none",
-        "workers": f"{plan.workers} with {counted(plan.threads, 'thread')} each, on {plan.device}",
+        "workers": f"{plan.workers} with {counted(plan.threads, 'thread')} each, on {plan.device}"
+        + (f" of Ray nodes ({plan.address or 'local'})" if plan.executor == "ray" else ""),
     }.items():
         settings.add_row(key, escape(str(value)))
     for name, option in plan.options.items():

@@ -43,6 +43,9 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+SHORT = {"data": "train", "executor": "kind", "storage": "study"}
+"""By section that may be a single text, which of its keys that is."""
+
 Names = Annotated[
     list[str],
     BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
@@ -173,16 +176,30 @@ class SearchSection(_Section):
 class ExecutorSection(_Section):
     """Where trials run."""
 
+    kind: Literal["local", "ray"] = "local"
+    """On this machine, or on the nodes of a Ray cluster; `executor: ray` is short for this key alone."""
+    address: str | None = None
+    """Of the Ray cluster: `auto` on one of its machines, or `host:port` of its head; default: a cluster of this machine alone."""
     workers: int = Field(default=1, ge=1)
     """Worker processes; each gets its share of the cores."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads a worker; default: cores divided by workers."""
+    """Threads a worker; default: cores divided by workers, and with `address` all cores of a machine like this one."""
     together: int | Literal["auto"] = 1
     """LoRA trials of one model that a worker trains at once over one base; `auto`: as many as fit on a GPU, one on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What to train on."""
     patience: Duration = "10m"
     """A worker that makes no step of a training for so long is ended, and one at anything else after three times as long."""
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> ExecutorSection:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError(f"address is of a Ray cluster: set kind to ray; given kind {self.kind}")
+        if "://" in (self.address or ""):
+            raise ValueError(
+                f"address has to be auto, local or host:port of a Ray cluster that this machine belongs to; given {self.address}"
+            )
+        return self
 
 
 def _source(value: object) -> object:
@@ -260,7 +277,13 @@ class Recipe(_Section):
     """Narrow, pin or widen any parameter that `autoft explain` shows: a scalar, a list or `{low, high, log}`."""
     search: SearchSection = SearchSection()
     """Sampler, early stopping, objectives and seeds."""
-    executor: ExecutorSection = ExecutorSection()
+    executor: Annotated[
+        ExecutorSection,
+        BeforeValidator(
+            lambda value: {"kind": value} if isinstance(value, str) else value,
+            json_schema_input_type=Literal["local", "ray"] | ExecutorSection,
+        ),
+    ] = ExecutorSection()
     """Workers, threads and device."""
     storage: Annotated[StorageSection, BeforeValidator(_study, json_schema_input_type=str | StorageSection)] = (
         StorageSection()
@@ -407,10 +430,8 @@ def set_key(value: Mapping[str, Any], override: str) -> dict[str, Any]:
     at = top
     for part in parts[:-1]:
         below = at.get(part)
-        if part == "data" and isinstance(below, str):
-            below = {"train": below}
-        if part == "storage" and isinstance(below, str):
-            below = {"study": below}
+        if part in SHORT and isinstance(below, str):
+            below = {SHORT[part]: below}
         if below is not None and not isinstance(below, Mapping):
             raise ValueError(f"{part!r} is a value, not a section")
         at[part] = dict(below or {})

@@ -18,7 +18,7 @@ from typing import Any
 
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
-from autoft.executors import Event, Executor, LocalExecutor
+from autoft.executors import Event, Executor, executor_of
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan, epochs_again
 from autoft.plans.targets import plan_target
@@ -85,6 +85,9 @@ FOUNDED = 2
 
 ATTEMPTS = 3
 """At measuring a model before anything is trained, where the worker is lost over it."""
+
+ELSEWHERE = 3
+"""How often a trial is begun again whose machine was lost."""
 
 SLOW_STEP = 20.0
 """How much longer a step and a validation may take than they were seen to, before the worker counts as hung."""
@@ -366,6 +369,10 @@ class Search:
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.apart: dict[int, str] = {}
         """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
+        self.machines_lost: dict[int, list[str]] = {}
+        """By trial, how each machine that it ran on was lost."""
+        self.noted: set[str] = set()
+        """What was said of the machines of workers."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
         self.adapters: dict[int, int] = {}
@@ -533,14 +540,7 @@ class Search:
         return {model: self._asked(executor, "screened", "screen", model=model).body["costs"] for model in models}
 
     def _executor(self, workers: int) -> Executor:
-        plan = self.plan
-        return LocalExecutor(
-            self.run,
-            workers,
-            plan.threads,
-            mapped=plan.train_memory is not None,
-            patience=OTHER_PATIENCE * plan.patience,
-        )
+        return executor_of(self.plan, self.run, workers, OTHER_PATIENCE * self.plan.patience)
 
     def _start(self, executor: Executor) -> None:
         self.listener.phase("measure models")
@@ -571,12 +571,17 @@ class Search:
         self._screen(executor)
 
     def _probe(self, executor: Executor, workers: int) -> dict[str, dict[str, Any]]:
-        """Wait for the workers, and return what a step of each model takes."""
-        ready, begin = set[int](), time.monotonic()
-        while len(ready) < workers:
+        """Wait for the workers, those left out for which no machine has room, and return what a step of each model takes."""
+        ready, waiting = set[int](), set[int]()
+        while not ready or len(ready | waiting) < workers:
             event = self._await(executor)
             (ready.add if event.kind == "ready" else ready.discard)(event.worker)
-        self.startup = max(self.startup, time.monotonic() - begin)
+            (waiting.add if event.kind == "waiting" else waiting.discard)(event.worker)
+            if event.kind == "waiting" and not ready:
+                self.listener.phase("wait for machines")
+        if waiting:
+            self.listener.phase("measure models")
+        self.startup = max(self.startup, executor.startup)
         probed: dict[str, dict[str, Any]] = {
             model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
             for model in self.plan.models
@@ -653,6 +658,8 @@ class Search:
         """Return the next event; a worker that is lost is replaced, and one that does not start ends the search."""
         while (event := executor.poll(1.0)) is None:
             pass
+        if event.kind in {"waiting", "note"}:
+            self._note_once(event)
         if event.kind == "fatal":
             raise _fatal(event)
         if event.kind == "restarted":
@@ -666,16 +673,17 @@ class Search:
         return event
 
     def _asked(self, executor: Executor, answer: str, op: str, **body: Any) -> Event:
-        """Ask the first worker, and return its answer; where it is lost over it, another one is asked.
+        """Ask the first worker that is ready, and return its answer; where it is lost over it, another one is asked.
 
         Raises:
             SearchFailed: as many as :data:`ATTEMPTS` are lost over it, or one does not start.
         """
         for _ in range(ATTEMPTS):
-            executor.send(0, op, **body)
-            executor.time_limits = {0: self._other_patience(TRIAL_OVERHEAD_SECONDS)}
+            worker = min(executor.ready, default=0)
+            executor.send(worker, op, **body)
+            executor.time_limits = {worker: self._other_patience(TRIAL_OVERHEAD_SECONDS)}
             event = self._await(executor)
-            while (event.worker, event.kind) not in {(0, answer), (0, "lost")}:
+            while (event.worker, event.kind) not in {(worker, answer), (worker, "lost")}:
                 event = self._await(executor)
             if event.kind == answer:
                 executor.time_limits = {}
@@ -687,6 +695,12 @@ class Search:
 
     def _note_restart(self, event: Event) -> None:
         self.listener.note(f"A worker was lost while it started, and is started again: {event.body['reason']}.")
+
+    def _note_once(self, event: Event) -> None:
+        """Pass on what an executor says of its machines; each worker may say it."""
+        if event.body["text"] not in self.noted:
+            self.noted.add(event.body["text"])
+            self.listener.note(event.body["text"])
 
     def _patience(self, worker: int) -> float:
         """Return for how many seconds a worker may tell of no progress.
@@ -723,14 +737,14 @@ class Search:
             return propose()
 
         while True:
-            while idle and (self.aside or not dry) and not self.interruption.asked:
+            while (free := idle & executor.placed) and (self.aside or not dry) and not self.interruption.asked:
                 config = self._set_aside() or another()
                 if config is None:
                     dry = True
                     break
-                self._send(executor, min(idle), *self._with_mates(config, another))
-                idle.discard(min(idle))
-            if not self.running:
+                self._send(executor, min(free), *self._with_mates(config, another))
+                idle.discard(min(free))
+            if not self.running and (free or not self._waits_for_machines(dry)):
                 return
             if self.interruption.asked and any(result.state == "complete" for result in self.results.values()):
                 for worker in list(self.running):
@@ -754,6 +768,17 @@ class Search:
                 if event.kind == "done":
                     dry = False
             changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
+
+    def _waits_for_machines(self, dry: bool) -> bool:
+        """Say whether there is something to do, and time for it, once any worker has a machine again."""
+        if self.interruption.asked or (dry and not self.aside):
+            return False
+        if self.results and self.seconds_left() <= self.reserve():
+            self.ended = "the time is used up"
+            # Trials that had begun are told as failed.
+            self._set_aside()
+            return False
+        return True
 
     def _handle(self, executor: Executor, event: Event, idle: set[int]) -> None:
         body = event.body
@@ -792,6 +817,9 @@ class Search:
                 executor.stop(event.worker)
                 executor.start(event.worker)
                 idle.add(event.worker)
+                if config_lost is not None and body.get("machine_lost"):
+                    self._begin_elsewhere([config_lost, *mates], body["reason"])
+                    return
                 if config_lost is not None and mates:
                     # Whose fault it was shows when each is run by itself.
                     for config in (config_lost, *mates):
@@ -826,8 +854,32 @@ class Search:
                     self._finish(result)
             case "restarted":
                 self._note_restart(event)
+            case "waiting" | "note":
+                self._note_once(event)
             case "fatal":
                 raise _fatal(event)
+
+    def _begin_elsewhere(self, configs: Sequence[TrialConfig], reason: str) -> None:
+        """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again."""
+        again = []
+        for config in configs:
+            self._discard(config.number)
+            lost = self.machines_lost.setdefault(config.number, [])
+            lost.append(reason)
+            if len(lost) <= ELSEWHERE:
+                again.append(config)
+                continue
+            reason = f"{reason}; it was begun {len(lost)} times, and each time its machine was lost"
+            result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
+            self.run.write_result(result)
+            self._finish(result)
+        self.aside += again
+        if again:
+            numbers = ", ".join(str(config.number) for config in again)
+            many = len(again) > 1
+            self.listener.note(
+                f"Trial{'s' if many else ''} {numbers} {'are' if many else 'is'} begun again on another machine: {reason}."
+            )
 
     def _limit_memory(self, executor: Executor, worker: int, stage: str) -> None:
         """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""
@@ -904,8 +956,9 @@ class Search:
             if config.derived or not self.results or self._fits(config, self._room()):
                 return config
             self.aside.pop(0)
-            if config.number in self.apart:
-                reason = f"{self.apart[config.number]}; no time is left to begin it again"
+            lost = [self.apart[config.number]] if config.number in self.apart else self.machines_lost.get(config.number)
+            if lost:
+                reason = f"{lost[-1]}; no time is left to begin it again"
                 result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
                 self.run.write_result(result)
                 self._finish(result)

@@ -249,6 +249,8 @@ CASES = [
         "Nothing was trained",
     ),
     Case("an unknown tracker", explain(trackers=["tensorbord"]), 2, "Did you mean 'tensorboard'?"),
+    Case("an unknown executor", explain(executor="rey"), 2, "Did you mean 'ray'?"),
+    Case("an address of no cluster", explain(executor={"address": "auto"}), 2, "set kind to ray"),
     Case("a share above 1", explain(data={"train": "reviews.csv", "test_size": 1.5}), 2, "a share below 1"),
     Case(
         "the test split as the split that drives",

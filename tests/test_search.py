@@ -809,6 +809,8 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
 class Unlucky:
     """A worker that is lost over its first requests; what it is asked is kept."""
 
+    ready = frozenset({0})
+
     def __init__(self, losses: int, answer: Event):
         self.losses, self.answer = losses, answer
         self.asked: list[str] = []

@@ -101,6 +101,8 @@ def trained(config, accuracy=0.5):
 class Workers:
     """Workers that do what they are sent in an instant; the test says how it ends."""
 
+    placed = frozenset({0})
+
     def __init__(self, search, ends):
         self.search, self.ends = search, ends
         self.sent: list[list[int]] = []

@@ -20,6 +20,13 @@ def search(
     like: Annotated[
         Path | None, typer.Option(metavar="RUN", help="An earlier run whose best configurations are tried first.")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Where trials run: local, or ray for the nodes of a Ray cluster.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster: auto, or host:port; default: a cluster of this machine alone."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
@@ -32,6 +39,8 @@ def search(
 
     if like is not None:
         overrides = [*overrides, f"search.like={json.dumps(str(like.absolute()))}"]
+    for key, value in {"executor.kind": executor, "executor.address": address}.items():
+        overrides = [*overrides, *([] if value is None else [f"{key}={json.dumps(value)}"])]
     where = shown(run_folder(recipe, overrides, run).absolute())
     listener = choose_listener(as_json, where)
     with outliving_its_terminal(), listener:

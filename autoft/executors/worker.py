@@ -245,7 +245,7 @@ def at_once(place: Workplace, configs: Sequence[TrialConfig]) -> int:
     # Of a quantized base it is not known what is left of its files.
     quantized = plan.pipeline(configs[0].pipeline).quantizer is not None
     base = 0 if quantized else plan.model(configs[0].model).size_bytes
-    return fitting(peaks, float(base), gpu_share(plan.train_memory, plan.workers, total) * total)
+    return fitting(peaks, float(base), gpu_share(plan.train_memory, plan.workers_a_gpu, total) * total)
 
 
 def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
@@ -282,7 +282,7 @@ class _Worker(Channel):
         plan = self.place.plan
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
-            limit_gpu_memory(plan.train_memory, plan.workers)
+            limit_gpu_memory(plan.train_memory, plan.workers_a_gpu)
         # As any process that serves a model does: how long a worker takes to be ready says how long those will.
         importlib.import_module("transformers.modeling_utils")
         self.say("ready")

@@ -208,6 +208,10 @@ class Plan(_Plan):
     """Of all files of the run; None for as much as the disk has."""
     trackers: list[str] = []
     """Where trials are logged to as well."""
+    executor: str = "local"
+    """Where trials run: on this machine, or on a Ray cluster."""
+    address: str | None = None
+    """Of the cluster; None for one of this machine alone."""
     workers: int
     together: int = 1
     """How many LoRA trials of one model a worker trains at once, at most."""
@@ -300,6 +304,15 @@ class Plan(_Plan):
             return [0.0] * len(self.auxiliary)
         own = max(1, int(self.data["sizes"]["train"]))
         return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
+
+    @property
+    def workers_a_gpu(self) -> int:
+        """How many workers share a GPU: Ray gives each one of its own as far as this machine has them, and in a cluster in any case."""
+        if self.executor != "ray":
+            return self.workers
+        if self.address not in {None, "local"}:
+            return 1
+        return math.ceil(self.workers / max(1, len(self.hardware["gpus"])))
 
     @property
     def train_memory(self) -> float | None:

@@ -158,12 +158,17 @@ class _Planner:
                 self.fault(f"trackers[{place}]", f'{tracker} is not installed; pip install "autoft[{tracker}]"')
         if recipe.storage.study and (missing := study_address(recipe.storage.study).missing):
             self.fault("storage.study", missing)
+        # As of a tracker; a folder of that name is no package.
+        if recipe.executor.kind == "ray" and getattr(importlib.util.find_spec("ray"), "origin", None) is None:
+            self.fault("executor.kind", 'ray is not installed; pip install "autoft[ray]"')
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         together = self.together(objectives)
         if self.faults:
             raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
-        threads = recipe.executor.threads or max(1, self.hardware.cores // recipe.executor.workers)
+        # The machines of a cluster have to be alike: a worker takes one, unless the recipe says how many there are on each.
+        sharing = 1 if recipe.executor.address not in {None, "local"} else recipe.executor.workers
+        threads = recipe.executor.threads or max(1, self.hardware.cores // sharing)
         quality = {
             name: {"higher_is_better": metric.higher_is_better}
             for name, metric in self.catalog.metrics_of(self.task).items()
@@ -208,6 +213,8 @@ class _Planner:
             storage_bytes=parse_bytes(recipe.storage.weights),
             disk_bytes=parse_bytes(recipe.storage.disk) if recipe.storage.disk else None,
             trackers=list(dict.fromkeys(recipe.trackers)),
+            executor=recipe.executor.kind,
+            address=recipe.executor.address,
             workers=recipe.executor.workers,
             together=together,
             threads=threads,
