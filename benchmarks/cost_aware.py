@@ -270,6 +270,7 @@ class Replay(Search):
             result = self._trial(config)
             self.clock += result.seconds["total"]
             self.results[result.number] = result
+            self._remember(result)
             self.pace.learn(result, self.validation_rows, 0.0)
             self._tell(result)
         return self.truth[best_trials(self.plan, list(self.results.values()))[0].number]
@@ -312,19 +313,21 @@ class Replay(Search):
             },
         )
 
-    def _chosen_of(
-        self, ask: Callable[[int, Mapping[str, Any] | None], TrialConfig | None]
-    ) -> Callable[[int, Mapping[str, Any] | None], TrialConfig | None]:
+    def _chosen_of(self, ask: Callable[..., TrialConfig | None]) -> Callable[..., TrialConfig | None]:
         """Return what asks for several proposals and enters the one that the rule chooses."""
 
-        def choose(number: int, given: Mapping[str, Any] | None = None) -> TrialConfig | None:
+        def choose(
+            number: int,
+            given: Mapping[str, Any] | None = None,
+            tried: Callable[[TrialConfig], bool] = lambda config: False,
+        ) -> TrialConfig | None:
             weight = max(0.0, self.seconds_left() / self.plan.time_limit)
             count = 1 + round((PROPOSALS - 1) * weight) if self.rule == "cheapest" else PROPOSALS
             if given or count == 1:
-                return ask(number, given)
+                return ask(number, given, tried)
             options = []
             for _ in range(count):
-                option = ask(number, None)
+                option = ask(number, None, tried)
                 assert option is not None
                 # Told at once, so that it does not push the next proposal away.
                 self.study.forget(number)

@@ -1,6 +1,6 @@
 """A search of very many trials that train nothing: what the driver itself takes for each, and what a kill costs.
 
-``python benchmarks/scale.py --trials 10000 --workers 1000 --storage sqlite:////tmp/scale.db --output scale.json``
+``python benchmarks/scale.py --trials 10000 --workers 1000 --storage sqlite:///scale.db --output scale.json``
 
 Scores come from a made-up function of the settings, with noise; all else is real: the sampler, early stopping, selection, the
 run folder with one ``result.json`` a trial, and, with ``--storage``, the shared study. ``--kill SECONDS`` kills the search so
