@@ -313,7 +313,8 @@ class NodeProcess:
                 yield _line("waiting", text=text)
             told = True
         self.machine = self._ray.get(place)
-        expected, found = None, {"fault": ""}
+        expected: tuple[str, dict[str, str], dict[str, str]] | None = None
+        found: dict[str, Any] = {"fault": ""}
         # Until the same plan was there before and after: the search writes it anew where its time becomes known.
         while expected is None or (found["fault"] and expected != executor.expected()):
             expected = executor.expected()
