@@ -153,7 +153,7 @@ class NodeWorker:
                     f"has no {place}, where the model {name} is; put it on {shared}, or install its package there too"
                 )
         # Imported here, as it is no part of what an actor does else.
-        from autoft.plans.planner import environment
+        from autoft.plans.environment import environment
 
         there = environment()
         unlike = [f"{name} {there.get(name, 'none')} in place of {version}" for name, version in versions.items()]
