@@ -282,7 +282,7 @@ def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any], note:
 def _patience(plan: Plan, results: Sequence[TrialResult]) -> float:
     """Return for how many seconds models may be scored and nothing be heard of it, by what trials took beside their training."""
     took = [result.seconds.get("total", 0.0) - result.seconds.get("train", 0.0) for result in results]
-    sizes: dict[str, int] = plan.data["sizes"]
-    rows = sum(sizes.values())
-    longest = SLOW_STAGE * max(took, default=0.0) * rows / max(1, sizes["validation"]) + SLOW_ENCODING * rows
+    sizes = plan.data["sizes"]
+    rows = sum(int(count) for count in sizes.values())
+    longest = SLOW_STAGE * max(took, default=0.0) * rows / max(1, int(sizes["validation"])) + SLOW_ENCODING * rows
     return max(OTHER_PATIENCE * plan.patience, longest)

@@ -1630,17 +1630,17 @@ class Search:
             "free some space, or give --run a folder on another disk, and run the same command again to go on"
         )
 
-    def _room_for_weights(self) -> int:
-        """Return how many bytes weights may take: beside them the run needs room for a trial, and caches go before them."""
+    def _within_quota(self) -> Plan:
+        """Return the plan with as much room for weights as the quota leaves beside a trial; caches go before weights."""
         plan = self.plan
         if plan.disk_bytes is None:
-            return plan.storage_bytes
+            return plan
         weights = sum(self.sizes.values()) + sum(self.adapters.values())
         room = plan.disk_bytes - self._trial_bytes() - (self.run.size() - weights)
         wanted = min(plan.storage_bytes, weights)
         if room < wanted:
             room += self.run.drop_caches(wanted - room)
-        return min(plan.storage_bytes, max(0, room))
+        return plan.model_copy(update={"storage_bytes": min(plan.storage_bytes, max(0, room))})
 
     def _drop_weights(self) -> None:
         """Delete the files of variants that are not on the front, and note which trials are beaten."""
@@ -1655,8 +1655,7 @@ class Search:
             number: self.adapters[number] if number in self.adapters else folder_size(self.run.adapter(number))
             for number in {number for number, _ in there}
         }
-        plan = self.plan.model_copy(update={"storage_bytes": self._room_for_weights()})
-        keep = weights_to_keep(plan, results, self.sizes, self.adapters)
+        keep = weights_to_keep(self._within_quota(), results, self.sizes, self.adapters)
         for result in results:
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
             for variant in dropped:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import sys
 import time
 from types import SimpleNamespace
@@ -967,7 +968,7 @@ def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catal
     def usage(path):
         return SimpleNamespace(free=needed - (500 if graph.exists() else -500))
 
-    monkeypatch.setattr("autoft.search.shutil.disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     search._check_disk()
     assert not graph.exists()
 
