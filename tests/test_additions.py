@@ -230,6 +230,8 @@ def test_files_like_that_of_the_training_are_predicted_by_its_names(improved, mo
 def test_a_folder_without_a_trial_is_refused(finished, tmp_path):
     folder = Path(shutil.copytree(finished / "runs/tiny", tmp_path / "run"))
     shutil.rmtree(folder / "trials")
+    for name in ("selection.json", "final.json"):
+        (folder / name).unlink()
     with pytest.raises(RunFolderError, match="run autoft search first"):
         autoft.add(folder, {"lora.rank": 8})
     with pytest.raises(RunFolderError):
