@@ -600,7 +600,9 @@ def read_run(path: str | Path) -> RunRecord:
     if (
         record.final is not None
         and isinstance(objective, str)
-        and objective not in record.final.test.get("best", {objective: None})
+        # Of a run that is not tested there are no figures at all.
+        and record.final.test
+        and objective not in record.final.test.get("best", {})
     ):
         raise RunFolderError(
             f"{final}: is damaged (test has no {objective} of the chosen model); delete this file to have that part done again"

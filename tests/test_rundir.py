@@ -247,6 +247,11 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
     [
         ("importance.json", "false", "importance"),
         ("final.json", '{"test": {"best": {"accurac": {"value": 1, "low": 1, "high": 1, "n": 1}}}}', "has no accuracy"),
+        (
+            "final.json",
+            '{"test": {"bestt": {"accuracy": {"value": 1, "low": 1, "high": 1, "n": 1}}}}',
+            "has no accuracy",
+        ),
         ("baselines.json", "[]", "baselines"),
         ("recipe.yaml", "- a list", "recipe"),
         ("plan.json", "[" * 100_000, "recursion"),
