@@ -193,7 +193,6 @@ def test_a_fault_in_the_test_of_the_chosen_model_is_named_and_loses_nothing(site
         "exit": (6, f"SystemExit: no more ({at})"),
         "_exit": (6, f"it ended with 0, {at}"),
         "ask": (6, f"EOFError: EOF when reading a line ({at})"),
-        "hang": (7, f", {at} (see "),
     }
     before = None
     for how, (code, words) in said.items():
