@@ -300,6 +300,8 @@ def test_long_texts_leave_each_other_room(browser, page):
     browser.open(page)
     (text,) = browser.value(wide.format("dl.marked dd"))
     assert text > 700, "of 1112 pixels, however long the question is"
+    document, summary, _ = browser.value(wide.format("table.examples :is(tbody th, tbody td)"))
+    assert document > 1.3 * summary, "the longer text has more room"
     browser.open(page, width=390, height=844, touch=True)
     assert browser.value(wide.format("dl.marked dd")) == [358]
     assert browser.value(wide.format("table.examples :is(tbody th, tbody td)")) == [358] * 3
