@@ -456,7 +456,9 @@ def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
         start_measuring()
         process = context.Process(target=_measure_and_send, args=arguments, daemon=True)
         try:
-            process.start()
+            # It starts the other one where that was killed just now.
+            with _serving():
+                process.start()
         except (EOFError, ConnectionError):
             # The system may need a moment to say that it is gone.
             time.sleep(0.1)
