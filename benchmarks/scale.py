@@ -127,6 +127,8 @@ class SimulatedExecutor:
         self.run, self.workers = run, workers
         self.time_limits: dict[int, float] = {}
         self.memory_limits: dict[int, float] = {}
+        self.startup = 0.0
+        self.ready = self.placed = set(range(workers))
         self.events: deque[Event] = deque(Event(worker, "ready") for worker in range(workers))
         self.at: dict[int, tuple[TrialConfig, int, float]] = {}
 
@@ -249,7 +251,7 @@ def drawn(domain: Any, rng: random.Random) -> Any:
 
 
 class SimulatedSearch(Search):
-    """The real search over simulated workers; it notes how long its own parts take."""
+    """The real search over simulated workers; it notes the CPU seconds that its own parts take."""
 
     times: dict[str, list[float]]
 
@@ -264,15 +266,15 @@ class SimulatedSearch(Search):
         return None
 
     def _next(self) -> TrialConfig | None:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         found = super()._next()
-        self.times["ask"].append(time.perf_counter() - begin)
+        self.times["ask"].append(time.thread_time() - begin)
         return found
 
     def _finish(self, result: TrialResult) -> None:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         super()._finish(result)
-        self.times["finish"].append(time.perf_counter() - begin)
+        self.times["finish"].append(time.thread_time() - begin)
         if len(self.results) in AT or len(self.results) == self.plan.trials_limit:
             self.reports.append(self.report())
             print(json.dumps(self.reports[-1]), flush=True)

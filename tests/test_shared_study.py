@@ -476,17 +476,20 @@ class PostgreSQL:
     """A server of one's own, in a folder that is deleted afterwards."""
 
     PASSWORD = "hunter2-hunter2"
+    PROGRAMS = ("initdb", "pg_ctl", "createdb")
 
     def __init__(self) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
-        initdb = shutil.which("initdb") or (str(found[-1] / "initdb") if found else None)
-        if initdb is None:
+        # Debian keeps them out of the path.
+        folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        folders += [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
+        there = [folder for folder in folders if all((folder / name).is_file() for name in self.PROGRAMS)]
+        if not there:
             pytest.skip("PostgreSQL's programs are not there")
         # It refuses to run as root.
         self.user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self.user and subprocess.run(["id", "postgres"], capture_output=True, check=False).returncode:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        self.bin, self.port = Path(initdb).parent, free_port()
+        self.bin, self.port = there[0], free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="autoft-postgresql-"))
         (self.folder / "password").write_text(self.PASSWORD)
         if self.user:
@@ -514,6 +517,40 @@ class PostgreSQL:
     def remove(self) -> None:
         self.program("pg_ctl", "-D", "data", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+def test_two_searches_share_a_study_in_postgresql_that_is_killed_and_started_again(plan, tmp_path, monkeypatch):
+    pytest.importorskip("psycopg")
+    server = PostgreSQL()
+    url = f"postgresql://me:{server.PASSWORD}@127.0.0.1:{server.port}/autoft"
+    try:
+        with Driver(url, plan, tmp_path / "a") as one, Driver(url, plan, tmp_path / "b") as other:
+            one.tells(result(plan, 0, 0.8), [0.8])
+            other.tells(result(plan, 0, 0.9), [0.9])
+            assert [found.values for found in other.hears(1)] == [[0.8]]
+            assert [found.values for found in one.hears(1)] == [[0.9]]
+            server.kill()
+            one.study.ended(result(plan, 1, 0.7), [0.7])
+            until(lambda: one.study.news() or one.notes)
+            server.start()
+            assert [found.values for found in other.hears(2)] == [[0.8], [0.7]]
+        found = trials(url)
+        # A server that does not run is one error, which does not say the password.
+        server.kill()
+        late = Driver(url, plan, tmp_path / "c")
+        with pytest.raises(StudyError, match="Nothing was trained") as caught:
+            late.study.open()
+        server.start()
+        wrong = Driver(url.replace(server.PASSWORD, "other"), plan, tmp_path / "d")
+        with pytest.raises(StudyError, match="password authentication failed") as refused:
+            wrong.study.open()
+    finally:
+        server.remove()
+    assert len({(t.user_attrs["driver"], t.user_attrs["number"]) for t in found}) == len(found) == 3
+    told = [*one.notes, *other.notes, str(caught.value), str(refused.value)]
+    told += [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert not any(server.PASSWORD in text for text in told), told
 
 
 def numbers(run: Path) -> set[int]:
