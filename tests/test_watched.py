@@ -185,5 +185,6 @@ def test_the_log_of_a_process_that_prints_without_end_stays_short(tmp_path):
         subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stderr=errors, check=True)
     text = log.read_text()
     assert len(text) <= 10_000
-    assert text.startswith("(the log was long, and its beginning is left out)\n")
+    # What is printed at that very moment may stand before it.
+    assert "(the log was long, and its beginning is left out)\n" in text[:300]
     assert text.endswith("step 1999\n")

@@ -230,6 +230,12 @@ def test_a_head_named_like_a_layer_of_the_body(make_checkpoint, make_target):
             self.temperature = torch.nn.Parameter(torch.ones(1))
             self.post_init()
 
+        def _init_weights(self, module):
+            super()._init_weights(module)
+            if module is self:
+                # Not in the files: transformers leaves to this method what is in its memory.
+                torch.nn.init.ones_(self.temperature)
+
         def forward(self, input_ids=None, **kwargs):
             return (self.query(self.bert(input_ids=input_ids).last_hidden_state[:, 0]) * self.temperature,)
 
