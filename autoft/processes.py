@@ -7,8 +7,10 @@ import gc
 import logging
 import os
 import stat
+import subprocess
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ __all__ = [
     "is_stopped",
     "release_memory",
     "silence_libraries",
+    "spoken_to",
     "thread_environment",
     "trim_heap",
 ]
@@ -55,6 +58,29 @@ def is_own_folder(path: Path) -> bool:
         return False
     there = path.lstat()
     return stat.S_ISDIR(there.st_mode) and there.st_uid == os.getuid() and not there.st_mode & 0o022
+
+
+def spoken_to(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a process that is spoken to in lines, and whose errors go to the end of a file.
+
+    It is in a group of its own: Ctrl-C belongs to the command, which decides what is still finished; and what the process
+    starts ends with it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with log.open("a", encoding="utf-8") as errors:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=dict(environment),
+            start_new_session=True,
+        )
 
 
 def thread_environment(threads: int) -> dict[str, str]:

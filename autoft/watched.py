@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from autoft.plugins import hook_of
-from autoft.processes import STOPPED_SECONDS, is_stopped
+from autoft.processes import STOPPED_SECONDS, is_stopped, spoken_to
 from autoft.quantities import format_seconds
 
 __all__ = ["Channel", "ProcessFailed", "ProcessLost", "ask", "end_with", "own_channels"]
@@ -185,8 +185,7 @@ def ask(
     """
     log.write_bytes(b"")
     for attempt in range(1, ATTEMPTS + 1):
-        with log.open("a", encoding="utf-8") as errors:
-            process = _start(words, environment, errors)
+        process = _start(words, log, environment)
         try:
             _send(process, request)
             return _answer(process, patience)
@@ -206,20 +205,9 @@ class _Gone(Exception):
     """A process was killed or stopped: another one may answer."""
 
 
-def _start(words: Sequence[str], environment: Mapping[str, str], errors: TextIO) -> subprocess.Popen[str]:
+def _start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     try:
-        return subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            # Ctrl-C belongs to the command, which finishes with what there is; and what it starts ends with it.
-            start_new_session=True,
-        )
+        return spoken_to(words, log, environment)
     except OSError as error:
         raise ProcessLost(f"cannot be started: {error.strerror or error}") from error
 

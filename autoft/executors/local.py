@@ -14,7 +14,7 @@ import psutil
 
 from autoft.executors.supervision import Executor
 from autoft.hardware import MAPPED, memory_left
-from autoft.processes import is_stopped, thread_environment
+from autoft.processes import is_stopped, spoken_to, thread_environment
 from autoft.rundir import RunDir
 
 __all__ = ["LocalExecutor", "LocalProcess", "started"]
@@ -48,20 +48,7 @@ def started(run: Path, log: Path, environment: Mapping[str, str]) -> subprocess.
     Raises:
         OSError: it cannot be started.
     """
-    with log.open("a", encoding="utf-8") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", "autoft.executors.worker", str(run)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=dict(environment),
-            # Ctrl-C belongs to the search, which decides what a worker still finishes; and what a worker starts
-            # ends with it.
-            start_new_session=True,
-        )
+    return spoken_to([sys.executable, "-m", "autoft.executors.worker", str(run)], log, environment)
 
 
 class LocalProcess:
