@@ -110,9 +110,9 @@ def quality(config: TrialConfig) -> float:
     for name, value in config.params.items():
         domain = SPACE[name]
         if isinstance(domain, Categorical):
-            found -= 0.01 * domain.choices.index(value)  # type: ignore[arg-type]
+            found -= 0.01 * domain.choices.index(value)
         else:
-            low, high, at = float(domain.low), float(domain.high), float(value)  # type: ignore[arg-type]
+            low, high, at = float(domain.low), float(domain.high), float(value)
             if domain.log:
                 low, high, at = math.log(low), math.log(high), math.log(at)
             place = (at - low) / (high - low)
@@ -164,7 +164,7 @@ class SimulatedExecutor:
 
     def _go_on(self, worker: int, stop: bool) -> None:
         config, quarter, score = self.at[worker]
-        epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
+        epochs = int(config.params["train.epochs"])
         if stop or quarter == 4:
             self.run.write_result(result_of(config, score, quarter, stop))
             self.events.append(Event(worker, "done", {"trial": config.number}))
@@ -192,7 +192,7 @@ def noisy(config: TrialConfig) -> float:
 
 
 def result_of(config: TrialConfig, score: float, quarters: int = 4, stopped: bool = False) -> TrialResult:
-    epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
+    epochs = int(config.params["train.epochs"])
     curve = [point_of(epochs * (n + 1) / 4, score - 0.05 * (3 - n)) for n in range(quarters)]
     size = 90e6 if config.model == "large" else 10e6
     latency = random.Random(f"latency {config.number}").gauss(1.0, 0.02)

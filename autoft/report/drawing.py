@@ -74,7 +74,7 @@ def plain(text: object) -> str:
 
 def frame(height: int, **layout: Any) -> dict[str, Any]:
     """Return what all plots have in common; the arguments are added to it, ``xaxis`` and ``yaxis`` to theirs."""
-    axis = {
+    axis: dict[str, Any] = {
         "gridcolor": LINE,
         "linecolor": LINE,
         "zeroline": False,
@@ -103,7 +103,7 @@ def frame(height: int, **layout: Any) -> dict[str, Any]:
         title = given.pop("title", None)
         found[name] = {**axis, **given}
         if title is not None:
-            found[name]["title"] = {**axis["title"], "text": plain(title)}  # type: ignore[dict-item]
+            found[name]["title"] = {**axis["title"], "text": plain(title)}
     return {**found, **layout}
 
 
