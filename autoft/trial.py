@@ -564,7 +564,7 @@ class Trial:
         if any(variant.state == "complete" and variant.name in offered for variant in result.variants):
             result.state = "complete"
         elif "pruned" in states:
-            told = "not compressed: uncompressed it is behind what another trial reaches at the same cost"
+            told = "not compressed: behind another trial at the same cost"
             result.state, result.reason = "complete", "; ".join(filter(None, (result.reason, told)))
         elif "infeasible" in states:
             result.state, result.reason = "infeasible", "no compressed variant fits the budget"
