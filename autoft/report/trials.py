@@ -51,6 +51,9 @@ DERIVED = {
 }
 """How trials that follow from others are counted."""
 
+PRINTED_COLUMNS = 11
+"""With more, paper has none of the parameters of a trial."""
+
 MISSES = 8
 """Nearest misses that are shown."""
 
@@ -84,12 +87,14 @@ def trial_table(record: RunRecord, plan: Plan) -> TableView:
     columns = (*titles, *differing, "why")
     # A column without an entry says nothing.
     keep = [i for i in range(len(columns)) if any(row[i] not in {"", "–"} for row in rows)]
+    parameters = frozenset(place for place, i in enumerate(keep) if len(titles) <= i < len(columns) - 1)
     return TableView(
         "Trials",
         tuple(columns[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in rows),
         left=frozenset(place for place, i in enumerate(keep) if i in {1, 2, 3, 4, 6, len(columns) - 1}),
         marked=marked,
+        unprinted=parameters if len(keep) > PRINTED_COLUMNS else frozenset(),
         note=(f"Of each trial the best variant{' that fits, if one does' if plan.budget else ''}. ")
         + "All figures of all trials and compressions are in trials.csv.",
     )

@@ -33,7 +33,10 @@ LONG = 40
 
 @dataclass(frozen=True)
 class TableView:
-    """A table of texts; ``left`` names the columns that hold words, and ``marked`` the row to be seen first."""
+    """A table of texts; ``left`` names the columns that hold words, and ``marked`` the row to be seen first.
+
+    ``unprinted`` names the columns for which paper has no room.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -41,6 +44,7 @@ class TableView:
     left: frozenset[int] = frozenset({0})
     marked: int | None = None
     note: str = ""
+    unprinted: frozenset[int] = frozenset()
 
     @property
     def words(self) -> frozenset[int]:
