@@ -29,7 +29,7 @@ from autoft.measures import Latency
 from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, described, load_plugins
-from autoft.processes import STOPPED_SECONDS, is_stopped
+from autoft.processes import KERNEL_CACHES, STOPPED_SECONDS, is_stopped
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
 from autoft.watched import Channel, end_with, own_channels
@@ -350,8 +350,10 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
     of a small model a third of its time. They loop shortly only: on a quiet machine that is as fast as the default of
     GNU OpenMP, and on a busy one it does not make the figure many times larger (``docs/log.md``).
     """
-    # Nor are tensors mapped one by one there, which a worker with little memory does.
-    kept = {name: value for name, value in environment.items() if name not in {"OMP_WAIT_POLICY", *MAPPED}}
+    # Nor are tensors mapped one by one there, which a worker with little memory does, and caches are as large as they come.
+    trained = {**MAPPED, **KERNEL_CACHES}
+    kept = {name: value for name, value in environment.items() if trained.get(name) != value}
+    kept.pop("OMP_WAIT_POLICY", None)
     return {**kept, "GOMP_SPINCOUNT": "1000"}
 
 

@@ -27,13 +27,12 @@ __all__ = [
 ]
 
 
-MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**19), "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**19)}
 """Environment in which a process keeps what its tensors need and little more.
 
 The GNU C library then maps each tensor of half a megabyte or more by itself, and gives it back at once. Left alone it keeps
 them in a heap, where an aligned block does not fit into the hole that one of its own size left: the same LoRA step then
-took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew. And oneDNN, which
-multiplies in bf16, keeps code for as many shapes as the layers of one step have, not for each length of all batches.
+took 2.2 GB in place of 1.3, as docs/budget.md says. Mapping takes time, as each page is cleared anew.
 """
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 __all__ = [
+    "KERNEL_CACHES",
     "STOPPED_SECONDS",
     "is_own_folder",
     "is_stopped",
@@ -23,6 +24,7 @@ __all__ = [
     "silence_libraries",
     "spoken_to",
     "thread_environment",
+    "training_environment",
     "trim_heap",
 ]
 
@@ -100,6 +102,19 @@ def thread_environment(threads: int) -> dict[str, str]:
         "BITSANDBYTES_NOWELCOME": "1",
         "PYTHONWARNINGS": "ignore",
     }
+
+
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+"""Of oneDNN, which multiplies in bf16 on CPUs, and of torch's layer above it, in entries.
+
+Both keep code for each shape they have met, 1,024 of them unless told otherwise: half a gigabyte for a training whose batches have all
+lengths, and no faster than with as many as the layers of one step have (``docs/budget.md``).
+"""
+
+
+def training_environment(threads: int) -> dict[str, str]:
+    """Return :func:`thread_environment` of a process that trains; what the user has set of :data:`KERNEL_CACHES` stays."""
+    return {**KERNEL_CACHES, **thread_environment(threads)}
 
 
 def silence_libraries() -> None:

@@ -21,7 +21,7 @@ from autoft.data.features import Features
 from autoft.errors import ModelError, out_of_memory
 from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.hardware import MAPPED, current_resident_bytes
-from autoft.processes import thread_environment
+from autoft.processes import training_environment
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def probe(setting: Setting, limit: int | None = None, *, timeout: float = 600.0)
         ModelError: the steps failed for another reason than memory.
     """
     request = json.dumps({"setting": setting.to_json(), "limit": limit})
-    environment = {**thread_environment(setting.threads), **(MAPPED if setting.mapped else {})}
+    environment = {**training_environment(setting.threads), **(MAPPED if setting.mapped else {})}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "autoft.estimates.probe"],

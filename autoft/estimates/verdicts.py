@@ -48,9 +48,7 @@ Predictions for single batches were up to 7 % too low over dense bases, those fo
 """
 
 WIDE_MARGIN = 0.2
-"""The same over bases that bitsandbytes quantizes, whose layers are imitated, and in bf16 on a CPU, where oneDNN keeps
-buffers of its own: there they were up to 13 % too low.
-"""
+"""The same over bases that bitsandbytes quantizes, whose layers are imitated: there they were up to 13 % too low."""
 
 SERVING_MARGIN = 0.15
 """The same for the memory of serving, where predictions were up to 12 % too low (docs/budget.md)."""
@@ -157,7 +155,7 @@ def predict(setting: Setting, catalog: Catalog, constants: Constants, cache: Pat
 
 def margin_of(setting: Setting) -> float:
     """Return the share by which predictions of such a training may be wrong."""
-    return WIDE_MARGIN if setting.quantizer or (setting.precision == "bf16" and setting.device == "cpu") else MARGIN
+    return WIDE_MARGIN if setting.quantizer else MARGIN
 
 
 def _of_memory(setting: Setting) -> Setting:

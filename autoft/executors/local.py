@@ -14,7 +14,7 @@ import psutil
 
 from autoft.executors.supervision import Executor
 from autoft.hardware import MAPPED, memory_left
-from autoft.processes import is_stopped, spoken_to, thread_environment
+from autoft.processes import is_stopped, spoken_to, training_environment
 from autoft.rundir import RunDir
 
 __all__ = ["LocalExecutor", "LocalProcess", "started"]
@@ -36,7 +36,7 @@ class LocalExecutor(Executor):
         self, run: RunDir, workers: int, threads: int, *, mapped: bool = False, patience: float = 1800.0
     ) -> None:
         super().__init__(run, workers, patience=patience)
-        self.environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
+        self.environment = {**training_environment(threads), **(MAPPED if mapped else {})}
 
     def _open(self, log: Path) -> LocalProcess:
         return LocalProcess(started(self.run.path, log, self.environment))

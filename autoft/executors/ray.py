@@ -31,7 +31,7 @@ from autoft.executors.local import LocalProcess, started
 from autoft.executors.supervision import GRACE, Executor
 from autoft.hardware import MAPPED, Hardware
 from autoft.plans.plan import Plan
-from autoft.processes import thread_environment
+from autoft.processes import training_environment
 from autoft.quantities import format_seconds
 from autoft.rundir import RunDir
 
@@ -83,7 +83,7 @@ class NodeWorker:
 
     def __init__(self, run: Path, log: Path, threads: int, mapped: bool) -> None:
         self._run, self._log = run, log
-        self._environment = {**thread_environment(threads), **(MAPPED if mapped else {})}
+        self._environment = {**training_environment(threads), **(MAPPED if mapped else {})}
         self._process: LocalProcess | None = None
         self._told = threading.Condition()
         self._lines: list[str] = []
