@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import metadata, requires, version
 
@@ -39,9 +39,11 @@ from autoft.testing.workbench import TOLERANCE, Workbench
 
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
+uvicorn = pytest.importorskip("uvicorn")
 
 from autoft.serving import Limits, make_app, serve  # noqa: E402
 from autoft.serving.batching import Batcher, Closed, Failure, QueueFull  # noqa: E402
+from autoft.serving.connections import timed_protocol  # noqa: E402
 
 TASKS = (
     "generation",
@@ -1185,6 +1187,64 @@ def test_the_end_says_whether_what_waited_was_answered(
     (answer,) = answers
     assert (answer.status_code, set(answer.json()) == {"detail"}) == (status, status != 200)
     assert "Traceback" not in caplog.text
+
+
+@contextmanager
+def standing(seconds):
+    """Serve a page of a megabyte on connections that are looked at every ``seconds``; yields the port."""
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000000")]})
+        await send({"type": "http.response.body", "body": b"x" * 1_000_000})
+
+    config = uvicorn.Config(page, http=timed_protocol(seconds), lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(SECONDS)
+
+
+def test_a_header_that_does_not_end_is_not_waited_for():
+    def trickle(connection):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+        for _ in range(200):
+            time.sleep(0.05)
+            connection.sendall(b"y")
+
+    with (
+        standing(0.3) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as slow,
+        pytest.raises(ConnectionError),
+    ):
+        trickle(slow)
+
+
+def test_answers_that_nobody_reads_are_not_kept():
+    ask = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with standing(0.3) as port, socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as deaf:
+        deaf.sendall(ask * 50)
+        time.sleep(2)
+        got = 0
+        with suppress(ConnectionError):
+            while part := deaf.recv(2**20):
+                got += len(part)
+    assert 0 < got < 50_000_000
+
+
+def test_a_connection_on_which_one_request_follows_another_stays():
+    with standing(0.3) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+        ports = set()
+        for _ in range(12):
+            with client.stream("GET", "/") as answer:
+                ports.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+                assert len(answer.read()) == 1_000_000
+            time.sleep(0.1)
+    assert len(ports) == 1
 
 
 def test_a_wait_that_no_request_survives_is_refused(tmp_path):

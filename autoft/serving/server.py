@@ -182,6 +182,7 @@ def _run(
     import uvicorn
 
     from autoft.serving.app import REQUESTS, OwnNames
+    from autoft.serving.connections import timed_protocol
 
     host, port = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
@@ -189,6 +190,7 @@ def _run(
         app.add_middleware(OwnNames, names=frozenset({"localhost", "127.0.0.1", "[::1]", host, named.lower()}))
     config = uvicorn.Config(
         app,
+        http=timed_protocol(limits.timeout),
         log_config=None,
         access_log=False,
         server_header=False,
