@@ -388,7 +388,7 @@ def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
             notes.append(f"{what}: the validation rows promised more than there is; more of them tell better.")
         elif figures["trivial"]:
             notes.append(
-                f"{what}: the model has learned nothing of use. Give it more epochs, more rows or a larger model."
+                f"{what}: a rule that learns nothing does as well. Give the model more epochs, more rows or a larger base."
             )
         else:
             notes.append(f"{what}: on this data the cheaper baseline does at least as well.")
