@@ -46,7 +46,8 @@
   function draw() {
     for (const plot of plots) {
       const [data, layout] = parts(plot);
-      const buttons = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      // Dragging zooms; a longer row of buttons would lie over labels.
+      const buttons = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
       // One that has no room must not take the others with it.
       const failed = (error) => { plot.textContent = "No plot: " + error.message + ". The tables have the figures."; };
       try {
