@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -291,6 +293,32 @@ def _trained_by(config: TrialConfig) -> str:
     return config.pipeline if chain == "none" else f"{config.pipeline} {chain}"
 
 
+class _Listed:
+    """The results that belong to a list, by number: asked for many times between two trials, of which most add one.
+
+    Args:
+        results: by number; none is taken away.
+        belongs: whether one is of the list.
+    """
+
+    def __init__(self, results: Mapping[int, TrialResult], belongs: Callable[[TrialResult], bool]) -> None:
+        self.results, self.belongs = results, belongs
+        self.seen = 0
+        self.found: list[TrialResult] = []
+
+    def __call__(self) -> list[TrialResult]:
+        """Return the list as it is now."""
+        for result in itertools.islice(self.results.values(), self.seen, None):
+            if self.belongs(result):
+                insort(self.found, result, key=operator.attrgetter("number"))
+        self.seen = len(self.results)
+        return self.found
+
+    def leave_out(self, numbers: Collection[int]) -> None:
+        """Take these out of the list."""
+        self.found = [result for result in self.found if result.number not in numbers]
+
+
 class Search:
     """One search in one run folder."""
 
@@ -332,7 +360,8 @@ class Search:
         self.fits = False
         """A trial has left something that fits the budget."""
         self.table_due = -math.inf
-        self._lists: dict[str, tuple[tuple[int, int], list[TrialResult]]] = {}
+        self._told = _Listed(self.results, lambda result: not result.config.derived)
+        self._contended = _Listed(self.results, lambda result: result.number not in self.beaten)
         for result in self.results.values():
             self._remember(result)
         self.elsewhere: dict[Settings, Elsewhere] = {}
@@ -1520,19 +1549,9 @@ class Search:
 
     # -- standing -----------------------------------------------------------------------------------------------
 
-    def _told(self) -> list[TrialResult]:
-        return self._listed("told", lambda result: not result.config.derived)
-
     def _contenders(self) -> list[TrialResult]:
         """Return the results that may still be chosen or followed up: few, however many trials are done."""
-        return self._listed("contenders", lambda result: result.number not in self.beaten)
-
-    def _listed(self, name: str, belongs: Callable[[TrialResult], bool]) -> list[TrialResult]:
-        """Return the results that belong to a list, by number; it is asked for many times between two trials."""
-        state, known = (len(self.results), len(self.beaten)), self._lists.get(name)
-        if known is None or known[0] != state:
-            known = self._lists[name] = (state, [r for _, r in sorted(self.results.items()) if belongs(r)])
-        return known[1]
+        return self._contended()
 
     def _counted(self) -> int:
         return len(self._told())
@@ -1558,7 +1577,7 @@ class Search:
 
     def standing(self) -> Standing:
         """Return how the search stands."""
-        counts = count_states(self.results.values())
+        counts = count_states(self._told())
         best = best_trial = best_variant = None
         chosen = self._chosen(self._contenders())
         if chosen is not None:
@@ -1680,7 +1699,10 @@ class Search:
         still |= {c.trial for c in candidates(self.plan, results) if c.front}
         still |= {r.number for r in results if r.config.derived or any(v.folder for v in r.variants)}
         still |= {r.number for r in results if r.state == "complete" and self._missing_folds(r)}
-        self.beaten |= {r.number for r in results} - still
+        beaten = {r.number for r in results} - still
+        if beaten:
+            self.beaten |= beaten
+            self._contended.leave_out(beaten)
 
     def _write_table(self) -> None:
         """Write ``trials.csv`` where that was not just done: with many trials it takes longer than some trials."""
