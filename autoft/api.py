@@ -18,8 +18,10 @@ from typing import Any
 from autoft import report
 from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
+from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
+from autoft.data.sources import source_card
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of
@@ -45,7 +47,7 @@ from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter
-from autoft.recipe import Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
+from autoft.recipe import DataSection, Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
 from autoft.report.comparison import comparison_json, make_comparison, render_comparison
 from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json, write_text
 from autoft.search import Interruption, Listener, Search, TrialTime
@@ -242,7 +244,7 @@ def _with_prepared_data(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDi
     with _at_its_line(recipe):
         prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds)
         prepare_folds(prepared, task, plan.folds, plan.seed, run.data)
-    plan = plan.with_data(prepared.facts, data_summary(prepared), prepared.warnings)
+    plan = plan.with_data(prepared.facts, data_summary(prepared, recipe.data, base), prepared.warnings)
     with _at_its_line(recipe):
         return _with_auxiliary(plan, recipe, catalog, run, base)
 
@@ -874,7 +876,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
         given.keep(RunDir(folder))
         with _at_its_line(loaded):
             prepared = prepare_data(loaded.data, task, plan.options, plan.seed, Path(folder), base)
-        sizes = data_summary(prepared)["sizes"]
+        sizes = data_summary(prepared, loaded.data, base)["sizes"]
         yield (
             f"data: {sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test rows; columns "
             + ", ".join(f"{role} from {column!r}" for role, column in prepared.columns.items())
@@ -907,9 +909,12 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
             )
 
 
-def data_summary(prepared: PreparedData) -> dict[str, Any]:
-    """Return what the plan and the report say of the data."""
+def data_summary(prepared: PreparedData, section: DataSection, base: Path) -> dict[str, Any]:
+    """Return what the plan and the report say of the data; a path of this machine is nobody else's business."""
+    card = source_card(section.train, base)
     return {
+        "source": section.train if "://" in section.train else None,
+        "license": stated_license(card) if card is not None else None,
         "sizes": {name: len(getattr(prepared, name)) for name in ("train", "validation", "test")},
         "fingerprint": prepared.fingerprint,
         "columns": dict(prepared.columns),

@@ -5,6 +5,7 @@ Its labels and preprocessing as JSON, the code that loads and asks it, and the h
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import re
@@ -20,7 +21,17 @@ from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
 from autoft.plans.plan import Plan
 from autoft.rundir import Interval, write_json
 
-__all__ = ["LABELS", "PREPROCESSING", "front_matter", "license_of", "templates", "usage", "write_settings"]
+__all__ = [
+    "LABELS",
+    "PREPROCESSING",
+    "front_matter",
+    "library_licenses",
+    "license_of",
+    "stated_license",
+    "templates",
+    "usage",
+    "write_settings",
+]
 
 LABELS = "labels.json"
 PREPROCESSING = "preprocessing.json"
@@ -107,24 +118,55 @@ def license_of(model: str, plan: Plan | None) -> str | None:
 
     The licence of a Python package is that of its code: one that carries MiniLM's weights (Apache-2.0) says MIT.
     """
-    import yaml
-    from huggingface_hub import ModelCard
-
     planned = next((one for one in plan.models if one.name == model), None) if plan else None
     path = Path(planned.path) / "README.md" if planned else None
-    if path is not None and path.is_file():
+    return stated_license(path) if path is not None and path.is_file() else None
+
+
+def stated_license(card: Path) -> str | None:
+    """Return the licence that the head of a card of a model or of data states; None where it states none, or is no card."""
+    import yaml
+    from huggingface_hub import RepoCard
+
+    try:
+        said = RepoCard.load(card, ignore_metadata_errors=True).data.get("license")
+    except (ValueError, yaml.YAMLError):
+        # A page that is no card.
+        return None
+    return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None
+
+
+def library_licenses(versions: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return distributions with their version and their licence, as its metadata here state it, else an empty text.
+
+    Args:
+        versions: by distribution; ``python`` is none.
+    """
+    found = []
+    for name, version in versions.items():
         try:
-            said = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
-        except (ValueError, yaml.YAMLError):
-            # A page that is no card.
-            return None
-        return said if isinstance(said, str) else None
-    return None
+            about = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append((name, version, "PSF-2.0" if name == "python" else ""))
+            continue
+        if "License-Expression" in about:
+            stated = about["License-Expression"]
+        elif "License" in about and 0 < len(about["License"]) < LONG_LICENSE:
+            stated = about["License"]
+        else:
+            classified = (one for one in about.get_all("Classifier", []) if one.startswith("License ::"))
+            stated = ", ".join(one.rpartition(" :: ")[2] for one in classified)
+        found.append((name, version, stated))
+    return found
+
+
+LONG_LICENSE = 60
+"""Characters from which on the field of a distribution holds the text of its licence, and not its name."""
 
 
 def _data(plan: Plan | None) -> str | None:
     """Return the hub's name of the data, where it is from there."""
-    source = str(plan.data.get("source", "")) if plan else ""
+    source = str(plan.data.get("source") or "") if plan else ""
     return source.removeprefix("hub://").split("@")[0].split("#")[0] if source.startswith("hub://") else None
 
 

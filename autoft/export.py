@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
-from autoft.card import front_matter, templates, usage, write_settings
+from autoft.card import front_matter, library_licenses, license_of, templates, usage, write_settings
 from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
@@ -230,6 +230,8 @@ def write_card(
             final=final,
             members=_variant(results, selection.trial, selection.variant).members,
             notice=task.card.notice,
+            base_license=license_of(manifest.model, plan),
+            libraries=library_licenses(plan.environment),
             operating_point=final.operating_point,
             bytes=format_bytes,
             **shown,

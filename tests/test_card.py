@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoft.card import templates
+from autoft.card import library_licenses, stated_license, templates
 from autoft.rundir import Interval
 
 DEFINED = Interval(value=0.79, low=0.7, high=0.86, n=50)
@@ -38,7 +38,7 @@ def card(length: float, threads: int) -> str:
         threads=threads,
         device="cpu",
         hardware={"cpu": "a processor"},
-        data={"sizes": {"train": 3, "validation": 2, "test": 1}},
+        data={"sizes": {"train": 3, "validation": 2, "test": 1}, "source": "hub://me/films", "license": "cc-by-4.0"},
     )
     return (
         templates()
@@ -59,6 +59,8 @@ def card(length: float, threads: int) -> str:
             notice="",
             operating_point={},
             bytes=str,
+            base_license="mit",
+            libraries=[("torch", "2.13.0", "BSD-3-Clause"), ("autoft", "0.1.0", "")],
             runtime="",
             name="best",
         )
@@ -72,3 +74,37 @@ def test_the_card_says_which_way_is_better_and_what_a_request_was():
     assert "(batch 1, about 27 tokens, 2 threads, a processor): 2.00 ms median" in text
     # A picture has no tokens; one is what its caption begins with.
     assert "(batch 1, 1 thread, a processor): 2.00 ms median" in card(1.0, 1)
+
+
+def test_the_card_says_what_the_model_is_made_of():
+    text = card(27.0, 1)
+    assert "| weights before training | `m` | mit |" in text
+    assert "| data | `hub://me/films` | cc-by-4.0 |" in text
+    assert "| torch | 2.13.0 | BSD-3-Clause |\n| autoft | 0.1.0 | not stated |" in text
+
+
+def test_licences_of_libraries_are_those_that_their_metadata_state():
+    import peft
+    import transformers
+
+    known = {"python": "3.11", "transformers": transformers.__version__, "peft": peft.__version__, "no-such": "1"}
+    found = {name: stated for name, _, stated in library_licenses(known)}
+    assert found["python"] == "PSF-2.0"
+    assert "Apache" in found["transformers"]
+    assert "Apache" in found["peft"]
+    assert found["no-such"] == ""
+    assert all("\n" not in stated for stated in found.values())
+
+
+@pytest.mark.parametrize(
+    ("head", "stated"),
+    [
+        ("license: cc-by-4.0\n", "cc-by-4.0"),
+        ("license:\n- mit\n- cc0-1.0\n", "mit, cc0-1.0"),
+        ("pretty_name: Films\n", None),
+        ("license: [\n", None),
+    ],
+)
+def test_the_licence_of_a_card_is_that_of_its_head(tmp_path, head, stated):
+    (tmp_path / "README.md").write_text(f"---\n{head}---\n# Films\n")
+    assert stated_license(tmp_path / "README.md") == stated

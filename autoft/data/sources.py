@@ -17,7 +17,7 @@ from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
 from autoft.paths import named_path, near_name, package_path
 
-__all__ = ["hub_parts", "load_source", "saved_splits", "source_path"]
+__all__ = ["hub_parts", "load_source", "saved_splits", "source_card", "source_path"]
 
 
 def load_source(source: str, *, base: Path, where: str) -> pa.Table:
@@ -73,6 +73,26 @@ def source_path(source: str, base: Path) -> Path:
     tried = [folder / os.path.expanduser(source) for folder in (base, Path.cwd())]
     folders = " and ".join(dict.fromkeys(str(candidate.parent) for candidate in tried))
     raise DataError(f"no such file: {source} (looked in {folders}){near_name(*tried)}")
+
+
+def source_card(source: str, base: Path) -> Path | None:
+    """Return the card of a data source that was read: the ``README.md`` beside its files, or what came with it from the hub.
+
+    Args:
+        source: as in :func:`load_source`.
+        base: the recipe's folder.
+    """
+    if source.startswith("hub://"):
+        from huggingface_hub import try_to_load_from_cache
+
+        form = hub_parts(source)
+        found = try_to_load_from_cache(
+            str(form["name"]), "README.md", repo_type="dataset", revision=form["revision"] or "main"
+        )
+        return Path(found) if isinstance(found, str) else None
+    path = source_path(source, base)
+    card = (path if path.is_dir() else path.parent) / "README.md"
+    return card if card.is_file() else None
 
 
 def saved_splits(folder: Path) -> list[str] | None:

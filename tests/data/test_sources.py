@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.data.sources import load_source
+from autoft.data.sources import load_source, source_card
 from autoft.errors import DataError
 from autoft.paths import package_path
 
@@ -506,3 +506,25 @@ def test_damaged_notes_of_the_datasets_library_are_told(tmp_path):
 def test_json_that_python_does_not_read_is_told(kind, value, tmp_path):
     (tmp_path / f"r.{kind}").write_text('{"text": "a", "label": ' + value + "}\n")
     assert "cannot be read" in fault(tmp_path / f"r.{kind}") or "is not JSON" in fault(tmp_path / f"r.{kind}")
+
+
+def test_the_card_of_data_is_the_page_beside_its_files(tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "train.csv").write_text("text,label\na,b\n")
+    assert source_card("films/train.csv", tmp_path) is None
+    card = tmp_path / "films" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    assert source_card("films/train.csv", tmp_path) == source_card("films", tmp_path) == card
+
+
+def test_the_card_of_data_of_the_hub_is_the_one_that_came_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "datasets--me--films"
+    for commit in ("c" * 40, "d" * 40):
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / "README.md").write_text(commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("c" * 40)
+    assert source_card("hub://me/films#train", tmp_path).read_text() == "c" * 40
+    assert source_card(f"hub://me/films@{'d' * 40}", tmp_path).read_text() == "d" * 40
+    assert source_card("hub://me/others", tmp_path) is None
