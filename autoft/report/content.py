@@ -228,7 +228,8 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
     sizes = plan.data["sizes"]
     rows = [(split, f"{sizes[split]} rows") for split in ("train", "validation", "test")]
     rows += [(f"column {role}", str(column)) for role, column in plan.data.get("columns", {}).items()]
-    return [*rows, ("fingerprint", str(plan.data.get("fingerprint", "")))]
+    known = ((name, plan.data.get(name)) for name in ("source", "license", "fingerprint"))
+    return [*rows, *((name.replace("license", "licence"), str(value)) for name, value in known if value)]
 
 
 def _refused(plan: Plan) -> list[tuple[str, str]]:
