@@ -301,16 +301,20 @@ class _Listed:
         belongs: whether one is of the list.
     """
 
-    def __init__(self, results: Mapping[int, TrialResult], belongs: Callable[[TrialResult], bool]) -> None:
+    def __init__(self, results: dict[int, TrialResult], belongs: Callable[[TrialResult], bool]) -> None:
         self.results, self.belongs = results, belongs
         self.seen = 0
         self.found: list[TrialResult] = []
+        self.counts = count_states([])
+        """By state, in which they were when they came."""
 
     def __call__(self) -> list[TrialResult]:
         """Return the list as it is now."""
-        for result in itertools.islice(self.results.values(), self.seen, None):
+        new = [*itertools.islice(reversed(self.results.values()), len(self.results) - self.seen)]
+        for result in reversed(new):
             if self.belongs(result):
                 insort(self.found, result, key=operator.attrgetter("number"))
+                self.counts[result.state] += 1
         self.seen = len(self.results)
         return self.found
 
@@ -1577,7 +1581,9 @@ class Search:
 
     def standing(self) -> Standing:
         """Return how the search stands."""
-        counts = count_states(self._told())
+        told = self._told()
+        # A fold may change how the first one of its configuration ended.
+        counts = dict(self._told.counts) if self.plan.folds == 1 else count_states(told)
         best = best_trial = best_variant = None
         chosen = self._chosen(self._contenders())
         if chosen is not None:
