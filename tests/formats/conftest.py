@@ -7,14 +7,15 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autoft.plugins import load_plugins
 
-BEGIN = """
-import sys
+SERVER = """
+import contextlib, io, json, os, sys, traceback
 sys.path.extend({paths!r})
 try:
     import autoft
@@ -22,29 +23,61 @@ except ImportError:
     pass
 else:
     raise SystemExit("autoft can be imported from " + str(autoft.__path__))
+import onnxruntime, torch, transformers.models.auto.modeling_auto, transformers.modeling_utils
+requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+for line in requests:
+    code, folder, said = json.loads(line)
+    child = os.fork()
+    if not child:
+        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.chdir(folder)
+        status = 1
+        try:
+            exec(compile(code, "<the card>", "exec"), {{"__name__": "__main__"}})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 """
+"""Each code runs in a process forked from one that has the libraries imported: they take seconds, the code none."""
 
 
 class Without:
     """Runs code where autoft cannot be imported, nor anything that the environment or the current folder adds."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: Path) -> None:
         # Where libraries are installed; autoft itself is found by a .pth file, which -S leaves unread, or by PYTHONPATH.
         found = [importlib.util.find_spec(name) for name in ("numpy", "transformers", "openvino")]
-        self.paths = list(dict.fromkeys(str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin))
+        paths = list(dict.fromkeys(str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin))
+        self.said = said
+        self.server = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", SERVER.format(paths=paths)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
 
     def run(self, code: str, folder: Path) -> str:
         """Return what the code prints last, run in the folder."""
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", BEGIN.format(paths=self.paths) + code],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-        return done.stdout.strip().splitlines()[-1]
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        print(json.dumps([code, str(folder), str(self.said)]), file=self.server.stdin, flush=True)
+        status = self.server.stdout.readline().strip()
+        said = self.said.read_text(encoding="utf-8") if self.said.is_file() else ""
+        assert status == "0", f"{code}\n{said}"
+        return said.strip().splitlines()[-1]
+
+    def end(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        assert self.server.wait(60) == 0
 
     def answers(self, model: Path, texts: list[str] | None = None, base: Path | None = None) -> list:
         """Return what the first code block of a model's card that does not name autoft answers.
@@ -66,8 +99,10 @@ class Without:
 
 
 @pytest.fixture(scope="session")
-def without() -> Without:
-    return Without()
+def without(tmp_path_factory) -> Iterator[Without]:
+    found = Without(tmp_path_factory.mktemp("without") / "said.txt")
+    yield found
+    found.end()
 
 
 @pytest.fixture(scope="session")
