@@ -24,6 +24,8 @@ quickstart: $(OFFLINE_STAMP)  ## install, and search on movie reviews: real weig
 	$(BIN)/autoft search recipes/text-classification/quickstart.yaml
 
 test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the tests
+	@# Where PYTHONDONTWRITEBYTECODE is set, each of some hundred processes would compile the code anew, in half a second.
+	$(BIN)/python -m compileall -q autoft $(addsuffix /src,$(PLUGINS))
 	test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
 	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu" \
 		-k torchao tests/strategies/test_weight_quantization.py tests/testing/test_builtin_strategies.py
