@@ -15,7 +15,8 @@ import autoft
 from autoft.data.sources import load_source
 from autoft.errors import DataError, RecipeError
 from autoft.recipe import load_recipe
-from autoft.rundir import RunDir
+from autoft.rundir import RunDir, TrialConfig, TrialResult
+from autoft.search import Listener
 from autoft.tables import take_tables
 
 ROWS = [{"text": "fine", "label": "good"}, {"text": "dull", "label": "bad"}, {"text": "warm", "label": "good"}]
@@ -128,11 +129,11 @@ def test_plan_and_check_take_data_without_leaving_files(tmp_path, monkeypatch, t
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_model, reviews):
-    """A search over rows given as a list, called twice."""
+def recipe(tiny_model, reviews):
+    """A recipe with rows given as a list."""
     with reviews.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    recipe = {
+    return {
         "task": "text-classification",
         "model": str(tiny_model),
         "data": {"train": rows, "validation_size": 60, "test_size": 40},
@@ -142,15 +143,12 @@ def finished(tmp_path_factory, tiny_model, reviews):
         "space": {"full.learning_rate": 5e-3, "train.epochs": 4},
         "search": {"finalist_seeds": 0},
     }
-    folder = tmp_path_factory.mktemp("given") / "run"
-    autoft.search(recipe, run=folder)
-    again = autoft.search(recipe, run=folder)
-    return recipe, again
 
 
 @pytest.mark.slow
-def test_a_search_over_rows_keeps_them_and_goes_on_with_the_same_ones(finished):
-    recipe, run = finished
+def test_a_search_over_rows_keeps_them_and_goes_on_with_the_same_ones(recipe, tmp_path):
+    autoft.search(recipe, run=tmp_path / "run")
+    run = autoft.search(recipe, run=tmp_path / "run")
     (kept,) = (run.path / "given").iterdir()
     resolved = yaml.safe_load((run.path / "recipe.yaml").read_text())
     assert Path(resolved["data"]["train"]) == kept
@@ -160,15 +158,40 @@ def test_a_search_over_rows_keeps_them_and_goes_on_with_the_same_ones(finished):
     assert load_recipe(run.path / "recipe.yaml").data.validation_size == 60
 
 
-def test_other_rows_are_another_run(finished):
-    recipe, run = finished
+class Begun(Exception):
+    """A search has its folder, and nothing of it is done."""
+
+
+class Ending(Listener):
+    """Ends a search at its beginning."""
+
+    def begin(self, plan, resumed):
+        raise Begun
+
+
+def test_other_rows_are_another_run(recipe, tmp_path):
+    with pytest.raises(Begun):
+        autoft.search(recipe, run=tmp_path, listener=Ending())
+    config = TrialConfig(number=0, kind="default", model=recipe["model"], pipeline="full", params={}, seed=0)
+    RunDir(tmp_path).write_result(TrialResult(number=0, state="complete", config=config))
+    # The same ones are the same run.
+    with pytest.raises(Begun):
+        autoft.search(recipe, run=tmp_path, listener=Ending())
+    (kept,) = (tmp_path / "given").iterdir()
+    assert load_source(str(kept), base=tmp_path, where="data.train").to_pylist() == recipe["data"]["train"]
     other = {**recipe, "data": {**recipe["data"], "train": recipe["data"]["train"][:300]}}
     with pytest.raises(autoft.errors.RunFolderError, match="another recipe"):
-        autoft.search(other, run=run.path)
+        autoft.search(other, run=tmp_path)
 
 
-def test_a_notebook_shows_the_report_apart_from_its_own_page(finished):
-    _, run = finished
+@pytest.fixture
+def run(tmp_path):
+    run = autoft.Run(tmp_path)
+    run.report.write_text('<!doctype html><p class="a">1 &lt; 2 &amp; so on</p>', encoding="utf-8")
+    return run
+
+
+def test_a_notebook_shows_the_report_apart_from_its_own_page(run):
     shown = run._repr_html_()
     (source,) = re.findall(r'srcdoc="([^"]*)"', shown)
     assert html.unescape(source) == run.report.read_text(encoding="utf-8")
@@ -178,7 +201,6 @@ def test_a_notebook_shows_the_report_apart_from_its_own_page(finished):
     assert "none &amp; &lt;other&gt;" in autoft.Run(run.path / "none & <other>")._repr_html_()
 
 
-def test_the_formatter_of_ipython_takes_it(finished):
+def test_the_formatter_of_ipython_takes_it(run):
     formatters = pytest.importorskip("IPython.core.formatters")
-    _, run = finished
     assert formatters.HTMLFormatter()(run) == run._repr_html_()
