@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import autoft
+from autoft.cli import app
 from autoft.rundir import read_run
 
 COMMAND = [sys.executable, "-m", "autoft"]
@@ -29,6 +31,16 @@ def autoft_command(*words: object, cwd: Path, **settings) -> subprocess.Complete
     return subprocess.run(
         [*COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False, timeout=400, **settings
     )
+
+
+def in_process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As :func:`autoft_command`, where a process of its own, which imports torch for seconds, would show nothing more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        done = CliRunner().invoke(app, [*map(str, words)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
 
 def write_recipe(folder: Path, model: Path, source: Path, **changes) -> Path:
@@ -136,7 +148,7 @@ def test_the_model_loads_with_autoft_and_scores_what_the_report_says(finished):
 
 def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     texts = ["the film is great", "the plot was awful"]
-    words = autoft_command("predict", "runs/tiny", *texts, cwd=finished)
+    words = in_process("predict", "runs/tiny", *texts, cwd=finished)
     piped = autoft_command(
         "predict", "runs/tiny/best", cwd=finished, input=f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n"
     )
@@ -144,7 +156,7 @@ def test_predict_takes_texts_a_file_and_standard_input(finished, reviews):
     answers = [json.loads(line) for line in words.stdout.splitlines()]
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
     assert [json.loads(line)["label"] for line in piped.stdout.splitlines()] == ["positive", "negative"]
-    filed = autoft_command("predict", "runs/tiny", "--input", reviews, "--output", "p.jsonl", cwd=finished)
+    filed = in_process("predict", "runs/tiny", "--input", reviews, "--output", "p.jsonl", cwd=finished)
     assert filed.returncode == 0, filed.stderr
     assert len((finished / "p.jsonl").read_text().splitlines()) == 400
 
@@ -174,7 +186,7 @@ def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
     assert {point["variant"] for point in front} <= {"none", "dynamic-int8"}
     limit = smallest["costs"]["model_size_bytes"] + 1
     before = (run / "selection.json").read_bytes()
-    done = autoft_command("pick", run, "--size", f"{limit:.0f}B", "--output", "small", "--json", cwd=finished)
+    done = in_process("pick", run, "--size", f"{limit:.0f}B", "--output", "small", "--json", cwd=finished)
     assert done.returncode == 0, done.stderr
     picked = json.loads(done.stdout)
     assert picked["costs"]["model_size_bytes"] < limit
@@ -184,7 +196,7 @@ def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
     assert "not tested" in (finished / "small" / "README.md").read_text()
     # The run itself is as it was, and was not tested again.
     assert (run / "selection.json").read_bytes() == before
-    best = autoft_command("pick", run, "--quality", str(chosen["accuracy"]), cwd=finished)
+    best = in_process("pick", run, "--quality", str(chosen["accuracy"]), cwd=finished)
     assert best.returncode == 0, best.stderr
     assert "runs/tiny/picks/" in best.stdout
 
@@ -201,7 +213,7 @@ def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
     ],
 )
 def test_pick_says_what_is_wrong(finished, words, code, message):
-    done = autoft_command("pick", "runs/tiny", *words, cwd=finished)
+    done = in_process("pick", "runs/tiny", *words, cwd=finished)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     # What there is instead is shown where nothing fits.
@@ -227,14 +239,14 @@ def test_the_commands_that_the_report_shows_work_as_they_stand(finished):
 
 
 def test_predictions_that_the_disk_cannot_hold_are_told(finished):
-    full = autoft_command("predict", "runs/tiny", "a great film", "--output", "/dev/full", cwd=finished)
+    full = in_process("predict", "runs/tiny", "a great film", "--output", "/dev/full", cwd=finished)
     assert full.returncode == 5, full.stderr
     assert "the disk is full; free some space" in full.stderr
     assert "Traceback" not in full.stderr
 
 
 def test_predictions_into_a_folder_that_is_not_there_are_told(finished):
-    done = autoft_command("predict", "runs/tiny", "a great film", "--output", "no/such/folder.jsonl", cwd=finished)
+    done = in_process("predict", "runs/tiny", "a great film", "--output", "no/such/folder.jsonl", cwd=finished)
     assert done.returncode == 5
     assert done.stderr == "error: no/such/folder.jsonl: No such file or directory\n"
 
@@ -264,7 +276,7 @@ def test_only_the_front_and_the_weights_of_the_chosen_trial_stay_on_disk(finishe
 def test_running_a_finished_search_again_repeats_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in (finished / "runs/tiny/trials").glob("*/result.json")}
     tested = (finished / "runs/tiny/final.json").stat().st_mtime_ns
-    done = autoft_command("search", "tiny.yaml", cwd=finished)
+    done = in_process("search", "tiny.yaml", cwd=finished)
     assert done.returncode == 0, done.stderr
     assert "3 trials are done" in done.stdout
     after = {path: path.stat().st_mtime_ns for path in (finished / "runs/tiny/trials").glob("*/result.json")}
@@ -273,7 +285,7 @@ def test_running_a_finished_search_again_repeats_nothing(finished):
 
 
 def test_a_run_folder_of_another_recipe_is_refused(finished):
-    done = autoft_command("search", "tiny.yaml", "--set", "data.validation_size=60", cwd=finished)
+    done = in_process("search", "tiny.yaml", "--set", "data.validation_size=60", cwd=finished)
     assert done.returncode == 5
     assert "holds a run of another recipe (differs in data)" in done.stderr
 
@@ -521,18 +533,6 @@ def test_a_search_over_regularizers_losses_and_optimisers_says_what_each_trial_h
     assert "mixout with lora" in report
 
 
-def test_json_lines_on_request(tmp_path, tiny_model, reviews):
-    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 1}, compress=["none"])
-    done = autoft_command("search", recipe, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = [event["event"] for event in events]
-    assert kinds[-1] == "finished"
-    assert {"begin", "forecast", "trial_started", "stage", "validation", "trial_done", "phase"} <= set(kinds)
-    done_event = next(event for event in events if event["event"] == "trial_done")
-    assert done_event["standing"]["counts"]["complete"] == 1
-
-
 def test_a_budget_that_nothing_fits_exits_4_with_the_nearest_misses_and_trains_nothing(tmp_path, tiny_model, reviews):
     recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 3, "model_size": "2KB"})
     done = autoft_command("search", recipe, cwd=tmp_path)
@@ -566,23 +566,40 @@ def test_sizes_that_are_measured_before_training_are_those_of_the_trained_model(
     assert before == after
 
 
-def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(tmp_path, tiny_model, reviews):
-    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 4}, compress=["none"])
-    process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    trials = tmp_path / "runs/tiny/trials"
-    deadline = time.monotonic() + 200
-    while len(list(trials.glob("*/result.json"))) < 2:
-        assert process.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = {path: path.read_bytes() for path in trials.glob("*/result.json")}
-    assert len(finished) in {2, 3}
-    done = autoft_command("search", recipe, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, tiny_model, reviews):
+    """A search that was killed after a trial: its recipe, the trials that were done, and what a second one said before."""
+    folder = tmp_path_factory.mktemp("killed")
+    recipe = write_recipe(folder, tiny_model, reviews, budget={"time": "10m", "trials": 3}, compress=["none"])
+    process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        trials = folder / "runs/tiny/trials"
+        deadline = time.monotonic() + 200
+        while not list(trials.glob("*/result.json")):
+            assert process.poll() is None, "the search ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = in_process("search", recipe, cwd=folder)
+    finally:
+        process.kill()
+        process.wait()
+    return recipe, {path: path.read_bytes() for path in trials.glob("*/result.json")}, second
+
+
+def test_two_searches_in_one_folder_do_not_meet(killed):
+    _, _, second = killed
+    assert second.returncode == 5
+    assert "another search is running in this folder" in second.stderr
+
+
+def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(killed):
+    recipe, finished, _ = killed
+    folder = recipe.parent
+    assert len(finished) in {1, 2}
+    done = autoft_command("search", recipe, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(finished)} trials are done" in done.stdout
-    assert len(list(trials.glob("*/result.json"))) == 4
+    assert f"Going on: {len(finished)} trial" in done.stdout
+    assert len(list(folder.glob("runs/tiny/trials/*/result.json"))) == 3
     for path, content in finished.items():
         now, then = json.loads(path.read_text()), json.loads(content)
         # Weights that left the front are deleted, and the record says so; nothing else may change.
@@ -590,17 +607,20 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(tmp_path,
             for variant in result["variants"]:
                 variant.pop("folder")
         assert now == then
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
+    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False)
     assert left.stdout == ""
 
 
-def test_a_worker_that_is_killed_costs_one_trial(tmp_path, tiny_model, reviews):
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory, tiny_model, reviews) -> list[dict]:
+    """What ``search --json`` says while the worker of its second trial is killed."""
+    folder = tmp_path_factory.mktemp("crash")
     # Long enough that a trial is not over before its first event is read.
-    space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 30, "train.batch_size": 8}
+    space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 12, "train.batch_size": 8}
     budget = {"time": "10m", "trials": 3}
-    recipe = write_recipe(tmp_path, tiny_model, reviews, budget=budget, space=space, compress=["none"], name="crash")
+    recipe = write_recipe(folder, tiny_model, reviews, budget=budget, space=space, compress=["none"], name="crash")
     process = subprocess.Popen(
-        [*COMMAND, "search", str(recipe), "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [*COMMAND, "search", str(recipe), "--json"], cwd=folder, stdout=subprocess.PIPE, text=True
     )
     killed = False
     events = []
@@ -609,12 +629,24 @@ def test_a_worker_that_is_killed_costs_one_trial(tmp_path, tiny_model, reviews):
         events.append(event)
         if event["event"] == "stage" and event["trial"] == 1 and not killed:
             found = subprocess.run(
-                ["pgrep", "-f", f"autoft.executors.worker {tmp_path}"], capture_output=True, text=True, check=True
+                ["pgrep", "-f", f"autoft.executors.worker {folder}"], capture_output=True, text=True, check=True
             )
             os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
             killed = True
     assert process.wait() == 0
-    results = {event["trial"]: event for event in events if event["event"] == "trial_done"}
+    return events
+
+
+def test_json_lines_on_request(crashed):
+    kinds = [event["event"] for event in crashed]
+    assert kinds[-1] == "finished"
+    assert {"begin", "forecast", "trial_started", "stage", "validation", "trial_done", "phase"} <= set(kinds)
+    done_event = next(event for event in crashed if event["event"] == "trial_done")
+    assert done_event["standing"]["counts"]["complete"] == 1
+
+
+def test_a_worker_that_is_killed_costs_one_trial(crashed):
+    results = {event["trial"]: event for event in crashed if event["event"] == "trial_done"}
     assert results[1]["state"] == "infeasible"
     assert "killed by signal 9" in results[1]["reason"]
     assert results[2]["state"] in {"complete", "pruned"}
@@ -638,21 +670,6 @@ def test_ctrl_c_once_finishes_with_what_there_is(tmp_path, tiny_model, reviews):
     assert kinds.count("trial_done") <= 2
     assert (tmp_path / "runs/tiny/best/autoft.json").is_file()
     assert (tmp_path / "runs/tiny/report.html").is_file()
-
-
-def test_two_searches_in_one_folder_do_not_meet(tmp_path, tiny_model, reviews):
-    recipe = write_recipe(tmp_path, tiny_model, reviews, compress=["none"])
-    process = subprocess.Popen([*COMMAND, "search", str(recipe)], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    try:
-        while not (tmp_path / "runs/tiny/plan.json").is_file():
-            assert process.poll() is None
-            time.sleep(0.05)
-        second = autoft_command("search", recipe, cwd=tmp_path)
-        assert second.returncode == 5
-        assert "another search is running in this folder" in second.stderr
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_three_first_trials_that_fail_alike_end_the_run(tmp_path, tiny_model, reviews):
@@ -682,7 +699,7 @@ def test_exported_files_that_are_not_what_was_measured_are_an_error(finished, tm
     tensors[name] = -tensors[name] if tensors[name].dtype == torch.float32 else tensors[name]
     save_file(tensors, weights, metadata={"format": "pt"})
     (run / "final.json").unlink()
-    done = autoft_command("search", finished / "tiny.yaml", "--run", run, cwd=finished)
+    done = in_process("search", finished / "tiny.yaml", "--run", run, cwd=finished)
     assert done.returncode == 6, done.stdout + done.stderr
     assert "they are not what was measured" in done.stderr
 
@@ -693,7 +710,7 @@ def test_verify_finds_a_model_as_it_was_reported_and_tells_where_it_is_not(finis
     done = autoft_command("verify", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "score what the report says" in done.stdout
-    said = json.loads(autoft_command("verify", run, "--json", cwd=tmp_path).stdout)["verified"]
+    said = json.loads(in_process("verify", run, "--json", cwd=tmp_path).stdout)["verified"]
     final = json.loads((run / "final.json").read_text())
     assert {(one["split"], one["metric"]) for one in said} == {
         *(("validation", name) for name in final["validation"]["best"]),
@@ -703,7 +720,7 @@ def test_verify_finds_a_model_as_it_was_reported_and_tells_where_it_is_not(finis
     weights = next((run / "best").glob("*.safetensors"))
     save_file({name: tensor.flip(0) for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (run / "best/further.txt").write_text("not of the model")
-    done = autoft_command("verify", run, cwd=tmp_path)
+    done = in_process("verify", run, cwd=tmp_path)
     assert done.returncode == 6, done.stdout + done.stderr
     assert f"further.txt was added, {weights.name} was changed" in done.stderr
     # Whoever changes the digests too is found by the scores.
@@ -711,7 +728,7 @@ def test_verify_finds_a_model_as_it_was_reported_and_tells_where_it_is_not(finis
     manifest = json.loads((run / "best/autoft.json").read_text())
     manifest["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
     (run / "best/autoft.json").write_text(json.dumps(manifest))
-    done = autoft_command("verify", run, cwd=tmp_path)
+    done = in_process("verify", run, cwd=tmp_path)
     assert done.returncode == 6, done.stdout + done.stderr
     assert "validation accuracy" in done.stderr
 
