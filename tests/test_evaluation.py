@@ -82,6 +82,7 @@ def test_a_measured_model_waits_as_a_served_one_does(tmp_path):
         "def tell(sender):\n"
         "    sender.send(waiting())\n"
         "if __name__ == '__main__':\n"
+        "    evaluation.PRELOAD.clear()\n"
         "    evaluation.start_measuring()\n"
         "    context = evaluation._process_context()\n"
         "    receiver, sender = context.Pipe(duplex=False)\n"

@@ -469,7 +469,7 @@ def test_every_optimiser_learns_sentences(catalog, tmp_path, optimizer):
 
 
 def test_every_regularizer_learns_with_bf16_accumulation_and_checkpointing(catalog, tmp_path):
-    changes = {"train.epochs": 12, "train.gradient_accumulation": 2, "train.gradient_checkpointing": True}
+    changes = {"train.epochs": 6, "train.gradient_accumulation": 2, "train.gradient_checkpointing": True}
     for name, one in catalog.regularizers.items():
         task, context, rows, model = sentences_task(catalog, tmp_path)
         chain = [(one, {key: domain.default for key, domain in one.space.items()})]
