@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import linecache
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,27 @@ def task(toy_task):
     return ExportableTask()
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """Caches with the graph of a model of each type, traced once."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture
+def traced(graphs, make_checkpoint, make_target, load, task):
+    """A function that gives a target whose cache holds the graph of its model: tracing one takes seconds."""
+
+    def make(model_type):
+        target = make_target(make_checkpoint(model_type), task)
+        if not (graphs / model_type).is_dir():
+            graph_of(load(target), target)
+            shutil.copytree(target.cache, graphs / model_type)
+        shutil.copytree(graphs / model_type, target.cache, dirs_exist_ok=True)
+        return target
+
+    return make
+
+
 def batch(target, *texts):
     return dict(target.context.processor(list(texts), padding=True, return_tensors="pt"))
 
@@ -60,10 +82,13 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_the_graph_answers_as_torch_at_any_shape(model_type, make_checkpoint, make_target, load, task, tmp_path):
+def test_the_graph_answers_as_torch_at_any_shape(
+    model_type, make_checkpoint, make_target, load, task, graphs, tmp_path
+):
     target = make_target(make_checkpoint(model_type), task)
     model = load(target)
     session = onnxruntime.InferenceSession(str(written(tmp_path / "files", Onnx(), model, target)))
+    shutil.copytree(target.cache, graphs / model_type, dirs_exist_ok=True)
     names = {node.name for node in session.get_inputs()}
     for texts in TEXTS:
         inputs = batch(target, *texts)
@@ -71,8 +96,8 @@ def test_the_graph_answers_as_torch_at_any_shape(model_type, make_checkpoint, ma
         np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
 
 
-def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(make_checkpoint, make_target, load, task, tmp_path):
-    target = make_target(make_checkpoint("bert"), task)
+def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(traced, load, tmp_path):
+    target = traced("bert")
     first, second = load(target, seed=1), load(target, seed=2)
     with torch.no_grad():
         for parameter in second.parameters():
@@ -89,19 +114,17 @@ def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(make_checkpoint
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_a_smaller_vocabulary_and_narrower_blocks_take_the_graph_of_the_whole(
-    model_type, make_checkpoint, make_target, load, task, tmp_path
-):
-    target = make_target(make_checkpoint(model_type), task)
+def test_a_smaller_vocabulary_and_narrower_blocks_take_the_graph_of_the_whole(model_type, traced, load, task, tmp_path):
+    target = traced(model_type)
     model = load(target)
     written(tmp_path / "whole", Onnx(), model, target)
-    traced = {path: path.stat().st_mtime_ns for path in (target.cache / "onnx").glob("*.onnx")}
+    before = {path: path.stat().st_mtime_ns for path in (target.cache / "onnx").glob("*.onnx")}
     inputs = batch(target, "the film was very good", "awful")
     model.resize_token_embeddings(int(max(inputs["input_ids"].max(), model.config.pad_token_id or 0)) + 3)
     smaller = FfnPruning().apply(model, target, list(task.demo_rows()), {"keep": 0.625, "epochs": 0})
     graph = OnnxModel(written(tmp_path / "smaller", Onnx(), smaller, target))
     left = {path: path.stat().st_mtime_ns for path in (target.cache / "onnx").glob("*.onnx")}
-    assert traced.items() <= left.items()
+    assert before.items() <= left.items()
     # GPT-2's layers write down how wide they are: its graph is traced anew, and kept beside the other.
     assert len(left) == (2 if model_type == "gpt2" else 1)
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(smaller, inputs), rtol=1e-3, atol=1e-4)
@@ -110,9 +133,9 @@ def test_a_smaller_vocabulary_and_narrower_blocks_take_the_graph_of_the_whole(
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_trials_of_any_dropout_take_one_graph(model_type, make_checkpoint, make_target, load, task, tmp_path):
+def test_trials_of_any_dropout_take_one_graph(model_type, traced, load, tmp_path):
     """Dropout is the search's to choose, and a model that answers has none."""
-    target = make_target(make_checkpoint(model_type), task)
+    target = traced(model_type)
     inputs = batch(target, "the film was very good", "awful")
     for number, dropout in enumerate((0.0, 0.07, 0.3)):
         model = load(target, seed=number, **{name: dropout for name in DROPOUTS if name in target.config})
@@ -135,11 +158,10 @@ def test_the_parts_of_a_model_may_have_any_dropout_too(make_checkpoint, make_tar
     assert key(heads=2) != key()
 
 
-def test_a_cached_graph_that_does_not_fit_is_traced_anew(make_checkpoint, make_target, load, task, tmp_path):
+def test_a_cached_graph_that_does_not_fit_is_traced_anew(traced, load, tmp_path):
     """As one whose constants say how wide the blocks were."""
-    target = make_target(make_checkpoint("bert"), task)
+    target = traced("bert")
     model = load(target)
-    written(tmp_path / "first", Onnx(), model, target)
     (cached,) = (target.cache / "onnx").glob("*.onnx")
     proto = onnx.load(str(cached))
     (table,) = [one for one in proto.graph.initializer if "word_embeddings" in one.name]
@@ -151,10 +173,9 @@ def test_a_cached_graph_that_does_not_fit_is_traced_anew(make_checkpoint, make_t
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "json"])
-def test_a_damaged_cache_is_traced_anew(suffix, make_checkpoint, make_target, load, task, tmp_path):
-    target = make_target(make_checkpoint("bert"), task)
+def test_a_damaged_cache_is_traced_anew(suffix, traced, load, tmp_path):
+    target = traced("bert")
     model = load(target)
-    written(tmp_path / "first", Onnx(), model, target)
     (cached,) = (target.cache / "onnx").glob(f"*.{suffix}")
     cached.write_bytes(cached.read_bytes()[:50])
     graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
@@ -169,6 +190,8 @@ def test_nothing_of_a_traced_graph_stays_with_the_process(make_checkpoint, make_
     target = replace(make_target(make_checkpoint("bert"), task), cache=None)
     model = load(target)
     texts, notes, objects = [], [], []
+    # What was there before need not be looked through.
+    gc.freeze()
     for _ in range(5):
         graph_of(model, target)
         gc.collect()
@@ -183,8 +206,8 @@ def test_nothing_of_a_traced_graph_stays_with_the_process(make_checkpoint, make_
     assert objects[4] - objects[2] < 1000, "two that stay are twenty thousand"
 
 
-def test_int8_stores_matrices_and_tables_in_one_byte_a_weight(make_checkpoint, make_target, load, task, tmp_path):
-    target = make_target(make_checkpoint("bert"), task)
+def test_int8_stores_matrices_and_tables_in_one_byte_a_weight(traced, load, task, tmp_path):
+    target = traced("bert")
     model = load(target)
     path = written(tmp_path / "files", OnnxInt8(), model, target)
     arrays = [numpy_helper.to_array(initializer) for initializer in onnx.load(str(path)).graph.initializer]
@@ -208,10 +231,8 @@ def metadata(path):
     return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
 
 
-def test_a_graph_that_this_cpu_would_compute_wrongly_is_told(
-    make_checkpoint, make_target, load, task, tmp_path, caplog
-):
-    target = make_target(make_checkpoint("bert"), task)
+def test_a_graph_that_this_cpu_would_compute_wrongly_is_told(traced, load, tmp_path, caplog):
+    target = traced("bert")
     path = written(tmp_path / "files", OnnxInt8(), load(target), target)
     graph = onnx.load(str(path))
     graph.metadata_props[0].value = "8"
@@ -222,6 +243,7 @@ def test_a_graph_that_this_cpu_would_compute_wrongly_is_told(
 
 @pytest.mark.parametrize("strategy", [Onnx(), OnnxInt8()])
 def test_the_given_model_stays_as_it_is(strategy, make_checkpoint, make_target, load, task):
+    # Its graph is in no cache: tracing a model is what might change it.
     target = make_target(make_checkpoint("bert"), task)
     model = load(target).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
