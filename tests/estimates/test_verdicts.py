@@ -81,7 +81,7 @@ def test_what_cannot_be_traced_says_why(bench, catalog):
     assert judge(prediction, 10**12) == "probe"
 
 
-def test_the_largest_batch_that_fits(bench, catalog):
+def test_the_largest_batch_that_fits(bench, catalog, tmp_path):
     """Found by trying all divisors, largest first."""
     setting = setting_of(bench, catalog).with_batch(24)
     peaks = {
@@ -91,11 +91,11 @@ def test_the_largest_batch_that_fits(bench, catalog):
     constants = Constants(MIB)
     for limit in (peaks[24] + MIB, peaks[24] + MIB - 1, peaks[6] + MIB, peaks[3] + MIB - 1, peaks[1] + MIB):
         best = next(size for size, peak in peaks.items() if peak + MIB <= limit)
-        assert largest_batch(setting, catalog, constants, limit * (1 + MARGIN) + 1) == (best, 24 // best)
-    assert largest_batch(setting, catalog, constants, (peaks[1] + MIB) * (1 + MARGIN) - 1) is None
+        assert largest_batch(setting, catalog, constants, limit * (1 + MARGIN) + 1, tmp_path) == (best, 24 // best)
+    assert largest_batch(setting, catalog, constants, (peaks[1] + MIB) * (1 + MARGIN) - 1, tmp_path) is None
 
 
-def test_a_batch_is_cut_into_as_few_parts_as_may_fit(bench, catalog):
+def test_a_batch_is_cut_into_as_few_parts_as_may_fit(bench, catalog, tmp_path):
     setting = setting_of(bench, catalog).with_batch(24)
     peaks = {
         parts: trace_training(setting.with_batch(24 // parts, parts), catalog).timeline.peak for parts in (1, 2, 4, 8)
@@ -106,7 +106,7 @@ def test_a_batch_is_cut_into_as_few_parts_as_may_fit(bench, catalog):
             # The fewest whose peak is not surely above the limit; where there are none, as many as are allowed.
             allowed = [parts for parts in (1, 2, 4, 8) if parts <= most]
             fitting = [parts for parts in allowed if (peaks[parts] + MIB) * (1 - MARGIN) <= limit]
-            parts, prediction = parts_that_fit(setting, catalog, constants, limit, most)
+            parts, prediction = parts_that_fit(setting, catalog, constants, limit, most, tmp_path)
             assert parts == (fitting or allowed[-1:])[0]
             assert prediction.peak_bytes == peaks[parts] + MIB
     assert parts_that_fit(setting.with_batch(3), catalog, constants, 1, 8)[0] == 2, "never more parts than rows"
