@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
@@ -612,64 +613,59 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_no_finished_trial(killed):
 
 
 @pytest.fixture(scope="module")
-def crashed(tmp_path_factory, tiny_model, reviews) -> list[dict]:
-    """What ``search --json`` says while the worker of its second trial is killed."""
-    folder = tmp_path_factory.mktemp("crash")
+def disturbed(tmp_path_factory, tiny_model, reviews) -> tuple[Path, list[dict]]:
+    """A run, and what ``search --json`` said: the worker of the second trial was killed, after the third one came Ctrl-C."""
+    folder = tmp_path_factory.mktemp("disturbed")
     # Long enough that a trial is not over before its first event is read.
     space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 12, "train.batch_size": 8}
-    budget = {"time": "10m", "trials": 3}
-    recipe = write_recipe(folder, tiny_model, reviews, budget=budget, space=space, compress=["none"], name="crash")
+    budget = {"time": "10m", "trials": 50}
+    recipe = write_recipe(folder, tiny_model, reviews, budget=budget, space=space, compress=["none"])
     process = subprocess.Popen(
         [*COMMAND, "search", str(recipe), "--json"], cwd=folder, stdout=subprocess.PIPE, text=True
     )
-    killed = False
+    worker, killed = None, False
     events = []
     for line in process.stdout:
         event = json.loads(line)
         events.append(event)
+        if event["event"] == "stage" and worker is None:
+            # Looked up in time, for the second trial has to lose it before it trains: later it would be begun again.
+            children = psutil.Process(process.pid).children()
+            (worker,) = [child for child in children if "autoft.executors.worker" in child.cmdline()]
         if event["event"] == "stage" and event["trial"] == 1 and not killed:
-            found = subprocess.run(
-                ["pgrep", "-f", f"autoft.executors.worker {folder}"], capture_output=True, text=True, check=True
-            )
-            os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+            worker.kill()
             killed = True
+        if event["event"] == "trial_done" and event["trial"] == 2:
+            process.send_signal(signal.SIGINT)
     assert process.wait() == 0
-    return events
+    return folder / "runs/tiny", events
 
 
-def test_json_lines_on_request(crashed):
-    kinds = [event["event"] for event in crashed]
+def test_json_lines_on_request(disturbed):
+    _, events = disturbed
+    kinds = [event["event"] for event in events]
     assert kinds[-1] == "finished"
     assert {"begin", "forecast", "trial_started", "stage", "validation", "trial_done", "phase"} <= set(kinds)
-    done_event = next(event for event in crashed if event["event"] == "trial_done")
+    done_event = next(event for event in events if event["event"] == "trial_done")
     assert done_event["standing"]["counts"]["complete"] == 1
 
 
-def test_a_worker_that_is_killed_costs_one_trial(crashed):
-    results = {event["trial"]: event for event in crashed if event["event"] == "trial_done"}
+def test_a_worker_that_is_killed_costs_one_trial(disturbed):
+    _, events = disturbed
+    results = {event["trial"]: event for event in events if event["event"] == "trial_done"}
     assert results[1]["state"] == "infeasible"
     assert "killed by signal 9" in results[1]["reason"]
     assert results[2]["state"] in {"complete", "pruned"}
 
 
-def test_ctrl_c_once_finishes_with_what_there_is(tmp_path, tiny_model, reviews):
-    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "10m", "trials": 50}, compress=["none"])
-    process = subprocess.Popen(
-        [*COMMAND, "search", str(recipe), "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    asked = False
-    kinds = []
-    for line in process.stdout:
-        event = json.loads(line)
-        kinds.append(event["event"])
-        if event["event"] == "trial_done" and not asked:
-            process.send_signal(signal.SIGINT)
-            asked = True
-    assert process.wait() == 0
+def test_ctrl_c_once_finishes_with_what_there_is(disturbed):
+    run, events = disturbed
+    kinds = [event["event"] for event in events]
     assert kinds[-1] == "finished"
-    assert kinds.count("trial_done") <= 2
-    assert (tmp_path / "runs/tiny/best/autoft.json").is_file()
-    assert (tmp_path / "runs/tiny/report.html").is_file()
+    # That of the moment when it came may be trained to its end.
+    assert 3 <= kinds.count("trial_done") <= 4
+    assert (run / "best/autoft.json").is_file()
+    assert (run / "report.html").is_file()
 
 
 def test_three_first_trials_that_fail_alike_end_the_run(tmp_path, tiny_model, reviews):
