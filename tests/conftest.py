@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import random
 from pathlib import Path
@@ -25,6 +26,11 @@ WHOLE_SEARCHES = ("test_run.py", "test_teachers.py", "test_ensembles.py", "test_
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests."""
     items.sort(key=lambda item: item.path.name not in WHOLE_SEARCHES)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections of garbage need not look through it again and again."""
+    gc.freeze()
 
 
 GOOD = ["good", "great", "lovely", "superb", "fine", "warm"]
