@@ -60,11 +60,13 @@ clean:  ## delete the environment and what tools left
 $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null || $(BIN)/pip config list | grep -q find-links; then \
-		$(BIN)/pip install --quiet -c constraints.txt $(TORCH); \
+		$(BIN)/pip install --quiet --no-compile -c constraints.txt $(TORCH); \
 	else \
-		$(BIN)/pip install --quiet $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
+		$(BIN)/pip install --quiet --no-compile $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(addprefix -e ,$(PLUGINS))
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(addprefix -e ,$(PLUGINS))
+	@# On all cores, which pip does on one. What fails is code for another version of Python.
+	-$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)
