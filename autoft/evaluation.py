@@ -11,19 +11,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoft.artifact import Ensemble, LoadedModel, load, predicted
+from autoft.artifact import Ensemble, LoadedModel, context_of, load, predicted, read_manifest
 from autoft.contracts import Baseline, CostMetric, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data.prepared import open_data
 from autoft.data.rows import Split
+from autoft.fork_server import CAN_FORK, ForkServer
 from autoft.hardware import MAPPED, peak_resident_bytes
 from autoft.measures import Latency
 from autoft.plans.plan import read_plan
@@ -217,6 +218,7 @@ def measure_folder(
     details: bool = False,
     costs: bool = True,
     decide: bool = False,
+    scored: bool = True,
     scales: Mapping[str, float] | None = None,
     workers: int = 1,
     asked: Collection[str] = (),
@@ -243,11 +245,12 @@ def measure_folder(
             and with a test.
         objective: the metric that parts of the test split are scored with.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
+        scored: score what is predicted of the validation split; else it is returned, with what it is compared with.
         seed: of the bootstrap.
 
     Returns:
-        ``{"costs": {...}, "length": tokens, "validation": {...}, "operating_point": {...}, "test": {...}, "details": [...],
-        "slices": [...], "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
+        ``{"costs": {...}, "length": tokens, "validation": {...}, "predictions": [...], "references": [...],
+        "operating_point": {...}, "test": {...}, "details": [...], "slices": [...], "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
 
@@ -262,13 +265,16 @@ def measure_folder(
         wanted = wanted_costs(catalog, asked, tested=test or decide)
         result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
         if scales:
-            result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded, catalog)))
+            result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded.folder, catalog)))
         result["length"] = tokens
     measured = time.monotonic()
     metrics = catalog.metrics_of(loaded.task)
     if validation:
         rows, predictions, refs = _predicted(loaded, prepared.validation)
-        result["validation"] = score(metrics, predictions, refs, loaded.context)
+        if scored:
+            result["validation"] = score(metrics, predictions, refs, loaded.context)
+        else:
+            result |= {"predictions": predictions, "references": refs}
         if (test or decide) and (point := loaded.task.operating_point(rows, predictions, loaded.context)):
             result["operating_point"] = point
             loaded.context = replace(loaded.context, facts={**loaded.context.facts, "operating_point": point})
@@ -311,11 +317,11 @@ def measure_served(
     return measure_costs(loaded, chosen, batch_size, wanted_costs(catalog, (), tested=False))
 
 
-def _workload(loaded: LoadedModel, catalog: Catalog) -> str:
-    model: Any = loaded.model
-    if isinstance(model, Ensemble):
-        return _workload(model.members[0], catalog)
-    compressor = catalog.compressors.get(loaded.manifest.format)
+def _workload(folder: Path, catalog: Catalog) -> str:
+    manifest = read_manifest(folder)
+    if manifest.members:
+        return _workload(folder / manifest.members[0], catalog)
+    compressor = catalog.compressors.get(manifest.format)
     return compressor.workload if compressor else "torch"
 
 
@@ -340,7 +346,21 @@ def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Predi
     return rows, predictions, references(loaded.task, rows, loaded.context)
 
 
-PRELOAD = ["autoft.evaluation", "torch", "onnxruntime", "sklearn.metrics", "transformers.modeling_utils"]
+ANY_MODEL = "autoft.evaluation:import_for_any_model"
+MODELS_IN_TORCH = "autoft.evaluation:import_for_models_in_torch"
+
+
+def import_for_any_model() -> None:
+    """Import what every process does that serves a model, and no more: it would count as the model's memory."""
+    import torch  # noqa: F401
+    import transformers.models.auto.tokenization_auto  # noqa: F401
+
+    load_plugins()
+
+
+def import_for_models_in_torch() -> None:
+    """Import what those do beside it whose model is one of transformers', which takes longer than all else."""
+    import transformers.modeling_utils  # noqa: F401
 
 
 def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -361,57 +381,64 @@ STARTS = 10
 """How often a measuring process is tried to start."""
 
 _STARTING = threading.Lock()
+_SERVERS: list[ForkServer] = []
+"""Where measuring processes are forked from: those of any model, and those of models in torch."""
 
 
 def start_measuring() -> None:
-    """Have the process start that measuring processes are forked from, so that libraries are imported once a worker.
+    """Have the processes start that measuring processes are forked from, so that libraries are imported once a worker.
 
-    Nothing waits for its imports but the first measurement, which starts it where this has not been called, or where it was
-    killed since.
+    Nothing waits for their imports but the first measurement, which starts them where this has not been called, or where they
+    were killed since.
     """
-    context = _process_context()
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(PRELOAD)
-        with _serving():
-            forkserver.ensure_running()
+    # Killed so early, they are started by the first measurement.
+    with suppress(ConnectionError):
+        _servers()
 
 
-@contextmanager
-def _serving() -> Iterator[None]:
-    """Give what is started inside of the block the environment of a process that serves, one thread at a time.
-
-    Only what differs is changed: other threads may be reading the rest.
-    """
+def _servers() -> list[ForkServer]:
     with _STARTING:
-        serving = serving_environment(os.environ)
-        before = {name: os.environ.get(name) for name in {*os.environ, *serving}}
-        changed = {name: value for name, value in before.items() if value != serving.get(name)}
-        try:
-            for name in changed:
-                _set(name, serving.get(name))
-            yield
-        finally:
-            for name, value in changed.items():
-                _set(name, value)
+        if CAN_FORK and not _SERVERS:
+            any_model = ForkServer.start(ANY_MODEL, serving_environment(os.environ))
+            _SERVERS[:] = any_model, any_model.fork_server(MODELS_IN_TORCH)
+        return list(_SERVERS)
 
 
-def _set(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+def _end_servers() -> None:
+    with _STARTING:
+        while _SERVERS:
+            _SERVERS.pop().close()
 
 
-def measure_in_process(folder: Path, data: Path, **settings: Any) -> dict[str, Any]:
+def measure_in_process(folder: Path, data: Path, *, validation: bool, **settings: Any) -> dict[str, Any]:
     """Run :func:`measure_folder` in a fresh process and return its result.
 
-    Where the system has forkserver, the process is forked from one that has the libraries imported and nothing else,
-    so its peak memory is that of serving this model alone.
+    Where the system can fork, the process is forked from one that has the libraries imported that serving this model needs,
+    and no others, so its peak memory is that of serving this model alone. What it predicts is scored here: the libraries of
+    metrics are imported once for all models.
 
     Raises:
-        MeasureError: the process failed or was killed.
+        MeasureError: the process failed or was killed, or a metric failed.
     """
-    return _in_process(measure_folder, folder, data, **settings)
+    catalog = load_plugins()
+    in_torch = _workload(folder, catalog).startswith("torch")
+    answer = _in_process(in_torch, measure_folder, folder, data, validation=validation, scored=False, **settings)
+    if validation:
+        begin, said = time.monotonic(), (answer.pop("predictions"), answer.pop("references"))
+        answer["validation"] = _validation(folder, catalog, settings["device"], *said)
+        answer["seconds"]["score"] += time.monotonic() - begin
+    return answer
+
+
+def _validation(
+    folder: Path, catalog: Catalog, device: str, predictions: Sequence[Prediction], refs: Sequence[Any]
+) -> dict[str, float]:
+    manifest = read_manifest(folder)
+    metrics = catalog.metrics_of(catalog.task(manifest.task))
+    try:
+        return score(metrics, predictions, refs, context_of(manifest, device))
+    except (Exception, SystemExit) as error:  # whatever a metric of a plugin raises
+        raise MeasureError(described(error)) from error
 
 
 def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any) -> dict[str, float]:
@@ -420,14 +447,14 @@ def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any
     Raises:
         MeasureError: the process failed or was killed.
     """
-    return _in_process(measure_served, folder, rows, **settings)
+    in_torch = _workload(folder, load_plugins()).startswith("torch")
+    return _in_process(in_torch, measure_served, folder, rows, **settings)
 
 
-def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any) -> dict[str, Any]:
-    context = _process_context()
-    receiver, sender = context.Pipe(duplex=False)
-    process = _started(context, (sender, measure, arguments, settings))
-    sender.close()
+def _in_process(
+    in_torch: bool, measure: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any
+) -> dict[str, Any]:
+    process, receiver = _started(in_torch, measure, arguments, settings)
     stopped = 0.0
     try:
         # Counted in looks, so that a machine that slept in the meantime has stopped nothing.
@@ -436,7 +463,7 @@ def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **setti
         if stopped >= STOPPED_SECONDS:
             process.kill()
         answer: dict[str, Any] = receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join()
         if stopped >= STOPPED_SECONDS:
             raise MeasureError("the process that measures the model was stopped, as SIGSTOP does, and ended") from None
@@ -452,31 +479,33 @@ def _in_process(measure: Callable[..., dict[str, Any]], *arguments: Any, **setti
     return answer
 
 
-def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
+def _started(in_torch: bool, *work: Any) -> tuple[Any, Connection]:
     """Start a measuring process, again where the one that it is forked from was killed."""
+    if not CAN_FORK:
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_measure_and_send, args=(sender, *work), daemon=True)
+        process.start()
+        sender.close()
+        return process, receiver
     for _ in range(STARTS):
-        start_measuring()
-        process = context.Process(target=_measure_and_send, args=arguments, daemon=True)
         try:
-            # It starts the other one where that was killed just now.
-            with _serving():
-                process.start()
+            forked = _servers()[in_torch].fork(_measure_and_send, *work)
         except (EOFError, ConnectionError):
-            # The system may need a moment to say that it is gone.
-            time.sleep(0.1)
+            _end_servers()
         else:
-            return process
+            return forked, forked.connection
     raise MeasureError("the process that measuring processes are forked from is killed again and again")
-
-
-def _process_context() -> Any:
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
 def _measure_and_send(
     sender: Any, measure: Callable[..., dict[str, Any]], arguments: Sequence[Any], settings: dict[str, Any]
 ) -> None:
+    # Of a server the environment is so; else OpenMP reads it when torch is imported.
+    serving = serving_environment(os.environ)
+    for name in {*os.environ} - {*serving}:
+        del os.environ[name]
+    os.environ.update(serving)
     try:
         sender.send(measure(*arguments, **settings))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it has to reach the parent as a sentence, not as a lost process

@@ -152,7 +152,7 @@ def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: rando
     else:
         from_these = workers if kind in {"worker", "start", "stop"} else others
         if kind in {"test", "freeze"}:
-            from_these = [one for one in others if "autoft.evaluation" in " ".join(_words(one))]
+            from_these = [one for one in others if "autoft.evaluation" in _words(one)]
         chosen = [drawn.choice(from_these)] if from_these else []
     if kind in {"start", "test", "freeze"} and chosen:
         # Anywhere in its imports, or in its work.

@@ -121,6 +121,11 @@ def test_a_search_judges_by_the_device(tmp_path, tiny_model, reviews):
     assert default["latency_p50_ms"] == pytest.approx(scales["torch"] * default["latency_here_p50_ms"])
     assert default["latency_p50_ms"] > 1000
     assert "Latency is told for board" in (run / "report.md").read_text()
+    # One is a graph, the other runs in torch: both are forked with the libraries of such a process, and no others.
+    trial = json.loads((run / "trials/0000/result.json").read_text())
+    memory = {one["name"]: one["costs"]["inference_memory_bytes"] for one in trial["variants"]}
+    assert memory["onnx"] == pytest.approx(costs["inference_memory_bytes"], rel=0.02)
+    assert memory["none"] == pytest.approx(default["inference_memory_bytes"], rel=0.02)
     # Of a device that has no torch, a model that runs in torch has no latency.
     settings = {"validation": False, "batch_size": 1, "length": None, "device": "cpu", "threads": 1}
     alone = measure_folder(run / "trials/0000/variants/none", run / "data", scales={"onnxruntime": 2.0}, **settings)

@@ -73,52 +73,24 @@ def test_the_interval_of_a_share_is_that_of_scipys_percentile_bootstrap():
     assert found.high == pytest.approx(reference.high, abs=0.004)
 
 
-def test_a_measured_model_waits_as_a_served_one_does(tmp_path):
-    (tmp_path / "waits.py").write_text(
-        "import os\n"
-        "from autoft import evaluation\n"
-        "def waiting():\n"
-        "    return [os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]\n"
-        "def tell(sender):\n"
-        "    sender.send(waiting())\n"
-        "if __name__ == '__main__':\n"
-        "    evaluation.PRELOAD.clear()\n"
-        "    evaluation.start_measuring()\n"
-        "    context = evaluation._process_context()\n"
-        "    receiver, sender = context.Pipe(duplex=False)\n"
-        "    context.Process(target=tell, args=(sender,)).start()\n"
-        "    print(receiver.recv(), waiting())\n"
-    )
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    answer = subprocess.run(
-        [sys.executable, "waits.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == "[None, '1000'] ['PASSIVE', None]"
-
-
 def test_nothing_waits_for_the_libraries_of_measuring_processes_but_the_first_measurement(tmp_path):
     (tmp_path / "library.py").write_text(
         "import pathlib, time\n"
-        "for _ in range(2000):\n"
-        "    if pathlib.Path('measuring').exists():\n"
-        "        break\n"
-        "    time.sleep(0.01)\n"
-        "else:\n"
+        "def wait():\n"
+        "    for _ in range(2000):\n"
+        "        if pathlib.Path('measuring').exists():\n"
+        "            return\n"
+        "        time.sleep(0.01)\n"
         "    raise SystemExit('imported while nothing was measured')\n"
     )
     (tmp_path / "start.py").write_text(
-        "import pathlib, sys\n"
+        "import pathlib\n"
         "from autoft import evaluation\n"
-        "def imported(sender):\n"
-        "    sender.send('library' in sys.modules)\n"
-        "if __name__ == '__main__':\n"
-        "    evaluation.PRELOAD[:] = ['library']\n"
-        "    evaluation.start_measuring()\n"
-        "    pathlib.Path('measuring').touch()\n"
-        "    context = evaluation._process_context()\n"
-        "    receiver, sender = context.Pipe(duplex=False)\n"
-        "    context.Process(target=imported, args=(sender,)).start()\n"
-        "    print(receiver.recv())\n"
+        "evaluation.ANY_MODEL = evaluation.MODELS_IN_TORCH = 'library:wait'\n"
+        "evaluation.start_measuring()\n"
+        "pathlib.Path('measuring').touch()\n"
+        "modules = \"{'modules': [*__import__('sys').modules]}\"\n"
+        "print('library' in evaluation._in_process(True, eval, modules)['modules'])\n"
     )
     paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     answer = subprocess.run(
@@ -272,44 +244,72 @@ def test_a_metric_that_takes_its_time_measures_what_is_asked_for_and_what_is_tes
     assert names(tested=True) == [*usual, "cpu_energy", "gpu_energy"]
 
 
-@pytest.mark.slow
-def test_a_stopped_measurement_is_ended_and_told(monkeypatch):
-    monkeypatch.setattr(evaluation, "STOPPED_SECONDS", 1.0)
-    with pytest.raises(MeasureError, match="was stopped, as SIGSTOP does, and ended"):
-        evaluation._in_process(signal.raise_signal, signal.SIGSTOP)
-
-
 FORKED = """
 import os, signal
 from autoft import evaluation
 
-evaluation.PRELOAD = ["killed_once"]
+evaluation.ANY_MODEL = evaluation.MODELS_IN_TORCH = "killed_once:start"
+evaluation.STOPPED_SECONDS = 1.0
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-SEEN = "{'server': __import__('os').getppid(), 'waits': __import__('os').environ.get('OMP_WAIT_POLICY')}"
-first = evaluation._in_process(eval, SEEN)
-os.kill(first["server"], signal.SIGKILL)
-again = evaluation._in_process(eval, SEEN)
-print(first["server"] != again["server"], first["waits"], again["waits"], os.environ["OMP_WAIT_POLICY"])
+SEEN = (
+    "{'server': __import__('os').getppid(), 'main': __import__('sys').modules['__main__'].__spec__.name}"
+    " | {name: __import__('os').environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}"
+)
+for in_torch in (False, True):
+    first = evaluation._in_process(in_torch, eval, SEEN)
+    os.kill(first.pop("server"), signal.SIGKILL)
+    again = evaluation._in_process(in_torch, eval, SEEN)
+    assert again.pop("server") != evaluation._in_process(not in_torch, eval, SEEN)["server"]
+    print(first, again)
+print(os.environ["OMP_WAIT_POLICY"])
+for number in (signal.SIGKILL, LAST):
+    try:
+        evaluation._in_process(True, signal.raise_signal, number)
+    except evaluation.MeasureError as error:
+        print(error)
 """
 
 KILLED_ONCE = """
 import os, pathlib, signal
 
-try:
-    pathlib.Path("killed").touch(exist_ok=False)
-except FileExistsError:
-    pass
-else:
-    os.kill(os.getpid(), signal.SIGKILL)
+def start():
+    try:
+        pathlib.Path("killed").touch(exist_ok=False)
+    except FileExistsError:
+        pass
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+    import autoft.evaluation
 """
 
 
-def test_a_fork_server_that_is_killed_is_started_again_as_one_that_serves(tmp_path):
-    """Once within its imports, and once between two measurements."""
+def test_a_metric_that_fails_on_what_a_trial_predicts_is_told_as_a_failure_to_measure(catalog, tmp_path):
+    about = {"task": "text-classification", "format": "transformers", "model": "m", "facts": {"labels": ["a", "b"]}}
+    nothing = {"config": {}, "options": {}, "params": {}}
+    (tmp_path / "autoft.json").write_text(
+        json.dumps({"autoft": "0.1.0", **about, **nothing, "max_length": 8, "variant": "none"})
+    )
+    with pytest.raises(MeasureError, match=r"KeyError: None \(in the hook score of"):
+        evaluation._validation(tmp_path, catalog, "cpu", [{}], ["a"])
+
+
+def test_without_fork_each_measurement_starts_a_process_that_serves(monkeypatch):
+    monkeypatch.setattr(evaluation, "CAN_FORK", False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    seen = "{name: __import__('os').environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}"
+    found = evaluation._in_process(True, eval, seen)
+    assert found == {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "1000"}
+    with pytest.raises(MeasureError, match=r"was killed by signal 15$"):
+        evaluation._in_process(True, signal.raise_signal, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_measures_is_started_again_as_it_serves_and_its_end_is_told(stop, tmp_path):
+    """A fork server is killed once within its imports, and each of the two once between two measurements."""
     (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", FORKED],
+        [sys.executable, "-c", FORKED.replace("LAST", "signal.SIGSTOP" if stop else "signal.SIGTERM")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -317,4 +317,12 @@ def test_a_fork_server_that_is_killed_is_started_again_as_one_that_serves(tmp_pa
         check=False,
         timeout=100,
     )
-    assert done.stdout == "True None None PASSIVE\n", done.stdout + done.stderr
+    seen = {"main": "autoft.fork_server", "OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "1000"}
+    assert done.stdout.splitlines() == [
+        f"{seen} {seen}",
+        f"{seen} {seen}",
+        "PASSIVE",
+        "the process that measures the model was killed by signal 9; the memory may not be enough",
+        "the process that measures the model was "
+        + ("stopped, as SIGSTOP does, and ended" if stop else "killed by signal 15"),
+    ], done.stderr

@@ -134,6 +134,17 @@ def test_report_json_keeps_its_promised_keys(finished):
     assert "torch" in report["environment"]
 
 
+def test_a_trial_takes_as_much_memory_to_serve_as_the_exported_model_does_in_a_process_of_its_own(finished):
+    record = read_run(finished / "runs/tiny")
+    trials = {result.number: {one.name: one.costs for one in result.variants} for result in record.trials}
+    chosen = record.selection
+    for costs, measured in (
+        (record.final.costs["best"], trials[chosen.trial][chosen.variant]),
+        (record.final.costs["default"], trials[0]["none"]),
+    ):
+        assert measured["inference_memory_bytes"] == pytest.approx(costs["inference_memory_bytes"], rel=0.02)
+
+
 def test_the_model_loads_with_autoft_and_scores_what_the_report_says(finished):
     record = read_run(finished / "runs/tiny")
     loaded = autoft.load(finished / "runs/tiny")

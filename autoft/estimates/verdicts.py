@@ -77,7 +77,7 @@ IRRELEVANT = frozenset(
 SWITCHES = frozenset({"train.dropout", "train.label_smoothing"})
 """Those of which it matters only whether they are above 0."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever traces or what is measured change: figures that were kept before are not read again."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "autoft")
