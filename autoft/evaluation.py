@@ -348,6 +348,7 @@ def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Predi
 
 ANY_MODEL = "autoft.evaluation:import_for_any_model"
 MODELS_IN_TORCH = "autoft.evaluation:import_for_models_in_torch"
+"""What servers call first, as :meth:`ForkServer.start` is told."""
 
 
 def import_for_any_model() -> None:
