@@ -22,6 +22,7 @@ from autoft.errors import ModelError, out_of_memory
 from autoft.hardware import peak_resident_bytes, reset_peak_resident
 from autoft.optimizers import Group, make_optimizer
 from autoft.processes import trim_heap
+from autoft.ranks import Ranks, local
 from autoft.rundir import CurvePoint
 from autoft.strategies.head_only import find_head
 from autoft.strategies.pictures import shown_picture
@@ -200,6 +201,7 @@ class TrainOutcome:
     seconds: float = 0.0
     validate_seconds: float = 0.0
     memory_bytes: int = 0
+    """The peak of the training process, of several the largest."""
     parts: int = 1
     """Into how many each batch was cut, its gradients added up, because memory ran out."""
 
@@ -252,6 +254,7 @@ def train(
     parts: int = 1,
     trim: bool = False,
     backward: Callable[[torch.Tensor], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -279,16 +282,19 @@ def train(
         trim: give freed memory back to the system in each step; tensors of batches of other lengths would stay in the heap.
         backward: adds up the gradients of a loss, as :meth:`autoft.shared_base.Seat.sharing` gives it; None for the loss's
             own backward pass.
+        ranks: the processes that train the model together, each of which calls this with the same arguments; it was given to
+            their :meth:`Ranks.shard`. They divide the rows of each batch, all validate, and what rank 0 is told decides.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
+        MemoryError: memory ran out in another process, for a single row.
         ModelError: ``train.gradient_checkpointing`` is asked of a model that does not offer it.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
-    params = context.params
+    params, ranks = context.params, ranks or Ranks()
     AcceleratorState._reset_state()
     GradientState._reset_state()
     accumulation = int(params["train.gradient_accumulation"])
@@ -328,6 +334,9 @@ def train(
     model = accelerator.prepare_model(model, device_placement=not getattr(model, "is_quantized", False))
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     rng = np.random.default_rng(context.seed)
+    if not ranks.leads:
+        # Dropout of its own; rank 0's is that of a training by one process.
+        torch.manual_seed(context.seed + ranks.rank)
     # A stream of chance for each, so that the task's own batches are those of a training without them.
     further = [one.batches(batch_size, np.random.default_rng([context.seed, i])) for i, one in enumerate(auxiliary)]
     due = [0.0] * len(auxiliary)
@@ -350,7 +359,7 @@ def train(
         else:
             backward(loss / accumulation)
 
-    gradients = _Gradients(loss_of, add_up, trainable, parts)
+    gradients = _Gradients(loss_of, add_up, trainable, parts, ranks)
     seen, losses, shown = 0, [], 0.0
     begin = time.monotonic()
     end = False
@@ -364,6 +373,7 @@ def train(
             if (index + 1) % accumulation == 0 or last:
                 if trim:
                     trim_heap()
+                ranks.add_gradients(trainable)
                 torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                 optimizer.step()
                 if after_step is not None:
@@ -391,9 +401,9 @@ def train(
             if now - shown >= 1.0:
                 shown = now
                 on_progress(Progress(seen, count * epochs, seen / max(now - begin, 1e-6)))
-            out_of_time = deadline is not None and now > deadline
+            out_of_time = ranks.any(deadline is not None and now > deadline)
             if index + 1 in marks or out_of_time:
-                mean_loss = float(torch.stack(losses).mean())
+                mean_loss = ranks.total(torch.stack(losses).mean())
                 losses.clear()
                 if not math.isfinite(mean_loss):
                     raise FloatingPointError(
@@ -401,7 +411,7 @@ def train(
                     )
                 started = time.monotonic()
                 trained_weights = _put(original, regularization.averaged() if regularization else {})
-                figures = validate(original)
+                figures = ranks.agreed(validate(original))
                 if trim:
                     trim_heap()
                 outcome.validate_seconds += time.monotonic() - started
@@ -421,7 +431,7 @@ def train(
                 _put(original, trained_weights)
                 if plateau is not None:
                     plateau.step(figures[objective])
-                outcome.stopped = on_validation(point)
+                outcome.stopped = ranks.agreed(on_validation(point))
                 outcome.out_of_time = out_of_time
                 end = outcome.stopped or out_of_time
             if end:
@@ -429,7 +439,8 @@ def train(
         if end:
             break
     outcome.seconds, outcome.parts = time.monotonic() - begin, gradients.parts
-    outcome.memory_bytes = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
+    peak = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
+    outcome.memory_bytes = ranks.largest(peak)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if outcome.best is not outcome.curve[-1] or trained_weights:
         _put(original, best_weights)
@@ -512,6 +523,7 @@ class _Gradients:
         backward: adds the gradients of a loss.
         trained: the parameters.
         parts: into how many a batch is cut at first.
+        ranks: the processes that divide its rows.
     """
 
     def __init__(
@@ -520,8 +532,9 @@ class _Gradients:
         backward: Callable[[torch.Tensor], None],
         trained: Sequence[torch.nn.Parameter],
         parts: int,
+        ranks: Ranks,
     ) -> None:
-        self.loss_of, self.backward, self.trained, self.parts = loss_of, backward, trained, parts
+        self.loss_of, self.backward, self.trained, self.parts, self.ranks = loss_of, backward, trained, parts, ranks
         self.batches: list[tuple[Sequence[Any], float]] = []
         """Of this step so far: all are computed anew when one does not fit, for their gradients are already mixed."""
         self.error: Exception | None = None
@@ -531,19 +544,19 @@ class _Gradients:
         self.batches.clear()
 
     def add(self, batch: Sequence[Any], weight: float) -> torch.Tensor:
-        """Add the gradients of a batch's mean loss times the weight, and return the mean loss.
+        """Add the gradients of a batch's mean loss times the weight, and return this process's part of the mean loss.
 
         A loss that is a mean over tokens is weighed by rows where a batch is cut, as it is where batches are accumulated.
 
         Raises:
             RuntimeError: memory ran out for a single row.
+            MemoryError: likewise, in another process.
         """
         self.batches.append((batch, weight))
         losses = self._computed(self.batches[-1:])
         while losses is None:
             if self.parts >= max(len(rows) for rows, _ in self.batches):
-                assert self.error is not None
-                raise self.error
+                raise self.error or MemoryError("out of memory in another process of this trial")
             self.parts *= 2
             for parameter in self.trained:
                 parameter.grad = None
@@ -553,22 +566,26 @@ class _Gradients:
 
     def _computed(self, batches: Sequence[tuple[Sequence[Any], float]]) -> list[torch.Tensor] | None:
         """Return the losses of batches, gradients added; None where memory ran out."""
+        losses: list[torch.Tensor] | None = None
         try:
-            return [self._one(batch, weight) for batch, weight in batches]
+            losses = [self._one(batch, weight) for batch, weight in batches]
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not (out_of_memory(error) and self.ranks.retries):
                 raise
             # Its frames hold what takes the memory.
             self.error = error.with_traceback(None)
-            return None
+        return None if self.ranks.any(losses is None) else losses
 
     def _one(self, batch: Sequence[Any], weight: float) -> torch.Tensor:
-        size = math.ceil(len(batch) / self.parts)
+        rows = batch[self.ranks.rank :: self.ranks.size]
+        # As many passes in each process, whatever rows it has: FSDP gathers weights in each.
+        most = math.ceil(len(batch) / self.ranks.size)
+        size = math.ceil(most / self.parts)
         losses = []
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            loss = self.loss_of(part)
-            share = weight * len(part) / len(batch)
+        for start in range(0, most, size):
+            part = rows[start : start + size]
+            loss = self.loss_of(part or batch[:1])
+            share = weight * len(part) / len(batch) * self.ranks.gradient_scale
             self.backward(loss if share == 1 else loss * share)
             losses.append(loss.detach() * (len(part) / len(batch)))
         return losses[0] if len(losses) == 1 else sum(losses[1:], losses[0])
@@ -665,10 +682,10 @@ def _better(point: CurvePoint, best: CurvePoint | None, objective: str, higher_i
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copy what training changes: trainable parameters, and buffers (batch norm statistics)."""
+    """Copy what training changes: trainable parameters, of sharded ones this process's part, and buffers (batch norm statistics)."""
     changed: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed.update(model.named_buffers())
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in changed.items()}
+    return {name: local(tensor.detach()).to("cpu", copy=True) for name, tensor in changed.items()}
 
 
 def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -676,8 +693,8 @@ def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[st
     import torch
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = {name: tensors[name].detach().clone() for name in weights}
+    before = {name: local(tensors[name].detach()).clone() for name in weights}
     with torch.no_grad():
         for name, value in weights.items():
-            tensors[name].copy_(value)
+            local(tensors[name].detach()).copy_(value)
     return before
