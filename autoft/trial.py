@@ -43,7 +43,9 @@ from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
 from autoft.plans.targets import auxiliary_target, format_behind, plan_target
 from autoft.plugins import Catalog, described, load_plugins
+from autoft.processes import release_memory
 from autoft.quantities import format_bytes
+from autoft.ranks import Ranks
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.shared_base import Seat
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
@@ -62,6 +64,7 @@ __all__ = [
     "run_trial",
     "screen",
     "strategy_params",
+    "train_along",
     "variant_folder",
 ]
 
@@ -197,6 +200,7 @@ def run_trial(
     callbacks: Callbacks,
     deadline: float | None = None,
     seat: Seat | None = None,
+    ranks: Ranks | None = None,
 ) -> TrialResult:
     """Run one configuration to its end; never raises for what a configuration can bring about.
 
@@ -206,6 +210,7 @@ def run_trial(
         callbacks: told of stages, progress and validations.
         deadline: of :func:`time.monotonic`; the training ends with what it has when it is reached.
         seat: among trials that train at the same time.
+        ranks: the processes that train it together, of which this is rank 0; the others call :func:`train_along`.
 
     Returns:
         the result, whose state says how it ended; weights of its variants lie in the trial's folder.
@@ -216,13 +221,37 @@ def run_trial(
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
     try:
-        Trial(place, config, callbacks, deadline, result, seat).go()
+        Trial(place, config, callbacks, deadline, result, seat, ranks).go()
     except FreshWorkerNeeded:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin
     return result
+
+
+def train_along(place: Workplace, config: TrialConfig, ranks: Ranks) -> None:
+    """Train a configuration along with rank 0, which alone decides, tells, and goes on with the model.
+
+    Args:
+        place: this process's plan, plugins and data.
+        config: as rank 0 has it.
+        ranks: the processes that train it.
+
+    Raises:
+        Exception: whatever a configuration can bring about.
+    """
+    trial = Trial(
+        place, config, Callbacks(), None, TrialResult(number=config.number, state="failed", config=config), None, ranks
+    )
+    try:
+        ready = trial.ready(trial.target())
+    except (Exception, SystemExit):
+        if ranks.begin(None) is None:
+            # Rank 0 did not come as far either, and says why.
+            return
+        raise
+    trial.trained(*ready)
 
 
 def compress_further(
@@ -416,10 +445,11 @@ class Trial:
         deadline: float | None,
         result: TrialResult,
         seat: Seat | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Prepare it; the arguments are those of :func:`run_trial`."""
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
-        self.deadline, self.result, self.seat = deadline, result, seat
+        self.deadline, self.result, self.seat, self.ranks = deadline, result, seat, ranks or Ranks()
         # Of this trial: while others train at the same time, the place may be told something else.
         self.screened, self.reached = place.screened, place.reached
         self.remembered: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
@@ -433,32 +463,17 @@ class Trial:
 
     def go(self) -> None:
         """Load, adapt, train, merge, and compress in every legal way."""
-        import torch
-
         config, plan = self.config, self.plan
-        torch.manual_seed(config.seed)
         with self._stage("load"):
-            target = self._target()
+            target = self.target()
         if not self._may_fit(target):
             return
-        with self._stage("load"):
-            model, auxiliary = self._load(target)
-        if config.params.get("train.head") == "fitted":
-            with self._stage("fit head"):
-                self._fit_head(model, target)
-        with self._stage("load"):
-            model, target = self._attach(model, target)
+        model, target, auxiliary = self.ready(target)
         self.result.parameters = sum(p.numel() for p in model.parameters())
         self.result.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        there = len(self.place.splits(config.fold).validation)
-        rows = plan.rows_of_validation(there)
-        validate = self.place.validator(target.context, rows, config.fold)
-        with (
-            self._stage("train"),
-            Regularization(self._regularizers(), model, target) as regularization,
-            self._sharing(model, auxiliary, regularization) as backward,
-        ):
-            outcome = self._train(model, target, validate, auxiliary, regularization, backward)
+        trained = self.trained(model, target, auxiliary)
+        assert trained is not None
+        model, outcome = trained
         assert outcome.best is not None
         result = self.result
         result.seconds["validate"] = outcome.validate_seconds
@@ -472,7 +487,8 @@ class Trial:
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
-        if rows < there:
+        there = len(self.place.splits(config.fold).validation)
+        if plan.rows_of_validation(there) < there:
             # What decided within the training was some of the rows; what others compare the trial by is all of them.
             with self._stage("judge"):
                 result.validation = self.place.validator(target.context, fold=config.fold)(model)
@@ -488,7 +504,7 @@ class Trial:
         result.reason = "; ".join(notes) or None
         self._keep_adapter(model)
         with self._stage("merge"):
-            dense = self._merge(model, target, validate)
+            dense = self._merge(model, target)
         variants = self._variants()
         again = len(variants) < len(plan.variants_of(config.pipeline))
         wanted = config.number == 0 or plan.ensemble > 1 or again or bool(plan.rescues)
@@ -501,14 +517,54 @@ class Trial:
             result.variants.append(self.variant(dense, target, variant, memory))
         self.conclude()
 
+    def ready(self, target: Target) -> tuple[torch.nn.Module, Target, list[Auxiliary]]:
+        """Return the model as its training begins, what the adapter was told, and the tasks that are trained along."""
+        import torch
+
+        torch.manual_seed(self.config.seed)
+        with self._stage("load"):
+            model, auxiliary = self._load(target)
+        if self.config.params.get("train.head") == "fitted":
+            with self._stage("fit head"):
+                self._fit_head(model, target)
+        with self._stage("load"):
+            model, target = self._attach(model, target)
+        return model, target, auxiliary
+
+    def trained(
+        self, model: torch.nn.Module, target: Target, auxiliary: Sequence[Auxiliary]
+    ) -> tuple[torch.nn.Module, TrainOutcome] | None:
+        """Train a model, and return it with all of its weights; None where rank 0 does not begin the training."""
+        parts = self.ranks.begin(self.parts)
+        if parts is None:
+            return None
+        self.parts = parts
+        validate = self._validator(target)
+        with (
+            self._stage("train"),
+            Regularization(self._regularizers(), model, target) as regularization,
+            self._sharing(model, auxiliary, regularization) as backward,
+        ):
+            self.ranks.shard(model)
+            if self.ranks.size > 1:
+                # What others keep now.
+                release_memory()
+            outcome = self._train(model, target, validate, auxiliary, regularization, backward)
+            return self.ranks.gathered(model), outcome
+
+    def _validator(self, target: Target) -> Callable[[Any], dict[str, float]]:
+        """Return what scores a model within the training."""
+        there = len(self.place.splits(self.config.fold).validation)
+        return self.place.validator(target.context, self.plan.rows_of_validation(there), self.config.fold)
+
     def _may_fit(self, target: Target) -> bool:
         """Cut batches into as many parts as the training needs to stay within its memory, and say whether it may at all.
 
-        Without a limit nothing is predicted, nor where a prediction would leave something out: auxiliary tasks.
+        Without a limit nothing is predicted, nor where a prediction would leave something out: auxiliary tasks, several processes.
         """
         plan, config, place = self.plan, self.config, self.place
         limit = plan.train_memory
-        if limit is None or any(plan.auxiliary_steps(config.params)):
+        if limit is None or any(plan.auxiliary_steps(config.params)) or self.ranks.size > 1:
             return True
         # Imported here, for torch's tracing comes with it, and before memory is looked at, as its own stays.
         from autoft.estimates import steps  # noqa: F401
@@ -577,13 +633,14 @@ class Trial:
     def _stage(self, name: str) -> _Stage:
         return _Stage(name, self.result.seconds, self.callbacks.stage)
 
-    def _target(self) -> Target:
+    def target(self) -> Target:
+        """Return what strategies work upon, the processor loaded."""
         own = strategy_params(self.config.params, self.adapter.name)
         return self.place.target(self.config.model, self.config.params, self.config.seed, self.adapter.positions(own))
 
     def loaded(self) -> tuple[torch.nn.Module, Target]:
         """Return the model with its adapter as a training begins with it, and what strategies work upon."""
-        target = self._target()
+        target = self.target()
         return self._attach(self._load(target)[0], target)
 
     def _load(self, target: Target) -> tuple[torch.nn.Module, list[Auxiliary]]:
@@ -660,12 +717,14 @@ class Trial:
         augmentation, features = None, None
         if name and name != "none":
             augmentation = self._augmentation(str(name).split("+"), target, given[:])
-            self._keep_samples(str(name), augmentation, given)
+            if self.ranks.leads:
+                self._keep_samples(str(name), augmentation, given)
         else:
             features = place.features(self.config.model, target.context, self.config.fold)
         rows = given[:] if augmentation else given
         # Whatever changes texts, weights or the loss leaves nothing to recall.
         plain = features is not None and not auxiliary and not regularization.chain and backward is None
+        plain = plain and self.ranks.size == 1
         with self._recalled(model, target, features) if features is not None and plain else nullcontext():
             return train(
                 model,
@@ -689,6 +748,7 @@ class Trial:
                 parts=self.parts,
                 trim=place.plan.train_memory is not None,
                 backward=backward,
+                ranks=self.ranks,
             )
 
     def _sharing(
@@ -739,9 +799,7 @@ class Trial:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.adapter.save_learned(model, folder)
 
-    def _merge(
-        self, model: torch.nn.Module, target: Target, validate: Callable[[Any], dict[str, float]]
-    ) -> torch.nn.Module:
+    def _merge(self, model: torch.nn.Module, target: Target) -> torch.nn.Module:
         """Return the model over a dense base; over a quantized one, the better of merging into the full and the dequantized base."""
         if self.quantizer is None:
             return self.adapter.merge(model, None, target).eval()
@@ -754,7 +812,7 @@ class Trial:
             ),
         ]
         merged = [self.adapter.merge(model, base, target).eval().to(target.context.device) for base in bases]
-        sign = 1 if self.plan.higher_is_better else -1
+        sign, validate = 1 if self.plan.higher_is_better else -1, self._validator(target)
         return max(merged, key=lambda dense: sign * validate(dense)[self.plan.objective])
 
     def variant(

@@ -11,11 +11,13 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from autoft.data.features import Features
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import start_measuring
+from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.plugins import described
 from autoft.processes import is_own_folder, release_memory, silence_libraries
@@ -271,6 +274,7 @@ class _Worker(Channel):
         super().__init__(out)
         self.run, self.requests = run, requests
         self.place: Workplace | None = None
+        self.followers: Followers | None = None
 
     def serve(self) -> None:
         if available_cores() > 1:
@@ -281,6 +285,8 @@ class _Worker(Channel):
         self.place = Workplace.open(self.run)
         plan = self.place.plan
         torch.set_num_threads(plan.threads)
+        if plan.processes > 1:
+            self.followers = Followers(self.run, plan, self.give_up)
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory, plan.workers_a_gpu)
         # As any process that serves a model does: how long a worker takes to be ready says how long those will.
@@ -330,11 +336,19 @@ class _Worker(Channel):
         elif config.kind == "compress":
             result = compress_further(self.place, config, callbacks, deadline)
         else:
+            followers = self.followers
+            if followers is not None and followers.broken:
+                self.say("renew", trial=config.number)
+                return
             try:
-                result = run_trial(self.place, config, callbacks, deadline)
+                with followers.joined(request) if followers is not None else nullcontext() as ranks:
+                    result = run_trial(self.place, config, callbacks, deadline, ranks=ranks)
             except FreshWorkerNeeded:
                 self.say("renew", trial=config.number)
                 return
+            if followers is not None and followers.broken and "memory" in result.violations:
+                # The search begins it again with smaller batches, as this process could have done only by itself.
+                self.give_up(0, "ran out of memory", True)
             if "memory" in result.violations and self.place.served:
                 # What this process keeps from before may be what was missing.
                 self.say("renew", trial=config.number)
@@ -399,6 +413,22 @@ class _Worker(Channel):
             partial(self.stage, number), partial(self.progress, number), partial(self.validation, number)
         )
         return callbacks, request["until"] if "until" in request else _until(request)
+
+    def give_up(self, rank: int, what: str, memory: bool) -> None:
+        """End this process where one of those that train a trial together is lost: the others wait for it for good.
+
+        Args:
+            rank: of that process.
+            what: befell it.
+            memory: for want of memory, as far as one knows: the search then tries the trial again with smaller batches.
+        """
+        assert self.place is not None
+        which = f"process {rank + 1} of the {self.place.plan.processes} that train the trial"
+        if memory:
+            self.say("alive", at=which)
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(f"{which} {what}", file=sys.stderr, flush=True)  # noqa: T201 - the log's last line says why a worker ended
+        self.exit(1)
 
     def _done(self, result: TrialResult, request: dict[str, Any]) -> None:
         result.predicted["seconds"] = request["expected"]

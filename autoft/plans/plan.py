@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -215,6 +215,10 @@ class Plan(_Plan):
     workers: int
     together: int = 1
     """How many LoRA trials of one model a worker trains at once, at most."""
+    processes: int = 1
+    """How many train each trial together."""
+    sharding: Literal["fsdp", "none"] = "none"
+    """Whether each of them keeps a part of the weights, gradients and optimiser states, or all of them."""
     threads: int
     patience: float = 600.0
     """Seconds that a training may make no step before its worker is ended; other work may take three times as long."""
@@ -224,6 +228,14 @@ class Plan(_Plan):
     environment: dict[str, str]
     facts: dict[str, Any] = {}
     data: dict[str, Any] = {}
+
+    @property
+    def processes_text(self) -> str:
+        """By how many processes a trial is trained, in words."""
+        if self.processes == 1:
+            return "1"
+        kept = "a part of weights, gradients and optimiser states (FSDP)" if self.sharding == "fsdp" else "all weights"
+        return f"{self.processes}, each with its rows of a batch and {kept}"
 
     @property
     def time_text(self) -> str:
