@@ -556,6 +556,7 @@ def plan_tables(plan: Plan) -> Group:
         "trackers": ", ".join(plan.trackers) or "none",
         "workers": f"{plan.workers} with {counted(plan.threads, 'thread')} each, on {plan.device}"
         + (f" of Ray nodes ({plan.address or 'local'})" if plan.executor == "ray" else ""),
+        "processes of a training": plan.processes_text,
     }.items():
         settings.add_row(key, escape(str(value)))
     for name, option in plan.options.items():

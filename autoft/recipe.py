@@ -25,6 +25,7 @@ __all__ = [
     "DataSection",
     "ExecutorSection",
     "LatencyLimit",
+    "LauncherSection",
     "Recipe",
     "SearchSection",
     "StorageSection",
@@ -202,6 +203,15 @@ class ExecutorSection(_Section):
         return self
 
 
+class LauncherSection(_Section):
+    """Several processes that train each trial together, for what one GPU has no room for."""
+
+    processes: int = Field(default=1, ge=1)
+    """How many, of a worker: each takes a GPU of its own, or its share of the worker's cores, and its rows of each batch."""
+    sharding: Literal["fsdp", "none"] = "fsdp"
+    """`fsdp`: each keeps a part of weights, gradients and optimiser states. `none`: each keeps all of them."""
+
+
 def _source(value: object) -> object:
     return {"train": value} if isinstance(value, str) else value
 
@@ -285,6 +295,8 @@ class Recipe(_Section):
         ),
     ] = ExecutorSection()
     """Workers, threads and device."""
+    launcher: LauncherSection = LauncherSection()
+    """Processes that train each trial together."""
     storage: Annotated[StorageSection, BeforeValidator(_study, json_schema_input_type=str | StorageSection)] = (
         StorageSection()
     )

@@ -261,6 +261,12 @@ CASES = [
     Case("a run name with a path in it", explain(name="../../etc"), 2, "name"),
     Case("an unknown task", explain(task="text-clasification"), 3, "text-classification"),
     Case("an unknown pipeline", explain(pipelines=["lorra"]), 2, "lora"),
+    Case(
+        "several processes for several trials at once",
+        explain(launcher={"processes": 2}, executor={"together": 2}),
+        2,
+        "leave out executor.together",
+    ),
     Case("a pipeline of strategies that do not go together", explain(pipelines=["full+lora"]), 2, "full+lora"),
     Case("an unknown compressor", explain(compress=["onxx"]), 2, "onnx"),
     Case("compressors in an order that is not possible", explain(compress=["onnx+dynamic-int8"]), 2, "onnx"),

@@ -311,12 +311,15 @@ class Adapter(Strategy):
         reach: how far training reaches; a regularizer may need more than the head.
         merges: what it learned goes into plain weights. Where it does not, the model stays in the state ``adapted``:
             only compressors that accept that state can follow, and :meth:`save` and :meth:`load` are the adapter's own.
+        divisible: several processes can train with it, each with a part of the weights (``launcher`` in a recipe): from
+            :meth:`attach` on weights are read in the model's own passes alone, and :meth:`after_step` does nothing.
     """
 
     stage: ClassVar[Stage] = "adapt"
     yields: ClassVar[State] = "adapted"
     reach: ClassVar[Reach] = "layers"
     merges: ClassVar[bool] = True
+    divisible: ClassVar[bool] = False
 
     @property
     def leaves(self) -> State:

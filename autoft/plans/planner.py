@@ -28,7 +28,7 @@ from autoft.contracts import (
 from autoft.device import read_profile
 from autoft.errors import Fault, ModelError, RunFolderError, unknown_name
 from autoft.hardware import Hardware
-from autoft.optimizers import refused_optimizers
+from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.paths import named_path
 from autoft.plans.budgets import budget_limits
 from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
@@ -161,6 +161,7 @@ class _Planner:
         # As of a tracker; a folder of that name is no package.
         if recipe.executor.kind == "ray" and getattr(importlib.util.find_spec("ray"), "origin", None) is None:
             self.fault("executor.kind", 'ray is not installed; pip install "autoft[ray]"')
+        self.launcher()
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         together = self.together(objectives)
         if self.faults:
@@ -168,7 +169,8 @@ class _Planner:
         request = recipe.budget.latency or LatencyLimit()
         # The machines of a cluster have to be alike: a worker takes one, unless the recipe says how many there are on each.
         sharing = 1 if recipe.executor.address not in {None, "local"} else recipe.executor.workers
-        threads = recipe.executor.threads or max(1, self.hardware.cores // sharing)
+        processes = recipe.launcher.processes
+        threads = recipe.executor.threads or max(1, self.hardware.cores // (sharing * processes))
         quality = {
             name: {"higher_is_better": metric.higher_is_better}
             for name, metric in self.catalog.metrics_of(self.task).items()
@@ -217,6 +219,8 @@ class _Planner:
             address=recipe.executor.address,
             workers=recipe.executor.workers,
             together=together,
+            processes=processes,
+            sharding=recipe.launcher.sharding if processes > 1 else "none",
             threads=threads,
             patience=parse_seconds(recipe.executor.patience),
             device=self.hardware.device,
@@ -242,7 +246,8 @@ class _Planner:
         given = self.recipe.executor.together
         counts = self.recipe.budget.train_memory is not None or "train_memory_bytes" in objectives
         if given == "auto":
-            return AT_ONCE if self.hardware.device == "cuda" and not counts else 1
+            alone = counts or self.recipe.launcher.processes > 1
+            return AT_ONCE if self.hardware.device == "cuda" and not alone else 1
         if given < 1:
             self.fault("executor.together", f"has to be auto or at least 1, given {given}")
         elif given > 1 and counts:
@@ -252,6 +257,41 @@ class _Planner:
                 "to 1, or leave train_memory out of budget and objectives",
             )
         return given
+
+    def launcher(self) -> None:
+        """Tell what does not go with several processes that train a trial together."""
+        processes, executor = self.recipe.launcher.processes, self.recipe.executor
+        where, gpus = "launcher.processes", len(self.hardware.gpus)
+        if processes == 1:
+            return
+        if executor.kind != "local":
+            self.fault(
+                where, f"{processes} processes train on this machine alone; leave out executor.kind: {executor.kind}"
+            )
+        if executor.together not in {"auto", 1}:
+            self.fault(where, f"{processes} processes train one trial at a time; leave out executor.together")
+        if self.recipe.auxiliary:
+            self.fault(where, f"auxiliary tasks are trained by one process; given {processes}")
+        if self.hardware.device == "mps":
+            self.fault(where, f"mps is one device for one process, given {processes}; set executor.device: cpu")
+        if self.hardware.device == "cuda" and processes > gpus:
+            self.fault(where, f"each process takes a GPU of its own: at most {gpus} here, given {processes}")
+        if self.hardware.device == "cuda" and executor.workers > 1:
+            self.fault(
+                where,
+                f"the processes of a worker take the first {processes} GPUs, and executor.workers is {executor.workers}; "
+                "set it to 1",
+            )
+
+    def undivided(self, quantizer: Quantizer | None, adapter: Adapter) -> str | None:
+        """Return why several processes cannot train together so, or None."""
+        if self.recipe.launcher.processes == 1:
+            return None
+        if quantizer is not None:
+            return f"{quantizer.name}: a quantized base is trained by one process, and launcher.processes asks for more"
+        if not adapter.divisible:
+            return f"{adapter.name} is trained by one process, and launcher.processes asks for more"
+        return None
 
     def target_device(self) -> TargetDevice | None:
         given = self.recipe.budget.target
@@ -349,6 +389,9 @@ class _Planner:
         ):
             name = f"{quantizer.name}+{adapter.name}" if quantizer else adapter.name
             state = quantizer.yields if quantizer else "dense"
+            if reason := self.undivided(quantizer, adapter):
+                refused[name] = reason
+                continue
             if quantizer and self.recipe.auxiliary:
                 refused[name] = "auxiliary tasks share a dense body"
                 continue
@@ -617,6 +660,8 @@ class _Planner:
                 continue
             chain = [known[step] for step in steps]
             reason = next((found for target in targets if (found := self.first_refusal(chain, target))), None)
+            if chain and self.recipe.launcher.processes > 1:
+                reason = f"{name} acts on a training by one process, and launcher.processes asks for more"
             if reason:
                 self.refuse(name, reason)
                 if given:
@@ -648,8 +693,12 @@ class _Planner:
         return found
 
     def usable(self, name: str, domain: Domain) -> Domain:
-        """Return the domain of ``train.optimizer`` without those that do not pay on this machine, as refusals say."""
+        """Return the domain of ``train.optimizer`` without those that do not pay or work here, as refusals say."""
         refused = refused_optimizers(self.hardware) if name == "train.optimizer" else {}
+        launcher = self.recipe.launcher
+        if name == "train.optimizer" and launcher.processes > 1 and launcher.sharding == "fsdp":
+            why = "is not tried over parts of weights; use adamw, or launcher.sharding: none"
+            refused.update({one: f"{one}: {why}" for one in OPTIMIZERS if one != "adamw"})
         if not refused or not isinstance(domain, Categorical):
             return domain
         left = tuple(choice for choice in domain.choices if choice not in refused)

@@ -313,4 +313,6 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
     if hardware.get("memory_bytes"):
         rows.append(("memory", format_bytes(hardware["memory_bytes"])))
     rows += [("workers", f"{plan.workers} with {counted(plan.threads, 'thread')} each")]
+    if plan.processes > 1:
+        rows.append(("processes of a training", plan.processes_text))
     return [*rows, *((name, version) for name, version in plan.environment.items())]

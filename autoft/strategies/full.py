@@ -26,6 +26,7 @@ class Full(Adapter):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "train all weights"
     reach: ClassVar[Reach] = "all"
+    divisible: ClassVar[bool] = True
     space: ClassVar[SearchSpace] = {"learning_rate": Float(5e-6, 2e-4, default=5e-5, log=True)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"learning_rate": 5e-5},

@@ -56,6 +56,7 @@ class HeadOnly(Adapter):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "train the task's head, keep the rest frozen"
     reach: ClassVar[Reach] = "head"
+    divisible: ClassVar[bool] = True
     space: ClassVar[SearchSpace] = {"learning_rate": Float(3e-4, 3e-2, default=3e-3, log=True)}
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ({"learning_rate": 1e-3},)
 

@@ -51,6 +51,7 @@ class Lora(PeftAdapter):
 
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "train low-rank matrices beside frozen linear layers, and the head"
+    divisible: ClassVar[bool] = True
     space: ClassVar[SearchSpace] = {
         "learning_rate": Float(5e-5, 5e-3, default=5e-4, log=True),
         "rank": Int(4, 64, default=16, log=True),

@@ -25,6 +25,8 @@ _WITHOUT_BIASES = frozenset(
 class PartialAdapter(Adapter):
     """Trains some weights of the body, in their place, and the head."""
 
+    divisible: ClassVar[bool] = True
+
     @abstractmethod
     def chosen(self, model: torch.nn.Module, params: Mapping[str, Any]) -> Iterable[str]:
         """Return the names of the parameters of the body to train."""
