@@ -89,6 +89,16 @@ def test_what_cannot_be_is_told(catalog, tiny_model, reviews, changes, hardware,
         planned(catalog, tiny_model, reviews, hardware, **changes)
 
 
+def test_memory_that_several_processes_share_is_not_predicted(catalog, tiny_model, reviews, tmp_path):
+    from autoft.estimates.forecast import forecast
+
+    limits = {"compress": ["onnx"], "budget": {"train_memory": "8GB"}}
+    (found,) = forecast(planned(catalog, tiny_model, reviews, **limits), catalog, tmp_path)
+    assert found.prediction.peak_bytes is None
+    assert "shared by 2 processes" in found.prediction.reason
+    assert found.verdict == "probe"
+
+
 def searching(folder, recipe):
     """Yield the events of a search, and at the end its exit code."""
     path = folder / "two.yaml"

@@ -116,6 +116,10 @@ def _one(
     setting: Setting,
     sizes: dict[str, int],
 ) -> MemoryForecast:
+    if plan.processes > 1:
+        reason = f"shared by {plan.processes} processes, which no trace of one step shows; the training does"
+        verdict: Verdict | None = None if limit is None else "probe"
+        return MemoryForecast(model.name, pipeline.name, Prediction(None, reason=reason), verdict, sizes=sizes)
     try:
         constants = constants_of(setting, catalog, cache) or calibrate(
             setting_of(plan, catalog, smallest, pipeline), catalog, cache
