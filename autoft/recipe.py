@@ -184,7 +184,7 @@ class ExecutorSection(_Section):
     workers: int = Field(default=1, ge=1)
     """Worker processes; each gets its share of the cores."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads a worker; default: cores divided by workers, and with `address` all cores of a machine like this one."""
+    """Threads a worker; default: cores divided by workers, with `address` all cores of a machine like this one; each process of a launcher has its share."""
     together: int | Literal["auto"] = 1
     """LoRA trials of one model that a worker trains at once over one base; `auto`: as many as fit on a GPU, one on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

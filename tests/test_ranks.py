@@ -40,13 +40,14 @@ def figures(folder, who, name):
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("name", ["full", "lora", "best", "writes", "stopped", "late"])
+@pytest.mark.parametrize("name", ["full", "lora", "best", "writes", "half", "stopped", "late"])
 def test_two_processes_learn_what_one_learns(trained, sharding, name):
     one, two = figures(trained, "alone", name), figures(trained, sharding, name)
     assert one.keys() == two.keys()
     np.testing.assert_array_equal(two["ends"], one["ends"])
-    np.testing.assert_allclose(two["curve"], one["curve"], rtol=1e-3)
-    np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-3)
+    near = 0.02 if name == "half" else 1e-3
+    np.testing.assert_allclose(two["curve"], one["curve"], rtol=near)
+    np.testing.assert_allclose(two["logits"], one["logits"], rtol=near)
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

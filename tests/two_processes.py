@@ -67,14 +67,13 @@ class Case:
             rows=rows,
             augmentation=None,
             learning_rate=self.rate,
-            precision="fp32",
             objective="loss",
             higher_is_better=False,
             validate=validate,
             on_progress=lambda progress: None,
             groups=self.adapter.parameter_groups(model, self.rate, self.own),
             ranks=ranks,
-            **{"task": task, "on_validation": lambda point: False, **self.settings(ranks.rank)},
+            **{"task": task, "precision": "fp32", "on_validation": lambda point: False, **self.settings(ranks.rank)},
         )
         model = ranks.gathered(model)
         if not ranks.leads:
@@ -111,6 +110,7 @@ CASES = {
     # What learns this fast is worse at the end than before it.
     "best": Case(rate=0.1, params={"train.schedule": "constant", "train.epochs": 4}),
     "writes": Case("summarization", "decoder", "lora"),
+    "half": Case(settings=lambda rank: {"precision": "bf16"}),
     "stopped": Case(settings=stopped),
     "late": Case(settings=lambda rank: {"deadline": 0.0 if rank == 0 else None}),
 }
