@@ -36,6 +36,7 @@ def card(length: float, threads: int) -> str:
         metrics={"perplexity": {"higher_is_better": False}},
         request={"batch_size": 1},
         threads=threads,
+        processes=1,
         device="cpu",
         hardware={"cpu": "a processor"},
         data={"sizes": {"train": 3, "validation": 2, "test": 1}, "source": "hub://me/films", "license": "cc-by-4.0"},
