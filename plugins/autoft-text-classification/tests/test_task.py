@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 
-from autoft.contracts import Examples, Matrix, Table
+from autoft.contracts import Chart, Examples, Matrix, Table
 from autoft.errors import DataError, ModelError
 
 FILMS = [
@@ -230,7 +232,7 @@ def test_the_report_shows_what_scikit_learn_says_of_each_class(task, make_contex
         for label, score in zip(said, sure, strict=True)
     ]
     truth = [row["label"] for row in FILMS]
-    table, matrix, errors = task.details(FILMS, predictions, context)
+    table, matrix, _, errors = task.details(FILMS, predictions, context)
     expected = classification_report(truth, said, output_dict=True)
     assert isinstance(table, Table)
     for name, precision, recall, f1, rows in table.rows:
@@ -243,6 +245,27 @@ def test_the_report_shows_what_scikit_learn_says_of_each_class(task, make_contex
     assert [row[0] for row in errors.rows] == ["a great film", "the plot was bad and dull"], "the surest first"
 
 
+def test_scores_stand_against_how_often_they_are_right_as_scikit_learn_has_it(task, make_context):
+    rng = random.Random(0)
+    scores = [rng.uniform(0.5, 1.0) for _ in range(400)] + [0.5, 0.6, 0.7, 1.0]
+    # A model that is too sure by a tenth.
+    right = [rng.random() < score - 0.1 for score in scores]
+    rows = [{"text": "x", "label": "pos"}] * len(scores)
+    predictions = [
+        {"label": "pos" if hit else "neg", "score": score, "scores": [score, score]}
+        for hit, score in zip(right, scores, strict=True)
+    ]
+    chart = task.details(rows, predictions, make_context(FILMS))[2]
+    assert isinstance(chart, Chart)
+    (line,) = chart.series
+    often, sure = calibration_curve(right, scores, n_bins=10)
+    assert line.x == pytest.approx(sure)
+    assert line.y == pytest.approx(often)
+    parts = [[i for i, s in enumerate(scores) if low < s * 10 <= low + 1] for low in range(10)]
+    gaps = [abs(sum(right[i] - scores[i] for i in part)) for part in parts]
+    assert f"calibration error {sum(gaps) / len(scores):.3f}." in chart.caption
+
+
 def test_a_matrix_of_many_labels_shows_the_most_confused(task):
     from autoft.contracts import TaskContext
 
@@ -252,7 +275,7 @@ def test_a_matrix_of_many_labels_shows_the_most_confused(task):
     said = [names[1] if row["label"] == names[0] else row["label"] for row in rows]
     predictions = [{"label": label, "score": 0.5, "scores": [0.5] * 50} for label in said]
     context = TaskContext(facts=facts, options={}, params={}, max_length=8)
-    _, matrix, _ = task.details(rows, predictions, context)
+    matrix = task.details(rows, predictions, context)[1]
     assert len(matrix.labels) == 30
     assert matrix.title == "Confusion matrix of the 30 most confused of 50 labels"
     assert {names[0], names[1]} <= set(matrix.labels)

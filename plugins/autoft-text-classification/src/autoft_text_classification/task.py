@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoft.contracts import (
     Baseline,
+    Chart,
     Column,
     Examples,
     ExportSpec,
@@ -18,6 +19,7 @@ from autoft.contracts import (
     Output,
     Prediction,
     Row,
+    Series,
     Table,
     Task,
     TaskCard,
@@ -34,6 +36,8 @@ __all__ = ["TextClassification"]
 
 MOST_LABELS = 1000
 SHOWN_LABELS = 30
+BINS = 10
+"""Of the reliability diagram."""
 
 
 class TextClassification(Task):
@@ -302,8 +306,8 @@ class TextClassification(Task):
 
     def details(
         self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext
-    ) -> Sequence[Table | Matrix | Examples]:
-        """Return figures for each class, the confusion matrix, and the most confident errors."""
+    ) -> Sequence[Table | Matrix | Chart | Examples]:
+        """Return figures for each class, the confusion matrix, how far a score can be trusted, and the most confident errors."""
         from sklearn.metrics import precision_recall_fscore_support
 
         from autoft_text_classification.metrics import indicators
@@ -317,11 +321,12 @@ class TextClassification(Task):
         lines = tuple(
             (name, *(float(part[i]) for part in figures[:3]), int(figures[3][i])) for i, name in enumerate(names)
         )
-        found: list[Table | Matrix | Examples] = [
+        found: list[Table | Matrix | Chart | Examples] = [
             Table("Figures for each class", ("label", "precision", "recall", "F1", "rows"), lines)
         ]
         if context.facts.get("problem") != "multi":
             found.append(_confusion(truth, said, names))
+            found.append(_reliability(references, predictions))
         found.append(_errors(rows, references, predictions))
         return found
 
@@ -449,6 +454,27 @@ def _confusion(truth: Any, said: Any, names: list[str]) -> Matrix:
         title = f"Confusion matrix of the {SHOWN_LABELS} most confused of {len(names)} labels"
     values = tuple(tuple(float(counts[i, j]) for j in shown) for i in shown)
     return Matrix(title, tuple(names[i] for i in shown), values)
+
+
+def _reliability(references: Sequence[Any], predictions: Sequence[Prediction]) -> Chart:
+    """Return how often the label is right by the score that it has, in bins of equal width (Guo et al. 2017)."""
+    import numpy as np
+
+    score = np.asarray([float(prediction["score"]) for prediction in predictions])
+    right = np.asarray(
+        [_names(said["label"]) == _names(true) for said, true in zip(predictions, references, strict=True)], np.float64
+    )
+    place = np.searchsorted(np.arange(1, BINS) / BINS, score, side="left")
+    counts = np.bincount(place, minlength=BINS)
+    held = counts > 0
+    sure, often = (np.bincount(place, weights=values, minlength=BINS)[held] / counts[held] for values in (score, right))
+    error = float(np.abs(often - sure) @ counts[held] / len(right))
+    caption = (
+        f"Share of the labels that are right by the score that they have, in {BINS} bins; on the dashed line a score says what "
+        f"it means, below it the model is too sure. Bins of few rows say little. Expected calibration error {error:.3f}."
+    )
+    line = Series("chosen model", tuple(sure.tolist()), tuple(often.tolist()))
+    return Chart("Reliability", caption, "score", "share that is right", (line,), diagonal=True)
 
 
 def _errors(rows: Sequence[Row], references: Sequence[Any], predictions: Sequence[Prediction]) -> Examples:
