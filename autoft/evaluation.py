@@ -353,15 +353,15 @@ MODELS_IN_TORCH = "autoft.evaluation:import_for_models_in_torch"
 
 def import_for_any_model() -> None:
     """Import what every process does that serves a model, and no more: it would count as the model's memory."""
-    import torch  # noqa: F401
-    import transformers.models.auto.tokenization_auto  # noqa: F401
+    import torch  # noqa: F401 - it is there afterwards, as in each process that serves
+    import transformers.models.auto.tokenization_auto  # noqa: F401 - as above
 
     load_plugins()
 
 
 def import_for_models_in_torch() -> None:
     """Import what those do beside it whose model is one of transformers', which takes longer than all else."""
-    import transformers.modeling_utils  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401 - as above
 
 
 def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
