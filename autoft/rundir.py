@@ -9,6 +9,7 @@
     ├── data/                  prepared splits and encoded features, by fingerprint
     ├── trials/0007/           config.json, progress.jsonl, result.json (written last)
     │   ├── adapter/           what its adapter learned, where it has one, as long as any of its variants is there
+    │   ├── checkpoint/        of a long training, until the trial is done
     │   └── variants/<name>/   files of the variants that are on the front
     ├── progress.json          what the search is at now, or how it ended
     ├── study.json             which study it shares with other searches, and who it is there, where it does
@@ -399,6 +400,10 @@ class RunDir:
         """Return the folder of what a trial's adapter learned, in PEFT's format; absent where it learned nothing apart."""
         return self.trial(number) / "adapter"
 
+    def checkpoint(self, number: int) -> Path:
+        """Return the folder of a training's checkpoint; absent where there is none, or the trial is done."""
+        return self.trial(number) / "checkpoint"
+
     def result(self, number: int) -> Path:
         """Return the result file of a trial; it exists when the trial is done."""
         return self.trial(number) / "result.json"
@@ -441,6 +446,11 @@ class RunDir:
     def size(self) -> int:
         """Return the bytes of all files of the folder."""
         return folder_size(self.path)
+
+    def free(self, quota: float | None) -> float:
+        """Return the bytes that may still be written, of the disk and of what the folder may have in all."""
+        left = math.inf if quota is None else quota - self.size()
+        return min(left, float(shutil.disk_usage(self.path).free))
 
     def drop_caches(self, needed: float) -> int:
         """Delete what can be made again, what was used longest ago first, until so many bytes are free; return how many were.
@@ -500,6 +510,7 @@ class RunDir:
         """Write a trial's result, atomically: the file's presence means that the trial is done."""
         self.trial(result.number).mkdir(parents=True, exist_ok=True)
         write_json(self.result(result.number), result.model_dump(mode="json"))
+        shutil.rmtree(self.checkpoint(result.number), ignore_errors=True)
 
     def read_result(self, number: int) -> TrialResult:
         """Return the result of a trial that is done.
@@ -508,6 +519,14 @@ class RunDir:
             RunFolderError: its file is absent or damaged.
         """
         return _read_model(self.result(number), TrialResult)
+
+    def read_config(self, number: int) -> TrialConfig:
+        """Return the configuration of a trial.
+
+        Raises:
+            RunFolderError: its file is absent or damaged.
+        """
+        return _read_model(self.trial(number) / "config.json", TrialConfig)
 
     def results(self) -> list[TrialResult]:
         """Return the results of all trials that are done, by number.
@@ -545,13 +564,30 @@ class RunDir:
             writer.writerows(lines)
 
     def clear_partial(self) -> list[int]:
-        """Delete trial folders that have no result, and return their numbers: they were cut off and run again."""
+        """Delete what there is of trials without a result, and return their numbers: they were cut off and run again.
+
+        Of those whose training has a checkpoint, it and the configuration stay.
+        """
         partial = []
         for folder in sorted((self.path / "trials").glob("[0-9]*")):
             if folder.is_dir() and not (folder / "result.json").is_file():
-                shutil.rmtree(folder)
+                self.discard(int(folder.name))
                 partial.append(int(folder.name))
         return partial
+
+    def discard(self, number: int) -> None:
+        """Delete what there is of a trial that is not done, but for its configuration and checkpoint where there is one."""
+        folder = self.trial(number)
+        if not self.checkpoint(number).is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for path in folder.iterdir():
+            if path.name in {"config.json", "checkpoint"}:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def read_run(path: str | Path) -> RunRecord:

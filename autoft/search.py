@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from autoft.checkpoints import share_done
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, Executor, executor_of
@@ -385,6 +386,8 @@ class Search:
         """By worker, the others that train together with that one."""
         self.aside: list[TrialConfig] = []
         """Proposals that were not sent to a worker yet."""
+        self.trained: dict[int, float] = {}
+        """Of trials that an earlier call was at, the share of the training that there is a checkpoint of."""
         self.stages: dict[int, str] = {}
         """At which stage each worker was last."""
         self.steps: dict[int, float] = {}
@@ -493,6 +496,7 @@ class Search:
             return
         with self._executor(self.plan.workers) as executor:
             self._start(executor)
+            self._go_on()
             waiting: list[TrialConfig] = []
 
             def following() -> TrialConfig | None:
@@ -517,6 +521,24 @@ class Search:
                 if further is None:
                     return
                 waiting.append(further)
+
+    def _go_on(self) -> None:
+        """Have those trials come first that an earlier call was at, where there is a checkpoint of the training."""
+        for folder in sorted(self.run.path.glob("trials/[0-9]*/checkpoint")):
+            number = int(folder.parent.name)
+            try:
+                config, share = self.run.read_config(number), share_done(folder)
+            except RunFolderError as error:
+                self.listener.note(f"Trial {number}, which was broken off, is not gone on with: {error}")
+                shutil.rmtree(folder.parent, ignore_errors=True)
+                continue
+            # What follows from others is asked for again, and finds its checkpoint by its number.
+            if config.derived or config.kind == "added" or self._done_already(config) or self._illegal(config):
+                continue
+            self.queue = [other for other in self.queue if not _same(other, config)]
+            self.trained[number] = share
+            self.aside.append(self.study.fixed(config, number))
+            self.listener.note(f"Trial {number} goes on from its checkpoint, at {share:.0%} of its training.")
 
     def add(self, config: TrialConfig) -> TrialResult | None:
         """Train one configuration that the user gave, to its end and on all folds, and return what came of it.
@@ -785,7 +807,7 @@ class Search:
                 for config in self._going():
                     self.study.forget(config.number)
                     self.exchange.taken_back(config.number)
-                    self._discard(config.number)
+                    self.run.discard(config.number)
                 self.running.clear()
                 self.mates.clear()
                 self.aside.clear()
@@ -856,7 +878,7 @@ class Search:
                 if config_lost is not None and mates:
                     # Whose fault it was shows when each is run by itself.
                     for config in (config_lost, *mates):
-                        self._discard(config.number)
+                        self.run.discard(config.number)
                         self.apart[config.number] = body["reason"]
                         self.aside.append(config)
                     numbers = ", ".join(str(config.number) for config in (config_lost, *mates))
@@ -871,7 +893,7 @@ class Search:
                             f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: "
                             f"{body['reason']}."
                         )
-                        self._discard(smaller.number)
+                        self.run.discard(smaller.number)
                         idle.discard(event.worker)
                         self._send(executor, event.worker, smaller)
                         return
@@ -882,7 +904,7 @@ class Search:
                         config=config_lost,
                         violations={"memory": 1.0} if killed else {},
                     )
-                    self._discard(config_lost.number)
+                    self.run.discard(config_lost.number)
                     self.run.write_result(result)
                     self._finish(result)
             case "restarted":
@@ -896,7 +918,7 @@ class Search:
         """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again."""
         again = []
         for config in configs:
-            self._discard(config.number)
+            self.run.discard(config.number)
             lost = self.machines_lost.setdefault(config.number, [])
             lost.append(reason)
             if len(lost) <= ELSEWHERE:
@@ -986,9 +1008,11 @@ class Search:
         """
         while self.aside:
             config = self.aside[0]
-            if config.derived or not self.results or self._fits(config, self._room()):
+            left = (1 - self.trained.get(config.number, 0.0)) * self._estimate(config)
+            if config.derived or not self.results or left <= self._room():
                 return config
             self.aside.pop(0)
+            self.trained.pop(config.number, None)
             lost = [self.apart[config.number]] if config.number in self.apart else self.machines_lost.get(config.number)
             if lost:
                 reason = f"{lost[-1]}; no time is left to begin it again"
@@ -1619,29 +1643,15 @@ class Search:
 
     def _disk_needed(self) -> float:
         largest = max(model.size_bytes for model in self.plan.models)
-        return float(self.plan.storage_bytes + (1 + 2 * self._at_once()) * largest)
-
-    def _at_once(self) -> int:
-        """Return how many variants a trial makes at most: those that train again come in one of their own."""
-        again = sum(variant.trains for variant in self.plan.variants)
-        return max(again, len(self.plan.variants) - again)
-
-    def _trial_bytes(self) -> int:
-        """Return what a trial takes of the disk at most, before its weights are looked through."""
-        return (2 + self._at_once()) * max(model.size_bytes for model in self.plan.models) + 50_000_000
-
-    def _free(self) -> float:
-        """Return the bytes that the run may still write."""
-        quota = math.inf if self.plan.disk_bytes is None else self.plan.disk_bytes - self.run.size()
-        return min(quota, float(shutil.disk_usage(self.run.path).free))
+        return float(self.plan.storage_bytes + (1 + 2 * self.plan.at_once) * largest)
 
     def _check_disk(self) -> None:
         """Make room for a trial, of what can be made again."""
-        needed = self._trial_bytes()
-        free = self._free()
+        needed = self.plan.trial_bytes
+        free = self.run.free(self.plan.disk_bytes)
         if free < needed:
             self.run.drop_caches(needed - free)
-            free = self._free()
+            free = self.run.free(self.plan.disk_bytes)
         if free >= needed:
             return
         if self.plan.disk_bytes is not None and free < shutil.disk_usage(self.run.path).free:
@@ -1661,7 +1671,7 @@ class Search:
         if plan.disk_bytes is None:
             return plan
         weights = sum(self.sizes.values()) + sum(self.adapters.values())
-        room = plan.disk_bytes - self._trial_bytes() - (self.run.size() - weights)
+        room = plan.disk_bytes - self.plan.trial_bytes - (self.run.size() - weights)
         wanted = min(plan.storage_bytes, weights)
         if room < wanted:
             room += self.run.drop_caches(wanted - room)
@@ -1717,9 +1727,6 @@ class Search:
             self.run.write_trials_csv(self.results.values())
             took = time.monotonic() - now
             self.table_due = now + took + max(0.0, took - SHORT_TABLE) / TABLE_SHARE
-
-    def _discard(self, number: int) -> None:
-        shutil.rmtree(self.run.trial(number), ignore_errors=True)
 
 
 SCREEN_MARGIN = {"model_size_bytes": 1.005}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoft.checkpoints import Checkpoints, chance, optimizer_state, put_chance, put_optimizer_state
 from autoft.contracts import Row, Task, TaskCard, TaskContext
 from autoft.contracts.strategy import Augmenter, Regularizer, Target
 from autoft.data.batches import grouped_batches
@@ -179,6 +180,20 @@ class Regularization:
             weights.update(one.averaged(self.model, params, state))
         return weights
 
+    def put_states(self, states: Sequence[Any]) -> None:
+        """Have each go on from a state that was written down; what it made of the model is there already.
+
+        Args:
+            states: as :attr:`states` were, of mappings, numbers and tensors.
+        """
+        for place, state in enumerate(states):
+            if isinstance(state, Mapping):
+                # In place: what was put into the model may hold it.
+                self.states[place].clear()
+                self.states[place].update(_copied(state))
+            else:
+                self.states[place] = _copied(state)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -204,6 +219,23 @@ class TrainOutcome:
     """The peak of the training process, of several the largest."""
     parts: int = 1
     """Into how many each batch was cut, its gradients added up, because memory ran out."""
+    earlier: float = 0.0
+    """Of its seconds, those in a process that was ended; the training went on from a checkpoint."""
+    gone_on_after: float | None = None
+    """The epochs that were done there."""
+
+
+@dataclass
+class _Place:
+    """Where a training is, between two batches."""
+
+    epoch: int = 0
+    batches: int = 0
+    """Of the epoch that are done."""
+    order: dict[str, Any] = field(default_factory=dict)
+    """Of the stream that rows are ordered by, as it was before the epoch."""
+    seen: int = 0
+    steps: int = 0
 
 
 def learning_rate_factor(schedule: str, step: int, total: int, warmup: int) -> float:
@@ -255,6 +287,7 @@ def train(
     trim: bool = False,
     backward: Callable[[torch.Tensor], None] | None = None,
     ranks: Ranks | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainOutcome:
     """Train a model and leave it with the weights of its best validation.
 
@@ -284,6 +317,9 @@ def train(
             own backward pass.
         ranks: the processes that train the model together, each of which calls this with the same arguments; it was given to
             their :meth:`Ranks.shard`. They divide the rows of each batch, all validate, and what rank 0 is told decides.
+        checkpoints: where the training is written down now and then, and from where it goes on if one is there: the model is then
+            given as it was when that training began, and validations so far are told again. Not with auxiliary tasks or several
+            processes, and only where the regularization's states are of mappings, numbers and tensors.
 
     Raises:
         FloatingPointError: the loss is not a finite number.
@@ -343,7 +379,6 @@ def train(
     marks = _validation_marks(batches_per_epoch)
     best_weights: dict[str, torch.Tensor] = {}
     trained_weights: dict[str, torch.Tensor] = {}
-    steps_taken = 0
 
     def compute(given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return task.loss(model, given, context)
@@ -360,17 +395,36 @@ def train(
             backward(loss / accumulation)
 
     gradients = _Gradients(loss_of, add_up, trainable, parts, ranks)
-    seen, losses, shown = 0, [], 0.0
+    at, losses, shown = _Place(), list[torch.Tensor](), 0.0
     begin = time.monotonic()
     end = False
-    for epoch in range(epochs):
+    state = checkpoints.read() if checkpoints is not None else None
+    if state is not None:
+        at, losses = _Place(**state["at"]), _copied(state["losses"])
+        best_weights = _copied(state["best_weights"])
+        _put(original, state["weights"])
+        _go_on(state, outcome, optimizer, scheduler, plateau, regularization)
+        rng.bit_generator.state = at.order
+        gradients.parts = max(parts, state["parts"])
+        outcome.gone_on_after = at.seen / count
+        begin -= outcome.earlier
+        end = outcome.stopped = any(on_validation(point) for point in outcome.curve)
+    for epoch in range(at.epoch, epochs):
+        if end:
+            break
         model.train()
-        batches = _epoch_batches(task, context, features, rows, augmentation, batch_size, rng, epoch)
-        for index, batch in enumerate(batches):
+        start = at.batches if epoch == at.epoch else 0
+        at.epoch, at.order = epoch, dict(rng.bit_generator.state)
+        batches = _epoch_batches(task, context, features, rows, augmentation, batch_size, rng, epoch, start)
+        if state is not None:
+            put_chance(state["chance"])
+            state = None
+        for index, batch in enumerate(batches, start):
             last = index + 1 == batches_per_epoch
             group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
             losses.append(gradients.add(batch, accumulation / group))
-            if (index + 1) % accumulation == 0 or last:
+            stepped = (index + 1) % accumulation == 0 or last
+            if stepped:
                 if trim:
                     trim_heap()
                 ranks.add_gradients(trainable)
@@ -393,21 +447,22 @@ def train(
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
-                steps_taken += 1
+                at.steps += 1
                 if regularization:
-                    regularization.after_step(steps_taken / total_steps)
-            seen += len(batch)
+                    regularization.after_step(at.steps / total_steps)
+            at.batches = index + 1
+            at.seen += len(batch)
             now = time.monotonic()
             if now - shown >= 1.0:
                 shown = now
-                on_progress(Progress(seen, count * epochs, seen / max(now - begin, 1e-6)))
+                on_progress(Progress(at.seen, count * epochs, at.seen / max(now - begin, 1e-6)))
             out_of_time = ranks.any(deadline is not None and now > deadline)
             if index + 1 in marks or out_of_time:
                 mean_loss = ranks.total(torch.stack(losses).mean())
                 losses.clear()
                 if not math.isfinite(mean_loss):
                     raise FloatingPointError(
-                        f"the loss became {mean_loss} after {seen} samples; lower the learning rate ({learning_rate:g})"
+                        f"the loss became {mean_loss} after {at.seen} samples; lower the learning rate ({learning_rate:g})"
                     )
                 started = time.monotonic()
                 trained_weights = _put(original, regularization.averaged() if regularization else {})
@@ -417,8 +472,8 @@ def train(
                 outcome.validate_seconds += time.monotonic() - started
                 model.train()
                 point = CurvePoint(
-                    samples=seen,
-                    epoch=seen / count,
+                    samples=at.seen,
+                    epoch=at.seen / count,
                     seconds=time.monotonic() - begin,
                     train_loss=mean_loss,
                     learning_rate=float(max(scheduler.get_last_lr())),
@@ -436,13 +491,25 @@ def train(
                 end = outcome.stopped or out_of_time
             if end:
                 break
-        if end:
-            break
+            if checkpoints is not None and stepped and checkpoints.due:
+                outcome.seconds = time.monotonic() - begin
+                checkpoints.write(
+                    {
+                        "at": vars(at),
+                        "losses": losses,
+                        "weights": _changing(original),
+                        "best_weights": best_weights,
+                        "parts": gradients.parts,
+                        "chance": chance(context.device),
+                        **_so_far(outcome, optimizer, scheduler, plateau, regularization),
+                    },
+                    at.seen / (count * epochs),
+                )
     outcome.seconds, outcome.parts = time.monotonic() - begin, gradients.parts
     peak = torch.cuda.max_memory_allocated() if context.device == "cuda" else peak_resident_bytes()
-    outcome.memory_bytes = ranks.largest(peak)
+    outcome.memory_bytes = max(outcome.memory_bytes, ranks.largest(peak))
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if outcome.best is not outcome.curve[-1] or trained_weights:
+    if outcome.best is not outcome.curve[-1] or trained_weights or outcome.gone_on_after is not None:
         _put(original, best_weights)
     if checkpointed:
         original.gradient_checkpointing_disable()  # type: ignore[operator]
@@ -503,7 +570,9 @@ def _epoch_batches(
     batch_size: int,
     rng: np.random.Generator,
     epoch: int,
+    start: int,
 ) -> Iterator[list[Any]]:
+    """Return the batches of an epoch, from one on."""
     if augmentation is not None:
         chance = random.Random(f"{context.seed}-{epoch}")
         encoded: Any = task.encode(augmentation.rows(rows, task.card, chance), context)
@@ -511,8 +580,8 @@ def _epoch_batches(
     else:
         assert features is not None
         encoded, lengths = features, features.lengths
-    for indices in grouped_batches(lengths, batch_size, rng):
-        yield [encoded[int(i)] for i in indices]
+    order = grouped_batches(lengths, batch_size, rng)
+    return ([encoded[int(i)] for i in indices] for indices in order[start:])
 
 
 class _Gradients:
@@ -681,11 +750,71 @@ def _better(point: CurvePoint, best: CurvePoint | None, objective: str, higher_i
     return math.isnan(other) or (value > other if higher_is_better else value < other)
 
 
+def _so_far(
+    outcome: TrainOutcome,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    plateau: _Plateau | None,
+    regularization: Regularization | None,
+) -> dict[str, Any]:
+    """Return what :func:`_go_on` puts back, beside the weights and the place."""
+    schedule = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
+    return {
+        "seconds": outcome.seconds,
+        "validate_seconds": outcome.validate_seconds,
+        "memory_bytes": max(outcome.memory_bytes, peak_resident_bytes()),
+        "curve": [point.model_dump() for point in outcome.curve],
+        "best": outcome.curve.index(outcome.best) if outcome.best is not None else None,
+        "optimizer": optimizer_state(optimizer),
+        "rates": [group["lr"] for group in optimizer.param_groups],
+        "schedule": schedule,
+        "plateau": plateau.best if plateau is not None else None,
+        "regularization": regularization.states if regularization is not None else [],
+    }
+
+
+def _go_on(
+    state: Mapping[str, Any],
+    outcome: TrainOutcome,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    plateau: _Plateau | None,
+    regularization: Regularization | None,
+) -> None:
+    """Put back what :func:`_so_far` returned."""
+    outcome.earlier, outcome.validate_seconds = state["seconds"], state["validate_seconds"]
+    outcome.memory_bytes = state["memory_bytes"]
+    outcome.curve = [CurvePoint.model_validate(point) for point in state["curve"]]
+    outcome.best = outcome.curve[state["best"]] if state["best"] is not None else None
+    put_optimizer_state(optimizer, state["optimizer"])
+    for group, rate in zip(optimizer.param_groups, state["rates"], strict=True):
+        group["lr"] = rate
+    scheduler.load_state_dict({**scheduler.state_dict(), **state["schedule"]})
+    if plateau is not None:
+        plateau.best = state["plateau"]
+    if regularization is not None:
+        regularization.put_states(state["regularization"])
+
+
+def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return what training changes: trainable parameters and buffers (batch norm statistics)."""
+    return {**{name: p for name, p in model.named_parameters() if p.requires_grad}, **dict(model.named_buffers())}
+
+
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copy what training changes: trainable parameters, of sharded ones this process's part, and buffers (batch norm statistics)."""
-    changed: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    changed.update(model.named_buffers())
-    return {name: local(tensor.detach()).to("cpu", copy=True) for name, tensor in changed.items()}
+    """Copy what training changes, of sharded parameters this process's part."""
+    return {name: local(tensor.detach()).to("cpu", copy=True) for name, tensor in _changing(model).items()}
+
+
+def _copied(value: Any) -> Any:
+    """Return mappings and lists with tensors of their own."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.artifact import save_artifact
+from autoft.checkpoints import Checkpoints, plain
 from autoft.contracts import (
     Adapter,
     Compressor,
@@ -86,6 +87,7 @@ class Callbacks:
     stage: Callable[[str], None] = lambda stage: None
     progress: Callable[[Progress], None] = lambda progress: None
     validation: Callable[[CurvePoint], bool] = lambda point: False
+    note: Callable[[str], None] = lambda text: None
 
 
 @dataclass
@@ -220,13 +222,15 @@ def run_trial(
     """
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
+    trial = None
     try:
-        Trial(place, config, callbacks, deadline, result, seat, ranks).go()
+        trial = Trial(place, config, callbacks, deadline, result, seat, ranks)
+        trial.go()
     except FreshWorkerNeeded:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
         ended_by(error, result, place.run.trial(config.number))
-    result.seconds["total"] = time.monotonic() - begin
+    result.seconds["total"] = time.monotonic() - begin + (trial.earlier if trial else 0.0)
     return result
 
 
@@ -457,6 +461,8 @@ class Trial:
         self.begun = Begun()
         self.parts = config.parts
         """Into how many each batch is cut from the start."""
+        self.earlier = 0.0
+        """Seconds of its training in a process that was ended."""
         pipeline = self.plan.pipeline(config.pipeline)
         self.adapter: Adapter = place.catalog.adapters[pipeline.adapter]
         self.quantizer: Quantizer | None = place.catalog.quantizers[pipeline.quantizer] if pipeline.quantizer else None
@@ -499,6 +505,8 @@ class Trial:
             result.together = len(self.seat.cohort.seats)
         notes = [f"computed by itself: {alone}"] if alone else []
         notes += [f"each batch in {outcome.parts} parts, for want of memory"] if outcome.parts > 1 else []
+        if outcome.gone_on_after is not None:
+            notes.append(f"training was broken off, and gone on with after {_epochs(outcome.gone_on_after)}")
         if outcome.out_of_time:
             notes.append(f"training ended at the time limit, after {_epochs(outcome.curve[-1].epoch)}")
         result.reason = "; ".join(notes) or None
@@ -550,7 +558,10 @@ class Trial:
                 # What others keep now.
                 release_memory()
             outcome = self._train(model, target, validate, auxiliary, regularization, backward)
-            return self.ranks.gathered(model), outcome
+            model = self.ranks.gathered(model)
+        self.earlier = outcome.earlier
+        self.result.seconds["train"] += outcome.earlier
+        return model, outcome
 
     def _validator(self, target: Target) -> Callable[[Any], dict[str, float]]:
         """Return what scores a model within the training."""
@@ -749,7 +760,34 @@ class Trial:
                 trim=place.plan.train_memory is not None,
                 backward=backward,
                 ranks=self.ranks,
+                checkpoints=self._checkpoints(auxiliary, regularization, backward),
             )
+
+    def _checkpoints(
+        self, auxiliary: Sequence[Auxiliary], regularization: Regularization, backward: object
+    ) -> Checkpoints | None:
+        """Return where the training is written down, or None where that cannot be done with all that it knows."""
+        config, plan = self.config, self.plan
+        alone = self.ranks.size == 1 and backward is None and not auxiliary
+        # What is known between two steps by an adapter that acts after each, or by an optimiser on pages, is its own.
+        own = type(self.adapter).after_step is not Adapter.after_step
+        own = own or "8bit" in str(config.params.get("train.optimizer"))
+        if not alone or own or not plain(regularization.states):
+            return None
+        of = {
+            **config.model_dump(mode="json", include={"model", "pipeline", "params", "seed", "fold"}),
+            "precision": self.place.precision.get(config.model, "fp32"),
+            "data": plan.data["fingerprint"],
+            "environment": plan.environment,
+        }
+        run = self.place.run
+        return Checkpoints(
+            run.checkpoint(config.number),
+            of,
+            self.callbacks.note,
+            # What is left has to do for the rest of the trial.
+            lambda: run.free(plan.disk_bytes) - plan.trial_bytes,
+        )
 
     def _sharing(
         self, model: torch.nn.Module, auxiliary: Sequence[Auxiliary], regularization: Regularization

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from autoft.checkpoints import Checkpoints
 from autoft.errors import RunFolderError, SearchFailed
 from autoft.executors import Event
 from autoft.hardware import Hardware
@@ -638,7 +639,7 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     assert [epochs_again(variants[:count]) for count in (1, 2, 3, 4)] == [0, 2, 4, 6]
     assert epochs_again(variants[2:3], variants[1].beginnings) == 2
     search = engine(tmp_path, catalog, variants=variants)
-    assert search._at_once() == 3
+    assert search.plan.at_once == 3
     result = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
     result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
@@ -844,6 +845,44 @@ def test_a_worker_that_is_lost_while_models_are_measured_is_replaced_and_asked_a
         search._served(Unlucky(3, Event(0, "screened", {"costs": {}})), ["small"])
 
 
+def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkpoint(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    search.run.write_result(done(default, 0.5).model_copy(update={"seconds": {"total": 10.0}}))
+    cut_off = default.model_copy(
+        update={"number": 3, "kind": "search", "model": "small", "params": {**default.params, "train.epochs": 2}}
+    )
+    seed = cut_off.model_copy(update={"number": 4, "kind": "seed", "parent": 0})
+    for config in (cut_off, seed, cut_off.model_copy(update={"number": 5}), cut_off.model_copy(update={"number": 6})):
+        folder = search.run.trial(config.number)
+        folder.mkdir()
+        (folder / "config.json").write_text(config.model_dump_json())
+        (folder / "augmented.json").write_text("{}")
+        if config.number != 6:
+            Checkpoints(search.run.checkpoint(config.number), {}).write({}, 0.9)
+    (search.run.checkpoint(5) / "state.json").write_text("{")
+    assert search.run.clear_partial() == [3, 4, 5, 6]
+    assert not search.run.trial(6).exists()
+    assert {path.name for path in search.run.trial(3).iterdir()} == {"config.json", "checkpoint"}
+    search = engine(tmp_path, catalog)
+    search.queue = [cut_off.model_copy(update={"number": 0, "kind": "published"})]
+    notes = []
+    monkeypatch.setattr(search.listener, "note", notes.append)
+    search._go_on()
+    assert notes[0] == "Trial 3 goes on from its checkpoint, at 90% of its training."
+    assert notes[1].startswith("Trial 5, which was broken off, is not gone on with: ")
+    assert len(notes) == 2
+    assert not search.run.trial(5).exists()
+    assert search.queue == []
+    assert search._number() == 4
+    # Whole it would take 30 seconds, and 20 are left for it.
+    monkeypatch.setattr(search, "_room", lambda: 20.0)
+    assert search._estimate(cut_off) == 30.0
+    assert search._set_aside() == cut_off
+    search.trained.clear()
+    assert search._set_aside() is None
+
+
 def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.plan.default_config().model_copy(update={"number": 0})
@@ -939,7 +978,7 @@ def test_of_a_quota_caches_go_first_and_then_the_weights_that_matter_least(tmp_p
     features.write_bytes(b"x" * 30_000)
 
     def after(room: int) -> list[str]:
-        search.plan.disk_bytes = search._trial_bytes() + room
+        search.plan.disk_bytes = search.plan.trial_bytes + room
         search._drop_weights()
         return sorted(path.parts[-4] for path in tmp_path.glob("trials/*/variants/none/weights"))
 
@@ -963,7 +1002,7 @@ def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catal
     graph = tmp_path / "cache/onnx/a.onnx"
     graph.parent.mkdir()
     graph.write_bytes(b"x" * 1000)
-    needed = search._trial_bytes()
+    needed = search.plan.trial_bytes
 
     def usage(path):
         return SimpleNamespace(free=needed - (500 if graph.exists() else -500))

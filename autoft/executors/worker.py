@@ -410,7 +410,10 @@ class _Worker(Channel):
         self.place.screened, self.place.reached = request["screened"], request["reached"]
         number = request["config"]["number"]
         callbacks = Callbacks(
-            partial(self.stage, number), partial(self.progress, number), partial(self.validation, number)
+            partial(self.stage, number),
+            partial(self.progress, number),
+            partial(self.validation, number),
+            lambda text: self.say("note", text=text),
         )
         return callbacks, request["until"] if "until" in request else _until(request)
 

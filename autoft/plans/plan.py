@@ -332,6 +332,17 @@ class Plan(_Plan):
         return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
 
     @property
+    def at_once(self) -> int:
+        """How many variants a trial makes at most: those that train again come in one of their own."""
+        again = sum(variant.trains for variant in self.variants)
+        return max(again, len(self.variants) - again)
+
+    @property
+    def trial_bytes(self) -> int:
+        """What a trial takes of the disk at most, before its weights are looked through."""
+        return (2 + self.at_once) * max(model.size_bytes for model in self.models) + 50_000_000
+
+    @property
     def every_variant(self) -> list[VariantPlan]:
         """The variants, and those that may be made in addition."""
         return [*self.variants, *self.rescues]
