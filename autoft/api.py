@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -975,6 +975,9 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     new = json.loads(recipe.model_dump_json())
     if not isinstance(old, dict):
         raise RunFolderError(f"{folder.recipe}: is damaged: it holds no recipe")
+    with suppress(RecipeError):
+        # A key that came with a later version had its default then.
+        old = json.loads(recipe_from_mapping(old).model_dump_json())
     differing = [
         key for key in dict.fromkeys([*old, *new]) if key not in {*FREE, "name"} and old.get(key) != new.get(key)
     ]

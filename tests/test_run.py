@@ -296,6 +296,17 @@ def test_running_a_finished_search_again_repeats_nothing(finished):
     assert (finished / "runs/tiny/final.json").stat().st_mtime_ns == tested
 
 
+def test_keys_that_came_with_a_later_version_do_not_make_it_another_recipe(finished):
+    path = finished / "runs/tiny/recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    # As an earlier version would have left it.
+    del recipe["launcher"], recipe["search"]["portfolio"]
+    path.write_text(yaml.safe_dump(recipe))
+    done = in_process("search", "tiny.yaml", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert "3 trials are done" in done.stdout
+
+
 def test_a_run_folder_of_another_recipe_is_refused(finished):
     done = in_process("search", "tiny.yaml", "--set", "data.validation_size=60", cwd=finished)
     assert done.returncode == 5
