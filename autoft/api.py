@@ -187,7 +187,7 @@ def search(
         for sentence in given.keep(folder):
             listener.note(sentence)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
-        plan = _with_scales(_with_known_time(plan, folder), folder, listener)
+        plan = _with_scales(_with_known_pace(plan, folder), folder, listener)
         plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
         folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
         write_json(folder.plan, plan.model_dump(mode="json"))
@@ -290,14 +290,17 @@ def _with_scales(plan: Plan, run: RunDir, listener: Listener) -> Plan:
     return plan.model_copy(update={"target": target, "warnings": [*plan.warnings, target.text]})
 
 
-def _with_known_time(plan: Plan, run: RunDir) -> Plan:
-    """Return the plan with the seconds that an earlier call of the run found for the same multiple."""
-    if plan.time_multiple is None or not run.plan.is_file():
+def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
+    """Return the plan with what an earlier call of the run found out: the seconds of the same multiple, and how many workers pay."""
+    if (plan.time_multiple is None and not plan.by_pace) or not run.plan.is_file():
         return plan
     known = Plan.model_validate(read_json(run.plan))
-    return (
-        plan.model_copy(update={"time_limit": known.time_limit}) if known.time_multiple == plan.time_multiple else plan
-    )
+    found: dict[str, Any] = {}
+    if plan.time_multiple is not None and known.time_multiple == plan.time_multiple:
+        found["time_limit"] = known.time_limit
+    if plan.by_pace and known.by_pace and known.hardware["cores"] == plan.hardware["cores"]:
+        found |= {"workers": known.workers, "train_threads": known.train_threads}
+    return plan.model_copy(update=found)
 
 
 def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:

@@ -35,7 +35,7 @@ from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan
 from autoft.progress import Figures, Follower, View, figures, printable, without_nan
 from autoft.quantities import format_bytes, format_seconds
-from autoft.report.views import column_title, cost_text, counted
+from autoft.report.views import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
 from autoft.screen import Picture, counts_text, describe, forgive_characters, outcome, time_left, trial_line, tried
 from autoft.search import Forecast, Listener, Standing, TrialTime
@@ -554,7 +554,7 @@ def plan_tables(plan: Plan) -> Group:
         "ensemble": f"of up to {plan.ensemble} trials" if plan.ensemble > 1 else "none",
         "weights kept": format_bytes(plan.storage_bytes),
         "trackers": ", ".join(plan.trackers) or "none",
-        "workers": f"{plan.workers} with {counted(plan.threads, 'thread')} each, on {plan.device}"
+        "workers": f"{plan.threads_text}, on {plan.device}{', more where they pay' if plan.by_pace and plan.workers == 1 else ''}"
         + (f" of Ray nodes ({plan.address or 'local'})" if plan.executor == "ray" else ""),
         "processes of a training": plan.processes_text,
     }.items():

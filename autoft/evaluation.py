@@ -31,6 +31,7 @@ from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, described, load_plugins
 from autoft.processes import KERNEL_CACHES, STOPPED_SECONDS, is_stopped
+from autoft.quiet import Quiet
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
 from autoft.watched import Channel, end_with, own_channels
@@ -221,6 +222,7 @@ def measure_folder(
     scored: bool = True,
     scales: Mapping[str, float] | None = None,
     workers: int = 1,
+    quiet: Path | None = None,
     asked: Collection[str] = (),
     objective: str | None = None,
     seed: int = 0,
@@ -241,6 +243,7 @@ def measure_folder(
         scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
         workers: processes that train and measure at the same time.
+        quiet: the folder of :class:`autoft.quiet.Quiet`, by which they wait for each other's measurements.
         asked: columns that the recipe limits or optimises; metrics that are measured on request are measured for these,
             and with a test.
         objective: the metric that parts of the test split are scored with.
@@ -263,7 +266,8 @@ def measure_folder(
     if costs:
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
         wanted = wanted_costs(catalog, asked, tested=test or decide)
-        result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
+        with Quiet(quiet).measuring():
+            result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
         if scales:
             result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded.folder, catalog)))
         result["length"] = tokens

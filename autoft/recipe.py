@@ -181,8 +181,8 @@ class ExecutorSection(_Section):
     """On this machine, or on the nodes of a Ray cluster; `executor: ray` is short for this key alone."""
     address: str | None = None
     """Of the Ray cluster: `auto` on one of its machines, or `host:port` of its head; default: a cluster of this machine alone."""
-    workers: int = Field(default=1, ge=1)
-    """Worker processes; each gets its share of the cores."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Worker processes, each with its share of the cores; `auto`: as many as pay on this machine's CPU by a few timed steps, else one."""
     threads: int | None = Field(default=None, ge=1)
     """Threads a worker; default: cores divided by workers, with `address` all cores of a machine like this one; each process of a launcher has its share."""
     together: int | Literal["auto"] = 1

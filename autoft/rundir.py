@@ -379,6 +379,11 @@ class RunDir:
         return self.path / "cache"
 
     @property
+    def quiet(self) -> Path:
+        """What workers lock while one of them measures."""
+        return self.path / "cache" / "quiet"
+
+    @property
     def logs(self) -> Path:
         """What workers and libraries printed."""
         return self.path / "logs"

@@ -22,6 +22,8 @@ from autoft.checkpoints import share_done
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, Executor, executor_of
+from autoft.hardware import memory_left
+from autoft.parallel import CONTENTION, workers_that_pay
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan, epochs_again
 from autoft.plans.targets import plan_target
@@ -88,6 +90,9 @@ FOUNDED = 2
 
 ATTEMPTS = 3
 """At measuring a model before anything is trained, where the worker is lost over it."""
+
+WORKER_MEMORY = 1.5
+"""How many times as much as a few steps took a worker is reckoned with."""
 
 ELSEWHERE = 3
 """How often a trial is begun again whose machine was lost."""
@@ -601,6 +606,8 @@ class Search:
         self.listener.phase("measure models")
         models = [model.name for model in self.plan.models]
         probed = self._probe(executor, self.plan.workers)
+        if self.plan.by_pace and self.plan.workers == 1:
+            self._take_workers(executor, probed)
         default = self.plan.default_config()
         seconds = self._estimate(default)
         if self.plan.time_multiple and math.isinf(self.plan.time_limit):
@@ -646,6 +653,46 @@ class Search:
             self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
             self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
         return probed
+
+    def _take_workers(self, executor: Executor, probed: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take as many workers as pay, by what steps of the first model take with each number of threads."""
+        plan, config = self.plan, self.plan.default_config()
+        paces = {int(threads): float(pace) for threads, pace in probed[config.model]["by_threads"].items()}
+        if not paces or not min(paces.values()) > 0:
+            return
+        alone = paces[max(paces)]
+
+        def trial_seconds(threads: int, speed: float) -> float:
+            # What compressing and measuring takes, where it is known, it takes with any number of threads.
+            guessed = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+            fixed = self.pace.overhead.get(config.model, 0.0)
+            return fixed + (self._estimate(config) - guessed) * paces[threads] / alone / speed
+
+        _, enough = memory_left()
+        each = max(figures["memory_bytes"] for figures in probed.values())
+        workers, threads, gain = workers_that_pay(
+            trial_seconds,
+            paces,
+            cores=max(paces),
+            most=1 + int(max(0, memory_left()[0] - 2 * enough) // (WORKER_MEMORY * each)),
+            seconds=self.seconds_left() - self.reserve(),
+            trials=None if plan.trials_limit is None else max(1, plan.trials_limit - self._counted()),
+            startup=self.startup,
+        )
+        if workers == 1:
+            return
+        self.plan = plan.model_copy(update={"workers": workers, "train_threads": threads})
+        write_json(self.run.plan, self.plan.model_dump(mode="json"))
+        for name, figures in probed.items():
+            slower = {int(count): pace for count, pace in figures["by_threads"].items()}
+            if name in self.pace.seconds_per_sample and slower:
+                self.pace.seconds_per_sample[name] *= slower[threads] / slower[max(slower)] / CONTENTION
+        executor.send(0, "plan")
+        executor.grow(workers, threads)
+        self.listener.note(
+            f"{workers} workers with {threads} thread{'s' if threads > 1 else ''} each train about {gain:.1f} times as much here "
+            f"as one with {max(paces)}. A search that can be repeated to the bit takes executor.workers: 1."
+        )
 
     def _screen(self, executor: Executor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""

@@ -46,6 +46,7 @@ from autoft.plans.targets import auxiliary_target, format_behind, plan_target
 from autoft.plugins import Catalog, described, load_plugins
 from autoft.processes import release_memory
 from autoft.quantities import format_bytes
+from autoft.quiet import Quiet
 from autoft.ranks import Ranks
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.shared_base import Seat
@@ -107,10 +108,19 @@ class Workplace:
     """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
     """Something was asked of this process before."""
+    _quiet: Quiet | None = None
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
     reached: dict[str, float] = field(default_factory=dict)
     """Of variants that cost what the trial's will, the best score that is known."""
+
+    @property
+    def quiet(self) -> Quiet:
+        """By what it waits for the measurements of other workers on this machine."""
+        folder = self.run.quiet if self.plan.workers > 1 and self.plan.executor == "local" else None
+        if self._quiet is None or self._quiet.folder != folder:
+            self._quiet = Quiet(folder)
+        return self._quiet
 
     @classmethod
     def open(cls, run: RunDir) -> Workplace:
@@ -342,7 +352,9 @@ def screen(
         with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
             try:
                 write_variant(place, dense, target, variant, Path(folder))
-                figures = measure_in_process(Path(folder), place.run.data, validation=False, **request_settings(plan))
+                figures = measure_in_process(
+                    Path(folder), place.run.data, validation=False, **request_settings(plan, place.quiet)
+                )
             except (Exception, SystemExit):  # noqa: BLE001 - a compressor may fail in any library
                 continue
             costs[variant.name] = figures["costs"]
@@ -362,7 +374,7 @@ def _tell_apart(model: Any) -> None:
                 weight.add_(torch.rand_like(weight), alpha=1e-3)
 
 
-def request_settings(plan: Plan) -> dict[str, Any]:
+def request_settings(plan: Plan, quiet: Quiet | None = None) -> dict[str, Any]:
     """Return how a served model is measured, as arguments of :func:`autoft.evaluation.measure_folder`."""
     return {
         "batch_size": plan.request["batch_size"],
@@ -372,6 +384,7 @@ def request_settings(plan: Plan) -> dict[str, Any]:
         "scales": plan.target.scales if plan.target else None,
         "workers": plan.workers,
         "asked": [*plan.objectives, *(limit.column for limit in plan.budget)],
+        "quiet": quiet.folder if quiet is not None else None,
     }
 
 
@@ -402,7 +415,8 @@ def write_variant(
     writer: Compressor | Adapter | None = None if adapter is None or adapter.merges else adapter
 
     def write(into: Path) -> None:
-        save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+        with place.quiet.working():
+            save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
 
     chain = [(place.catalog.compressors[step.strategy], step.params) for step in variant.chain]
     for number, (step, beginning) in enumerate(zip(variant.chain, variant.beginnings, strict=True), start=1):
@@ -413,7 +427,8 @@ def write_variant(
         else:
             rows = place.data.train[: compressor.calibration_rows]
             target = replace(target, weight_format=format_behind(chain[number:]))
-            model, target = compressor.transform(model, target, rows, step.params)
+            with place.quiet.working():
+                model, target = compressor.transform(model, target, rows, step.params)
             if begun is not None and beginning in begun.shared:
                 begun.made[beginning] = model, target
         plain = compressor.yields in {"dense", "sparse"} and not compressor.writes_itself
@@ -642,7 +657,7 @@ class Trial:
             result.reason = "; ".join(f"{variant.name}: {variant.reason}" for variant in result.variants)
 
     def _stage(self, name: str) -> _Stage:
-        return _Stage(name, self.result.seconds, self.callbacks.stage)
+        return _Stage(name, self.result.seconds, self.callbacks.stage, self.place.quiet)
 
     def target(self) -> Target:
         """Return what strategies work upon, the processor loaded."""
@@ -755,13 +770,17 @@ class Trial:
                 auxiliary=auxiliary,
                 regularization=regularization,
                 groups=self.adapter.parameter_groups(model, rate, strategy_params(params, self.adapter.name)),
-                after_step=self.adapter.after_step,
+                after_step=self._after_step,
                 parts=self.parts,
                 trim=place.plan.train_memory is not None,
                 backward=backward,
                 ranks=self.ranks,
                 checkpoints=self._checkpoints(auxiliary, regularization, backward),
             )
+
+    def _after_step(self, model: torch.nn.Module, step: int, total: int) -> None:
+        self.adapter.after_step(model, step, total)
+        self.place.quiet.pause()
 
     def _checkpoints(
         self, auxiliary: Sequence[Auxiliary], regularization: Regularization, backward: object
@@ -932,7 +951,7 @@ class Trial:
         with tempfile.TemporaryDirectory(dir=self.place.run.path, prefix=".step-") as folder:
             write(Path(folder))
             figures = measure_in_process(
-                Path(folder), self.place.run.data, validation=True, **request_settings(self.plan)
+                Path(folder), self.place.run.data, validation=True, **request_settings(self.plan, self.place.quiet)
             )
         return StepResult(name=name, validation=figures["validation"], costs=figures["costs"])
 
@@ -951,7 +970,7 @@ class Trial:
             self.place.run.fold(self.config.fold),
             validation=True,
             costs=self.config.kind != "fold",
-            **request_settings(self.plan),
+            **request_settings(self.plan, self.place.quiet),
         )
         outcome.validation, outcome.costs = figures["validation"], {**figures.get("costs", {}), **memory}
         outcome.violations = violations(outcome.costs, self.plan.budget)
@@ -1004,6 +1023,12 @@ class _Recovery:
         for teacher in teachers or self.best(1):
             own = read(teacher.context, teacher.name)
             asked.append((teacher.model, None if alike(features, own) else (own, teacher.context)))
+
+        def stepped(done: float) -> None:
+            if after_step is not None:
+                after_step(done)
+            place.quiet.pause()
+
         outcome = distill(
             student,
             asked,
@@ -1026,7 +1051,7 @@ class _Recovery:
             ),
             on_progress=trial.callbacks.progress,
             deadline=trial.deadline,
-            after_step=after_step,
+            after_step=stepped,
             attending=attending,
         )
         seconds = trial.result.seconds
@@ -1034,14 +1059,19 @@ class _Recovery:
 
 
 class _Stage:
-    def __init__(self, name: str, seconds: dict[str, float], tell: Callable[[str], None]) -> None:
-        self.name, self.seconds, self.tell = name, seconds, tell
+    """A part of a trial that nobody measures beside, but where it says so."""
+
+    def __init__(self, name: str, seconds: dict[str, float], tell: Callable[[str], None], quiet: Quiet) -> None:
+        self.name, self.seconds, self.tell, self.quiet = name, seconds, tell, quiet
 
     def __enter__(self) -> None:
         self.begin = time.monotonic()
         self.tell(self.name)
+        self.working = self.quiet.working()
+        self.working.__enter__()
 
     def __exit__(self, *exception: object) -> None:
+        self.working.__exit__(None, None, None)
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.monotonic() - self.begin
 
 

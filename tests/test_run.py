@@ -641,7 +641,8 @@ def disturbed(tmp_path_factory, tiny_model, reviews) -> tuple[Path, list[dict]]:
     # Long enough that a trial is not over before its first event is read.
     space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 12, "train.batch_size": 8}
     budget = {"time": "10m", "trials": 50}
-    recipe = write_recipe(folder, tiny_model, reviews, budget=budget, space=space, compress=["none"])
+    executor = {"workers": 1}
+    recipe = write_recipe(folder, tiny_model, reviews, budget=budget, space=space, compress=["none"], executor=executor)
     process = subprocess.Popen(
         [*COMMAND, "search", str(recipe), "--json"], cwd=folder, stdout=subprocess.PIPE, text=True
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -421,7 +422,7 @@ def test_importance_needs_enough_trials_and_finds_the_parameter_that_matters():
 def engine(tmp_path, catalog, **changes) -> Search:
     run = RunDir(tmp_path)
     run.create()
-    plan = make_plan(illegal=[], time_limit=1000.0, workers=1, options={}, **changes)
+    plan = make_plan(**{"illegal": [], "time_limit": 1000.0, "workers": 1, "options": {}, **changes})
     engine = Search(run, plan, catalog, Listener(), Interruption(), started=time.monotonic())
     # One second a step of training for the large model, and a tenth of it for the small one.
     engine.pace.seconds_per_sample = {"large": 0.1, "small": 0.01}
@@ -806,6 +807,45 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
     search._handle(Recorder(), Event(0, "renew", {"trial": 0}), idle)
     assert asked == ["stop", "start", (0, "trial", 0)]
     assert (search.running, idle) == ({0: config}, set())
+
+
+class Grown:
+    """An executor to which workers come."""
+
+    def __init__(self):
+        self.asked = []
+
+    def send(self, worker, op, **body):
+        self.asked.append((worker, op))
+
+    def grow(self, workers, threads):
+        self.asked.append((workers, threads))
+
+
+@pytest.mark.parametrize(("paces", "workers", "threads"), [({1: 0.1, 2: 0.11}, 2, 1), ({1: 0.2, 2: 0.1}, 1, None)])
+def test_workers_are_taken_where_steps_show_that_they_pay(tmp_path, catalog, monkeypatch, paces, workers, threads):
+    search = engine(tmp_path, catalog, by_pace=True, threads=2, workers=1)
+    notes, executor = [], Grown()
+    monkeypatch.setattr(search.listener, "note", notes.append)
+    # As they come from a worker, in JSON.
+    probed = {
+        name: {"by_threads": {str(n): pace for n, pace in paces.items()}, "memory_bytes": 1000}
+        for name in ("large", "small")
+    }
+    alone = search._estimate(search.plan.default_config())
+    search.plan.time_limit = 100 * alone
+    search._take_workers(executor, probed)
+    assert (search.plan.workers, search.plan.train_threads) == (workers, threads)
+    if workers == 1:
+        assert executor.asked == notes == []
+        return
+    assert executor.asked == [(0, "plan"), (2, 1)]
+    assert len(notes) == 1
+    assert notes[0].startswith("2 workers with 1 thread each train about 1.")
+    assert json.loads(search.run.plan.read_text())["workers"] == 2
+    # A step beside another worker's, and with one thread.
+    fixed = search.pace.overhead["large"]
+    assert search._estimate(search.plan.default_config()) == pytest.approx(fixed + (alone - fixed) * 0.1 / 0.11 / 0.85)
 
 
 class Unlucky:

@@ -21,4 +21,5 @@ def executor_of(plan: Plan, run: RunDir, workers: int, patience: float) -> Execu
         from autoft.executors.ray import RayExecutor
 
         return RayExecutor(run, plan, workers, patience=patience)
-    return LocalExecutor(run, workers, plan.threads, mapped=plan.train_memory is not None, patience=patience)
+    threads = plan.train_threads or plan.threads
+    return LocalExecutor(run, workers, threads, mapped=plan.train_memory is not None, patience=patience)

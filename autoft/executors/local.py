@@ -36,7 +36,13 @@ class LocalExecutor(Executor):
         self, run: RunDir, workers: int, threads: int, *, mapped: bool = False, patience: float = 1800.0
     ) -> None:
         super().__init__(run, workers, patience=patience)
-        self.environment = {**training_environment(threads), **(MAPPED if mapped else {})}
+        self.mapped = MAPPED if mapped else {}
+        self.environment = {**training_environment(threads), **self.mapped}
+
+    def grow(self, workers: int, threads: int) -> None:
+        """Start further workers, as any executor does."""
+        self.environment = {**training_environment(threads), **self.mapped}
+        super().grow(workers, threads)
 
     def _open(self, log: Path) -> LocalProcess:
         return LocalProcess(started(self.run.path, log, self.environment))

@@ -197,6 +197,16 @@ class Executor(ABC):
         """
         self._start(worker, 1, [])
 
+    def grow(self, workers: int, threads: int) -> None:
+        """Start further workers, so that there are so many; each started from now on has so many threads.
+
+        Raises:
+            SearchFailed: a process cannot be started.
+        """
+        for worker in range(self.workers, workers):
+            self.start(worker)
+        self.workers = max(self.workers, workers)
+
     def _start(self, worker: int, starts: int, waiting: list[str]) -> None:
         try:
             process = self._open(self._log(worker))

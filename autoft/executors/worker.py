@@ -31,6 +31,8 @@ from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import start_measuring
 from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
+from autoft.parallel import thread_counts
+from autoft.plans.plan import read_plan
 from autoft.plugins import described
 from autoft.processes import is_own_folder, release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
@@ -55,6 +57,9 @@ PROBED_SECONDS = 1.0
 
 TIMED_STEPS = 4
 """Of a pipeline, likewise."""
+
+LONG_PROBE = 10.0
+"""Seconds for these steps, from which on it is not tried how fast they are with other numbers of threads."""
 
 UNKNOWN_PACE = 0.05
 """Seconds for a training row of a model of which not one row fits into memory."""
@@ -133,13 +138,35 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
             raise
         validating = seconds[precision] / 2
     memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
+    by_threads: dict[int, float] = {}
+    if plan.by_pace and plan.workers == 1 and seconds[precision] * sum(map(len, batches[:TIMED_STEPS])) < LONG_PROBE:
+        by_threads = _by_threads(place, model, target, features, batches[:TIMED_STEPS], precision)
     return {
         "precision": precision,
+        "by_threads": by_threads,
         "seconds_per_sample": seconds[precision],
         "validate_seconds_per_row": validating,
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _by_threads(
+    place: Workplace, model: Any, target: Target, features: Features, batches: Sequence[Any], precision: str
+) -> dict[int, float]:
+    """Return the seconds that a training row takes by the number of threads."""
+    import torch
+
+    found, before = {}, torch.get_num_threads()
+    model.train()
+    try:
+        for threads in thread_counts(before):
+            torch.set_num_threads(threads)
+            found[threads] = _seconds_per_sample(place, model, target, features, batches, [precision])[precision]
+    finally:
+        torch.set_num_threads(before)
+        model.eval()
+    return found
 
 
 def _seconds_per_sample(
@@ -284,7 +311,7 @@ class _Worker(Channel):
 
         self.place = Workplace.open(self.run)
         plan = self.place.plan
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(plan.train_threads or plan.threads)
         if plan.processes > 1:
             self.followers = Followers(self.run, plan, self.give_up)
         if plan.device == "cuda":
@@ -296,6 +323,10 @@ class _Worker(Channel):
             request = json.loads(line)
             if request["op"] in {"probe", "time", "screen"}:
                 self.measure(request)
+            elif request["op"] == "plan":
+                # What the search decided since this process read it.
+                self.place.plan = read_plan(self.run.plan)
+                torch.set_num_threads(self.place.plan.train_threads or self.place.plan.threads)
             elif request["op"] == "trial":
                 self.trial(request)
             elif request["op"] == "trials":

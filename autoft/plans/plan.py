@@ -213,6 +213,10 @@ class Plan(_Plan):
     address: str | None = None
     """Of the cluster; None for one of this machine alone."""
     workers: int
+    by_pace: bool = False
+    """The search may take more of them, where a few steps show that it pays."""
+    train_threads: int | None = None
+    """Threads that a worker trains with, where it serves a model with others: :attr:`threads`."""
     together: int = 1
     """How many LoRA trials of one model a worker trains at once, at most."""
     processes: int = 1
@@ -330,6 +334,13 @@ class Plan(_Plan):
     def train_memory(self) -> float | None:
         """The bytes that a training may take, or None where the budget does not say."""
         return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
+
+    @property
+    def threads_text(self) -> str:
+        """How many workers there are and with how many threads each, for people to read."""
+        each = self.train_threads or self.threads
+        told = f"{self.workers} with {each} thread{'' if each == 1 else 's'} each"
+        return told if each == self.threads else f"{told}; models are measured with {self.threads}"
 
     @property
     def at_once(self) -> int:

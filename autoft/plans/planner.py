@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ class _Planner:
             raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
         # The machines of a cluster have to be alike: a worker takes one, unless the recipe says how many there are on each.
-        sharing = 1 if recipe.executor.address not in {None, "local"} else recipe.executor.workers
+        sharing = 1 if recipe.executor.address not in {None, "local"} else self.workers
         processes = recipe.launcher.processes
         threads = recipe.executor.threads or max(1, self.hardware.cores // (sharing * processes))
         quality = {
@@ -217,7 +217,8 @@ class _Planner:
             trackers=list(dict.fromkeys(recipe.trackers)),
             executor=recipe.executor.kind,
             address=recipe.executor.address,
-            workers=recipe.executor.workers,
+            workers=self.workers,
+            by_pace=self.by_pace([*objectives, *(limit.column for limit in budget)]),
             together=together,
             processes=processes,
             sharding=recipe.launcher.sharding if processes > 1 else "none",
@@ -276,12 +277,26 @@ class _Planner:
             self.fault(where, f"mps is one device for one process, given {processes}; set executor.device: cpu")
         if self.hardware.device == "cuda" and processes > gpus:
             self.fault(where, f"each process takes a GPU of its own: at most {gpus} here, given {processes}")
-        if self.hardware.device == "cuda" and executor.workers > 1:
+        if self.hardware.device == "cuda" and self.workers > 1:
             self.fault(
                 where,
-                f"the processes of a worker take the first {processes} GPUs, and executor.workers is {executor.workers}; "
+                f"the processes of a worker take the first {processes} GPUs, and executor.workers is {self.workers}; "
                 "set it to 1",
             )
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are at first."""
+        given = self.recipe.executor.workers
+        return 1 if given == "auto" else given
+
+    def by_pace(self, columns: Collection[str]) -> bool:
+        """Say whether the search may take more workers: not where something is asked for that can be measured beside none."""
+        executor = self.recipe.executor
+        alone = executor.workers == "auto" and executor.threads is None and executor.kind == "local"
+        alone = alone and executor.together == 1 and self.recipe.launcher.processes == 1
+        asked = [one for one in self.catalog.cost_metrics.values() if not set(one.columns).isdisjoint(columns)]
+        return alone and self.hardware.device == "cpu" and all(one.check("cpu", 2) is None for one in asked)
 
     def undivided(self, quantizer: Quantizer | None, adapter: Adapter) -> str | None:
         """Return why several processes cannot train together so, or None."""
@@ -818,7 +833,7 @@ class _Planner:
         return given
 
     def measurable(self, key: str, metric: CostMetric) -> None:
-        refusal = metric.check(self.hardware.device, self.recipe.executor.workers)
+        refusal = metric.check(self.hardware.device, self.workers)
         if refusal is not None:
             self.fault(key, f"{metric.name} cannot be measured here: {refusal.reason}")
 

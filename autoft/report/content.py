@@ -312,7 +312,7 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
     rows = [("device", plan.device), ("processor", str(hardware.get("cpu", ""))), ("cores", str(hardware.get("cores")))]
     if hardware.get("memory_bytes"):
         rows.append(("memory", format_bytes(hardware["memory_bytes"])))
-    rows += [("workers", f"{plan.workers} with {counted(plan.threads, 'thread')} each")]
+    rows += [("workers", plan.threads_text)]
     if plan.processes > 1:
         rows.append(("processes of a training", plan.processes_text))
     return [*rows, *((name, version) for name, version in plan.environment.items())]
