@@ -40,6 +40,7 @@ from autoft.export import export as export_variant
 from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
+from autoft.lines import read_yaml
 from autoft.plans.budgets import budget_limits, violations
 from autoft.plans.plan import Plan, Setting, plan_of
 from autoft.plans.planner import make_plan
@@ -972,8 +973,8 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     import yaml
 
     try:
-        old = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        old, _ = read_yaml(folder.recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RunFolderError(f"{folder.recipe}: is damaged ({first_line(error)})") from error
     new = json.loads(recipe.model_dump_json())
     if not isinstance(old, dict):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoft.errors import first_line
+from autoft.lines import read_yaml
 from autoft.quantities import parse_bytes
 
 __all__ = ["WORKLOADS", "DeviceProfile", "dump_profile", "read_profile"]
@@ -63,10 +63,10 @@ def read_profile(path: Path) -> DeviceProfile:
     """
     hint = "write one on the device with: autoft hardware --measure profile.yaml"
     try:
-        value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value, _ = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}; {hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {first_line(error)}; {hint}") from None
     try:
         return DeviceProfile.model_validate(value)

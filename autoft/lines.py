@@ -5,15 +5,49 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import yaml
 from rich.cells import cell_len
 
 from autoft.errors import Fault
 
-__all__ = ["Lines", "marked"]
+__all__ = ["Lines", "marked", "read_yaml"]
 
 TAB = "    "
+
+MOST_VALUES = 100_000
+"""Values that a text may come to once each alias is written out; a recipe has some hundred."""
+
+
+def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> tuple[Any, yaml.Node | None]:
+    """Return what a YAML text says, and its nodes, for :meth:`Lines.of`.
+
+    Args:
+        text: of one document.
+        loader: that reads it.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a few aliases of aliases stand for more values than memory has room for.
+        RecursionError: it is nested too deeply, or an alias stands in what it names.
+    """
+    node = yaml.compose(text, Loader=loader)
+    if node is None:
+        return None, None
+    count = _written_out(node, {})
+    if count > MOST_VALUES:
+        problem = f"its aliases stand for {count:.1e} values; at most {MOST_VALUES} may be"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return yaml.load(text, Loader=loader), node
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many nodes there are below one and with it, what aliases name counted each time."""
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 @dataclass(frozen=True)
@@ -44,17 +78,17 @@ class Lines:
     __hash__ = None  # type: ignore[assignment]  # as Python's documentation has it for what cannot be hashed
 
     @classmethod
-    def of(cls, text: str, loader: type[yaml.SafeLoader], source: str, overrides: Iterable[str] = ()) -> Lines:
+    def of(cls, text: str, node: yaml.Node | None, source: str, overrides: Iterable[str] = ()) -> Lines:
         """Return where the keys of a YAML text stand.
 
         Args:
-            text: YAML that the loader has read without an error.
-            loader: that reads it.
+            text: of the file.
+            node: of it, as :func:`read_yaml` returns it.
             source: the file's name, for messages.
             overrides: as ``("budget.time=5m",)``: these keys no longer have their value from the file.
         """
         given = {override.partition("=")[0].strip(): override for override in overrides}
-        return cls(source, text.splitlines(), dict(_places(yaml.compose(text, Loader=loader), "")), given)
+        return cls(source, text.splitlines(), dict(_places(node, "")), given)
 
     def located(self, fault: Fault) -> Fault:
         """Return a fault with the line that it is about, as far as there is one."""

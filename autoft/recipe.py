@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from autoft.errors import DataError, Fault, RecipeError, closest, without_passwords
-from autoft.lines import Lines, marked
+from autoft.lines import Lines, marked, read_yaml
 from autoft.quantities import parse_bytes, parse_multiple, parse_seconds
 from autoft.study_addresses import study_address
 
@@ -43,6 +43,9 @@ __all__ = [
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
+
+LARGEST = 1_000_000
+"""Bytes that are read of a recipe: one of a megabyte is something else, as a data file."""
 
 SHORT = {"data": "train", "executor": "kind", "storage": "study"}
 """By section that may be a single text, which of its keys that is."""
@@ -339,7 +342,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            # No more: a device, or the end of a pipe, may have no end.
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise RecipeError([Fault("", f"has more than {LARGEST} bytes, which no recipe needs")], str(path))
+        text = content.decode("utf-8")
     except FileNotFoundError:
         near = closest(path.name, [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         hint = f"; did you mean {path.parent / near}?" if near else ""
@@ -360,8 +368,8 @@ def recipe_from_text(text: str, overrides: Sequence[str] = (), *, source: str = 
         RecipeError: all faults together.
     """
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-        lines = Lines.of(text, _StrictLoader, source, overrides)
+        value, node = read_yaml(text, _StrictLoader)
+        lines = Lines.of(text, node, source, overrides)
     except yaml.YAMLError as error:
         fault, mark = Fault("", f"is not YAML: {_problem(error)}"), getattr(error, "problem_mark", None)
         raise RecipeError([marked(fault, source, text, mark) if mark else fault], source) from None
@@ -430,9 +438,11 @@ def set_key(value: Mapping[str, Any], override: str) -> dict[str, Any]:
     if not sign or not key.strip():
         raise ValueError("needs the form key=value, as budget.time=5m")
     try:
-        new = yaml.load(text, Loader=_StrictLoader)
+        new, _ = read_yaml(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"its value is not YAML: {_problem(error)}") from None
+    except RecursionError:
+        raise ValueError("its value is nested too deeply, or an alias stands in what it names") from None
     parts = key.strip().split(".")
     if parts[0] == "space" and len(parts) > 2:
         parts = ["space", ".".join(parts[1:])]

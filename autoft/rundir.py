@@ -47,6 +47,7 @@ import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoft.errors import RunFolderError, first_line
+from autoft.lines import read_yaml
 
 __all__ = [
     "Candidate",
@@ -609,7 +610,7 @@ def read_run(path: str | Path) -> RunRecord:
     import yaml
 
     try:
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        recipe, _ = read_yaml(run.recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RunFolderError(f"{run.recipe}: is damaged ({first_line(error)})") from error
     selection = run.path / "selection.json"

@@ -220,6 +220,7 @@ CASES = [
     Case("a recipe that is not there", missing_recipe, 2, "no such file; did you mean"),
     Case("a folder in place of a recipe", lambda place: ["explain", str(place.folder)], 2, "is a folder"),
     Case("a recipe that is not UTF-8", latin_recipe, 2, "is not UTF-8 text: byte"),
+    Case("a recipe of megabytes", written("#" * 1_500_000), 2, "no recipe needs"),
     Case("an empty recipe", written("# nothing\n"), 2, "is empty; a recipe needs at least task, model and data"),
     Case("a recipe that is not YAML", written("task: [a, b\nmodel: x\n"), 2, "is not YAML"),
     Case("a tab in a recipe", written("task: a\ndata:\n\ttrain: x\n"), 2, "recipe.yaml:3: "),

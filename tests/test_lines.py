@@ -116,6 +116,15 @@ def test_what_has_no_end_or_no_bottom_is_a_fault(path, value):
     assert "nested too deeply" in fault.message
 
 
+@pytest.mark.parametrize("entry", ["[{}]", "{{<<: [{}]}}"], ids=["lists", "merged keys"])
+def test_aliases_of_aliases_are_not_written_out(path, entry):
+    # Ten billion values from a few hundred letters ("billion laughs").
+    levels = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {entry.format(', '.join([f'*a{i - 1}'] * 10))}" for i in range(1, 11))]
+    path.write_text("\n".join(["task: x", "model: a/b", "data: c", *levels]))
+    (fault,) = faults(path)
+    assert "its aliases stand for" in fault.message
+
+
 def test_an_error_of_the_data_shows_the_line_too(path):
     path.write_text(TEXT.replace("soon", "5m").replace("fast", "quick").replace("p51", "p50").replace("1.5", "0.5"))
     recipe = load_recipe(path)
