@@ -190,7 +190,7 @@ def search(
         plan = _with_prepared_data(plan, loaded, catalog, folder, base)
         plan = _with_scales(_with_known_pace(plan, folder), folder, listener)
         plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
-        folder.recipe.write_text(dump_recipe(loaded), encoding="utf-8")
+        write_text(folder.recipe, dump_recipe(loaded))
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
         folder.clear_leftovers()

@@ -32,6 +32,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -422,7 +423,7 @@ class RunDir:
         """
         path = (self.path / relative).resolve()
         if not path.is_relative_to(self.path.resolve()):
-            raise RunFolderError(f"{self.path}: the record names a path outside the run folder: {relative!r}")
+            raise RunFolderError(f"{self.path}: holds or names a path outside the run folder: {relative!r}")
         return path
 
     @property
@@ -495,22 +496,35 @@ class RunDir:
         """Hold the folder for one search at a time; freed by the system if the process dies.
 
         Raises:
-            RunFolderError: another search holds it.
+            RunFolderError: another process holds it, which the message names; or a link of the folder leads out of it.
         """
+        holder = self.path / ".holder"
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            who = holder.read_text(encoding="utf-8", errors="replace") if holder.is_file() else "as autoft watch shows"
             raise RunFolderError(
-                f"{self.path}: another search is running in this folder, as autoft watch shows; wait for it, or give "
-                "autoft search another one by --run"
+                f"{self.path}: another search is running in this folder, {who}; wait for it, or give autoft search another one by --run"
             ) from None
         except OSError as error:
             raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
         try:
+            self._check_links()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            write_text(holder, f"process {os.getpid()} on {platform.node()} since {since}")
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
+
+    def _check_links(self) -> None:
+        """Raise where a file or a folder that is written to is a link that leads out of the run, as in one from a stranger."""
+        for folder in (self.path, *(part for part in self.path.iterdir() if part.is_dir())):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        self.inside(os.path.relpath(entry.path, self.path))
 
     def write_result(self, result: TrialResult) -> None:
         """Write a trial's result, atomically: the file's presence means that the trial is done."""

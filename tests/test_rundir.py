@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +90,18 @@ def test_a_link_of_the_record_cannot_leave_the_folder(run, tmp_path):
         run.inside("trials/0000")
 
 
+@pytest.mark.parametrize("place", ["plan.json", "logs/final-best.log", "trials/0000", "picks"])
+def test_nothing_is_done_in_a_folder_with_a_link_that_leads_out_of_it(place, run, tmp_path):
+    (run.path / "inner").symlink_to(run.path / "cache")
+    with run.lock():
+        pass
+    (tmp_path / "elsewhere").mkdir()
+    (run.path / place).parent.mkdir(exist_ok=True)
+    (run.path / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match=f"outside the run folder: '{place}'"), run.lock():
+        pass
+
+
 def write_aged(path, content: bytes = b"x", age: float = 0.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -148,13 +162,15 @@ def test_one_search_holds_the_folder_and_the_system_frees_it_when_it_is_killed(r
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match="another search is running"), run.lock():
+        who = f"another search is running in this folder, process {process.pid} on {re.escape(platform.node())} since 2"
+        with pytest.raises(RunFolderError, match=who), run.lock():
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     with run.lock():
         pass
+    assert not (run.path / ".holder").exists()
 
 
 def test_killed_while_it_writes_a_reader_sees_the_old_file_or_the_new_one(run):
