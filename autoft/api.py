@@ -21,7 +21,8 @@ from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
-from autoft.data.sources import source_card
+from autoft.data.rows import SPLITS
+from autoft.data.sources import hub_commit, pinned_source, source_card
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of
@@ -42,7 +43,7 @@ from autoft.hardware import Hardware
 from autoft.hub import push_folder
 from autoft.lines import read_yaml
 from autoft.plans.budgets import budget_limits, violations
-from autoft.plans.plan import Plan, Setting, plan_of
+from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
@@ -174,7 +175,8 @@ def search(
     folder = RunDir(run or Path("runs") / given.name)
     loaded, base = given.read(folder)
     catalog = load_plugins()
-    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
+    earlier = _earlier_revisions(folder)
+    plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe), revisions=earlier)
     folder.create()
     with (
         folder.lock(),
@@ -183,6 +185,7 @@ def search(
         _interruptible(listener) as interruption,
     ):
         listener = Audience(progress, trackers, listener)
+        loaded, plan = _pinned(loaded, plan, earlier)
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
@@ -214,6 +217,53 @@ def search(
                 listener.note(f"The search ended: {engine.ended}.")
             _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:
+    """Return the commits of the hub that an earlier call of a run took, by name."""
+    try:
+        return read_plan(folder.plan).revisions if folder.plan.is_file() else {}
+    except RunFolderError:
+        # It is damaged, and a new one takes its place.
+        return {}
+
+
+def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str]) -> tuple[Recipe, Plan]:
+    """Return a recipe whose names of the hub say the commit, and the plan that knows these.
+
+    Args:
+        recipe: as it was given.
+        plan: of it, with the commits of the models.
+        earlier: commits by name that an earlier call of the run took: it goes on with those, whatever the hub has by now.
+
+    Raises:
+        DataError: a source of the hub has a wrong form.
+    """
+    revisions = dict(plan.revisions)
+
+    def section(data: DataSection, where: str) -> DataSection:
+        update = {}
+        for split in SPLITS:
+            source = getattr(data, split)
+            if source is None or not source.startswith("hub://"):
+                continue
+            try:
+                commit = earlier.get(source) or hub_commit(source)
+            except DataError as error:
+                raise recipe.located(DataError(f"{where}.{split}: {error}")) from None
+            if commit is not None:
+                revisions[source], update[split] = commit, pinned_source(source, commit)
+        return data.model_copy(update=update)
+
+    models = [
+        f"{name.partition('@')[0]}@{plan.revisions[name]}" if name in plan.revisions else name for name in recipe.model
+    ]
+    auxiliary = [
+        one.model_copy(update={"data": section(one.data, f"auxiliary[{number}].data")})
+        for number, one in enumerate(recipe.auxiliary)
+    ]
+    pinned = {"model": models, "data": section(recipe.data, "data"), "auxiliary": auxiliary}
+    return recipe.model_copy(update=pinned), plan.model_copy(update={"revisions": revisions})
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from autoft.api import _pinned
 from autoft.artifact import Manifest
 from autoft.card import front_matter, license_of
 from autoft.errors import HubError, ModelError, RunFolderError
+from autoft.hardware import Hardware
 from autoft.hub import push_folder
+from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
+from autoft.recipe import recipe_from_mapping
 
 TOKEN = "hf_" + "x" * 30
 
@@ -64,6 +70,9 @@ class Requests(BaseHTTPRequestHandler):
         if name in self.server.repos:
             siblings = [{"rfilename": path} for path in self.server.files]
             self.answer({"id": name, "private": self.server.repos[name], "sha": "0" * 40, "siblings": siblings})
+        elif (asked := re.fullmatch(r"/api/datasets/me/films(?:/revision/(\w+))?", self.path)) is not None:
+            commits = {None: "a" * 40, "v2": "b" * 40}
+            self.answer({"id": "me/films", "sha": commits.get(asked[1], asked[1])})
         else:
             self.answer({"error": "no such repository"}, 404)
 
@@ -271,3 +280,29 @@ def test_the_licence_is_that_of_the_card_beside_the_weights(tmp_path):
     assert license_of("mine", planned) == "apache-2.0"
     (tmp_path / "README.md").write_text("# A page\n")
     assert license_of("mine", planned) is None
+
+
+def test_the_resolved_recipe_names_the_commits_and_a_run_goes_on_with_its_own(hub, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--me--encoder"
+    shutil.copytree(tiny_model, cached / "snapshots" / ("c" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("c" * 40)
+    data = {"train": "hub://me/films:small#train", "validation": "own.csv", "test": "hub://me/films@v2#test"}
+    recipe = recipe_from_mapping(
+        {"task": "text-classification", "model": ["me/encoder", str(tiny_model)], "data": data}
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plan = make_plan(recipe, load_plugins(), Hardware.probe())
+    assert [one.revision for one in plan.models] == ["c" * 40, None]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    pinned, planned = _pinned(recipe, plan, {})
+    assert pinned.model == [f"me/encoder@{'c' * 40}", str(tiny_model)]
+    assert pinned.data.train == f"hub://me/films:small@{'a' * 40}#train"
+    assert pinned.data.validation == "own.csv"
+    assert pinned.data.test == f"hub://me/films@{'b' * 40}#test"
+    again, _ = _pinned(recipe, plan, {**planned.revisions, "hub://me/films:small#train": "d" * 40})
+    assert again.data.train == f"hub://me/films:small@{'d' * 40}#train"
+    assert _pinned(pinned, plan, {})[0].data == pinned.data
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert _pinned(recipe, plan, {})[0].data == recipe.data

@@ -17,7 +17,7 @@ from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
 from autoft.paths import named_path, near_name, package_path
 
-__all__ = ["hub_parts", "load_source", "saved_splits", "source_card", "source_path"]
+__all__ = ["hub_commit", "hub_parts", "load_source", "pinned_source", "saved_splits", "source_card", "source_path"]
 
 
 def load_source(source: str, *, base: Path, where: str) -> pa.Table:
@@ -161,12 +161,47 @@ def hub_parts(source: str) -> dict[str, str | None]:
     Raises:
         DataError: the form is wrong.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported without saying so
+
     form = _HUB.fullmatch(source)
+    try:
+        # The library for data sets would take ``../..`` for a folder.
+        validate_repo_id(form["name"] if form is not None else "")
+    except HFValidationError:
+        form = None
     if form is None:
         raise DataError(
             f"{source}: needs the form hub://owner/name@revision#split, or hub://owner/name:config@revision#split"
         )
     return form.groupdict()
+
+
+def pinned_source(source: str, commit: str) -> str:
+    """Return a ``hub://`` source that names a commit in place of its revision."""
+    form = hub_parts(source)
+    config, split = (f"{sign}{form[key]}" if form[key] else "" for sign, key in ((":", "config"), ("#", "split")))
+    return f"hub://{form['name']}{config}@{commit}{split}"
+
+
+def hub_commit(source: str) -> str | None:
+    """Return the commit that a ``hub://`` source stands for now; where the hub cannot be asked, that of its card here, or None.
+
+    Raises:
+        DataError: the form is wrong.
+    """
+    form = hub_parts(source)
+    from huggingface_hub import HfApi
+
+    try:
+        asked = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).dataset_info(str(form["name"]), revision=form["revision"])
+    except Exception as error:
+        # Without an answer, errors are those of the library for HTTP, whose name changes between versions of the hub's.
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith("httpx"):
+            raise
+        card = source_card(source, Path())
+        return card.parent.name if card is not None else None
+    return asked.sha
 
 
 def _read_hub(source: str) -> pa.Table:

@@ -15,12 +15,13 @@ from autoft.pretrained import dense_folder
 __all__ = ["base_model", "earlier_model"]
 
 
-def base_model(name: str, base: Path) -> ModelPlan:
+def base_model(name: str, base: Path, commit: str | None = None) -> ModelPlan:
     """Return the model that a recipe names.
 
     Args:
         name: a folder or a .gguf file, ``package://module/path``, or a hub id as ``owner/name@revision``.
         base: folder that relative paths start from, before the working directory.
+        commit: of a model on the hub, where an earlier call of the run took that; default: the one that the name stands for now.
 
     Raises:
         ModelError: it cannot be found, or is no transformers model with safetensors weights.
@@ -36,7 +37,7 @@ def base_model(name: str, base: Path) -> ModelPlan:
         return _local_model(name, local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no such folder: {name}{near_name(base / name)}")
-    return _hub_model(name)
+    return _hub_model(name, commit)
 
 
 def earlier_model(name: str, base: Path) -> ModelPlan:
@@ -81,13 +82,13 @@ def _local_model(name: str, folder: Path) -> ModelPlan:
     )
 
 
-def _hub_model(name: str) -> ModelPlan:
+def _hub_model(name: str, commit: str | None) -> ModelPlan:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
-        path = hf_hub_download(repository, "config.json", revision=revision or None)
+        path = Path(hf_hub_download(repository, "config.json", revision=commit or revision or None))
     except HFValidationError:
         raise ModelError(
             f"{name!r} is neither a folder here, nor a hub id (owner/name), nor package://module/path"
@@ -98,8 +99,9 @@ def _hub_model(name: str) -> ModelPlan:
             f"{name!r} is no folder here, and the hub did not give it ({reason}); without a network, name a local "
             "folder or package://module/path"
         ) from None
-    config = _configuration(Path(path), f"{name}: its config.json")
-    return ModelPlan(name=name, path=repository, revision=revision or None, config=config, size_bytes=0)
+    config = _configuration(path, f"{name}: its config.json")
+    # The folder of a file in the hub's cache is that of its commit: all else is then of the same one, whenever it is fetched.
+    return ModelPlan(name=name, path=repository, revision=path.parent.name, config=config, size_bytes=0)
 
 
 def _configuration(path: Path, what: str) -> dict[str, Any]:

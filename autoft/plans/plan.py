@@ -161,6 +161,8 @@ class Plan(_Plan):
     options: dict[str, str | int | float | bool | None]
     auxiliary: list[AuxiliaryPlan] = []
     models: list[ModelPlan]
+    revisions: dict[str, str] = {}
+    """Of models and data from the hub, by the recipe's name for them: the commit."""
     init_from: str | None = None
     """Name of the model that an earlier run left, among the models."""
     like: str | None = None

@@ -73,7 +73,13 @@ PREDICTED_ROWS = 2000
 
 
 def make_plan(
-    recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path | None = None, *, source: str = "recipe"
+    recipe: Recipe,
+    catalog: Catalog,
+    hardware: Hardware,
+    base: Path | None = None,
+    *,
+    source: str = "recipe",
+    revisions: Mapping[str, str] | None = None,
 ) -> Plan:
     """Resolve a recipe's names and decide what is legal, before any data is read.
 
@@ -83,19 +89,28 @@ def make_plan(
         hardware: the machine.
         base: folder that relative model paths start from; default: the working directory.
         source: the recipe's file, for messages.
+        revisions: by name, the commits of hub models that an earlier call of the run took.
 
     Raises:
         RecipeError: all names and values that do not resolve, models that cannot be found among them, together.
         PluginError: the task is not installed.
     """
-    return _Planner(recipe, catalog, hardware, base or Path.cwd(), source).plan()
+    return _Planner(recipe, catalog, hardware, base or Path.cwd(), source, revisions or {}).plan()
 
 
 class _Planner:
     """The way from a recipe to its plan; collects faults, what is refused and what to warn of on it."""
 
-    def __init__(self, recipe: Recipe, catalog: Catalog, hardware: Hardware, base: Path, source: str) -> None:
-        self.recipe, self.catalog, self.base, self.source = recipe, catalog, base, source
+    def __init__(
+        self,
+        recipe: Recipe,
+        catalog: Catalog,
+        hardware: Hardware,
+        base: Path,
+        source: str,
+        revisions: Mapping[str, str],
+    ) -> None:
+        self.recipe, self.catalog, self.base, self.source, self.revisions = recipe, catalog, base, source, revisions
         self.task = catalog.task(recipe.task)
         device = hardware.device if recipe.executor.device == "auto" else recipe.executor.device
         self.hardware = hardware if device == hardware.device else _on_device(hardware, device)
@@ -183,6 +198,7 @@ class _Planner:
             options=options,
             auxiliary=auxiliary,
             models=models,
+            revisions={model.name: model.revision for model in models if model.revision is not None},
             init_from=recipe.init_from,
             like=like,
             pipelines=pipelines,
@@ -362,7 +378,7 @@ class _Planner:
                 self.fault(where, f"{name!r} is given twice")
                 continue
             try:
-                models.append(base_model(name, self.base))
+                models.append(base_model(name, self.base, self.revisions.get(name)))
             except ModelError as error:
                 self.fault(where, str(error))
         if self.recipe.init_from:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
 from autoft.plans.efforts import EFFORTS, TRAIN_SPACE, WIDE
+from autoft.plans.models import base_model
 from autoft.plans.plan import Plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import usable_positions
@@ -196,6 +197,24 @@ def test_a_model_of_the_hub_that_cannot_be_used_says_why(catalog, monkeypatch, t
         (cached / name).parent.mkdir(parents=True)
         (cached / name).write_text(text)
     assert f"model: somebody/something: {expected}" in faults(catalog, "somebody/something")
+
+
+def test_a_model_of_the_hub_stays_the_one_that_the_run_began_with(catalog, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--something"
+    now, before = "c" * 40, "b" * 40
+    for name, text in (
+        ("refs/main", now),
+        (f"snapshots/{now}/config.json", '{"model_type": "bert"}'),
+        (f"snapshots/{before}/config.json", '{"model_type": "bert", "old": true}'),
+    ):
+        (cached / name).parent.mkdir(parents=True)
+        (cached / name).write_text(text)
+    assert base_model("somebody/something", tmp_path).revision == now
+    assert base_model("somebody/something@main", tmp_path).revision == now
+    earlier = base_model("somebody/something", tmp_path, before)
+    assert earlier.revision == before
+    assert earlier.config["old"]
 
 
 def test_a_missing_model_folder_names_the_closest(catalog, tiny_model):
