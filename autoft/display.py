@@ -26,7 +26,6 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -532,7 +531,7 @@ def plan_tables(plan: Plan) -> Group:
     space = Table("parameter", "values", "default", "from", title="Space", title_justify="left")
     for name in plan.space:
         domain = plan.domain(name)
-        space.add_row(*map(escape, (name, str(domain), _value(domain.default), plan.origins.get(name, ""))))
+        space.add_row(name, str(domain), _value(domain.default), plan.origins.get(name, ""))
     settings = Table("setting", "value", title="Search", title_justify="left")
     for key, value in {
         "objective": ", ".join(plan.objectives),
@@ -558,14 +557,14 @@ def plan_tables(plan: Plan) -> Group:
         + (f" of Ray nodes ({plan.address or 'local'})" if plan.executor == "ray" else ""),
         "processes of a training": plan.processes_text,
     }.items():
-        settings.add_row(key, escape(str(value)))
+        settings.add_row(key, str(value))
     for name, option in plan.options.items():
-        settings.add_row(f"task_options.{name}", escape(str(option)))
+        settings.add_row(f"task_options.{name}", str(option))
     parts: list[Any] = [settings, space]
     if plan.refusals:
         refused = Table("not used", "why", title="Refused", title_justify="left")
         for note in plan.refusals:
-            refused.add_row(escape(note.what), escape(note.reason))
+            refused.add_row(note.what, note.reason)
         parts.append(refused)
     for model, pipeline, reason in plan.illegal:
         parts.append(Text(f"{pipeline} is not tried with {model}: {reason}"))
@@ -598,7 +597,7 @@ def _training_table(forecasts: Sequence[MemoryForecast]) -> Table:
             f"{found.parameters:,}" if found.parameters else "",
             f"{found.trainable_parameters:,}" if found.parameters else "",
             peak if found.exact else f"at least {peak}",
-            verdict or escape(found.reason),
+            verdict or found.reason,
         )
     return table
 
@@ -606,7 +605,7 @@ def _training_table(forecasts: Sequence[MemoryForecast]) -> Table:
 def _serving_table(model: str, forecasts: Sequence[MemoryForecast]) -> Table:
     """Return a row for each compression of a model; pipelines whose models are served alike share one."""
     table = Table("compression", "weights", "serving memory", "verdict")
-    table.title, table.title_justify = escape(f"Serving {model}"), "left"
+    table.title, table.title_justify = f"Serving {model}", "left"
     pipelines: dict[tuple[str, ...], list[str]] = {}
     for one in forecasts:
         for name, served in one.serving.items():
@@ -622,7 +621,7 @@ def _serving_table(model: str, forecasts: Sequence[MemoryForecast]) -> Table:
     if not shared:
         table.add_column("trained by")
     for row, names in pipelines.items():
-        table.add_row(*map(escape, row), *(() if shared else (", ".join(names),)))
+        table.add_row(*row, *(() if shared else (", ".join(names),)))
     if any("measured" in row for row in pipelines):
         table.caption, table.caption_justify = "measured: the search finds it out", "left"
     return table
@@ -640,7 +639,7 @@ def costs_table(costs: Mapping[str, Mapping[str, Mapping[str, float]]], limits: 
             over = [key.replace("_", " ") for key in violations(measured, limits)]
             verdict = f"over {', '.join(over)}" if over else "fits" if limits else ""
             cells = (cost_text(column, measured.get(column)) for column in shown)
-            table.add_row(*map(escape, (model, name, *cells, verdict)))
+            table.add_row(model, name, *cells, verdict)
     return table
 
 

@@ -164,6 +164,17 @@ def without_passwords(text: str) -> str:
     return text
 
 
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def without_controls(text: str) -> str:
+    """Return a text without what steers a terminal or turns the direction of writing; line breaks and tabs stay.
+
+    Names of columns, labels and files may hold such characters, and a message repeats them.
+    """
+    return _CONTROLS.sub("", text)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its type where it says nothing.
 

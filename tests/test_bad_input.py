@@ -339,6 +339,7 @@ CASES = [
     Case("a file that is no Parquet", with_file("t.parquet", b"PAR1 not really"), 2, "t.parquet"),
     Case("JSON lines with a broken line", with_file("t.jsonl", b'{"text": "a", "label": 0}\n{"text": '), 2, "line 2"),
     Case("JSON that holds no rows", with_file("t.json", b'"hello"'), 2, "t.json"),
+    Case("names that steer a terminal", with_data(head=("te\x1b]0;you\x07xt", "stars\x9b2J")), 2, "te]0;youxt"),
     Case("a missing column", with_data(head=("words", "stars")), 2, "text"),
     Case(
         "a mapping to a column that is not there",
@@ -431,6 +432,7 @@ def test_bad_input_gets_a_message_and_an_exit_code(case, place):
     assert text.startswith("error: "), text
     assert case.says in text
     assert "Traceback" not in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text), "it steers the terminal"
 
 
 def page_rows(page: str) -> Iterator[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from autoft.cli.common import console
 from autoft.display import JsonListener, LiveListener, PlainListener, choose_listener, forecast_tables, plan_tables
 from autoft.estimates.forecast import MemoryForecast, ServingForecast
 from autoft.estimates.verdicts import Prediction
@@ -349,13 +350,15 @@ def test_a_figure_that_is_not_defined_is_said_in_words(plan, value):
     assert outcome(bare, plan) == "accuracy not defined, not compressed"
 
 
-def test_brackets_of_a_reason_are_shown_and_not_taken_for_markup(plan):
-    note = RefusalNote(what="nf4[x]", reason="needs bitsandbytes; pip install autoft[bitsandbytes]")
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(plan_tables(plan.model_copy(update={"refusals": [note]})))
-    shown = console.export_text()
+def test_brackets_of_a_reason_are_shown_and_not_taken_for_markup(plan, capsys, monkeypatch):
+    note = RefusalNote(what="nf4[x]", reason="\x1b]0;[/]\x07needs bitsandbytes; pip install autoft[bitsandbytes]")
+    monkeypatch.setenv("COLUMNS", "200")
+    console().print(plan_tables(plan.model_copy(update={"refusals": [note]})))
+    shown = capsys.readouterr().out
     assert "pip install autoft[bitsandbytes]" in shown
     assert "nf4[x]" in shown
+    assert "]0;[/]needs" in shown
+    assert "\x1b" not in shown
 
 
 def test_a_forecast_fits_a_terminal_of_80_columns():

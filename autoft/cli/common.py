@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
-__all__ = ["AsJson", "Overrides", "RecipeFile", "RunFolder", "app", "console", "run_folder", "shown", "told"]
+__all__ = ["AsJson", "Overrides", "RecipeFile", "RunFolder", "app", "console", "run_folder", "say", "shown", "told"]
 
 app = typer.Typer(
     name="autoft",
@@ -35,12 +35,12 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from autoft.errors import AutoftError
+        from autoft.errors import AutoftError, without_controls
 
         try:
             function(*args, **kwargs)
         except AutoftError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {without_controls(str(error))}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("\nStopped. The same command goes on where it was.", file=sys.stderr)
@@ -55,7 +55,7 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
             what = error.filename or "a file"
             full = error.errno in {errno.ENOSPC, errno.EDQUOT}
             reason = "the disk is full; free some space and run again" if full else error.strerror or str(error)
-            print(f"error: {what}: {reason}", file=sys.stderr)
+            print(f"error: {without_controls(str(what))}: {reason}", file=sys.stderr)
             raise typer.Exit(5) from None
         except typer.Exit:
             raise
@@ -70,23 +70,39 @@ def _tell_of_plugin(error: BaseException) -> None:
     """Tell of an error that comes from a hook of a plugin in one line, with the place for its author, and end; else do nothing."""
     import traceback
 
-    from autoft.errors import PluginError
+    from autoft.errors import PluginError, without_controls
     from autoft.plugins import described, hook_of
 
     if hook_of(error.__traceback__) is None:
         return
     place = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"error: {described(error)}, {place.filename}:{place.lineno}", file=sys.stderr)
+    print(f"error: {without_controls(described(error))}, {place.filename}:{place.lineno}", file=sys.stderr)
     raise typer.Exit(PluginError.exit_code) from None
 
 
 def console() -> Any:
-    """Return rich's console for standard output."""
-    from rich.console import Console
+    """Return rich's console for standard output, which prints no text that steers the terminal."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
-    found = Console()
+    from autoft.errors import without_controls
+
+    class Harmless(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else without_controls(text), style, control)
+
+    # A name in brackets is a name, and no style.
+    found = Harmless(markup=False)
     # On a pipe there is no width to keep to: tables must not be cut.
-    return found if found.is_terminal else Console(width=160)
+    return found if found.is_terminal else Harmless(markup=False, width=160)
+
+
+def say(text: str) -> None:
+    """Print a line with names from data, models or plugins in it, without what steers the terminal."""
+    from autoft.errors import without_controls
+
+    print(without_controls(text), flush=True)
 
 
 def run_folder(recipe: Path, overrides: list[str], run: Path | None) -> Path:

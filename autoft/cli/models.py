@@ -18,6 +18,8 @@ from autoft.cli.common import app, told
 
 TABLES = (".csv", ".tsv", ".parquet")
 """Suffixes of outputs that are tables; all others get JSON lines."""
+CONTROLS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a text may hold that steers a terminal; below these JSON writes none as it is."""
 NAMED = 5
 """Row numbers that a message still lists."""
 
@@ -197,7 +199,9 @@ def _written(output: Path | None) -> Iterator[Callable[[Mapping[str, Any]], Any]
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    # Letters of every language can be read as they are; of the rest JSON knows another way to say the same.
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli.common import AsJson, app, console, shown, told
+from autoft.cli.common import AsJson, app, console, say, shown, told
 
 plugins_app = typer.Typer(help="List the installed plugins, write a new one, or check one.", rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins")
@@ -45,7 +45,7 @@ def plugins(
         table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", *names)
     console().print(table)
     for broken in catalog.broken:
-        print(f"did not load: {broken.name} ({broken.distribution} {broken.version}): {broken.error}")
+        say(f"did not load: {broken.name} ({broken.distribution} {broken.version}): {broken.error}")
 
 
 def _list_strategies(catalog: Any, as_json: bool) -> None:
@@ -110,7 +110,6 @@ def plugins_check(
     from dataclasses import asdict
 
     from rich.live import Live
-    from rich.markup import escape
     from rich.table import Column, Table
 
     from autoft.processes import silence_libraries
@@ -125,7 +124,7 @@ def plugins_check(
         for result in check_plugin(name, model=model):
             results.append(result)
             cells = (result.subject, result.check, result.outcome, f"{result.seconds:.2f}", result.reason)
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
     if as_json:
         print(json.dumps({"checks": [asdict(result) for result in results]}))
     elif not screen.is_terminal:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli.common import AsJson, RunFolder, app, console, shown, told
+from autoft.cli.common import AsJson, RunFolder, app, console, say, shown, told
 
 
 @app.command()
@@ -184,11 +184,11 @@ def add(
         )
         return
     console().print(terminal.summary(record))
-    print(f"Added:  trial {trial.number}, {outcome(trial, plan_of(record))}")
+    say(f"Added:  trial {trial.number}, {outcome(trial, plan_of(record))}")
     print(
         "Chosen: this trial"
         if added.chosen
         else f"Chosen: trial {record.selection.trial if record.selection else '-'}, as before"
     )
     if record.final is not None:
-        print("\n".join(terminal.closing(record, str(shown(run.absolute())))))
+        say("\n".join(terminal.closing(record, str(shown(run.absolute())))))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli.common import AsJson, Overrides, RecipeFile, app, console, run_folder, shown, told
+from autoft.cli.common import AsJson, Overrides, RecipeFile, app, console, run_folder, say, shown, told
 
 
 @app.command()
@@ -69,7 +69,7 @@ def search(
         return
     record = done.record
     console().print(terminal.summary(record))
-    print("\n".join(terminal.closing(record, str(where))))
+    say("\n".join(terminal.closing(record, str(where))))
 
 
 @app.command()
@@ -81,7 +81,7 @@ def check(recipe: RecipeFile, overrides: Overrides = []) -> None:  # noqa: B006 
 
     silence_libraries()
     for sentence in api.check(recipe, overrides=overrides):
-        print(sentence, flush=True)
+        say(sentence)
     print("The recipe works.")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from autoft.cli.common import app, shown, told
+from autoft.cli.common import app, say, shown, told
 
 if TYPE_CHECKING:
     from autoft.serving.server import Address
@@ -109,8 +109,8 @@ def _write_docker(model: Path, folder: Path, given: dict[str, object]) -> None:
 
 
 def _greet(address: Address) -> None:
-    print(f"{address.title}\n{address.url}   a page to try it; Ctrl-C ends")
-    print(f"Example: {address.example}", flush=True)
+    say(f"{address.title}\n{address.url}   a page to try it; Ctrl-C ends")
+    say(f"Example: {address.example}")
     for warning in address.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoft.cli.common import AsJson, app, console, shown, told
+from autoft.cli.common import AsJson, app, console, say, shown, told
 
 SCHEMA = "recipe.schema.json"
 """The file beside a recipe from which editors complete it."""
@@ -64,9 +64,9 @@ def init(
         for (topic, _), before in zip(draft.found, ["", *(t for t, _ in draft.found)], strict=False)
     ]
     for topic, (_, text) in zip(topics, draft.found, strict=True):
-        print(f"{topic:<{width}}  {text}")
+        say(f"{topic:<{width}}  {text}")
     for warning in draft.warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     print(f"\nWrote {output}, and {schema.name} by which editors complete it. Next:")
     typed = shlex.quote(str(output))
     print(
@@ -85,9 +85,9 @@ def _pair(given: str) -> tuple[str, str]:
 
 def _ask(question: Any) -> str:
     """Ask on the terminal; a number, the name itself, or enter for the first."""
-    print(question.text)
+    say(question.text)
     for number, (value, why) in enumerate(question.choices, 1):
-        print(f"  {number}. {value}: {why}")
+        say(f"  {number}. {value}: {why}")
     names = [value for value, _ in question.choices]
     while True:
         answer = typer.prompt("Number or name", default="1")
@@ -110,7 +110,6 @@ def recipes(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from dataclasses import asdict
 
-    from rich.markup import escape
     from rich.table import Table
 
     from autoft.shipped import shipped_recipes
@@ -121,7 +120,7 @@ def recipes(context: typer.Context, as_json: AsJson = False) -> None:
         return
     table = Table("recipe", "what it is", "measured", show_lines=True)
     for one in found:
-        table.add_row(*map(escape, (one.name, one.summary, one.measured)))
+        table.add_row(one.name, one.summary, one.measured)
     console().print(table)
     print("Next: autoft recipes copy text-classification/quickstart")
 
