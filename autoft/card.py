@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from autoft.artifact import Manifest, context_of
 from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
+from autoft.errors import without_controls
+from autoft.lines import read_yaml
 from autoft.plans.plan import Plan
 from autoft.rundir import Interval, write_json
 
@@ -126,14 +129,20 @@ def license_of(model: str, plan: Plan | None) -> str | None:
 def stated_license(card: Path) -> str | None:
     """Return the licence that the head of a card of a model or of data states; None where it states none, or is no card."""
     import yaml
-    from huggingface_hub import RepoCard
 
+    with card.open(encoding="utf-8", errors="replace") as file:
+        head = re.match(r"\s*---\s*\n(.*?)\n---\s*\n", file.read(LONGEST_HEAD), re.DOTALL)
     try:
-        said = RepoCard.load(card, ignore_metadata_errors=True).data.get("license")
-    except (ValueError, yaml.YAMLError):
+        known, _ = read_yaml(head[1]) if head else (None, None)
+    except (yaml.YAMLError, RecursionError):
         # A page that is no card.
         return None
+    said = known.get("license") if isinstance(known, dict) else None
     return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None
+
+
+LONGEST_HEAD = 1_000_000
+"""Characters of a card that are read: its head is at the top."""
 
 
 def library_licenses(versions: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -175,17 +184,26 @@ def _value(figure: Any) -> float:
 
 
 def templates() -> jinja2.Environment:
-    """Return the environment in which cards are rendered."""
+    """Return the environment in which Markdown is rendered: texts stay texts, but for code, which is marked as safe."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("autoft", "templates"),
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML
+        finalize=_text,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["python"] = repr
+    environment.filters["python"] = lambda value: Markup(repr(value))
     environment.filters["figure"] = _figure
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     return environment
+
+
+def _text(value: Any) -> Any:
+    """Return a text in which Markdown sees neither HTML nor a link: labels, names and licences come from elsewhere."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return without_controls(value).replace("<", "&lt;").replace("](", "]\\(")
+    return value
 
 
 def _figure(figure: float | Interval | Mapping[str, Any]) -> str:

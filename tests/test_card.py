@@ -28,6 +28,13 @@ def test_a_figure_is_told_as_far_as_it_is_defined(figure, words):
     assert templates().from_string("{{ figure | figure }}").render(figure=figure) == words
 
 
+def test_a_text_is_no_html_no_link_and_one_cell():
+    show = templates().from_string("{{ text | cell }}{% if code %}{{ code | python }}{% endif %}").render
+    assert show(text="<img src=x onerror=a>\x1b[2J", code="") == "&lt;img src=x onerror=a>[2J"
+    assert show(text="[a](javascript:b)", code="") == "[a]\\(javascript:b)"
+    assert show(text="mit |\n# Title", code="<b>") == "mit \\| # Title'<b>'"
+
+
 def card(length: float, threads: int) -> str:
     costs = {"model_size_bytes": 1e6, "latency_p50_ms": 2.0, "latency_p95_ms": 3.0, "inference_memory_bytes": 1e8}
     plan = SimpleNamespace(
@@ -104,6 +111,13 @@ def test_licences_of_libraries_are_those_that_their_metadata_state():
         ("license:\n- mit\n- cc0-1.0\n", "mit, cc0-1.0"),
         ("pretty_name: Films\n", None),
         ("license: [\n", None),
+        ("a: &a [1, 2]\nb: &b [*a, *a]\nlicense: " + "[" * 2000 + "*b" + "]" * 2000 + "\n", None),
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+            + "license: *a8\n",
+            None,
+        ),
     ],
 )
 def test_the_licence_of_a_card_is_that_of_its_head(tmp_path, head, stated):

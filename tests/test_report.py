@@ -1050,6 +1050,8 @@ def test_markdown_tables_are_whole(tmp_path, catalog, tiny_model):
             assert len(rows) > 1
             assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {width}
     assert text.count("### ") >= 6
+    assert "&lt;script>" in text
+    assert "<script" not in text
 
 
 def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_model):

@@ -42,6 +42,6 @@ def render_html(record: RunRecord, content: Content) -> str:
 
 def render_markdown(content: Content) -> str:
     """Return the report without plots."""
-    from autoft.report.page import render_text
+    from autoft.card import templates
 
-    return render_text("report.md.j2", escape=False, content=content)
+    return templates().get_template("report.md.j2").render(content=content)

@@ -13,7 +13,7 @@ from typing import Any
 
 from autoft.report.drawing import Figure
 
-__all__ = ["render_page", "render_text", "script_json"]
+__all__ = ["render_html", "render_page", "script_json"]
 
 DANGEROUS = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 """What could end a script or be read as HTML in it, and the same as JSON escapes it."""
@@ -42,9 +42,8 @@ def render_page(template: str, figures: Mapping[str, Figure], **values: Any) -> 
         "form-action": "'none'",
     }
     drawn = {name: {"data": figure.data, "layout": figure.layout} for name, figure in figures.items()}
-    return render_text(
+    return render_html(
         template,
-        escape=True,
         figures=figures,
         policy="; ".join(f"{name} {sources}" for name, sources in policy.items()),
         style=_asset("page.css"),
@@ -55,24 +54,22 @@ def render_page(template: str, figures: Mapping[str, Figure], **values: Any) -> 
     )
 
 
-def render_text(template: str, *, escape: bool, **values: Any) -> str:
-    """Return a rendered template.
+def render_html(template: str, **values: Any) -> str:
+    """Return a rendered template; texts become HTML.
 
     Args:
         template: file name among the templates.
-        escape: texts become HTML.
         values: what the template shows.
     """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("autoft", "templates"),
-        autoescape=escape,
+        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     return environment.get_template(template).render(**values)
 
 
