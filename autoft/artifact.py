@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
 from autoft.errors import ModelError, PluginError, first_line, unknown_name
@@ -285,8 +285,8 @@ def context_of(manifest: Manifest, device: str) -> TaskContext:
 
 
 def _member(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise ModelError(f"{folder / MANIFEST}: is damaged: a member is in {name!r}, which is no folder beside it")
+    if Path(name).name != name or name == ".." or read_manifest(folder / name).format == ENSEMBLE:
+        raise ModelError(f"{folder / MANIFEST}: is damaged: a member is in {name!r}, which is no model beside it")
     return folder / name
 
 
@@ -303,5 +303,5 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelError(f"{folder}: holds no {MANIFEST}; give a run folder with a finished search, or its best/")
     try:
         return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is damaged: {first_line(error)}") from error

@@ -636,7 +636,7 @@ class RunReader:
             return Progress.model_validate(json.loads(self.run.progress.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             damaged.append(_damage(self.run.progress, error))
             return None
 

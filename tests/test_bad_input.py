@@ -200,6 +200,15 @@ def damaged_manifest(place: Place) -> list[str]:
     return ["predict", "best", "text"]
 
 
+def ensemble_of_itself(place: Place) -> list[str]:
+    (place.folder / "best").mkdir()
+    manifest = {"autoft": "0.1.0", "task": "text-classification", "format": "ensemble", "model": "m", "config": {}}
+    manifest |= {"facts": {}, "options": {}, "params": {}, "max_length": 8, "variant": "none", "members": ["again"]}
+    (place.folder / "best/autoft.json").write_text(json.dumps(manifest))
+    (place.folder / "best/again").symlink_to(".")
+    return ["predict", "best", "text"]
+
+
 def manifest_of_another_task(place: Place) -> list[str]:
     (place.folder / "best").mkdir()
     manifest = {"autoft": "0.1.0", "task": "text-clasification", "format": "transformers", "model": "m", "config": {}}
@@ -387,6 +396,7 @@ CASES = [
     Case("predicting with a folder that is not there", lambda place: ["predict", "bst", "text"], 2, "no such folder"),
     Case("predicting with a folder that holds no model", lambda place: ["predict", ".", "text"], 2, "autoft.json"),
     Case("predicting with a damaged manifest", damaged_manifest, 2, "autoft.json: is damaged"),
+    Case("predicting with an ensemble of itself", ensemble_of_itself, 2, "no model beside it"),
     Case("predicting for a task that is not installed", manifest_of_another_task, 3, "text-classification"),
     Case(
         "serving a folder that holds no model",

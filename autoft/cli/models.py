@@ -162,7 +162,7 @@ def _typed_rows() -> Iterator[Any]:
             continue
         try:
             yield json.loads(stripped)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
 
 

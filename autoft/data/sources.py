@@ -106,7 +106,7 @@ def saved_splits(folder: Path) -> list[str] | None:
         return None
     try:
         return [str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{listing}: is damaged ({first_line(error)}); save the data set again") from error
 
 
@@ -144,7 +144,7 @@ def _read_saved(folder: Path) -> pa.Table:
 
     try:
         saved = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{folder}: the saved data set is damaged ({first_line(error)})") from error
     assert isinstance(saved, Dataset)
     return _arrow_of(saved)

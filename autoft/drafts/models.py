@@ -52,6 +52,8 @@ TRIALS = 8
 LONGEST_SEARCH = 4 * 3600
 """Seconds that a drafted search takes at most, where fewer rows make it shorter."""
 FEWEST_ROWS = 400
+LONGEST_HEADER = 100_000_000
+"""Bytes that the header of a safetensors file may have, as its library has it."""
 STEPS = (300, 600, 900, 1200, 1800, 2700, 3600, 7200, 10800, 14400, 21600, 28800, 43200, 86400)
 
 
@@ -98,12 +100,12 @@ def describe(name: str, folder: Path) -> Candidate | None:
     weights = [*folder.glob("*.safetensors")]
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # Other packages have a config.json of their own.
+        if not weights or not isinstance(config, dict) or "model_type" not in config:
+            return None
+        parameters = sum(_parameters(path) for path in weights)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+        # Other packages have a config.json of their own, and files may be damaged.
         return None
-    if not weights or not isinstance(config, dict) or "model_type" not in config:
-        return None
-    parameters = sum(_parameters(path) for path in weights)
     vocabulary = int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or config.get("d_model") or 0)
     return Candidate(name, kind_of(config), parameters, max(parameters - vocabulary, 1), "is installed")
 
@@ -126,7 +128,7 @@ def _parameters(path: Path) -> int:
     """Return the number of values in a safetensors file, by its header alone."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
+        header = json.loads(file.read(min(size, LONGEST_HEADER)))
     return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
 
 

@@ -107,7 +107,7 @@ def _hub_model(name: str, commit: str | None) -> ModelPlan:
 def _configuration(path: Path, what: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{what} is damaged: {error}") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{what} names no model_type; it is not the configuration of a transformers model")

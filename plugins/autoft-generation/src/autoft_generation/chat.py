@@ -46,7 +46,7 @@ def checked_messages(value: Any, where: str = "") -> list[dict[str, str]]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}'messages' is no JSON: {error}") from error
     if not isinstance(value, list | tuple) or not value:
         given = "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

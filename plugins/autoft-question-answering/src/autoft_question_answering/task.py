@@ -683,7 +683,7 @@ def _no_answer_form(value: Any, number: int) -> DataError:
 def _from_json(value: str, number: int) -> Any:
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"row {number + 1}: 'answers' looks like JSON and is none ({error}), given {value!r:.80}"
         ) from None

@@ -191,7 +191,7 @@ def read_spans(row: Row, number: int) -> list[Entity]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{row_name}: 'spans' is text, but not JSON: {value[:60]!r}") from None
     if not isinstance(value, list | tuple):
         raise DataError(f"{row_name}: 'spans' has to be a list of {{start, end, label}}, given {_given(value)}")
