@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DROPOUTS",
+    "check_folder",
     "dense_folder",
     "load_network",
     "load_tokenizer",
@@ -61,6 +63,7 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
     """
     import transformers
 
+    check_folder(Path(source.path))
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -74,6 +77,32 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
         raise
     finally:
         transformers.logging.set_verbosity(level)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise where transformers would read more than the weights in the folder of a model: of elsewhere, pickled, without end.
+
+    Raises:
+        ModelError: its index names such a file, a file is a pipe or a device, or there is an adapter that would be put onto the
+            weights unseen.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"{path}: is no file, but a pipe or a device")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{index}: is damaged: {first_line(error)}") from None
+        wrong = sorted(name for name in shards if Path(name).name != name or not name.endswith(".safetensors"))
+        if wrong:
+            raise ModelError(f"{index}: names {wrong[0]!r}; weights have to be *.safetensors files beside it")
+    if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: holds adapter_config.json beside the weights, an adapter that would be put onto them unseen; merge it "
+            "into the weights, or take it out"
+        )
 
 
 def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:

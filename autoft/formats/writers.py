@@ -278,7 +278,7 @@ class GraphWriter:
         from autoft.strategies.onnx import OnnxModel
 
         self.settings: dict[str, Any] = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-        self.config = AutoConfig.from_pretrained(folder)
+        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self.sessions = {
             name: OnnxModel(folder / name).session for name in (ENCODER, FIRST, DECODER) if (folder / name).is_file()
         }

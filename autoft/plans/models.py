@@ -10,7 +10,7 @@ from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
 from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
-from autoft.pretrained import dense_folder
+from autoft.pretrained import check_folder, dense_folder
 
 __all__ = ["base_model", "earlier_model"]
 
@@ -68,6 +68,7 @@ def _local_model(name: str, folder: Path) -> ModelPlan:
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json; give the folder of a transformers model")
     config = _configuration(path, str(path))
+    check_folder(folder)
     weights = [*folder.glob("*.safetensors")]
     if not weights:
         unsafe = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.h5")]

@@ -166,10 +166,11 @@ def read_class(folder: Path) -> tuple[Any, Any]:
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    # Where it is not said, transformers asks on the terminal whether code that came with the files shall run.
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None)
-    if kind is None or not issubclass(kind, transformers.PreTrainedModel):
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
         raise ModelError(f"{folder}: config.json names {name!r}, which is no model class of transformers")
     return config, kind
 

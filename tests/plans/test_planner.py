@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,9 @@ def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, ti
     assert plan.early_stopping == "none"
 
 
+INDEX = "model.safetensors.index.json"
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -171,6 +175,18 @@ def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, ti
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "can carry code and is not read",
         ),
+        (
+            lambda folder: (folder / "config.json").write_text("[" * 100_000),
+            "config.json is damaged: maximum recursion",
+        ),
+        (lambda folder: os.mkfifo(folder / "vocab.txt"), "is no file, but a pipe"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "put onto them unseen"),
+        (
+            lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "../../b.safetensors"}}'),
+            "names '../../b.safetensors'; weights have to be",
+        ),
+        (lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "b.bin"}}'), "names 'b.bin'"),
+        (lambda folder: (folder / INDEX).write_text('{"weight_map": []}'), "is damaged"),
     ],
 )
 def test_a_model_folder_that_cannot_be_used_says_why(catalog, tiny_model, tmp_path, damage, expected):

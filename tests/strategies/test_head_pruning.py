@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from autoft.strategies.head_pruning import HeadPruning
 from autoft.strategies.layer_pruning import FfnPruning
 from autoft.strategies.low_rank import LowRank
 from autoft.strategies.onnx import Onnx, OnnxInt8
-from autoft.strategies.reshaped import SHAPES, Shapes, read_reshaped, shapes_of
+from autoft.strategies.reshaped import SHAPES, Shapes, read_class, read_reshaped, shapes_of
 
 PARAMS = {"keep": 0.5, "epochs": 0, "learning_rate": 1e-4, "teaching": 0.5}
 
@@ -293,6 +294,22 @@ def test_further_steps_leave_the_files_to_it(make, logits, tmp_path):
     assert shapes.numbers["bert.encoder.layer.0.attention.self"] == {"num_attention_heads": 2, "all_head_size": 32}
     LowRank().save(factorised, tmp_path)
     torch.testing.assert_close(logits(read_reshaped(tmp_path), target), logits(factorised, target))
+
+
+def test_code_that_comes_with_the_files_is_neither_run_nor_offered(tmp_path, monkeypatch):
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}, "architectures": ["BertModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    asked = []
+    # What a user would type, or what the first row to predict says.
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        read_class(tmp_path)
+    assert not asked
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["pipeline"]}))
+    with pytest.raises(ModelError, match="'pipeline', which is no model class"):
+        read_class(tmp_path)
 
 
 def test_refusals_say_what_would_change_them(make_checkpoint, make_target, load, make):
