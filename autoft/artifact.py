@@ -27,6 +27,7 @@ __all__ = [
     "LoadedModel",
     "Manifest",
     "changed_files",
+    "check_links",
     "context_of",
     "file_digests",
     "load",
@@ -270,6 +271,21 @@ def changed_files(folder: Path) -> list[str]:
         *(f"{name} was added" for name in found if name not in known),
         *(f"{name} was changed" for name in known if name in found and found[name] != known[name]),
     ]
+
+
+def check_links(folder: Path) -> None:
+    """Raise where a file of a model is a link that leads out of its folder: a copy would hold what is elsewhere on this machine.
+
+    In the hub's cache, files of ``snapshots/<commit>/`` are links into the ``blobs/`` beside it.
+
+    Raises:
+        ModelError: there is such a link.
+    """
+    folder = folder.resolve()
+    home = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ModelError(f"{path}: is a link that leads out of the folder of the model; put the file in its place")
 
 
 def context_of(manifest: Manifest, device: str) -> TaskContext:

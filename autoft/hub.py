@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from autoft.artifact import MANIFEST
+from autoft.artifact import MANIFEST, check_links
 from autoft.errors import HubError, ModelError, RunFolderError
 
 __all__ = ["TOKEN", "push_folder"]
@@ -28,11 +28,12 @@ def push_folder(model: str | Path, repo: str, *, public: bool = False) -> str:
 
     Raises:
         RunFolderError: the folder holds no model with a card.
-        ModelError: its card is none.
+        ModelError: its card is none, or a file is a link that leads out of the folder.
         HubError: the name, the token or the hub is at fault.
     """
     folder = _folder(model)
     _check_card(folder)
+    check_links(folder)
     # A file or a secret that it was read from often ends with a line break.
     token = os.environ.get(TOKEN, "").strip()
     if not token:

