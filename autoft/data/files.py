@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,8 @@ import pyarrow.ipc
 
 from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
 from autoft.errors import DataError, closest, first_line
+from autoft.hardware import memory_left
+from autoft.quantities import format_bytes
 
 __all__ = ["allowed_kinds", "is_data_file", "kind_of", "read_file"]
 
@@ -68,8 +70,39 @@ def allowed_kinds() -> str:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    # typeshed does not know that a GzipFile has all that a binary file has.
-    return cast("IO[bytes]", gzip.GzipFile(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+    return io.BufferedReader(_Unpacked(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file unpacks to, as far as there is memory for it: a few megabytes may unpack to terabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._size, self._room = path, gzip.GzipFile(path), 0, _room()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._size += count
+        _check_room(self._size, self._room, self._path)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _room() -> int:
+    """Return how many bytes a file may come to in memory: half of what is free, for it is held twice at times."""
+    return memory_left()[0] // 2
+
+
+def _check_room(size: int, room: int, path: Path) -> None:
+    if size > room:
+        raise DataError(
+            f"{path}: unpacks to more than the {format_bytes(room)} that there is memory for; take a part of it"
+        )
 
 
 def _encoding_fault(path: Path) -> str:
@@ -308,9 +341,16 @@ def _json_table(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> pa.Ta
 
 
 def _read_parquet(path: Path) -> pa.Table:
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile
 
-    return _sound(pyarrow.parquet.ParquetFile(path).read())
+    with ParquetFile(path) as file:
+        batches, size, room = list[pa.RecordBatch](), 0, _room()
+        # Part by part: a value that comes a billion times takes a few bytes in the file.
+        for batch in file.iter_batches(CHUNK):
+            size += batch.nbytes
+            _check_room(size, room, path)
+            batches.append(batch)
+        return _sound(pa.Table.from_batches(batches, file.schema_arrow))
 
 
 def _read_arrow(path: Path) -> pa.Table:

@@ -10,6 +10,7 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -348,6 +349,24 @@ def test_an_unknown_scheme_says_what_is_allowed(tmp_path):
         "pakage://a/b.csv", tmp_path
     )
     assert "hub://owner/name@revision#split" in fault("hub://with space/b.csv", tmp_path)
+    assert "hub://owner/name@revision#split" in fault("hub://../..", tmp_path)
+
+
+def test_a_small_file_that_unpacks_to_more_than_there_is_memory_for_is_refused(tmp_path, monkeypatch):
+    rows = [("good " * 20, 1)] * 20_000
+    text = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+    with gzip.open(tmp_path / "lines.csv.gz", "wt") as file:
+        file.write(text)
+    with gzip.open(tmp_path / "line.json.gz", "wt") as file:
+        file.write(text.replace("\n", " "))
+    pq.write_table(pa.table({"text": [text for text, _ in rows]}), tmp_path / "rows.parquet")
+    names = ("lines.csv.gz", "line.json.gz", "rows.parquet")
+    assert all((tmp_path / name).stat().st_size < 100_000 for name in names)
+    assert load(tmp_path / "lines.csv.gz").num_rows == load(tmp_path / "rows.parquet").num_rows == 20_000
+    free = SimpleNamespace(total=10**9, available=2 * 10**6)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    for name in names:
+        assert "unpacks to more than the 1 MB that there is memory for" in fault(tmp_path / name)
 
 
 # --------------------------------------------------------------------------------------------------- folders
