@@ -404,6 +404,17 @@ def test_a_picture_may_be_a_path_bytes_or_both(tmp_path):
         assert open_picture(value, "row 1").getpixel((1, 1)) == (10, 200, 30)
 
 
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    # Pillow hands EPS to whatever is called gs.
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(DataError, match="cannot identify image file"):
+        open_picture(encoded(Image.new("RGB", (4, 4)), "EPS"), "row 1")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_pictures_are_upright_and_without_holes():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     clear.putpixel((0, 0), (255, 0, 0, 255))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["descriptor", "open_picture", "open_pictures", "thumbnail"]
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that Pillow reads by itself: for others, as EPS, it starts a program."""
 SIDE = 160
 QUALITY = 70
 CELLS = 8
@@ -36,7 +38,7 @@ def open_picture(value: Any, where: str) -> Image:
 
     source, name = _source(value, where)
     try:
-        picture = source if isinstance(source, Image.Image) else Image.open(source)
+        picture = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         picture = ImageOps.exif_transpose(picture)
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
