@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
+from autoft.bill import write_bill
 from autoft.card import front_matter, library_licenses, license_of, templates, usage, write_settings
 from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
@@ -201,7 +202,7 @@ def write_card(
     results: Sequence[TrialResult],
     final: Final,
 ) -> None:
-    """Write the model card of an exported folder, its labels and preprocessing, and the figures into its manifest."""
+    """Write the model card of an exported folder, its labels, preprocessing and bill of materials, and the figures into its manifest."""
     result = next(r for r in results if r.number == selection.trial)
     manifest = read_manifest(folder)
     if final.operating_point:
@@ -216,6 +217,7 @@ def write_card(
     if manifest.format != ENSEMBLE:
         write_settings(task, manifest, folder)
         shown |= usage(task, manifest, folder, folder.name) or {}
+    write_bill(folder, plan, manifest.model)
     manifest.files = file_digests(folder)
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     library = {"transformers": "transformers", "onnx": "onnx"}.get(shown["runtime"], "autoft")

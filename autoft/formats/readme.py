@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from autoft.bill import write_bill
 from autoft.card import front_matter, templates, usage
 from autoft.formats.agreement import Agreement
 from autoft.formats.base import EXACT, Format, Origin
@@ -15,7 +16,7 @@ __all__ = ["write_readme"]
 
 
 def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreement: Agreement) -> None:
-    """Write the card of an exported folder.
+    """Write the card of an exported folder, and beside it the bill of materials where the run is known.
 
     Args:
         origin: the model that was exported.
@@ -35,6 +36,8 @@ def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreem
         # The figures are those of the model before it was rounded; of these files only the comparison's are known.
         own = {agreement.metric: agreement.exported_quality} if agreement.metric else {}
         told = manifest.model_copy(update={"measured": {"validation": own}})
+    if plan is not None:
+        write_bill(folder, plan, manifest.model)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = (
         templates()
