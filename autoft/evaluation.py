@@ -30,7 +30,7 @@ from autoft.measures import Latency
 from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, described, load_plugins
-from autoft.processes import KERNEL_CACHES, STOPPED_SECONDS, is_stopped
+from autoft.processes import KERNEL_CACHES, STOPPED_SECONDS, importing, is_stopped
 from autoft.quiet import Quiet
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
@@ -39,6 +39,8 @@ from autoft.watched import Channel, end_with, own_channels
 __all__ = [
     "MeasureError",
     "bootstrap_interval",
+    "import_for_any_model",
+    "import_for_models_in_torch",
     "judged",
     "measure_costs",
     "measure_folder",
@@ -355,6 +357,7 @@ MODELS_IN_TORCH = "autoft.evaluation:import_for_models_in_torch"
 """What servers call first, as :meth:`ForkServer.start` is told."""
 
 
+@importing()
 def import_for_any_model() -> None:
     """Import what every process does that serves a model, and no more: it would count as the model's memory."""
     import torch  # noqa: F401 - it is there afterwards, as in each process that serves
@@ -363,6 +366,7 @@ def import_for_any_model() -> None:
     load_plugins()
 
 
+@importing()
 def import_for_models_in_torch() -> None:
     """Import what those do beside it whose model is one of transformers', which takes longer than all else."""
     import transformers.modeling_utils  # noqa: F401 - as above
@@ -660,7 +664,11 @@ def main() -> int:
         if request.pop("kind") == "baselines":
             answer = baseline_figures(Path(request.pop("run")), **request)
         else:
-            answer = measure_folder(Path(request.pop("folder")), Path(request.pop("data")), **request)
+            folder = Path(request.pop("folder"))
+            import_for_any_model()
+            if _workload(folder, load_plugins()).startswith("torch"):
+                import_for_models_in_torch()
+            answer = measure_folder(folder, Path(request.pop("data")), **request)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin or a library raises is told to the command
         traceback.print_exception(error)
         channel.say("failed", reason=described(error))

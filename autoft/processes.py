@@ -10,7 +10,8 @@ import stat
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import psutil
 __all__ = [
     "KERNEL_CACHES",
     "STOPPED_SECONDS",
+    "importing",
     "is_own_folder",
     "is_stopped",
     "release_memory",
@@ -117,6 +119,26 @@ def training_environment(threads: int) -> dict[str, str]:
     return {**KERNEL_CACHES, **thread_environment(threads)}
 
 
+IMPORTED = 50_000
+"""Objects that an import makes from one collection of garbage to the next."""
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries with few collections of garbage, which find next to none and else take a fifth of the time.
+
+    Without any the process would have 8 MB more. What was imported stays: later collections need not look through it.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(IMPORTED, *before[1:])
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.set_threshold(*before)
+
+
+@importing()
 def silence_libraries() -> None:
     """Keep tips, adverts and progress bars of other libraries out of the log, where only errors are of use."""
     warnings.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from autoft.evaluation import serving_environment
 from autoft.hardware import MAPPED
-from autoft.processes import KERNEL_CACHES, training_environment
+from autoft.processes import KERNEL_CACHES, importing, training_environment
 
 MANY_SHAPES = """
 import torch
@@ -45,3 +46,24 @@ def test_what_the_user_has_set_of_the_caches_stays_and_a_measured_model_has_them
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
     assert training_environment(2)["LRU_CACHE_CAPACITY"] == "7"
     assert serving_environment(training_environment(2))["LRU_CACHE_CAPACITY"] == "7"
+
+
+def test_imports_are_not_looked_through_for_garbage_and_what_comes_after_them_is():
+    seen = []
+    gc.callbacks.append(lambda phase, info: seen.append(info["generation"]))
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    gc.collect()
+    seen.clear()
+    try:
+        with importing():
+            made = [[] for _ in range(20_000)]
+        within, frozen = len(seen), gc.get_freeze_count()
+        made += [[] for _ in range(20_000)]
+        assert gc.get_threshold() == (700, 10, 10)
+    finally:
+        gc.callbacks.pop()
+        gc.set_threshold(*before)
+    assert within == 0
+    assert frozen > 20_000
+    assert len(seen) > 20

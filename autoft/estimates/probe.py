@@ -134,12 +134,13 @@ def _measured(setting: Setting, limit: int | None) -> dict[str, Any]:
     import torch
 
     # What a worker has loaded by the time it trains: its libraries take memory of the process too.
-    from autoft.evaluation import judged, references, score
+    from autoft.evaluation import import_for_models_in_torch, judged, references, score
     from autoft.plugins import load_plugins
     from autoft.processes import silence_libraries
     from autoft.training import Regularization, train
 
     silence_libraries()
+    import_for_models_in_torch()
     torch.set_num_threads(setting.threads)
     catalog = load_plugins()
     work = Work.of(setting, catalog)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.errors import out_of_memory
+from autoft.evaluation import import_for_models_in_torch
 from autoft.executors.worker import limit_gpu_memory
 from autoft.plugins import described
 from autoft.processes import release_memory, silence_libraries
@@ -36,6 +37,7 @@ def main() -> int:
     run, rank, store = RunDir(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3])
     faulthandler.enable()
     silence_libraries()
+    import_for_models_in_torch()
     channel = Channel(out)
     try:
         _follow(Workplace.open(run), rank, store)

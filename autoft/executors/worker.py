@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from autoft.data.batches import grouped_batches
 from autoft.data.features import Features
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, SearchFailed, out_of_memory
-from autoft.evaluation import start_measuring
+from autoft.evaluation import import_for_models_in_torch, start_measuring
 from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.parallel import thread_counts
@@ -317,7 +316,7 @@ class _Worker(Channel):
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory, plan.workers_a_gpu)
         # As any process that serves a model does: how long a worker takes to be ready says how long those will.
-        importlib.import_module("transformers.modeling_utils")
+        import_for_models_in_torch()
         self.say("ready")
         for number, line in enumerate(self.requests):
             request = json.loads(line)
