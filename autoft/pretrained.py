@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
-from autoft.errors import DataError, ModelError, first_line
+from autoft.errors import DataError, ModelError, first_line, kind_and_line
 from autoft.paths import named_path, package_path
 from autoft.rundir import RunDir, read_json
 
@@ -74,6 +75,10 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
         # safetensors raises its own error type for a cut or damaged file.
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(f"{source.path}: the weights are damaged: {first_line(error)}") from error
+        # A wrong type or number in a configuration ends in whatever it leads to there.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] in {"huggingface_hub", "torch", "transformers"}:
+            raise ModelError(f"{source.path}: {what} cannot be loaded: {kind_and_line(error)}") from error
         raise
     finally:
         transformers.logging.set_verbosity(level)

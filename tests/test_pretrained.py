@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -54,6 +55,24 @@ def test_files_that_cannot_be_read_are_told_with_their_place(damage, tiny_model,
         AutoModel.from_pretrained(folder)
     assert str(caught.value).startswith(str(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("hidden_size", "wide"),
+        ("pad_token_id", 99_999),
+        ("id2label", [1]),
+        ("quantization_config", 7),
+    ],
+)
+def test_a_configuration_with_a_wrong_value_is_told(key, value, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ModelError, match="the model cannot be loaded: "):
+        load_network("AutoModel", ModelSource("m", str(folder)), TaskContext({}, {}, {}, 64, "cpu"))
 
 
 def test_transformers_is_silent_while_loading_and_speaks_again_afterwards(tiny_model):
