@@ -64,7 +64,7 @@ SpaceValue = Any
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -163,7 +163,7 @@ class SearchSection(_Section):
     """Try settings early that served other data sets well, where some are known for the task and the model's size."""
     validation_rows: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = "auto"
     """How many validation rows, the same in all trials, decide within a training; its best checkpoint is judged on all."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of sampling, splits and the first training of each configuration."""
     tolerance: float = Field(default=0.01, ge=0)
     """Among the variants whose objective is within this of the best, the cheapest is chosen; a share of a best above 1."""

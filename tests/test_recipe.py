@@ -40,6 +40,21 @@ def test_a_recipe_survives_its_resolved_copy(tmp_path):
     assert recipe.space == {"train.epochs": [2, 3], "lora.rank": {"low": 4, "high": 8}}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.validation_size", ".nan"),
+        ("search.tolerance", ".inf"),
+        ("search.seed", "99999999999"),
+        ("auxiliary", "[{task: t, data: d.csv, weight: .inf}]"),
+    ],
+)
+def test_a_number_that_nothing_can_be_done_with_is_a_fault(key, value):
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_mapping(GOOD, [f"{key}={value}"])
+    assert key in str(caught.value)
+
+
 def test_latency_as_a_duration_is_the_median():
     recipe = recipe_from_mapping({**GOOD, "budget": {"latency": "3ms"}})
     assert recipe.budget.latency.p50 == "3ms"

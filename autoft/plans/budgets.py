@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from autoft.errors import Fault, unknown_name
@@ -56,6 +57,6 @@ def _quantity(given: object, unit: str, column: str) -> float:
         return float(parse_bytes(given))
     if unit == "seconds":
         return parse_seconds(given) * (1e3 if column.endswith("_ms") else 1.0)
-    if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise ValueError(f"needs a number above 0, given {given!r}")
     return float(given)

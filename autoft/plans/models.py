@@ -110,6 +110,8 @@ def _configuration(path: Path, what: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{what} is damaged: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{what} names no model_type; it is not the configuration of a transformers model")
+    if not isinstance(config.get("architectures", []), list | None):
+        raise ModelError(f"{what} is damaged: architectures has to be a list of names")
     return config

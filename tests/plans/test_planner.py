@@ -179,6 +179,11 @@ INDEX = "model.safetensors.index.json"
             lambda folder: (folder / "config.json").write_text("[" * 100_000),
             "config.json is damaged: maximum recursion",
         ),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": ["bert"]}'), "names no model_type"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "bert", "architectures": 7}'),
+            "architectures has to be a list",
+        ),
         (lambda folder: os.mkfifo(folder / "vocab.txt"), "is no file, but a pipe"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "put onto them unseen"),
         (
