@@ -44,7 +44,7 @@ from autoft.rundir import (
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
 from autoft.space import Categorical
-from autoft.study import GIVEN, RIVALS_SHOWN, Settings, Study, settings_of_trial
+from autoft.study import GIVEN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
 
 __all__ = ["Elsewhere", "Exchange", "Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
@@ -397,14 +397,14 @@ class Search:
         """At which stage each worker was last."""
         self.steps: dict[int, float] = {}
         """Seconds that a step takes, of each worker that is seen to train."""
-        told = self._told()
-        for place, result in enumerate(told):
+        done = []
+        for result in self._told():
             if result.state == "complete" and self._missing_folds(result):
                 self.study.reopen(result)
             else:
-                values = self._values(result)
-                self.study.replay(result, values, compared=place >= len(told) - RIVALS_SHOWN)
-                self.exchange.ended(result, values)
+                done.append((result, self._values(result)))
+                self.exchange.ended(*done[-1])
+        self.study.replay_all(done)
         for result in self.results.values():
             self._at_fold(result)
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
@@ -1181,8 +1181,8 @@ class Search:
     def _bring_in(self) -> None:
         """Enter what other searches have done since the last look into the study, and what they are at."""
         news = self.exchange.news()
-        for place, other in enumerate(news):
-            self.study.replay(other.result, other.values, compared=place >= len(news) - RIVALS_SHOWN)
+        self.study.replay_all([(other.result, other.values) for other in news])
+        for other in news:
             # Of many thousand trials the curves would be the most of it.
             known = replace(other, result=other.result.model_copy(update={"curve": []}))
             self.elsewhere[settings_of_trial(other.result.config)] = known

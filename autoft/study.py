@@ -5,12 +5,13 @@ Nothing of Optuna is kept between two calls of the command: the records of trial
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import SearchFailed
@@ -21,7 +22,7 @@ from autoft.space import Categorical, Domain, Float, Int
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["GIVEN", "QUARTERS", "RIVALS_SHOWN", "Settings", "Study", "directions", "questions", "settings_of_trial"]
+__all__ = ["GIVEN", "QUARTERS", "Settings", "Study", "directions", "questions", "settings_of_trial"]
 
 Settings = tuple[str, str, frozenset[tuple[str, Any]], int]
 """What makes two configurations the same: model, pipeline, parameters and seed."""
@@ -242,7 +243,7 @@ class Study:
             return
         for limit, over in self._constraints(result).items():
             trial.set_constraint(limit, over)
-        if values is not None and all(math.isfinite(value) for value in values):
+        if values is not None and _complete(values):
             self.study.tell(trial, list(values))
             return
         for quarter, value in self._at_quarters(result).items():
@@ -279,13 +280,32 @@ class Study:
         values = {"model": config.model, "pipeline": config.pipeline, **config.params}
         return all(name in self.plan.space and self.plan.domain(name).contains(value) for name, value in values.items())
 
-    def replay(self, result: TrialResult, values: Sequence[float] | None, *, compared: bool = True) -> None:
+    def replay_all(self, trials: Sequence[tuple[TrialResult, Sequence[float] | None]]) -> None:
+        """Enter trials that are done, in this order, with their objectives (None for one that left nothing that fits).
+
+        Of very many only those are entered that somebody will be shown; what comes later makes none of the others one of them.
+        """
+        shown: Collection[int] = range(len(trials))
+        if len(trials) > BEST_SHOWN + NEWEST_SHOWN:
+            sign = -1 if directions(self.plan)[0] == "maximize" else 1
+            complete = [place for place, (_, values) in enumerate(trials) if _complete(values)]
+            best = heapq.nsmallest(BEST_SHOWN, complete, key=lambda place: sign * (trials[place][1] or [math.nan])[0])
+            learned = [place for place, (result, _) in enumerate(trials) if result.state != "failed"]
+            shown = {0, *best, *learned[-NEWEST_SHOWN:]}
+        for place, (result, values) in enumerate(trials):
+            compared = place >= len(trials) - RIVALS_SHOWN
+            self.replay(result, values, compared=compared, shown=place in shown)
+
+    def replay(
+        self, result: TrialResult, values: Sequence[float] | None, *, compared: bool = True, shown: bool = True
+    ) -> None:
         """Enter a trial that is done, of an earlier call or of another search, as if it had just ended.
 
         Args:
             result: the trial's.
             values: its objectives, None where it left nothing that fits.
             compared: the early stopping compares others with it; of very many trials only the newest matter there.
+            shown: the sampler learns from it; of very many trials only the best and the newest matter there.
         """
         if not self._in_space(result.config):
             if self.reopen(result):
@@ -293,11 +313,11 @@ class Study:
             return
         self._watch(result, compared)
         self._end_watch_of(result)
-        if result.config.derived:
+        if result.config.derived or not shown:
             return
         state = self.optuna.trial.TrialState
         # What asking and telling come to, without a look at all trials for each.
-        complete = values is not None and all(math.isfinite(value) for value in values)
+        complete = _complete(values)
         reached = {} if complete else self._at_quarters(result)
         if not complete:
             values = [reached[max(reached)]] if reached else None
@@ -425,6 +445,10 @@ def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
     if isinstance(domain, Int):
         return distributions.IntDistribution(domain.low, domain.high, log=domain.log)
     return distributions.CategoricalDistribution(domain.choices)
+
+
+def _complete(values: Sequence[float] | None) -> bool:
+    return values is not None and all(math.isfinite(value) for value in values)
 
 
 def _constraint(result: TrialResult, key: str) -> float:

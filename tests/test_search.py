@@ -398,6 +398,30 @@ def test_a_sampler_that_is_shown_some_of_the_trials_proposes_on(sampler, monkeyp
     assert len(study.study.get_trials(deepcopy=False)) <= 13
 
 
+def test_of_very_many_trials_of_an_earlier_call_those_are_entered_that_a_sampler_is_shown(monkeypatch):
+    monkeypatch.setattr("autoft.study.BEST_SHOWN", 4)
+    monkeypatch.setattr("autoft.study.NEWEST_SHOWN", 8)
+    rng = random.Random(0)
+    one_by_one, at_once = Study(make_plan()), Study(make_plan())
+    trials = []
+    for number in range(60):
+        value, state = rng.uniform(0.3, 0.9), rng.choice(["complete", "complete", "pruned", "failed"])
+        trials.append((done(config(number, "large"), value, state), [value] if state == "complete" else None))
+    for result, values in trials:
+        one_by_one.replay(result, values)
+    at_once.replay_all(trials)
+
+    def shown(study):
+        return [(trial.state, trial.values) for trial in study.study.get_trials(deepcopy=False)]
+
+    assert shown(at_once) == shown(one_by_one)
+    assert at_once.study.get_trials(deepcopy=False)[-1].number < 20
+    assert at_once.best_at == one_by_one.best_at
+    few = Study(make_plan())
+    few.replay_all(trials[:12])
+    assert len(few.study.trials) == 12
+
+
 def test_trials_of_an_earlier_call_are_known_to_the_sampler_and_the_early_stopping():
     study = Study(make_plan())
     for number, value in enumerate([0.80, 0.82, 0.84]):
