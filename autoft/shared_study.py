@@ -21,7 +21,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,19 @@ SILENT = 60.0
 LONGEST_RECORD = 60_000
 """Characters of an attribute: MySQL keeps 65,535."""
 
+LONGEST_TEXT = 5_000
+"""Characters of a text in an attribute: JSON makes up to twelve of one."""
+
+LONGEST_NAME = 200
+"""Characters of a run's name in that of its study: databases keep 512 of both."""
+
+PAGE = 1000
+"""Trials that a database is asked for at once."""
+
+TOLD_A_SECOND = 1000
+"""Characters a second, at most, in which a search tells what it is at: of a thousand workers it would else be told all the time,
+and a journal keeps each word."""
+
 RECORD = "autoft"
 """The system attribute of a trial that has what other searches need to know."""
 
@@ -89,7 +102,7 @@ def study_name(plan: Plan) -> str:
         "measured": [plan.request, plan.target.name if plan.target else None],
     }
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
-    return f"{plan.name}-{digest}"
+    return f"{plan.name[:LONGEST_NAME]}-{digest}"
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +147,7 @@ class _Peer:
     """Another search of the study."""
 
     about: dict[str, Any] = field(default_factory=dict)
+    going: list[TrialConfig] = field(default_factory=list)
     beat: object = None
     heard: float = 0.0
     """When its beat last changed, by this machine's clock."""
@@ -175,6 +189,9 @@ class SharedStudy(Exchange):
         self._refused: str | None = None
         # What this search tells: under the lock of _changed.
         self._own: dict[int, tuple[TrialResult, Sequence[float] | None]] = {}
+        self._published: set[int] = set()
+        self._waiting: set[int] = set()
+        """Of the own trials, those that are not known to be in the study."""
         self._running: dict[int, TrialConfig] = {}
         # What it heard. Both ends of a deque may be used by two threads.
         self._news: deque[Elsewhere] = deque()
@@ -185,10 +202,10 @@ class SharedStudy(Exchange):
         self._storage: optuna.storages.BaseStorage | None = None
         self._study = -1
         self._read_up_to = -1
-        self._published: set[int] = set()
         self._seen: set[tuple[str, int]] = set()
         self._peers: dict[str, _Peer] = {}
         self._told: dict[str, Any] | None = None
+        self._tell_from = -math.inf
         self._beat: object = None
         self._beat_at = -math.inf
         self._away = False
@@ -218,20 +235,20 @@ class SharedStudy(Exchange):
         """Have others told that this search is at a configuration."""
         with self._changed:
             self._running[config.number] = config
-            self._wake()
 
     def ended(self, result: TrialResult, values: Sequence[float] | None) -> None:
         """Have a result published."""
         with self._changed:
             self._running.pop(result.number, None)
             self._own[result.number] = (result, values)
-            self._wake()
+            if result.number not in self._published:
+                self._waiting.add(result.number)
+                self._wake()
 
     def taken_back(self, number: int) -> None:
         """Have others told that this search is no longer at a configuration."""
         with self._changed:
             self._running.pop(number, None)
-            self._wake()
 
     def _wake(self) -> None:
         self._dirty = True
@@ -263,7 +280,7 @@ class SharedStudy(Exchange):
         if self._thread.is_alive():
             self._thread.join(CLOSING)
         self._tell_notes()
-        left = len(self._own.keys() - self._published)
+        left = len(self._waiting)
         if left:
             trials = "1 trial is" if left == 1 else f"{left} trials are"
             self._note(f"{trials} not in the shared study yet; the same command tells it, and trains nothing again.")
@@ -341,7 +358,7 @@ class SharedStudy(Exchange):
         if self._storage is None:
             self._connect()
         self._look()
-        self._publish()
+        self._publish(closing)
         self._tell_of_itself(closing)
 
     def _connect(self) -> None:
@@ -350,7 +367,9 @@ class SharedStudy(Exchange):
         named_study(self.plan, self.name, storage)
         self._study = storage.get_study_id_from_name(self.name)
         self._storage = storage
-        self._read_up_to, self._published = -1, set()
+        with self._changed:
+            self._published, self._waiting = set(), set(self._own)
+        self._read_up_to = -1
         self._told, self._beat_at = None, -math.inf
         self._connected.set()
 
@@ -362,29 +381,48 @@ class SharedStudy(Exchange):
                 # Of a connection that is broken nothing more is wanted.
                 close()
 
-    def _new_trials(self) -> list[optuna.trial.FrozenTrial]:
-        """Return the trials that came since the last look."""
+    def _new_records(self) -> Iterator[object]:
+        """Yield what the trials that came since the last look say to other searches, None for those that say nothing."""
         storage: Any = self._storage
-        if hasattr(storage, "_get_trials"):
-            # Of a database only these are read. Optuna's cache asks for them so, too, and keeps them all in memory.
-            trials: list[optuna.trial.FrozenTrial] = storage._get_trials(self._study, None, set(), self._read_up_to)
-            if trials:
-                self._read_up_to = trials[-1]._trial_id
-            return trials
-        trials = storage.get_all_trials(self._study, deepcopy=False)[self._read_up_to + 1 :]
-        self._read_up_to += len(trials)
-        return trials
+        if not hasattr(storage, "engine"):
+            trials = storage.get_all_trials(self._study, deepcopy=False)[self._read_up_to + 1 :]
+            self._read_up_to += len(trials)
+            yield from (trial.system_attrs.get(RECORD) for trial in trials)
+            return
+        import sqlalchemy
+        from optuna.storages._rdb.models import TrialModel, TrialSystemAttributeModel
+
+        # One row of each: Optuna reads all forty of a trial, and has all trials in memory at once.
+        said = sqlalchemy.select(TrialSystemAttributeModel.trial_id, TrialSystemAttributeModel.value_json).join(
+            TrialModel
+        )
+        said = said.where(TrialModel.study_id == self._study, TrialSystemAttributeModel.key == RECORD)
+        said = said.order_by(TrialSystemAttributeModel.trial_id).limit(PAGE)
+        while True:
+            self._busy_since = time.monotonic()
+            with storage.engine.connect() as connection:
+                rows = connection.execute(said.where(TrialSystemAttributeModel.trial_id > self._read_up_to)).all()
+            for trial, text in rows:
+                self._read_up_to = trial
+                yield _json_of(text)
+            if len(rows) < PAGE:
+                return
 
     def _look(self) -> None:
-        for trial in self._new_trials():
-            number = -1 - len(self._seen)
-            record = _record_of(trial, number, self.plan)
-            if record is None:
+        for told in self._new_records():
+            if not isinstance(told, dict):
                 continue
-            if record.driver == self.driver:
-                self._published.add(record.trial)
-            elif (record.driver, record.trial) not in self._seen:
-                self._seen.add((record.driver, record.trial))
+            driver, trial = told.get("driver"), told.get("trial")
+            if not isinstance(driver, str) or not isinstance(trial, int):
+                continue
+            if driver == self.driver:
+                with self._changed:
+                    self._published.add(trial)
+                    self._waiting.discard(trial)
+            elif (driver, trial) not in self._seen and (
+                record := _record_of(told, driver, trial, -1 - len(self._seen), self.plan)
+            ):
+                self._seen.add((driver, trial))
                 self._news.append(record.elsewhere)
                 self._keep_best(record)
         assert self._storage is not None
@@ -396,16 +434,14 @@ class SharedStudy(Exchange):
             if driver == self.driver or kind not in {"driver", "alive"}:
                 continue
             peer = self._peers.setdefault(driver, _Peer(heard=now))
-            if kind == "driver" and isinstance(value, dict):
+            if kind == "driver" and isinstance(value, dict) and value != peer.about:
                 peer.about = value
+                found = (_config_of(one, -1) for one in _items(value.get("running")))
+                peer.going = [config for config in found if config is not None]
             elif kind == "alive" and value != peer.beat:
                 peer.beat, peer.heard = value, now
         self._going = [
-            config
-            for peer in self._peers.values()
-            if now - peer.heard < GONE_AFTER
-            for one in _items(peer.about.get("running"))
-            if (config := _config_of(one, -1)) is not None
+            config for peer in self._peers.values() if now - peer.heard < GONE_AFTER for config in peer.going
         ]
 
     def _keep_best(self, record: _Record) -> None:
@@ -414,20 +450,30 @@ class SharedStudy(Exchange):
         if values and (not best or sign * values[0] > sign * best[0]):
             self._best = record
 
-    def _publish(self) -> None:
+    def _publish(self, closing: bool) -> None:
+        """Tell what is done; of very many some, so that others are heard of, and hear of this search, meanwhile."""
         with self._changed:
-            waiting = [(number, *self._own[number]) for number in sorted(self._own.keys() - self._published)]
+            waiting = [(number, *self._own[number]) for number in sorted(self._waiting)]
         assert self._storage is not None
+        end = math.inf if closing else time.monotonic() + LOOK_EVERY
         for number, result, values in waiting:
             self._busy_since = time.monotonic()
+            if self._busy_since > end:
+                self._dirty = True
+                return
             self._storage.create_new_trial(self._study, template_trial=self._trial(result, values))
-            self._published.add(number)
+            with self._changed:
+                self._published.add(number)
+                self._waiting.discard(number)
 
     def _trial(self, result: TrialResult, values: Sequence[float] | None) -> optuna.trial.FrozenTrial:
         if values is not None and not all(map(math.isfinite, values)):
             values = None
         trial = finished_trial(self.plan, result, self.run, values)
-        trial.user_attrs = {"driver": self.driver, "host": platform.node(), "number": result.number, **trial.user_attrs}
+        told = {"driver": self.driver, "host": platform.node(), "number": result.number, **trial.user_attrs}
+        trial.user_attrs = {
+            name: value[:LONGEST_TEXT] if isinstance(value, str) else value for name, value in told.items()
+        }
         record = {
             "driver": self.driver,
             "trial": result.number,
@@ -446,18 +492,29 @@ class SharedStudy(Exchange):
 
     def _tell_of_itself(self, closing: bool) -> None:
         assert self._storage is not None
-        with self._changed:
-            running = [_told_of(config) for config in self._running.values()]
-        while len(json.dumps(running)) > LONGEST_RECORD:
-            running.pop()
-        told = {"host": platform.node(), "folder": str(self.run.path), "running": running, "ended": closing}
-        if told != self._told:
-            self._storage.set_study_user_attr(self._study, f"driver {self.driver}", told)
-            self._told = told
+        if closing or time.monotonic() >= self._tell_from:
+            told = self._about_itself(closing)
+            if told != self._told:
+                self._storage.set_study_user_attr(self._study, f"driver {self.driver}", told)
+                self._told = told
+                self._tell_from = time.monotonic() + len(json.dumps(told)) / TOLD_A_SECOND
         if time.monotonic() - self._beat_at >= BEAT_EVERY:
             beat = self._beat + 1 if isinstance(self._beat, int) else 0
             self._storage.set_study_user_attr(self._study, f"alive {self.driver}", beat)
             self._beat_at = time.monotonic()
+
+    def _about_itself(self, closing: bool) -> dict[str, Any]:
+        told: dict[str, Any] = {"host": platform.node(), "folder": str(self.run.path), "running": [], "ended": closing}
+        left = LONGEST_RECORD - len(json.dumps(told))
+        with self._changed:
+            running = list(self._running.values())
+        for config in running:
+            one = _told_of(config)
+            left -= len(json.dumps(one)) + len(", ")
+            if left < 0:
+                break
+            told["running"].append(one)
+        return told
 
     def _reason(self, error: BaseException) -> str:
         """Return in one line what is at the bottom of an error, without a password."""
@@ -500,10 +557,17 @@ def _config_of(value: object, number: int) -> TrialConfig | None:
         return None
 
 
-def _record_of(trial: optuna.trial.FrozenTrial, number: int, plan: Plan) -> _Record | None:
-    """Return what a trial of the study says; None for one that no search of autoft has written."""
-    told = trial.system_attrs.get(RECORD)
-    if not isinstance(told, dict) or (config := _config_of(told.get("config"), number)) is None:
+def _json_of(text: str) -> object:
+    """Return what a database has as JSON; None where another program wrote something else."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _record_of(told: Mapping[str, Any], driver: str, trial: int, number: int, plan: Plan) -> _Record | None:
+    """Return what a trial of the study says, under a number of this search; None where it is damaged."""
+    if (config := _config_of(told.get("config"), number)) is None:
         return None
     try:
         curve = [
@@ -525,6 +589,6 @@ def _record_of(trial: optuna.trial.FrozenTrial, number: int, plan: Plan) -> _Rec
         values = None if told["values"] is None else [float(value) for value in told["values"]]
         if values is not None and len(values) != len(plan.objectives):
             return None
-        return _Record(str(told["driver"]), int(told["trial"]), str(told["variant"]), Elsewhere(result, values))
+        return _Record(driver, trial, str(told["variant"]), Elsewhere(result, values))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

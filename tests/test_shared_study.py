@@ -18,6 +18,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import sqlalchemy
 import yaml
 
 from autoft import shared_study
@@ -37,6 +38,7 @@ SECRET = "hunter2:/hunter2"
 def often(monkeypatch):
     monkeypatch.setattr(shared_study, "LOOK_EVERY", 0.02)
     monkeypatch.setattr(shared_study, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(shared_study, "TOLD_A_SECOND", math.inf)
 
 
 @pytest.fixture
@@ -203,6 +205,8 @@ def test_searches_of_other_data_or_another_space_do_not_mix(catalog, tiny_model,
     )
     assert study_name(alike) == name
     assert study_name(films(catalog, tiny_model, search={"sampler": "random"})) == name
+    # Databases keep 512 characters.
+    assert len(study_name(films(catalog, tiny_model, name="x" * 600))) < 256
     others = [
         films(catalog, tiny_model, fingerprint="other rows"),
         films(catalog, tiny_model, search={"seed": 1}),
@@ -291,6 +295,68 @@ def test_what_others_wrote_into_the_study_does_no_harm(journal, plan, tmp_path):
         one.hears(1)
         assert one.study.going() == []
         assert one.notes == []
+
+
+def test_a_look_into_a_database_reads_one_row_of_each_new_trial(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_study, "PAGE", 2)
+    url, asked = f"sqlite:///{tmp_path}/study.db", []
+    with Driver(url, plan, tmp_path / "a") as one:
+        for number in range(5):
+            one.tells(result(plan, number, number / 10), [number / 10])
+    other = Driver(url, plan, tmp_path / "b")
+    other.study._connect()
+    sqlalchemy.event.listen(
+        other.study._storage.engine, "before_cursor_execute", lambda *words: asked.append((words[2], words[3]))
+    )
+    other.study._look()
+    assert [found.values for found in other.study.news()] == [[number / 10] for number in range(5)]
+    asked = [words for words in asked if "trial_" in words[0]]
+    assert len(asked) == 3
+    assert all("trial_params" not in question and 2 in values for question, values in asked)
+    other.study._look()
+    assert other.study.news() == []
+
+
+def test_who_has_very_many_to_tell_looks_into_the_study_meanwhile(journal, plan, tmp_path, monkeypatch):
+    one, other = Driver(journal, plan, tmp_path / "a").study, Driver(journal, plan, tmp_path / "b").study
+    one._exchange(closing=False)
+    for number in range(5):
+        one.ended(result(plan, number), [0.8])
+    monkeypatch.setattr(shared_study, "LOOK_EVERY", -1.0)
+    other.ended(result(plan, 0, 0.9), [0.9])
+    other._exchange(closing=True)
+    one._exchange(closing=False)
+    assert one._dirty
+    assert len(one._published) < 5
+    assert [found.values for found in one.news()] == [[0.9]]
+    one._exchange(closing=True)
+    assert sorted(one._published) == [*range(5)]
+    assert len(trials(journal)) == 6
+
+
+def test_what_a_thousand_workers_are_at_is_told_in_part_and_now_and_then(journal, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_study, "TOLD_A_SECOND", 1000)
+    one = Driver(journal, plan, tmp_path / "a").study
+    for number in range(1000):
+        one.started(result(plan, number).config)
+        if number in {9, 19, 999}:
+            one._exchange(closing=False)
+    told = [json.loads(line) for line in Path(journal.removeprefix("journal://")).read_text().splitlines()]
+    told = [line["user_attr"] for line in told if f"driver {one.driver}" in line.get("user_attr", {})]
+    assert len(told) == 1
+    one._exchange(closing=True)
+    (study,) = shared_study.open_storage(study_address(journal)).get_all_studies()
+    text = json.dumps(study.user_attrs[f"driver {one.driver}"])
+    assert 50_000 < len(text) < 65_535
+
+
+def test_what_a_database_has_no_room_for_is_cut(journal, plan, tmp_path):
+    failed = result(plan, 0, state="failed").model_copy(update={"reason": "\N{PILE OF POO}" * 100_000})
+    with Driver(journal, plan, tmp_path / "a") as one, Driver(journal, plan, tmp_path / "b") as other:
+        one.tells(failed, None)
+        assert other.hears(1)[0].result.state == "failed"
+    (trial,) = trials(journal)
+    assert max(len(json.dumps(value)) for value in trial.user_attrs.values()) < 65_535
 
 
 def test_the_last_lines_name_a_search_that_did_better(journal, plan, tmp_path):
