@@ -535,7 +535,10 @@ def _remedy(address: StudyAddress) -> str:
         case "postgresql":
             return "See that the server runs and has this database; a password belongs into PGPASSWORD or ~/.pgpass"
         case _:
-            return "See that the server runs and has this database"
+            return (
+                "See that the server runs and has this database, whose character set is utf8mb4; a password belongs into a "
+                "file that the address names, as ?read_default_file=~/.my.cnf"
+            )
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -541,8 +542,10 @@ def test_two_searches_share_a_study_by_a_grpc_proxy(plan, tmp_path):
 class PostgreSQL:
     """A server of one's own, in a folder that is deleted afterwards."""
 
+    SCHEME, MODULE = "postgresql", "psycopg"
     PASSWORD = "hunter2-hunter2"
     PROGRAMS = ("initdb", "pg_ctl", "createdb")
+    REFUSAL = "password authentication failed"
 
     def __init__(self) -> None:
         # Debian keeps them out of the path.
@@ -565,10 +568,9 @@ class PostgreSQL:
         self.program("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "me", "autoft")
 
     def program(self, name: str, *words: str) -> None:
-        environment = {**os.environ, "PGPASSWORD": self.PASSWORD}
         subprocess.run(
             [*self.user, str(self.bin / name), *words],
-            cwd=self.folder, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60,
+            cwd=self.folder, env=os.environ | self.environment(), check=True, stdout=subprocess.DEVNULL, timeout=60,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -584,35 +586,98 @@ class PostgreSQL:
         self.program("pg_ctl", "-D", "data", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
 
+    def environment(self) -> dict[str, str]:
+        return {"PGPASSWORD": self.PASSWORD}
+
+    def without_password(self) -> str:
+        """Return an address that works where the environment is given."""
+        return f"{self.SCHEME}://me@127.0.0.1:{self.port}/autoft"
+
+    def address(self, password: str = PASSWORD) -> str:
+        return f"{self.SCHEME}://me:{password}@127.0.0.1:{self.port}/autoft"
+
+
+class MariaDB(PostgreSQL):
+    """The same of MySQL's kind."""
+
+    SCHEME, MODULE = "mysql", "pymysql"
+    REFUSAL = "Access denied for user"
+
+    def __init__(self) -> None:
+        places = f"{os.environ['PATH']}:/usr/sbin"
+        found = [shutil.which(name, path=places) for name in ("mariadbd", "mariadb-install-db")]
+        if None in found:
+            pytest.skip("MariaDB's programs are not there")
+        self.program_of_server, install = map(str, found)
+        self.port, self.folder = free_port(), Path(tempfile.mkdtemp(prefix="autoft-mariadb-"))
+        (self.folder / "my.cnf").write_text(f"[client]\npassword={self.PASSWORD}\n")
+        # What a server does at its start.
+        (self.folder / "begin.sql").write_text(
+            "CREATE DATABASE IF NOT EXISTS autoft CHARACTER SET utf8mb4;\n"
+            f"CREATE USER IF NOT EXISTS me@'%' IDENTIFIED BY '{self.PASSWORD}';\nGRANT ALL ON autoft.* TO me@'%';\n"
+        )
+        words = ["--no-defaults", f"--datadir={self.folder}/data", "--skip-test-db", "--skip-name-resolve"]
+        words += [f"--user={getpass.getuser()}", "--auth-root-authentication-method=normal"]
+        subprocess.run([install, *words], check=True, capture_output=True, timeout=120)
+        self.start()
+
+    def start(self) -> None:
+        words = ["--no-defaults", f"--datadir={self.folder}/data", f"--port={self.port}", "--bind-address=127.0.0.1"]
+        words += [
+            f"--socket={self.folder}/socket",
+            f"--user={getpass.getuser()}",
+            f"--init-file={self.folder}/begin.sql",
+        ]
+        with (self.folder / "log").open("w") as log:
+            self.process = subprocess.Popen([self.program_of_server, *words], stdout=log, stderr=log)
+        until(lambda: "ready for connections" in (self.folder / "log").read_text())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def without_password(self) -> str:
+        return f"{super().without_password()}?read_default_file={self.folder}/my.cnf"
+
+
+@pytest.fixture(params=[PostgreSQL, MariaDB], ids=["postgresql", "mysql"])
+def server(request):
+    pytest.importorskip(request.param.MODULE)
+    server = request.param()
+    yield server
+    server.remove()
+
 
 @pytest.mark.slow
-def test_two_searches_share_a_study_in_postgresql_that_is_killed_and_started_again(plan, tmp_path, monkeypatch):
-    pytest.importorskip("psycopg")
-    server = PostgreSQL()
-    url = f"postgresql://me:{server.PASSWORD}@127.0.0.1:{server.port}/autoft"
-    try:
-        with Driver(url, plan, tmp_path / "a") as one, Driver(url, plan, tmp_path / "b") as other:
-            one.tells(result(plan, 0, 0.8), [0.8])
-            other.tells(result(plan, 0, 0.9), [0.9])
-            assert [found.values for found in other.hears(1)] == [[0.8]]
-            assert [found.values for found in one.hears(1)] == [[0.9]]
-            server.kill()
-            one.study.ended(result(plan, 1, 0.7), [0.7])
-            until(lambda: one.study.news() or one.notes)
-            server.start()
-            assert [found.values for found in other.hears(2)] == [[0.8], [0.7]]
-        found = trials(url)
-        # A server that does not run is one error, which does not say the password.
+def test_two_searches_share_a_study_in_a_database_that_is_killed_and_started_again(server, plan, tmp_path):
+    url = server.address()
+    with Driver(url, plan, tmp_path / "a") as one, Driver(url, plan, tmp_path / "b") as other:
+        one.tells(result(plan, 0, 0.8), [0.8])
+        other.tells(result(plan, 0, 0.9), [0.9])
+        assert [found.values for found in other.hears(1)] == [[0.8]]
+        assert [found.values for found in one.hears(1)] == [[0.9]]
         server.kill()
-        late = Driver(url, plan, tmp_path / "c")
-        with pytest.raises(StudyError, match="Nothing was trained") as caught:
-            late.study.open()
+        one.study.ended(result(plan, 1, 0.7), [0.7])
+        until(lambda: one.study.news() or one.notes)
         server.start()
-        wrong = Driver(url.replace(server.PASSWORD, "other"), plan, tmp_path / "d")
-        with pytest.raises(StudyError, match="password authentication failed") as refused:
-            wrong.study.open()
-    finally:
-        server.remove()
+        assert [found.values for found in other.hears(2)] == [[0.8], [0.7]]
+    found = trials(url)
+    # A server that does not run is one error, which does not say the password.
+    server.kill()
+    late = Driver(url, plan, tmp_path / "c")
+    with pytest.raises(StudyError, match="Nothing was trained") as caught:
+        late.study.open()
+    server.start()
+    wrong = Driver(server.address("other"), plan, tmp_path / "d")
+    with pytest.raises(StudyError, match=server.REFUSAL) as refused:
+        wrong.study.open()
     assert len({(t.user_attrs["driver"], t.user_attrs["number"]) for t in found}) == len(found) == 3
     told = [*one.notes, *other.notes, str(caught.value), str(refused.value)]
     told += [path.read_text() for path in tmp_path.rglob("*.json")]
@@ -624,20 +689,18 @@ def numbers(run: Path) -> set[int]:
 
 
 @pytest.mark.slow
-def test_two_searches_at_once_lose_nothing_and_tell_nothing_twice_whoever_is_killed(tmp_path, tiny_model, reviews):
-    pytest.importorskip("psycopg")
-    server = PostgreSQL()
-    url = f"postgresql://me@127.0.0.1:{server.port}/autoft"
-    whole = url.replace("me@", f"me:{server.PASSWORD}@")
-
+def test_two_searches_at_once_lose_nothing_and_tell_nothing_twice_whoever_is_killed(
+    server, tmp_path, tiny_model, reviews
+):
     def search(run: str) -> subprocess.Popen[str]:
         if run == "a":
-            return searched(tmp_path, run, tiny_model, reviews, url, PGPASSWORD=server.PASSWORD)
-        return searched(tmp_path, run, tiny_model, reviews, url, "--set", f"storage.study={whole}")
+            return searched(tmp_path, run, tiny_model, reviews, server.without_password(), **server.environment())
+        study = ["--set", f"storage.study={server.address()}"]
+        return searched(tmp_path, run, tiny_model, reviews, server.without_password(), *study)
 
     a, b = tmp_path / "a", tmp_path / "b"
+    first, second = search("a"), search("b")
     try:
-        first, second = search("a"), search("b")
         wait(lambda: numbers(a) and numbers(b), first, second)
         server.kill()
         there = len(numbers(a))
@@ -648,11 +711,10 @@ def test_two_searches_at_once_lose_nothing_and_tell_nothing_twice_whoever_is_kil
         second = search("b")
         said = [process.communicate(timeout=600)[0] for process in (first, second)]
         assert (first.returncode, second.returncode) == (0, 0), said
-        found = trials(whole)
+        found = trials(server.address())
     finally:
         for process in (first, second):
             process.kill()
-        server.remove()
     assert numbers(a) == numbers(b) == set(range(6))
     drivers = {run: json.loads((run / "study.json").read_text())["driver"] for run in (a, b)}
     told = sorted((trial.user_attrs["driver"], trial.user_attrs["number"]) for trial in found)
