@@ -21,6 +21,7 @@ Each message says where, what is allowed, what was given and, for names, the clo
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,19 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY) or text in ONEDNN_OUT_OF_MEMORY
     )
+
+
+FULL = ("no space left on device", "os error 28", "disk quota exceeded")
+
+
+def out_of_disk(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it comes from, means that a disk is full."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        if full or any(words in str(error).lower() for words in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 MANY = 40

@@ -35,7 +35,7 @@ from autoft.contracts import (
 from autoft.data.features import Features, encoded
 from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
-from autoft.errors import AutoftError, first_line, out_of_memory
+from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
@@ -308,7 +308,12 @@ def compress_further(
 
 
 def ended_by(error: BaseException, result: TrialResult, folder: Path) -> None:
-    """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole."""
+    """Write down that a trial ended by an error: want of memory is no failure but a limit; other errors are kept whole.
+
+    Raises:
+        RunFolderError: a disk is full. That says nothing of the trial, which the same command does again.
+    """
+    _check_disk(error, result.number)
     if out_of_memory(error):
         result.state, result.reason = "infeasible", f"out of memory: {first_line(error)}"
         result.violations = {"memory": 1.0}
@@ -317,6 +322,13 @@ def ended_by(error: BaseException, result: TrialResult, folder: Path) -> None:
     result.reason = described(error)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+
+
+def _check_disk(error: BaseException, trial: int) -> None:
+    if out_of_disk(error):
+        raise RunFolderError(
+            f"trial {trial}: the disk is full ({first_line(error)}); free some space and run the same command again to go on"
+        ) from error
 
 
 def variant_folder(trial: int, variant: str) -> str:
@@ -924,8 +936,10 @@ class Trial:
             self._measure(folder, variant, memory, outcome)
             self.result.seconds["measure"] = self.result.seconds.get("measure", 0.0) + time.monotonic() - measuring
         except MeasureError as error:
+            _check_disk(error, self.config.number)
             outcome.state, outcome.reason = "failed", str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a compressor may fail in any library; the other variants go on
+            _check_disk(error, self.config.number)
             state = "infeasible" if out_of_memory(error) else "failed"
             outcome.state, outcome.reason = state, described(error)  # type: ignore[assignment]
             self.place.run.trial(self.config.number).mkdir(parents=True, exist_ok=True)
