@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from autoft import report
 from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
@@ -41,7 +43,6 @@ from autoft.export import export as export_variant
 from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
-from autoft.lines import read_yaml
 from autoft.plans.budgets import budget_limits, violations
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
@@ -49,9 +50,30 @@ from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter
-from autoft.recipe import DataSection, Recipe, budget_section, dump_recipe, load_recipe, recipe_from_mapping
+from autoft.recipe import (
+    DataSection,
+    Recipe,
+    budget_section,
+    dump_recipe,
+    load_recipe,
+    read_plain_yaml,
+    recipe_from_mapping,
+)
 from autoft.report.comparison import comparison_json, make_comparison, render_comparison
-from autoft.rundir import Final, RunDir, RunRecord, Selection, TrialResult, read_json, read_run, write_json, write_text
+from autoft.rundir import (
+    Figure,
+    Final,
+    RunDir,
+    RunRecord,
+    Seconds,
+    Selection,
+    TrialResult,
+    read_json,
+    read_run,
+    read_typed,
+    write_json,
+    write_text,
+)
 from autoft.search import Interruption, Listener, Search, TrialTime
 from autoft.selection import select
 from autoft.serving import serve
@@ -197,7 +219,7 @@ def search(
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
         folder.clear_leftovers()
-        used = float(read_json(folder.path / "time.json", missing={"seconds": 0.0})["seconds"])
+        used = read_typed(folder.path / "time.json", dict[str, Seconds], {}).get("seconds", 0.0)
         done = folder.results()
         listener.begin(plan, len(done))
         if done:
@@ -332,20 +354,28 @@ def _with_scales(plan: Plan, run: RunDir, listener: Listener) -> Plan:
     if plan.target is None:
         return plan
     path = run.path / "workloads.json"
-    known = read_json(path, missing={})
-    if known.get("threads") != plan.threads:
+    known = read_typed(path, _Workloads, _Workloads())
+    if known.threads != plan.threads:
         listener.phase("measure this machine")
-        known = {"threads": plan.threads, **measure_workloads(plan.threads)}
-        write_json(path, known)
-    target = plan.target.model_copy(update={"scales": latency_scales(plan.target.milliseconds, known["milliseconds"])})
+        measured = {"threads": plan.threads, **measure_workloads(plan.threads)}
+        write_json(path, measured)
+        known = _Workloads.model_validate(measured)
+    target = plan.target.model_copy(update={"scales": latency_scales(plan.target.milliseconds, known.milliseconds)})
     return plan.model_copy(update={"target": target, "warnings": [*plan.warnings, target.text]})
+
+
+class _Workloads(BaseModel):
+    """What this machine was measured at."""
+
+    threads: int = 0
+    milliseconds: dict[str, list[Figure]] = {}
 
 
 def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
     """Return the plan with what an earlier call of the run found out: the seconds of the same multiple, and how many workers pay."""
     if (plan.time_multiple is None and not plan.by_pace) or not run.plan.is_file():
         return plan
-    known = Plan.model_validate(read_json(run.plan))
+    known = read_plan(run.plan)
     found: dict[str, Any] = {}
     if plan.time_multiple is not None and known.time_multiple == plan.time_multiple:
         found["time_limit"] = known.time_limit
@@ -382,12 +412,12 @@ def _finish(
         listener.phase("report")
         report.write(read_run(folder.path))
         raise
-    old = read_json(folder.path / "selection.json", missing={})
+    old = read_typed(folder.path / "selection.json", Selection) if (folder.path / "selection.json").is_file() else None
     final_path = folder.path / "final.json"
-    same = (old.get("trial"), old.get("variant")) == (selection.trial, selection.variant)
+    same = old is not None and (old.trial, old.variant) == (selection.trial, selection.variant)
     write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
     if same and final_path.is_file() and folder.best.is_dir():
-        final = Final.model_validate(read_json(final_path))
+        final = read_typed(final_path, Final)
     else:
         worked = True
         tested_before = final_path.is_file()
@@ -732,7 +762,7 @@ def add(
         config = added_configuration(
             plan, catalog, results, given, start=start, pipeline=pipeline, model=model, faults=faults
         )
-        used = read_json(folder.path / "time.json", missing={"seconds": 0.0})
+        used = read_typed(folder.path / "time.json", dict[str, Seconds], {}).get("seconds", 0.0)
         free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, "workers": 1})
         with ProgressWriter(folder) as progress:
             audience = Audience(progress, listener)
@@ -745,12 +775,12 @@ def add(
                     raise SearchFailed("stopped before it was done; nothing was added to the run")
                 write_json(folder.path / "importance.json", engine.importance())
                 folder.write_trials_csv(engine.results.values())
-                _finish(folder, plan, catalog, audience, started, float(used["seconds"]), worked=True, counted=False)
+                _finish(folder, plan, catalog, audience, started, used, worked=True, counted=False)
             finally:
                 folder.clear_leftovers()
                 # What a user adds takes nothing of the time that the recipe gives the search.
-                write_json(folder.path / "time.json", used)
-    selection = Selection.model_validate(read_json(folder.path / "selection.json"))
+                write_json(folder.path / "time.json", {"seconds": used})
+    selection = read_typed(folder.path / "selection.json", Selection)
     return Added(folder.path, folder.read_result(trial.number), selection.trial == trial.number)
 
 
@@ -1020,11 +1050,9 @@ def _source(recipe: str | Path | Mapping[str, Any]) -> str:
 def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     if not folder.recipe.is_file() or not folder.results():
         return
-    import yaml
-
     try:
-        old, _ = read_yaml(folder.recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        old = read_plain_yaml(folder.recipe.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{folder.recipe}: is damaged ({first_line(error)})") from error
     new = json.loads(recipe.model_dump_json())
     if not isinstance(old, dict):

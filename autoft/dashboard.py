@@ -40,6 +40,9 @@ PORT = 8080
 LOOKED_EVERY = 2.0
 """Seconds between two looks into the run folder at least."""
 
+MOST_TAKEN_BACK = 10_000
+"""Numbers that were given to no trial, at most: each becomes one of the study."""
+
 READING = frozenset({"GET", "HEAD"})
 
 
@@ -70,7 +73,10 @@ def study_of(view: View, run: RunDir) -> optuna.Study:
         if view.progress is not None and view.state == "running"
         else {}
     )
-    for number in range(max([*results, *going], default=-1) + 1):
+    last = max([*results, *going], default=-1)
+    if last >= len(results) + len(going) + MOST_TAKEN_BACK:
+        raise AutoftError(f"{run.path}: is damaged: there are {len(results)} trials, and one has the number {last}")
+    for number in range(last + 1):
         if number in results:
             frozen = finished_trial(plan, results[number], run)
         elif number in going:

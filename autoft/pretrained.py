@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import DataError, ModelError, first_line, kind_and_line
 from autoft.paths import named_path, package_path
-from autoft.rundir import RunDir, read_json
+from autoft.rundir import RunDir, Selection, TrialConfig, read_typed
 
 if TYPE_CHECKING:
     import torch
@@ -135,12 +135,12 @@ def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:
 
 def dense_folder(run: Path) -> Path | None:
     """Return the folder of the uncompressed weights that a run kept: the chosen ones, else the default's; None without."""
-    chosen = read_json(run / "selection.json", missing={}).get("trial")
     numbers: list[int] = []
-    if chosen is not None:
+    if (run / "selection.json").is_file():
+        chosen = read_typed(run / "selection.json", Selection).trial
         # What was made smaller and trained again began as another trial's model.
-        config = read_json(RunDir(run).trial(chosen) / "config.json", missing={})
-        numbers = [chosen, *config.get("members", [])]
+        config = RunDir(run).trial(chosen) / "config.json"
+        numbers = [chosen, *(read_typed(config, TrialConfig).members if config.is_file() else [])]
     places = [run / "best", *(RunDir(run).trial(number) / "variants" / "none" for number in [*numbers, 0]), run]
     return next((place for place in places if _is_dense(place)), None)
 
@@ -149,7 +149,7 @@ def _is_dense(folder: Path) -> bool:
     """Say whether a folder holds weights that transformers reads; those of a compressor are none."""
     if not (folder / "config.json").is_file() or not [*folder.glob("*.safetensors")]:
         return False
-    return bool(read_json(folder / "autoft.json", missing={}).get("format", "transformers") == "transformers")
+    return bool(read_typed(folder / "autoft.json", dict[str, Any], {}).get("format", "transformers") == "transformers")
 
 
 def trained_model(name: str, trust_remote_code: bool = False) -> ModelSource:
@@ -174,7 +174,7 @@ def trained_model(name: str, trust_remote_code: bool = False) -> ModelSource:
 
 def trained_by(source: ModelSource) -> str | None:
     """Return the task that a model was trained for, where autoft wrote it; None of other models."""
-    task = read_json(Path(source.path) / "autoft.json", missing={}).get("task")
+    task = read_typed(Path(source.path) / "autoft.json", dict[str, Any], {}).get("task")
     return str(task) if task else None
 
 

@@ -24,12 +24,23 @@ from types import TracebackType
 from typing import Any, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from autoft.errors import NothingFeasible, RunFolderError, first_line
-from autoft.plans.plan import Plan
+from autoft.plans.plan import Plan, read_plan
 from autoft.quantities import format_seconds
-from autoft.rundir import Candidate, RunDir, TrialConfig, TrialResult, TrialState, count_states, read_json
+from autoft.rundir import (
+    Candidate,
+    Count,
+    Figure,
+    RunDir,
+    Seconds,
+    TrialConfig,
+    TrialResult,
+    TrialState,
+    count_states,
+    read_typed,
+)
 from autoft.search import Forecast, Listener, Standing
 from autoft.selection import candidates, select
 
@@ -83,13 +94,13 @@ class Activity(_Record):
     worker: int
     config: TrialConfig
     stage: str = "load"
-    began: float
-    """Seconds since 1970."""
-    stage_began: float
-    samples: int = 0
-    total: int = 0
+    began: Seconds
+    """Since 1970."""
+    stage_began: Seconds
+    samples: Count = 0
+    total: Count = 0
     """Training samples, seen and in all; 0 before the training."""
-    rate: float = 0.0
+    rate: Figure = 0.0
     """Samples a second."""
     value: float | None = None
     """The objective at the last validation."""
@@ -113,26 +124,26 @@ class Progress(_Record):
     state: Literal["running", "finished", "stopped", "failed"] = "running"
     reason: str = ""
     """Of a search that ended without a model, in one line."""
-    pid: int
+    pid: int = Field(ge=1, lt=2**31)
     pid_began: float
     """When the process started, seconds since 1970: a number alone is given to another process some day."""
     host: str
     machine: str
     """Tells places apart that have different processes under the same number."""
-    began: float
-    written: float
+    began: Seconds
+    written: Seconds
     phase: str = "prepare data"
-    phase_began: float
+    phase_began: Seconds
     phases: list[str] = []
     """Those that the command was at, in their order."""
     resumed: int = 0
-    time_limit: float | None = None
+    time_limit: Figure | None = None
     """Seconds of the whole command, None without a limit."""
-    seconds_left: float | None = None
+    seconds_left: Figure | None = None
     """Of the time budget, when it was asked last."""
-    expected_left: float | None = None
+    expected_left: Figure | None = None
     """Seconds until the command is thought to end, then."""
-    asked: float = 0.0
+    asked: Seconds = 0.0
     """When."""
     limit: int | None = None
     """Trials at most."""
@@ -614,8 +625,8 @@ class RunReader:
 
     def _seconds(self) -> float | None:
         try:
-            return float(read_json(self.run.path / "time.json")["seconds"])
-        except (RunFolderError, KeyError, TypeError, ValueError, OSError):
+            return read_typed(self.run.path / "time.json", dict[str, Seconds], {}).get("seconds")
+        except (RunFolderError, OSError):
             # It is written when the first trial ends, and it is told nowhere else.
             return None
 
@@ -623,10 +634,10 @@ class RunReader:
         try:
             stamp = _stamp(self.run.plan)
             if self._plan is None or self._plan[0] != stamp:
-                self._plan = (stamp, Plan.model_validate(read_json(self.run.plan)))
+                self._plan = (stamp, read_plan(self.run.plan))
         except FileNotFoundError:
             return None
-        except (RunFolderError, ValidationError, OSError) as error:
+        except (RunFolderError, OSError) as error:
             damaged.append(_damage(self.run.plan, error))
             return None
         return self._plan[1]
@@ -642,17 +653,16 @@ class RunReader:
 
     def _read_results(self, damaged: list[str]) -> list[TrialResult]:
         found: dict[Path, tuple[tuple[int, int], TrialResult]] = {}
-        for path in sorted((self.run.path / "trials").glob("[0-9]*/result.json")):
+        for number in self.run.numbers():
+            path = self.run.result(number)
             try:
                 stamp = _stamp(path)
                 known = self._known.get(path)
                 found[path] = (
-                    known
-                    if known is not None and known[0] == stamp
-                    else (stamp, TrialResult.model_validate(read_json(path)))
+                    known if known is not None and known[0] == stamp else (stamp, self.run.read_result(number))
                 )
-            except (RunFolderError, ValidationError, OSError) as error:
-                # Where it is gone, the search has just taken the trial back.
+            except (RunFolderError, OSError) as error:
+                # Where it is not there, the trial goes on, or the search has just taken it back.
                 if path.is_file():
                     damaged.append(_damage(path.relative_to(self.run.path), error))
         self._known = found

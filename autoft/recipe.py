@@ -31,6 +31,7 @@ __all__ = [
     "StorageSection",
     "dump_recipe",
     "load_recipe",
+    "read_plain_yaml",
     "recipe_from_mapping",
     "recipe_from_text",
     "recipe_schema",
@@ -597,6 +598,28 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, str | int | float | bool):
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def read_plain_yaml(text: str) -> Any:
+    """Return what a YAML text says that :func:`dump_recipe` wrote: no value stands in two places of it.
+
+    Raises:
+        ValueError: it is no YAML, or has aliases.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(_problem(error)) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node, unless it is one that stands elsewhere."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "has an alias", None)
+        return super().compose_node(parent, index)
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -42,13 +42,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import filelock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from autoft.errors import RunFolderError, first_line
-from autoft.lines import read_yaml
+from autoft.recipe import read_plain_yaml
 
 __all__ = [
     "Candidate",
@@ -69,6 +69,7 @@ __all__ = [
     "folder_size",
     "read_json",
     "read_run",
+    "read_typed",
     "replacing",
     "replacing_folder",
     "write_json",
@@ -76,7 +77,18 @@ __all__ = [
     "writing",
 ]
 
-Model = TypeVar("Model", bound=BaseModel)
+Typed = TypeVar("Typed")
+
+Figure = Annotated[float, Field(ge=-1e18, le=1e18)]
+"""Finite, and such that sums and products of some are."""
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Count = Annotated[int, Field(ge=0)]
+
+DEEPEST = 100
+"""Levels of lists and mappings in a file of the run folder, at most; what reads and writes them calls itself for each."""
+
+_NUMBERED = re.compile(r"[0-9]{4}|[1-9][0-9]{4,6}")
+_HALF = re.compile("[\ud800-\udfff]")
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")
 """Names of files that are being written."""
@@ -104,7 +116,7 @@ class TrialConfig(_Record):
     model: str
     """Name of the model, as in the recipe."""
     pipeline: str
-    params: dict[str, str | int | float | bool | None]
+    params: dict[str, str | int | FiniteFloat | bool | None]
     """Every parameter by name, as ``train.epochs``, ``lora.rank``, ``augment``."""
     seed: int
     parent: int | None = None
@@ -120,6 +132,16 @@ class TrialConfig(_Record):
     parts: int = 1
     """Into how many each batch is cut from the start: an attempt before needed more memory than there is."""
 
+    @model_validator(mode="after")
+    def _names_what_it_is_made_of(self) -> TrialConfig:
+        if self.repeats and self.parent is None:
+            raise ValueError("it does not say which trial it repeats")
+        if self.derived and not self.repeats and not self.members:
+            raise ValueError("it does not say which trials it is made of")
+        if not isinstance(self.params.get("train.epochs", 0), int | float | None):
+            raise ValueError("train.epochs is no number")
+        return self
+
     @property
     def repeats(self) -> bool:
         """Whether it is another trial's configuration over again."""
@@ -134,10 +156,10 @@ class TrialConfig(_Record):
 class CurvePoint(_Record):
     """One validation while training."""
 
-    samples: int
+    samples: Count
     """Training samples seen."""
-    epoch: float
-    seconds: float
+    epoch: Figure
+    seconds: Seconds
     """Since the training began."""
     train_loss: float
     """Mean since the point before."""
@@ -151,7 +173,7 @@ class Interval(_Record):
     value: float
     low: float
     high: float
-    n: int
+    n: Count
 
 
 class SliceFigure(_Record):
@@ -192,7 +214,7 @@ class VariantResult(_Record):
     """The trials that were averaged, in a soup or an ensemble."""
     steps: list[StepResult] = []
     """Of a chain that trains: all but the last, which the figures of the variant itself are of."""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
 
 
 class TrialResult(_Record):
@@ -202,21 +224,21 @@ class TrialResult(_Record):
     state: TrialState
     reason: str | None = None
     config: TrialConfig
-    seconds: dict[str, float] = {}
+    seconds: dict[str, Seconds] = {}
     """By stage: ``load``, ``train`` (``validate`` is a part of it), ``judge``, ``compress``, ``measure``, ``total``."""
     curve: list[CurvePoint] = []
     best_samples: int | None = None
     """Training samples seen at the checkpoint that was kept."""
     validation: dict[str, float] = {}
     """Of the kept checkpoint as it was trained."""
-    parts: int = 1
+    parts: int = Field(default=1, ge=1)
     """Into how many each batch was cut, its gradients added up, so that the training fits into memory."""
-    together: int = 1
+    together: int = Field(default=1, ge=1)
     """How many trials trained at the same time, itself included; ``train_memory_bytes`` and the seconds are then of all."""
-    parameters: int | None = None
-    trainable_parameters: int | None = None
-    train_memory_bytes: int | None = None
-    predicted: dict[str, float] = {}
+    parameters: Count | None = None
+    trainable_parameters: Count | None = None
+    train_memory_bytes: Count | None = None
+    predicted: dict[str, Figure] = {}
     """What was thought before: ``seconds`` of the whole trial; ``train_memory_bytes`` where the budget limits it."""
     violations: dict[str, float] = {}
     variants: list[VariantResult] = []
@@ -274,7 +296,7 @@ class Final(_Record):
     example: str | dict[str, Any] = "..."
     """What such a model may be asked, for those who read how to use it."""
     notes: list[str] = []
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """Of the whole run, over all calls."""
 
 
@@ -313,14 +335,21 @@ class RunRecord(_Record):
     selection: Selection | None = None
     final: Final | None = None
     forecast: dict[str, Any] = {}
-    importance: dict[str, float] = {}
+    importance: dict[str, Figure] = {}
     """Share of the objective's variance that each parameter explains, where enough trials are done."""
     augmented: dict[int, AugmentedRows] = {}
     """By trial with augmentation."""
 
     def trial(self, number: int) -> TrialResult:
-        """Return the trial with this number."""
-        return next(trial for trial in self.trials if trial.number == number)
+        """Return the trial with this number.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise RunFolderError(f"{self.path}: is damaged: there is no trial {number}, which another record of it names")
 
     def counts(self) -> dict[TrialState, int]:
         """Return how many trials ended in each state; further seeds and folds, and averages, are none of their own."""
@@ -538,7 +567,14 @@ class RunDir:
         Raises:
             RunFolderError: its file is absent or damaged.
         """
-        return _read_model(self.result(number), TrialResult)
+        path = self.result(number)
+        # All that is kept of it has a type: nothing of any depth.
+        result = read_typed(path, TrialResult, plain=False)
+        if not result.number == result.config.number == number:
+            raise RunFolderError(
+                f"{path}: is damaged (it says that it is of trial {result.number}); delete this file to have that part done again"
+            )
+        return result
 
     def read_config(self, number: int) -> TrialConfig:
         """Return the configuration of a trial.
@@ -546,7 +582,7 @@ class RunDir:
         Raises:
             RunFolderError: its file is absent or damaged.
         """
-        return _read_model(self.trial(number) / "config.json", TrialConfig)
+        return read_typed(self.trial(number) / "config.json", TrialConfig, plain=False)
 
     def results(self) -> list[TrialResult]:
         """Return the results of all trials that are done, by number.
@@ -554,9 +590,13 @@ class RunDir:
         Raises:
             RunFolderError: a result file is damaged.
         """
-        folder = self.path / "trials"
-        found = sorted(folder.glob("[0-9]*/result.json")) if folder.is_dir() else []
-        return [_read_model(path, TrialResult) for path in found]
+        return [self.read_result(number) for number in self.numbers() if self.result(number).is_file()]
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the trials that have a folder; another folder beside them, as a copy, is no trial."""
+        return sorted(
+            int(folder.name) for folder in self.path.glob("trials/[0-9]*") if _NUMBERED.fullmatch(folder.name)
+        )
 
     def write_trials_csv(self, results: Iterable[TrialResult]) -> None:
         """Write one line for each trial and variant, all figures of these trials, by number."""
@@ -588,11 +628,9 @@ class RunDir:
 
         Of those whose training has a checkpoint, it and the configuration stay.
         """
-        partial = []
-        for folder in sorted((self.path / "trials").glob("[0-9]*")):
-            if folder.is_dir() and not (folder / "result.json").is_file():
-                self.discard(int(folder.name))
-                partial.append(int(folder.name))
+        partial = [number for number in self.numbers() if not self.result(number).is_file()]
+        for number in partial:
+            self.discard(number)
         return partial
 
     def discard(self, number: int) -> None:
@@ -621,11 +659,10 @@ def read_run(path: str | Path) -> RunRecord:
         raise RunFolderError(f"{run.path}: no such run folder")
     if not run.plan.is_file() or not run.recipe.is_file():
         raise RunFolderError(f"{run.path}: is not a run folder: it has no plan.json and recipe.yaml of a search")
-    import yaml
-
     try:
-        recipe, _ = read_yaml(run.recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        recipe = read_plain_yaml(run.recipe.read_text(encoding="utf-8"))
+        _check_plain(recipe)
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{run.recipe}: is damaged ({first_line(error)})") from error
     selection = run.path / "selection.json"
     final = run.path / "final.json"
@@ -639,8 +676,8 @@ def read_run(path: str | Path) -> RunRecord:
             baselines=read_json(run.path / "baselines.json", missing={}),
             trials=trials,
             augmented={number: read_json(path) for number, path in augmented.items() if path.is_file()},
-            selection=_read_model(selection, Selection) if selection.is_file() else None,
-            final=_read_model(final, Final) if final.is_file() else None,
+            selection=read_typed(selection, Selection) if selection.is_file() else None,
+            final=read_typed(final, Final) if final.is_file() else None,
             forecast=read_json(run.path / "forecast.json", missing={}),
             importance=read_json(run.path / "importance.json", missing={}),
         )
@@ -653,17 +690,23 @@ def read_run(path: str | Path) -> RunRecord:
     # Whether the plan is one is checked where it is read as one.
     objectives = record.plan.get("objectives")
     objective = objectives[0] if isinstance(objectives, list) and objectives else None
-    if (
-        record.final is not None
-        and isinstance(objective, str)
-        # Of a run that is not tested there are no figures at all.
-        and record.final.test
-        and objective not in record.final.test.get("best", {})
-    ):
-        raise RunFolderError(
-            f"{final}: is damaged (test has no {objective} of the chosen model); delete this file to have that part done again"
-        )
+    if record.final is not None and isinstance(objective, str):
+        _check_final(final, record.final, objective)
     return record
+
+
+def _check_final(path: Path, final: Final, objective: str) -> None:
+    """Raise where the chosen model lacks a figure that it has in every run that is tested; without a test there are none at all."""
+    if not final.test:
+        return
+    missing = [
+        f"{name} has no {wanted} of the chosen model"
+        for name, systems, wanted in (("test", final.test, objective), ("validation", final.validation, objective))
+        if wanted not in systems.get("best", {})
+    ]
+    missing += ["costs has none of the chosen model"] if "best" not in final.costs else []
+    if missing:
+        raise RunFolderError(f"{path}: is damaged ({missing[0]}); delete this file to have that part done again")
 
 
 def _check_selection(path: Path, selection: Selection, trials: Sequence[TrialResult]) -> None:
@@ -675,10 +718,16 @@ def _check_selection(path: Path, selection: Selection, trials: Sequence[TrialRes
             f"{RunDir(path.parent).result(selection.trial)} does not hold; delete the one that is wrong to have that part "
             "done again"
         )
-    if selection.candidates and chosen not in {(one.trial, one.variant) for one in selection.candidates}:
+    if chosen not in {(one.trial, one.variant) for one in selection.candidates}:
         raise RunFolderError(
             f"{path}: is damaged (the chosen {selection.variant} of trial {selection.trial} is none of its candidates); "
             "delete this file to have that part done again"
+        )
+    lost = {one.trial for one in selection.candidates} - {trial.number for trial in trials}
+    if lost:
+        raise RunFolderError(
+            f"{path}: is damaged (there is no trial {min(lost)}, of which it has a candidate); delete this file to have that part "
+            "done again"
         )
 
 
@@ -707,8 +756,15 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> Any:
     Raises:
         RunFolderError: the file is damaged, or absent and ``missing`` is not given.
     """
+    return _read_json(path, missing)
+
+
+def _read_json(path: Path, missing: dict[str, Any] | None = None, *, plain: bool = True) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
+        if plain:
+            _check_plain(value)
+        return value
     except FileNotFoundError:
         if missing is not None:
             return missing
@@ -794,12 +850,66 @@ def _last_used(path: Path) -> float:
     return 0.0
 
 
-def _read_model(path: Path, model: type[Model]) -> Model:
-    value = read_json(path)
+def read_typed(path: Path, kind: type[Typed], missing: Typed | None = None, *, plain: bool = True) -> Typed:
+    """Read a JSON file of the run folder as a value of this type.
+
+    Args:
+        path: of the file.
+        kind: a model of pydantic, or what its ``TypeAdapter`` takes, as ``dict[str, float]``.
+        missing: stands for a file that is not there.
+        plain: check what has no type of its own in ``kind``, too.
+
+    Raises:
+        RunFolderError: the file is damaged, or absent and ``missing`` is not given.
+    """
+    if missing is not None and not path.is_file():
+        return missing
+    value = _read_json(path, plain=plain)
     try:
-        return model.model_validate(value)
+        found: Typed = _adapter(kind).validate_python(value)
     except ValidationError as error:
         raise _damaged(path, error) from error
+    return found
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Typed]) -> TypeAdapter[Typed]:
+    # Making one takes a hundred times as long as using it.
+    name = str(kind)
+    if name not in _ADAPTERS:
+        _ADAPTERS[name] = TypeAdapter(kind)
+    return _ADAPTERS[name]
+
+
+def _whole_number(text: str) -> int:
+    number = int(text) if len(text) < 20 else 2**63
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text[:20]}... is a number of more than 64 bits")
+    return number
+
+
+def _check_plain(value: object) -> None:
+    """Raise a ValueError where a value is nested too deeply to be read and written, or is none of JSON, or has half a character."""
+    level: list[object] = [value]
+    for _ in range(DEEPEST):
+        below: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str):
+                if _HALF.search(one):
+                    raise ValueError(f"holds half a character: {one[:20]!r}")
+            elif not isinstance(one, int | float | None):
+                raise ValueError(f"holds a {type(one).__name__}, {one!r:.40}")
+        level = below
+        if not level:
+            return
+    raise ValueError(f"is nested more than {DEEPEST} levels deep")
 
 
 def _damaged(path: Path, error: ValidationError) -> RunFolderError:

@@ -31,6 +31,7 @@ from autoft.plugins import Catalog
 from autoft.portfolio import configuration
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import (
+    Figure,
     RunDir,
     Selection,
     TrialConfig,
@@ -39,7 +40,7 @@ from autoft.rundir import (
     VariantResult,
     count_states,
     folder_size,
-    read_json,
+    read_typed,
     write_json,
 )
 from autoft.selection import best_trials, candidates, select, weights_to_keep
@@ -272,7 +273,7 @@ class _Pace:
         if any(variant.state == "complete" for variant in result.variants):
             # A head is fitted once, for the trials after it too.
             once = result.seconds.get("train", 0.0) + result.seconds.get("fit head", 0.0)
-            self.overhead[model] = result.seconds["total"] - once
+            self.overhead[model] = result.seconds.get("total", once) - once
 
     def estimate(self, plan: Plan, config: TrialConfig, train_rows: int, validation_rows: int) -> float:
         """Return the seconds that a configuration will take, to its last variant."""
@@ -701,7 +702,7 @@ class Search:
             return
         self.listener.phase("screen")
         path = self.run.path / "screening.json"
-        costs: dict[str, dict[str, dict[str, float]]] = read_json(path, missing={})
+        costs = read_typed(path, dict[str, dict[str, dict[str, Figure]]], {})
         costs |= self._served(executor, [model.name for model in self.plan.models if model.name not in costs])
         write_json(path, costs)
         for model, variants in costs.items():

@@ -30,7 +30,7 @@ from autoft.errors import StudyError, first_line
 from autoft.frozen_trials import finished_trial, named_study
 from autoft.plans.plan import Plan
 from autoft.progress import printable
-from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_json, write_json
+from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_typed, write_json
 from autoft.search import Elsewhere, Exchange
 from autoft.study_addresses import StudyAddress
 
@@ -178,7 +178,7 @@ class SharedStudy(Exchange):
         self.name = study_name(plan)
         self._file = run.path / "study.json"
         # The same search after a restart: what it has told before is not told again.
-        self.driver = str(read_json(self._file, missing={}).get("driver") or secrets.token_hex(6))
+        self.driver = str(read_typed(self._file, dict[str, Any], {}).get("driver") or secrets.token_hex(6))
         write_json(self._file, {"driver": self.driver, "study": self.name, "address": address.shown})
         digest = hashlib.blake2b(f"{plan.seed} {self.driver}".encode(), digest_size=4)
         self.seed = int.from_bytes(digest.digest(), "big")

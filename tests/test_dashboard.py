@@ -116,6 +116,14 @@ def test_a_trial_that_runs_is_in_it(run):
     assert len(study_of(RunReader(run.path).read(), run).trials) == 5
 
 
+def test_a_number_far_off_is_no_study_without_end(run):
+    last = run.results()[-1]
+    far = last.config.model_copy(update={"number": 5_000_000})
+    run.write_result(last.model_copy(update={"number": 5_000_000, "config": far}))
+    with pytest.raises(AutoftError, match="is damaged: there are 5 trials, and one has the number 5000000"):
+        study_of(RunReader(run.path).read(), run)
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(RunFolderError, match="no such run folder"):
         Dashboard(tmp_path / "none")

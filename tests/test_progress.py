@@ -200,10 +200,35 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run):
     assert len(view.damaged) == 2
     assert "0001" in view.damaged[0]
     assert "progress.json" in view.damaged[1]
+    run.result(1).write_text("[" * 100_000)
+    run.progress.write_text("[" * 100_000)
+    assert len(RunReader(run.path).read().damaged) == 2
     run.plan.write_text("{")
     view = RunReader(run.path).read()
     assert (view.figures.counts["complete"], view.figures.ended) == (2, 2), "trials are counted without a plan too"
     assert [told.count(name) for told, name in zip(view.damaged, ("plan.json", "result.json"), strict=False)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": -1},
+        {"pid": 10**12},
+        {"written": float("nan")},
+        {"phase_began": float("inf")},
+        {"expected_left": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_progress_that_cannot_be_is_named(run, change):
+    with ProgressWriter(run):
+        pass
+    known = json.loads(run.progress.read_text())
+    run.progress.write_text(json.dumps(known | {"state": "running"} | change))
+    (run.path / "time.json").write_text('{"seconds": NaN}')
+    view = RunReader(run.path).read()
+    assert "progress.json" in view.damaged[0]
+    assert view.seconds is None
 
 
 def test_reading_while_a_search_writes_never_fails(run, plan):

@@ -685,6 +685,68 @@ def test_a_section_of_the_task_that_is_damaged_is_named(damage, tmp_path, catalo
         make_content(read_run(run.path))
 
 
+def put(run: RunDir, name: str, place: str, value: Any) -> None:
+    """Change one value of a JSON file; ``place`` has its keys with slashes between them."""
+    path = run.path / name
+    document = at = json.loads(path.read_text())
+    *above, last = [int(key) if key.isdigit() else key for key in place.split("/")]
+    for key in above:
+        at = at[key]
+    at[last] = value
+    path.write_text(json.dumps(document))
+
+
+def test_a_run_that_a_stranger_sends_is_read_or_told_to_be_damaged(tmp_path, catalog, tiny_model):
+    """What was changed in such a folder and ended a command in a traceback."""
+    changes = [
+        ("plan.json", "models", []),
+        ("plan.json", "pipelines", []),
+        ("plan.json", "budget/0/limit", 0),
+        ("plan.json", "time_limit", float("nan")),
+        ("plan.json", "threads", 0),
+        ("plan.json", "tolerance", float("nan")),
+        ("plan.json", "space/train.epochs/kind", "x"),
+        ("plan.json", "space/train.epochs/low", "x"),
+        ("plan.json", "data/sizes/train", -1),
+        ("selection.json", "candidates", []),
+        ("selection.json", "candidates/1/trial", 77),
+        ("final.json", "costs/best", None),
+        ("final.json", "costs", {}),
+        ("final.json", "validation", {}),
+        ("final.json", "details/0/rows", [[1, 2, 3]]),
+        ("trials/0002/result.json", "config/kind", "ensemble"),
+        ("study.json", "better", {"value": "{0.__class__}"}),
+        ("study.json", "better", [1]),
+        ("screening.json", "m", 3),
+        ("screening.json", "m", {"none": {"model_size_bytes": "much"}}),
+    ]
+    run = make_run(tmp_path, catalog, tiny_model)
+    for name in ("study.json", "screening.json"):
+        write_json(run.path / name, {})
+    before = {name: (run.path / name).read_text() for name, _, _ in changes}
+
+    def look() -> None:
+        record = read_run(run.path)
+        write(record)
+        closing(record, "runs/x")
+
+    look()
+    for name, place, value in changes:
+        put(run, name, place, value)
+        with pytest.raises(RunFolderError, match="damaged"):
+            look()
+        (run.path / name).write_text(before[name])
+    # These are odd, and no more.
+    put(run, "trials/0002/result.json", "config/model", "/")
+    put(
+        run,
+        "final.json",
+        "details",
+        [{"kind": "chart", "title": "", "caption": "", "x_label": "", "y_label": "", "series": []}],
+    )
+    look()
+
+
 def test_a_default_without_a_figure_is_no_yardstick(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     path = run.path / "final.json"

@@ -271,6 +271,14 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
         ("baselines.json", "[]", "baselines"),
         ("recipe.yaml", "- a list", "recipe"),
         ("plan.json", "[" * 100_000, "recursion"),
+        ("plan.json", '{"data": ' + "[" * 200 + "]" * 200 + "}", "nested more than 100 levels"),
+        ("plan.json", '{"name": "a \\ud800"}', "half a character"),
+        ("plan.json", '{"data": {"seed": 1' + "0" * 400 + "}}", "more than 64 bits"),
+        ("recipe.yaml", "a: &a [x]\nb: [*a, *a]", "alias"),
+        ("recipe.yaml", "a: 2020-01-01", "holds a date"),
+        ("recipe.yaml", "a: !!binary aGVsbG8=", "holds a bytes"),
+        ("importance.json", '{"a": Infinity}', "importance"),
+        ("final.json", '{"test": {}, "seconds": NaN}', "seconds"),
         ("selection.json", '{"trial": 7, "variant": "none", "objective": "accuracy", "reason": ""}', "none of trial 7"),
         (
             "selection.json",
@@ -288,3 +296,40 @@ def test_a_file_that_says_something_else_than_it_should_is_named(run, name, cont
     with pytest.raises(RunFolderError, match=told) as caught:
         read_run(run.path)
     assert str(caught.value).startswith(str(run.path / name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 2},
+        {"config": {"number": 2}},
+        {"config": {"kind": "seed"}},
+        {"config": {"kind": "compress"}},
+        {"config": {"params": {"train.epochs": "many"}}},
+        {"config": {"params": {"train.epochs": float("inf")}}},
+        {"seconds": {"total": float("nan")}},
+        {"seconds": {"total": -1.0}},
+        {"predicted": {"seconds": float("inf")}},
+        {"train_memory_bytes": -1},
+        {"together": 0},
+    ],
+)
+def test_a_result_that_cannot_be_is_damaged(run, change):
+    write_json(run.plan, {})
+    run.recipe.write_text("task: t\n")
+    run.write_result(result(1))
+    record = json.loads(run.result(1).read_text())
+    config = record["config"] | change.pop("config", {})
+    write_json(run.result(1), record | {"config": config} | change)
+    with pytest.raises(RunFolderError, match=r"0001/result\.json: is damaged \("):
+        read_run(run.path)
+
+
+def test_a_copy_beside_the_trials_is_none(run):
+    for number in (1, 999, 12345):
+        run.write_result(result(number))
+    (run.path / "trials" / "0001 copy").mkdir()
+    (run.path / "trials" / "1").mkdir()
+    assert [one.number for one in run.results()] == [1, 999, 12345]
+    assert run.clear_partial() == []
+    assert (run.path / "trials" / "0001 copy").is_dir()

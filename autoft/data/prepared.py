@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel
 
 from autoft.contracts import Task
 from autoft.data.columns import harmonized
@@ -22,7 +23,7 @@ from autoft.data.splits import Preparation
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import DataError, PluginError, RunFolderError
 from autoft.recipe import DataSection
-from autoft.rundir import read_json, write_json, writing
+from autoft.rundir import read_typed, write_json, writing
 from autoft.version import __version__
 
 __all__ = ["PreparedData", "open_data", "prepare_data", "prepare_folds"]
@@ -82,7 +83,7 @@ def prepare_data(
     meta = folder / "meta.json"
     if (
         meta.is_file()
-        and read_json(meta).get("request") == request
+        and read_typed(meta, dict[str, Any]).get("request") == request
         and all(_split_file(folder, name).is_file() for name in SPLITS)
     ):
         return open_data(folder)
@@ -112,27 +113,41 @@ def prepare_data(
     return open_data(folder)
 
 
+class _Meta(BaseModel):
+    """What ``meta.json`` says of the splits beside it."""
+
+    fingerprint: str
+    sizes: dict[str, int]
+    splits: dict[str, str]
+    """Of each the fingerprint of its rows."""
+    facts: dict[str, Any]
+    columns: dict[str, str]
+    warnings: list[str]
+    above: list[str] = []
+    """Splits that a fold has from the folder above."""
+
+
 def open_data(folder: Path) -> PreparedData:
     """Open what :func:`prepare_data` or :func:`prepare_folds` wrote, memory-mapped.
 
     Raises:
         RunFolderError: a file is missing or damaged.
     """
-    meta = read_json(folder / "meta.json")
+    meta = read_typed(folder / "meta.json", _Meta)
     splits = {}
     for name in SPLITS:
         # A fold has no test split of its own.
-        path = _split_file(folder.parent if name in meta.get("above", ()) else folder, name)
+        path = _split_file(folder.parent if name in meta.above else folder, name)
         table = open_arrow(path)
-        if table.num_rows != meta["sizes"][name]:
+        if table.num_rows != meta.sizes.get(name):
             raise RunFolderError(f"{path}: is damaged; delete {folder / 'meta.json'} to have the data prepared again")
-        splits[name] = Split(table, meta["splits"][name])
+        splits[name] = Split(table, meta.splits.get(name))
     return PreparedData(
         **splits,
-        fingerprint=meta["fingerprint"],
-        facts=meta["facts"],
-        columns=meta["columns"],
-        warnings=tuple(meta["warnings"]),
+        fingerprint=meta.fingerprint,
+        facts=meta.facts,
+        columns=meta.columns,
+        warnings=tuple(meta.warnings),
     )
 
 
@@ -176,7 +191,7 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
         order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])
         target = folder / f"fold-{number}"
         fingerprint = digest_of([prepared.fingerprint, number, folds, seed])
-        if read_json(target / "meta.json", missing={}).get("fingerprint") == fingerprint:
+        if read_typed(target / "meta.json", dict[str, Any], {}).get("fingerprint") == fingerprint:
             continue
         held = pa.array(place == number)
         learned = harmonized(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from autoft.contracts import State
 from autoft.errors import RunFolderError
 from autoft.quantities import format_seconds
-from autoft.rundir import RunRecord, TrialConfig, TrialResult, read_json
-from autoft.space import Domain, domain_from_json
+from autoft.rundir import Count, Figure, RunRecord, TrialConfig, TrialResult, read_json
+from autoft.space import Categorical, Domain, Float, Int, domain_from_json
 
 __all__ = [
     "AuxiliaryPlan",
@@ -43,7 +43,7 @@ class ModelPlan(_Plan):
     path: str
     revision: str | None = None
     config: dict[str, Any]
-    size_bytes: int
+    size_bytes: Count
     """Of its weights on disk; 0 where they are not on disk yet."""
 
 
@@ -55,6 +55,9 @@ class PipelinePlan(_Plan):
     adapter: str
     leaves: State = "dense"
     """What the trained model is, and compressions start from."""
+
+
+Named = TypeVar("Named", ModelPlan, PipelinePlan)
 
 
 class StepPlan(_Plan):
@@ -108,7 +111,7 @@ class BudgetLimit(_Plan):
 
     key: str
     column: str
-    limit: float
+    limit: Annotated[Figure, Field(gt=0)]
     given: str
 
 
@@ -160,7 +163,7 @@ class Plan(_Plan):
     """What everybody has to read first of the task's models."""
     options: dict[str, str | int | float | bool | None]
     auxiliary: list[AuxiliaryPlan] = []
-    models: list[ModelPlan]
+    models: list[ModelPlan] = Field(min_length=1)
     revisions: dict[str, str] = {}
     """Of models and data from the hub, by the recipe's name for them: the commit."""
     init_from: str | None = None
@@ -169,7 +172,7 @@ class Plan(_Plan):
     """Folder of an earlier run whose best configurations are tried early."""
     known: list[Setting] = []
     """These configurations."""
-    pipelines: list[PipelinePlan]
+    pipelines: list[PipelinePlan] = Field(min_length=1)
     variants: list[VariantPlan]
     rescues: list[VariantPlan] = []
     """Variants that are made only where the one that each rescues is too much worse than the uncompressed model."""
@@ -187,26 +190,26 @@ class Plan(_Plan):
     objectives: list[str]
     metrics: dict[str, dict[str, bool]]
     budget: list[BudgetLimit]
-    time_limit: float
+    time_limit: float = Field(ge=0)
     """Of the whole command, in seconds; infinite until a multiple is known in seconds."""
-    time_multiple: float | None = None
+    time_multiple: Figure | None = None
     """The limit as a multiple of one default training, where the recipe gives it so."""
-    trials_limit: int | None
+    trials_limit: Count | None
     request: dict[str, int | None]
     """What latency is measured on: ``batch_size``, and ``length`` where the recipe states one."""
     target: TargetDevice | None = None
     effort: str
     sampler: str
     early_stopping: str
-    validation_rows: int | None = None
+    validation_rows: Count | None = None
     """Rows that a validation within a training reads at most; None for all."""
     seed: int
-    tolerance: float
-    finalist_seeds: int
-    folds: int = 1
-    ensemble: int = 0
-    storage_bytes: int
-    disk_bytes: int | None = None
+    tolerance: Figure
+    finalist_seeds: Count
+    folds: int = Field(default=1, ge=1)
+    ensemble: Count = 0
+    storage_bytes: Count
+    disk_bytes: Count | None = None
     """Of all files of the run; None for as much as the disk has."""
     trackers: list[str] = []
     """Where trials are logged to as well."""
@@ -214,19 +217,19 @@ class Plan(_Plan):
     """Where trials run: on this machine, or on a Ray cluster."""
     address: str | None = None
     """Of the cluster; None for one of this machine alone."""
-    workers: int
+    workers: int = Field(ge=1)
     by_pace: bool = False
     """The search may take more of them, where a few steps show that it pays."""
-    train_threads: int | None = None
+    train_threads: int | None = Field(default=None, ge=1)
     """Threads that a worker trains with, where it serves a model with others: :attr:`threads`."""
-    together: int = 1
+    together: int = Field(default=1, ge=1)
     """How many LoRA trials of one model a worker trains at once, at most."""
-    processes: int = 1
+    processes: int = Field(default=1, ge=1)
     """How many train each trial together."""
     sharding: Literal["fsdp", "none"] = "none"
     """Whether each of them keeps a part of the weights, gradients and optimiser states, or all of them."""
-    threads: int
-    patience: float = 600.0
+    threads: int = Field(ge=1)
+    patience: FiniteFloat = 600.0
     """Seconds that a training may make no step before its worker is ended; other work may take three times as long."""
     device: str
     trust_remote_code: bool
@@ -261,11 +264,20 @@ class Plan(_Plan):
 
     def model(self, name: str) -> ModelPlan:
         """Return the model that the recipe names so."""
-        return next(model for model in self.models if model.name == name)
+        return self._named("model", name, self.models)
 
     def pipeline(self, name: str) -> PipelinePlan:
         """Return the pipeline of this name."""
-        return next(pipeline for pipeline in self.pipelines if pipeline.name == name)
+        return self._named("pipeline", name, self.pipelines)
+
+    @staticmethod
+    def _named(what: str, name: str, offered: Sequence[Named]) -> Named:
+        for one in offered:
+            if one.name == name:
+                return one
+        raise RunFolderError(
+            f"the plan of the run has no {what} {name!r}; it has {', '.join(one.name for one in offered)}"
+        )
 
     def variants_of(self, pipeline: str, *, rescues: bool = False) -> list[VariantPlan]:
         """Return the compressions of models that a pipeline trains, and on demand those that rescue others of them."""
@@ -395,6 +407,15 @@ class Plan(_Plan):
             raise ValueError("metrics does not say of the objective whether higher is better")
         return self
 
+    @model_validator(mode="after")
+    def _has_domains(self) -> Plan:
+        for name, domain in self.space.items():
+            kind = _DOMAINS.get(str(domain.get("kind")))
+            if kind is None:
+                raise ValueError(f"space has no kind of {name}")
+            kind.validate_python({key: value for key, value in domain.items() if key != "kind"})
+        return self
+
     @property
     def higher_is_better(self) -> bool:
         """The direction of the objective."""
@@ -432,10 +453,13 @@ def plan_of(record: RunRecord) -> Plan:
     return _checked_plan(record.plan, record.path / "plan.json")
 
 
+_DOMAINS = {kind.__name__.lower(): TypeAdapter(kind) for kind in (Float, Int, Categorical)}
+
+
 class _Sizes(_Plan):
-    train: int
-    validation: int
-    test: int
+    train: Count
+    validation: Count
+    test: Count
 
 
 class _Data(_Plan):
@@ -447,7 +471,7 @@ class _Data(_Plan):
 class _Machine(_Plan):
     cpu: str = ""
     cores: int = 0
-    memory_bytes: int = 0
+    memory_bytes: Count = 0
     bf16: bool = False
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from autoft.errors import RunFolderError
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, plan_of
@@ -27,7 +29,7 @@ from autoft.report.views import (
     quality_title,
     short_model,
 )
-from autoft.rundir import Candidate, RunRecord, read_json
+from autoft.rundir import Candidate, RunRecord, read_typed
 
 if TYPE_CHECKING:
     from autoft.report.drawing import Figure
@@ -163,9 +165,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+class _Data(BaseModel):
+    """What a run says of its rows."""
+
+    splits: dict[str, str] = {}
+
+
 def _test_rows(record: RunRecord) -> str:
-    splits = read_json(record.path / "data" / "meta.json", missing={}).get("splits", {})
-    return str(splits.get("test", ""))
+    return read_typed(record.path / "data" / "meta.json", _Data, _Data()).splits.get("test", "")
 
 
 def _alike(runs: Sequence[_Run]) -> list[_Run]:

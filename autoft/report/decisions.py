@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoft.plans.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.report.views import TableView, counted, figure_text, short_model
-from autoft.rundir import RunRecord, TrialResult, read_json
+from autoft.rundir import Figure, RunRecord, TrialResult, read_typed
 
 __all__ = ["QUARTERS", "Forecasts", "Rung", "failures", "forecasts", "rung_table", "rungs", "to_the_end"]
 
@@ -132,7 +132,7 @@ class Forecasts:
 
 def forecasts(record: RunRecord) -> Forecasts:
     """Return what the run predicted of its trials beside what was measured."""
-    known = read_json(record.path / "screening.json", missing={})
+    known = read_typed(record.path / "screening.json", dict[str, dict[str, dict[str, Figure]]], {})
     seconds, memory, size = [], [], []
     for trial in record.trials:
         took, taken = trial.seconds.get("total"), trial.train_memory_bytes
@@ -143,10 +143,10 @@ def forecasts(record: RunRecord) -> Forecasts:
         if needed and taken:
             memory.append((trial, needed, float(taken)))
         for variant in trial.variants:
-            before = known.get(trial.config.model, {}).get(variant.name)
+            before = known.get(trial.config.model, {}).get(variant.name, {}).get("model_size_bytes")
             measured = variant.costs.get("model_size_bytes")
             if variant.state == "complete" and before and measured:
-                size.append((trial, variant.name, before["model_size_bytes"], measured))
+                size.append((trial, variant.name, before, measured))
     return Forecasts(tuple(seconds), tuple(memory), tuple(size))
 
 

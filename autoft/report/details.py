@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from autoft.contracts import Detail, Matrix
+from autoft.contracts import Chart, Detail, Matrix
 from autoft.errors import RunFolderError
 from autoft.report.views import TableView, figure_text
 
-__all__ = ["shown_part"]
+__all__ = ["checked_part", "shown_part"]
 
 
 @functools.cache
@@ -21,8 +22,8 @@ def _kinds() -> dict[str, TypeAdapter[Detail]]:
     return {kind.__name__.lower(): TypeAdapter(kind) for kind in get_args(Detail)}
 
 
-def shown_part(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a part of a task's own section, ready to be shown: cells as texts, shades of a matrix, pieces of a text.
+def checked_part(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a part of a task's own section with its ``kind`` and all that such a part has.
 
     Raises:
         RunFolderError: it is no such part; ``path`` is the file that it comes from.
@@ -38,14 +39,26 @@ def shown_part(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise ValueError(f"{part.title}: a row has not as many cells as there are columns")
         if isinstance(part, Matrix) and len(rows) != len(part.labels):
             raise ValueError(f"{part.title}: is no square")
+        if isinstance(part, Chart) and any(len(series.x) != len(series.y) for series in part.series):
+            raise ValueError(f"{part.title}: a series has not as many y as x")
     except ValueError as error:
         raise RunFolderError(
             f"{path}: is damaged (in details: {' '.join(str(error).split()[:40])}); delete this file to have that part done again"
         ) from error
+    return {"kind": item["kind"], **asdict(part)}
+
+
+def shown_part(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a part of a task's own section, ready to be shown: cells as texts, shades of a matrix, pieces of a text.
+
+    Raises:
+        RunFolderError: it is no such part; ``path`` is the file that it comes from.
+    """
+    item = checked_part(item, path)
     if item["kind"] == "markedtext":
         return {**item, "rows": [(heading, _pieces(text, marks)) for heading, text, marks in item["rows"]]}
     if item["kind"] in {"pictures", "chart"}:
-        return dict(item)
+        return item
     if item["kind"] == "matrix":
         shaded = []
         for values in item["values"]:

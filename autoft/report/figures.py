@@ -7,6 +7,7 @@ from typing import Any
 
 from autoft.plans.plan import plan_of
 from autoft.report.courses import agreements, curves, history, importance, rung_plot
+from autoft.report.details import checked_part
 from autoft.report.drawing import COLOURS, FAINT, SYMBOLS, Figure, frame, plain, scatter
 from autoft.report.fronts import trade_off, waterfall
 from autoft.report.parallel import parallel
@@ -40,7 +41,7 @@ def figures(record: RunRecord) -> dict[str, Figure]:
         parallel(record, plan),
         *agreements(record),
     ]
-    details = record.final.details if record.final else []
+    details = [checked_part(item, record.path / "final.json") for item in record.final.details] if record.final else []
     drawn += [_chart(place, item) for place, item in enumerate(details) if item["kind"] == "chart"]
     return {figure.name: figure for figure in drawn if figure is not None}
 

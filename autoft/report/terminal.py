@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from autoft.report.chosen import front_remarks
 from autoft.report.comparison import Comparison
 from autoft.report.content import make_content, usage
 from autoft.report.views import TableView, cost_text
-from autoft.rundir import RunRecord, Selection, read_json
+from autoft.rundir import RunRecord, Selection, read_typed
 
 __all__ = ["closing", "compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
 
@@ -23,6 +24,19 @@ NARROW = frozenset({"pipeline", "default's test", "inference memory"})
 
 WIDE = frozenset({"latency p95", "train memory"})
 """Columns that the files of the report have and a terminal has no room for."""
+
+
+class _Better(BaseModel):
+    objective: str
+    value: float
+    trial: int
+    variant: str
+    folder: str
+    host: str
+
+
+class _Study(BaseModel):
+    better: _Better | None = None
 
 
 def summary(record: RunRecord) -> Group:
@@ -47,13 +61,12 @@ def closing(record: RunRecord, folder: str) -> list[str]:
         folder: the run folder as it is called from where the search ran.
     """
     python, command = usage(record, folder)
-    better = read_json(record.path / "study.json", missing={}).get("better")
+    better = read_typed(record.path / "study.json", _Study, _Study()).better
     elsewhere = []
-    if isinstance(better, dict):
+    if better is not None:
         elsewhere.append(
-            "Better:  {objective} {value:.4f} on validation: trial {trial}, {variant}, of the search in {folder} on {host}".format(
-                **better
-            )
+            f"Better:  {better.objective} {better.value:.4f} on validation: trial {better.trial}, {better.variant}, of the search "
+            f"in {better.folder} on {better.host}"
         )
     return [
         f"Report:  {folder}/report.html",

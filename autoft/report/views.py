@@ -164,6 +164,8 @@ def _end(value: float) -> str:
 def short_model(name: str) -> str:
     """Return the last part of a model's name that says something."""
     parts = [part for part in name.rstrip("/").replace("://", "/").split("/") if part]
+    if not parts:
+        return name
     return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
 
 
