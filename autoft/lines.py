@@ -16,6 +16,9 @@ __all__ = ["Lines", "marked", "read_yaml"]
 
 TAB = "    "
 
+LONGEST = 240
+"""Characters of a line that are shown."""
+
 MOST_VALUES = 100_000
 """Values that a text may come to once each alias is written out; a recipe has some hundred."""
 
@@ -142,6 +145,13 @@ def _place(first: yaml.Node, last: yaml.Node) -> _Place:
 
 def _excerpt(text: str, place: _Place) -> str:
     number = f"{place.line:>6}"
+    if len(text) > LONGEST:
+        # Of a line without end, what is around the place.
+        start = max(0, place.start - LONGEST // 4)
+        cut = "…" if start else ""
+        text = cut + text[start : start + LONGEST] + ("…" if start + LONGEST < len(text) else "")
+        begin = place.start - start + len(cut)
+        place = _Place(place.line, begin, min(len(text), begin + place.end - place.start))
     # How wide a tab is shown depends on what the line is indented by; as spaces it is as wide everywhere.
     before, meant = (part.replace("\t", TAB) for part in (text[: place.start], text[place.start : place.end]))
     marks = "^" * max(1, cell_len(meant))

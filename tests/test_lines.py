@@ -109,6 +109,19 @@ def test_a_value_that_only_looks_like_a_date_or_a_number_shows_its_place(path, v
     assert "in quotes" in fault.message
 
 
+def test_of_a_line_without_end_what_is_around_the_fault_is_shown(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    data = f"{{train: {'x' * 3000}, nonsense: {'9' * 3000}}}"
+    path.write_text(f"task: t\nmodel: m\ndata: {data}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    (fault,) = caught.value.faults
+    line, marks = fault.excerpt.splitlines()
+    assert len(line) < 300
+    assert line[marks.index("^") :].startswith("nonsense: 999")
+    assert marks.rstrip().endswith("^")
+
+
 @pytest.mark.parametrize("value", ["&a [*a]", "[" * 3000 + "]" * 3000], ids=["an alias in itself", "deep"])
 def test_what_has_no_end_or_no_bottom_is_a_fault(path, value):
     path.write_text(f"task: x\nmodel: {value}\ndata: c\n")
