@@ -11,9 +11,10 @@ one of these happens:
 - ``test``, ``freeze``: kill -9 or SIGSTOP of a process that scores the chosen model, the default or the baselines, at a random
   moment of it;
 - ``interrupt``, ``end``: one Ctrl-C, or SIGTERM;
-- ``cut``, ``flip``, ``lose``: all are killed, and a random file of the run folder loses its end, has a byte changed, or is
-  deleted;
-- ``disk``: the file system of the run folder is full (a tmpfs of a random size, made larger afterwards; needs root).
+- ``cut``, ``flip``, ``lose``: all are killed, and a random file of the run folder loses its end, has a bit changed, or is
+  deleted: as often a trial's result or weights as all other files together;
+- ``disk``: in the middle of a trial another program fills the disk up to some megabytes, and makes room again afterwards (a tmpfs;
+  needs root). A disk that is too small from the start does not come to that: no trial is begun on it.
 
 Then the same command is called until it says that it is done, at most three times. Written down are whether each call
 ended with 0 or with one clear message, and whether
@@ -24,6 +25,8 @@ ended with 0 or with one clear message, and whether
 - a process is left (*left*);
 - a call took more than ten times what the undisturbed search took (*hung*).
 
+*Struck* are the rounds in which the fault found what it was meant for: a process that was still there, a search that went on.
+
     python benchmarks/faults.py --rounds 5 --seed 0 --out faults.jsonl
 
 With ``--out``, rounds that the file holds already are not made again.
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -71,6 +75,8 @@ KINDS = (
 )
 DAMAGES = ("cut", "flip", "lose")
 CALLS = 3
+ROOM = 40e6
+"""Bytes that are left of a disk that is filled, at most: a trial writes more."""
 
 Round = dict[str, Any]
 
@@ -148,7 +154,7 @@ def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: rando
     for one in there:
         (workers if "autoft.executors.worker" in " ".join(_words(one)) else others).append(one)
     if kind == "all":
-        chosen = [command, *there]
+        chosen = processes(folder)
     else:
         from_these = workers if kind in {"worker", "start", "stop"} else others
         if kind in {"test", "freeze"}:
@@ -157,10 +163,28 @@ def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: rando
     if kind in {"start", "test", "freeze"} and chosen:
         # Anywhere in its imports, or in its work.
         time.sleep(drawn.uniform(0.0, 2.0 if kind == "start" else 6.0))
+    struck = False
     for one in chosen:
         with suppress(psutil.NoSuchProcess):
+            struck |= one.status() != psutil.STATUS_ZOMBIE
             one.send_signal(signal.SIGSTOP if kind in {"stop", "hang", "freeze"} else signal.SIGKILL)
-    return bool(chosen)
+    return struck
+
+
+def fill(disk: Path, trial: Path, drawn: random.Random) -> bool:
+    """Fill the disk of a run up to some megabytes, once a trial is begun and not done; return whether it is."""
+    if not (trial / "config.json").is_file() or (trial / "result.json").is_file():
+        return False
+    # Anywhere in it: in what it writes of a training, or of its variants.
+    time.sleep(drawn.uniform(0.0, 4.0))
+    room = int(drawn.uniform(0.0, ROOM))
+    with (disk / "other").open("wb") as file:
+        # The trial goes on writing meanwhile.
+        while (size := shutil.disk_usage(disk).free - room) > 0:
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, size)
+                break
+    return True
 
 
 def damage(kind: str, run: Path, drawn: random.Random) -> str:
@@ -168,7 +192,9 @@ def damage(kind: str, run: Path, drawn: random.Random) -> str:
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
     if not files:
         return ""
-    path = drawn.choice(files)
+    weights = [path for path in files if path.suffix in {".safetensors", ".onnx"}]
+    results = [path for path in files if path.name == "result.json"]
+    path = drawn.choice(drawn.choice([some for some in (results, weights, files) if some]))
     content = path.read_bytes()
     place = drawn.randrange(len(content))
     if kind == "lose":
@@ -202,29 +228,32 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
     """Make one round; ``usual`` is what the undisturbed search takes, in seconds."""
     drawn = random.Random(f"{seed} {kind} {number}")
     folder = Path(tempfile.mkdtemp(prefix="autoft-faults-"))
-    run = folder / "run"
-    run.mkdir()
+    disk = folder / "disk"
+    disk.mkdir()
+    run = disk / "run"
     found: Round = {"kind": kind, "number": number, "seed": seed, "faults": [], "codes": []}
-    small = drawn.uniform(0.2e6, 250e6)
     if kind == "disk":
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small:.0f}", "tmpfs", str(run)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(disk)], check=True)
     try:
         recipe = write_recipe(folder, seed)
         command = call(recipe, run)
-        if kind == "disk":
-            found["at"] = f"{small / 1e6:.1f} MB"
-        else:
-            at = 0.0 if kind in {"start", "test", "freeze"} else drawn.uniform(0.0, usual)
-            found["at"] = f"{at:.1f} s"
-            begin = time.monotonic()
-            while command.poll() is None and time.monotonic() - begin < at:
-                time.sleep(0.02)
-            # What it is to happen to may not be there yet, or any more.
-            struck = False
-            while command.poll() is None and not struck:
-                struck = strike("all" if kind in DAMAGES else kind, command, folder, drawn)
-                time.sleep(0.02)
-            found["at"] += "" if struck else ", never: it had ended"
+        at = 0.0 if kind in {"start", "test", "freeze", "disk"} else drawn.uniform(0.0, usual)
+        trial = run / "trials" / f"{drawn.randrange(TRIALS):04d}"
+        found["at"] = f"{at:.1f} s" if kind != "disk" else f"trial {trial.name}"
+        begin = time.monotonic()
+        while command.poll() is None and time.monotonic() - begin < at:
+            time.sleep(0.02)
+        # What it is to happen to may not be there yet, or any more.
+        struck = False
+        while command.poll() is None and not struck:
+            struck = (
+                fill(disk, trial, drawn)
+                if kind == "disk"
+                else strike("all" if kind in DAMAGES else kind, command, folder, drawn)
+            )
+            time.sleep(0.02)
+        # A file can be damaged after the end as well.
+        found["struck"] = struck or kind in DAMAGES
         code, text = ended(command, recipe, 10 * usual)
         texts = [text]
         found["codes"].append(code)
@@ -239,8 +268,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
             found["file"] = damage(kind, run, drawn)
             if "result.json" in found["file"]:
                 finished.pop(int(Path(found["file"]).parent.name), None)
-        if kind == "disk":
-            subprocess.run(["mount", "-o", "remount,size=1g", str(run)], check=True)
+        (disk / "other").unlink(missing_ok=True)
         for _ in range(CALLS):
             code, text = ended(call(recipe, run), recipe, 10 * usual)
             found["codes"].append(code)
@@ -276,7 +304,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         if kind == "disk":
-            subprocess.run(["umount", "--lazy", str(run)], check=True)
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -299,6 +327,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no round is begun any more")
     parser.add_argument("--out", type=Path, help="a file with one line of JSON a round")
     given = parser.parse_args()
     done: dict[tuple[str, int, int], Round] = {}
@@ -306,12 +335,16 @@ def main() -> None:
         for line in given.out.read_text(encoding="utf-8").splitlines():
             one = json.loads(line)
             done[one["kind"], one["number"], one["seed"]] = one
+    last = time.monotonic() + 60 * given.minutes
     usual = undisturbed(given.seed)
     print(f"undisturbed: {usual:.1f} s", file=sys.stderr, flush=True)
     played = []
     for number in range(given.rounds):
         for kind in given.kinds:
-            found = done.get((kind, number, given.seed)) or play(kind, number, given.seed, usual)
+            known = done.get((kind, number, given.seed))
+            if known is None and time.monotonic() > last:
+                continue
+            found = known or play(kind, number, given.seed, usual)
             played.append(found)
             if (kind, number, given.seed) not in done:
                 print(json.dumps(found), file=sys.stderr, flush=True)
@@ -319,13 +352,14 @@ def main() -> None:
                     with given.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(found) + "\n")
     columns = ("lost", "changed", "wrong", "traceback", "left", "hung", "refused")
-    print(f"| fault | rounds | trials finished before it | {' | '.join(columns)} |")
-    print("| --- " * (3 + len(columns)) + "|")
+    print(f"| fault | rounds | struck | trials finished before it | {' | '.join(columns)} |")
+    print("| --- " * (4 + len(columns)) + "|")
     for kind in given.kinds:
         rounds = [one for one in played if one["kind"] == kind]
         counts = Counter(fault for one in rounds for fault in one["faults"])
         before = sum(one["finished"] for one in rounds)
-        print(f"| {kind} | {len(rounds)} | {before} | {' | '.join(str(counts[name]) for name in columns)} |")
+        struck = sum(one["struck"] for one in rounds)
+        print(f"| {kind} | {len(rounds)} | {struck} | {before} | {' | '.join(str(counts[name]) for name in columns)} |")
 
 
 if __name__ == "__main__":
