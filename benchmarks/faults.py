@@ -252,8 +252,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
                 else strike("all" if kind in DAMAGES else kind, command, folder, drawn)
             )
             time.sleep(0.02)
-        # A file can be damaged after the end as well.
-        found["struck"] = struck or kind in DAMAGES
+        found["struck"] = struck
         code, text = ended(command, recipe, 10 * usual)
         texts = [text]
         found["codes"].append(code)
@@ -266,6 +265,8 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
         found["finished"] = len(finished)
         if kind in DAMAGES:
             found["file"] = damage(kind, run, drawn)
+            # A file can be damaged after the end as well.
+            found["struck"] = bool(found["file"])
             if "result.json" in found["file"]:
                 finished.pop(int(Path(found["file"]).parent.name), None)
         (disk / "other").unlink(missing_ok=True)
