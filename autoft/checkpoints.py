@@ -149,6 +149,9 @@ def _described(value: Any, tensors: list[torch.Tensor]) -> Any:
         return {"mapping": [[key, _described(one, tensors)] for key, one in value.items()]}
     if isinstance(value, list | tuple):
         return [_described(one, tensors) for one in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        # The state of NumPy's generators; longer numbers are none of a run folder's files.
+        return {"whole": str(value)}
     return value
 
 
@@ -159,6 +162,8 @@ def _built(described: Any, tensors: Mapping[int, torch.Tensor]) -> Any:
         return described
     if "tensor" in described:
         return tensors[described["tensor"]]
+    if "whole" in described:
+        return int(described["whole"])
     return {key: _built(one, tensors) for key, one in described["mapping"]}
 
 

@@ -884,7 +884,7 @@ def _adapter(kind: type[Typed]) -> TypeAdapter[Typed]:
 
 
 def _whole_number(text: str) -> int:
-    number = int(text) if len(text) < 20 else 2**63
+    number = int(text) if len(text) <= 20 else 2**63
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{text[:20]}... is a number of more than 64 bits")
     return number

@@ -255,7 +255,7 @@ def test_what_takes_long_to_write_is_written_seldom(tmp_path):
         | st.text()
         | st.lists(st.floats(width=32, allow_nan=False)).map(lambda values: ("tensor", values)),
         lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
-        max_leaves=12,
+        max_leaves=8,
     )
 )
 def test_what_is_written_is_what_is_read(tmp_path_factory, value):

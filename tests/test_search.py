@@ -253,6 +253,7 @@ def config(number, model, kind="search") -> TrialConfig:
         pipeline="full",
         params={"augment": "none", "train.epochs": 3, "full.learning_rate": 1e-5},
         seed=3,
+        parent=0 if kind == "seed" else None,
     )
 
 
