@@ -5,7 +5,8 @@
 Scores come from a made-up function of the settings, with noise; all else is real: the sampler, early stopping, selection, the
 run folder with one ``result.json`` a trial, and, with ``--storage``, the shared study. ``--kill SECONDS`` kills the search so
 many seconds after its start, starts it again, and says what was lost. ``--fill`` begins where so many random trials are done: what
-a proposal and a result take then is known without waiting for all that came before.
+a proposal and a result take then is known without waiting for all that came before. ``--others`` begins in a study where another
+search has done so many; ``--database`` names the process of its server, whose CPU seconds are told.
 
 ``--best`` and ``--newest`` set how many trials the sampler is shown (0 for all), and ``--regret`` prints how good the best of
 so many trials is, the mean over some seeds: what showing it fewer costs.
@@ -27,11 +28,16 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import optuna
 import psutil
+import sqlalchemy
+from optuna.distributions import distribution_to_json
+from optuna.storages._rdb import models
 
 from autoft import study
 from autoft.executors import Event
@@ -40,7 +46,7 @@ from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.plugins import load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.search import Interruption, Listener, Search
-from autoft.shared_study import SharedStudy, open_storage
+from autoft.shared_study import RECORD, SharedStudy, open_storage
 from autoft.space import Categorical, Float, Int, domain_to_json
 from autoft.study_addresses import study_address
 
@@ -217,8 +223,17 @@ def result_of(config: TrialConfig, score: float, quarters: int = 4, stopped: boo
     )
 
 
-def fill(run: RunDir, found: Plan, count: int) -> None:
-    """Write results of so many random trials, as if they had been done; all but the first have no files any more."""
+def fill(run: RunDir, results: Iterable[TrialResult]) -> None:
+    """Write results as if the trials had been done; all but the first have no files any more."""
+    for result in results:
+        for variant in result.variants if result.number else ():
+            variant.folder = None
+        run.trial(result.number).mkdir(parents=True, exist_ok=True)
+        run.result(result.number).write_text(result.model_dump_json(), encoding="utf-8")
+
+
+def drawn_results(found: Plan, count: int) -> Iterator[TrialResult]:
+    """Yield what so many random trials, the first of them the default, came to."""
     rng = random.Random(0)
     for number in range(count):
         config = found.default_config().model_copy(update={"number": number})
@@ -233,11 +248,74 @@ def fill(run: RunDir, found: Plan, count: int) -> None:
                     "params": {name: chosen[name] for name in names},
                 }
             )
-        result = result_of(config, noisy(config))
-        for variant in result.variants if number else ():
-            variant.folder = None
-        run.trial(number).mkdir(parents=True, exist_ok=True)
-        run.result(number).write_text(result.model_dump_json(), encoding="utf-8")
+        yield result_of(config, noisy(config))
+
+
+def fill_study(shared: SharedStudy, results: Iterable[TrialResult]) -> None:
+    """Write trials into the study as the search of this folder would have told them, in a database many at once."""
+    shared._connect()
+    begin, count, storage, waiting = time.monotonic(), 0, shared._storage, []
+    for result in results:
+        trial = shared._trial(result, [max(one.validation["accuracy"] for one in result.variants)])
+        count += 1
+        if not isinstance(storage, optuna.storages.RDBStorage):
+            storage.create_new_trial(shared._study, template_trial=trial)
+            continue
+        waiting.append((count - 1, trial))
+        if len(waiting) == 500:
+            insert(storage, shared._study, waiting)
+            waiting = []
+    if waiting:
+        insert(storage, shared._study, waiting)
+    shared._disconnect()
+    print(json.dumps({"told": count, "seconds": round(time.monotonic() - begin, 1)}), flush=True)
+
+
+def insert(storage: Any, study_id: int, trials: list[tuple[int, optuna.trial.FrozenTrial]]) -> None:
+    """Insert finished trials, each with its number, as Optuna's ``create_new_trial`` does one by one."""
+    rows: dict[Any, list[dict[str, Any]]] = {
+        model: []
+        for model in (
+            models.TrialValueModel,
+            models.TrialParamModel,
+            models.TrialUserAttributeModel,
+            models.TrialSystemAttributeModel,
+            models.TrialIntermediateValueModel,
+        )
+    }
+    heads = []
+    for number, trial in trials:
+        head = models.TrialModel(study_id=study_id, number=number, state=trial.state)
+        head.datetime_start, head.datetime_complete = trial.datetime_start, trial.datetime_complete
+        heads.append(head)
+    with sqlalchemy.orm.Session(storage.engine) as session:
+        session.add_all(heads)
+        session.flush()
+        for head, (_, trial) in zip(heads, trials, strict=True):
+            own = {"trial_id": head.trial_id}
+            for place, value in enumerate(trial.values or ()):
+                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+                rows[models.TrialValueModel].append({**own, "objective": place, "value": stored, "value_type": kind})
+            for name, value in trial.params.items():
+                domain = trial.distributions[name]
+                told = {"param_name": name, "param_value": domain.to_internal_repr(value)}
+                rows[models.TrialParamModel].append({**own, **told, "distribution_json": distribution_to_json(domain)})
+            for model, attributes in (
+                (models.TrialUserAttributeModel, trial.user_attrs),
+                (models.TrialSystemAttributeModel, trial.system_attrs),
+            ):
+                rows[model] += [
+                    {**own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
+                ]
+            curve = models.TrialIntermediateValueModel
+            for step, value in trial.intermediate_values.items():
+                stored, kind = curve.intermediate_value_to_stored_repr(value)
+                told = {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+                rows[curve].append({**own, **told})
+        for model, values in rows.items():
+            if values:
+                session.execute(sqlalchemy.insert(model), values)
+        session.commit()
 
 
 def drawn(domain: Any, rng: random.Random) -> Any:
@@ -256,7 +334,7 @@ class SimulatedSearch(Search):
     times: dict[str, list[float]]
 
     def _executor(self, workers: int) -> Any:
-        self.times = {"ask": [], "finish": []}
+        self.times = {"ask": [], "ask, waited": [], "finish": []}
         self.reports: list[dict[str, float]] = []
         self.begun = time.monotonic()
         return SimulatedExecutor(self.run, workers)
@@ -266,10 +344,18 @@ class SimulatedSearch(Search):
         return None
 
     def _next(self) -> TrialConfig | None:
-        begin = time.thread_time()
+        begin, since = time.thread_time(), time.monotonic()
         found = super()._next()
         self.times["ask"].append(time.thread_time() - begin)
+        self.times["ask, waited"].append(time.monotonic() - since)
         return found
+
+    def _bring_in(self) -> None:
+        begin, known = time.monotonic(), len(self.elsewhere)
+        super()._bring_in()
+        if len(self.elsewhere) - known > 100:
+            entered = {"entered of others": len(self.elsewhere) - known, "seconds": round(time.monotonic() - begin, 1)}
+            print(json.dumps({**entered, "resident_mb": resident()}), flush=True)
 
     def _finish(self, result: TrialResult) -> None:
         begin = time.thread_time()
@@ -287,9 +373,10 @@ class SimulatedSearch(Search):
             "seconds": round(time.monotonic() - self.begun, 1),
             "ask_p50_ms": round(1e3 * statistics.median(asked), 2),
             "ask_p95_ms": round(1e3 * statistics.quantiles(asked, n=20)[-1], 2),
+            "ask_waited_p95_ms": round(1e3 * statistics.quantiles(self.times["ask, waited"][-200:], n=20)[-1], 2),
             "finish_p50_ms": round(1e3 * statistics.median(finished), 2),
             "finish_p95_ms": round(1e3 * statistics.quantiles(finished, n=20)[-1], 2),
-            "resident_mb": round(psutil.Process().memory_info().rss / 1e6, 1),
+            "resident_mb": resident(),
             "best": round(max(quality(r.config) for r in self.results.values()), 5),
         }
 
@@ -297,18 +384,85 @@ class SimulatedSearch(Search):
 AT = {100, 300, 1000, 3000, 10_000, 30_000, 100_000}
 
 
+def resident() -> float:
+    return round(psutil.Process().memory_info().rss / 1e6, 1)
+
+
+class MeasuredStudy(SharedStudy):
+    """The real part in a shared study; it notes what its looks and what it tells take, waiting included."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.times: dict[str, list[tuple[float, float]]] = {"look": [], "tell a trial": [], "tell of itself": []}
+
+    def _measured(self, name: str, call: Any, *words: Any) -> float:
+        begin, since, count = time.thread_time(), time.monotonic(), len(self._published)
+        call(*words)
+        share = max(1, len(self._published) - count) if name == "tell a trial" else 1
+        took = time.monotonic() - since
+        if name != "tell a trial" or len(self._published) > count:
+            self.times[name].append((took / share, (time.thread_time() - begin) / share))
+        return took
+
+    def _look(self) -> None:
+        took = self._measured("look", super()._look)
+        if len(self.times["look"]) == 1:
+            known = {"heard of": len(self._seen), "own": len(self._published), "seconds": round(took, 1)}
+            print(
+                json.dumps({**known, "cpu": round(self.times["look"][0][1], 1), "resident_mb": resident()}), flush=True
+            )
+
+    def _publish(self, closing: bool) -> None:
+        self._measured("tell a trial", super()._publish, closing)
+
+    def _tell_of_itself(self, closing: bool) -> None:
+        self._measured("tell of itself", super()._tell_of_itself, closing)
+
+    def report(self) -> dict[str, object]:
+        """Return how many there were and what they took; the first look, which reads everything, is left out."""
+        found: dict[str, object] = {}
+        for name, times in self.times.items():
+            waited, computed = (
+                (sorted(column) for column in zip(*times[1:], strict=True)) if len(times) > 1 else ([], [])
+            )
+            if waited:
+                found[name] = {
+                    "n": len(waited),
+                    "p50_ms": round(1e3 * statistics.median(waited), 1),
+                    "p95_ms": round(1e3 * waited[int(0.95 * len(waited))], 1),
+                    "cpu_p50_ms": round(1e3 * statistics.median(computed), 1),
+                }
+        return found
+
+
 def search(
-    folder: Path, trials: int, workers: int, seed: int, storage: str | None = None, filled: int = 0
+    folder: Path,
+    trials: int,
+    workers: int,
+    seed: int,
+    storage: str | None = None,
+    filled: int = 0,
+    others: int = 0,
 ) -> SimulatedSearch:
     run = RunDir(folder)
     run.create()
     found = plan(trials, workers, seed)
-    fill(run, found, filled)
+    fill(run, drawn_results(found, filled))
     write_json(run.plan, found.model_dump(mode="json"))
     shared = None
     if storage:
-        shared = SharedStudy(study_address(storage), found, run, lambda text: print(text, file=sys.stderr))
+        shared = MeasuredStudy(study_address(storage), found, run, lambda text: print(text, file=sys.stderr))
+        if filled:
+            fill_study(shared, drawn_results(found, filled))
+        if others:
+            with tempfile.TemporaryDirectory() as elsewhere:
+                fill_study(
+                    SharedStudy(study_address(storage), found, RunDir(elsewhere), print), drawn_results(found, others)
+                )
+        begin = time.monotonic()
+        print(json.dumps({"resident_mb": resident()}), flush=True)
         shared.open()
+        print(json.dumps({"opened after seconds": round(time.monotonic() - begin, 1)}), flush=True)
     run.clear_partial()
     begin = time.monotonic()
     engine = SimulatedSearch(
@@ -322,21 +476,46 @@ def search(
             begin = time.monotonic()
             shared.close()
             print(json.dumps({"publishing the rest, seconds": round(time.monotonic() - begin, 1)}), flush=True)
+            print(json.dumps(shared.report()), flush=True)
     return engine
 
 
 def stored(storage: str) -> dict[str, object]:
-    """Return what the study in the storage holds, and how large it is where it is a file."""
+    """Return what the study in the storage holds, and how large it is."""
     address = study_address(storage)
     opened = open_storage(address)
-    trials = [t for one in opened.get_all_studies() for t in opened.get_all_trials(one._study_id, deepcopy=False)]
-    keys = [(trial.user_attrs["driver"], trial.user_attrs["number"]) for trial in trials]
-    path = address.path or address.url.removeprefix("sqlite:///")
+    path = Path(address.path or address.url.removeprefix("sqlite:///"))
+    if isinstance(opened, optuna.storages.RDBStorage):
+        attributes = models.TrialSystemAttributeModel
+        size = {
+            "postgresql": "SELECT pg_database_size(current_database())",
+            "mysql": "SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = DATABASE()",
+        }
+        with opened.engine.connect() as connection:
+            said = connection.execute(
+                sqlalchemy.select(attributes.value_json).where(attributes.key == RECORD)
+            ).scalars()
+            keys = [(told["driver"], told["trial"]) for told in map(json.loads, said)]
+            question = size.get(opened.engine.dialect.name)
+            taken = connection.execute(sqlalchemy.text(question)).scalar() if question else path.stat().st_size
+    else:
+        trials = [t for one in opened.get_all_studies() for t in opened.get_all_trials(one._study_id, deepcopy=False)]
+        keys = [(trial.user_attrs["driver"], trial.user_attrs["number"]) for trial in trials]
+        taken = path.stat().st_size if path.is_file() else math.nan
     return {
-        "trials stored": len(trials),
+        "trials stored": len(keys),
         "told twice": len(keys) - len(set(keys)),
-        "storage_mb": round(Path(path).stat().st_size / 1e6, 1) if Path(path).is_file() else None,
+        "storage_mb": round(float(taken) / 1e6, 1),
     }
+
+
+def computed(database: int | None) -> float:
+    """Return the CPU seconds of a server and of its processes that there are now."""
+    if database is None:
+        return math.nan
+    server = psutil.Process(database)
+    times = [one.cpu_times() for one in (server, *server.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def killed(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -379,6 +558,10 @@ def main() -> None:
     parser.add_argument(
         "--fill", type=int, default=0, metavar="TRIALS", help="begin with so many random ones that are done"
     )
+    parser.add_argument(
+        "--others", type=int, default=0, metavar="TRIALS", help="begin in a study where another search has done so many"
+    )
+    parser.add_argument("--database", type=int, metavar="PID", help="of the storage's server")
     parser.add_argument("--kill", type=float, metavar="SECONDS")
     parser.add_argument("--best", type=int, default=study.BEST_SHOWN)
     parser.add_argument("--newest", type=int, default=study.NEWEST_SHOWN)
@@ -395,8 +578,13 @@ def main() -> None:
         elif arguments.kill:
             facts |= killed(arguments, folder)
         else:
-            found = search(folder, arguments.trials, arguments.workers, 0, arguments.storage, arguments.fill)
+            before = computed(arguments.database)
+            found = search(
+                folder, arguments.trials, arguments.workers, 0, arguments.storage, arguments.fill, arguments.others
+            )
             facts["reports"] = found.reports
+            if arguments.database:
+                facts["database, cpu seconds"] = round(computed(arguments.database) - before, 1)
         if arguments.storage:
             facts |= stored(arguments.storage)
     finally:
