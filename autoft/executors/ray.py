@@ -10,6 +10,7 @@ told before anything is trained there.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -31,6 +32,7 @@ from autoft.executors.local import LocalProcess, started
 from autoft.executors.supervision import GRACE, Executor
 from autoft.hardware import MAPPED, Hardware
 from autoft.plans.plan import Plan
+from autoft.plugins import load_plugins
 from autoft.processes import training_environment
 from autoft.quantities import format_seconds
 from autoft.rundir import RunDir
@@ -50,7 +52,7 @@ SEEN_SECONDS = 10.0
 """Until a node sees a file that was just written on shared storage."""
 
 CHECKED = ("autoft", "torch", "transformers", "peft")
-"""Packages of which a node has to have the same version."""
+"""Packages of which a node has to have the same version, as of the run's plugins."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Of a local instance: only lines pass through it, and Ray takes no less than 75 MiB."""
@@ -59,8 +61,15 @@ FRACTIONS = 10_000
 """Ray divides a GPU into so many parts."""
 
 
-def gpus_of(plan: Plan) -> float:
-    """Return the share of a GPU that Ray is asked for a worker: what the worker will be limited to, 0 on a CPU."""
+def gpus_of(plan: Plan, free: float = 0.0) -> float:
+    """Return the share of a GPU that Ray is asked for a worker: what the worker will be limited to, 0 on a CPU.
+
+    More where GPUs are free: Ray fills one before it takes the next, and workers with small shares would leave them idle.
+
+    Args:
+        plan: of the run.
+        free: GPUs that nobody has yet; 0 where that is not known.
+    """
     if plan.device != "cuda":
         return 0.0
     # Imports torch, which actors do without.
@@ -68,6 +77,8 @@ def gpus_of(plan: Plan) -> float:
 
     total = plan.hardware["gpus"][0]["memory_bytes"]
     share = gpu_share(plan.train_memory, plan.workers_a_gpu, total)
+    if free >= 1:
+        share = max(share, 1 / math.ceil(plan.workers / math.floor(free)))
     return max(1, math.floor(share * FRACTIONS)) / FRACTIONS
 
 
@@ -156,6 +167,9 @@ class NodeWorker:
         from autoft.plans.environment import environment
 
         there = environment()
+        for name in versions.keys() - there.keys():
+            with suppress(importlib.metadata.PackageNotFoundError):
+                there[name] = importlib.metadata.version(name)
         unlike = [f"{name} {there.get(name, 'none')} in place of {version}" for name, version in versions.items()]
         unlike = [text for text, name in zip(unlike, versions, strict=True) if there.get(name) != versions[name]]
         return f"has {', '.join(unlike)}; install the same on all nodes" if unlike else ""
@@ -217,12 +231,15 @@ class RayExecutor(Executor):
         self.plan = plan
         self._connection = ExitStack()
         self._unlike = False
+        self._gpus = 0.0
+        """The share of a GPU that a worker asks for, once there is a connection."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._ray = stack.enter_context(_connected(self.plan, self.workers))
             # Each group of calls has a thread of its own, and its calls are answered in turn.
             self._actor = self._ray.remote(concurrency_groups={"listening": 1, "signals": 1})(NodeWorker)
+            self._gpus = gpus_of(self.plan, self._ray.available_resources().get("GPU", 0.0))
             super().__enter__()
             self._connection = stack.pop_all()
         return self
@@ -235,7 +252,7 @@ class RayExecutor(Executor):
         plan = self.plan
         actor = self._actor.options(
             num_cpus=plan.threads,
-            num_gpus=gpus_of(plan),
+            num_gpus=self._gpus,
             max_restarts=0,
             scheduling_strategy="SPREAD",
         ).remote(self.run.path, log, plan.threads, plan.train_memory is not None)
@@ -244,12 +261,13 @@ class RayExecutor(Executor):
     def expected(self) -> tuple[str, dict[str, str], dict[str, str]]:
         """Return what :meth:`NodeWorker.start` compares."""
         models = {model.name: model.path for model in self.plan.models if Path(model.path).is_absolute()}
-        versions = {name: self.plan.environment[name] for name in CHECKED if name in self.plan.environment}
+        checked = [*CHECKED, *sorted(plugin.distribution for plugin in load_plugins().plugins)]
+        versions = {name: self.plan.environment[name] for name in checked if name in self.plan.environment}
         return _digest(self.run.plan), models, versions
 
     def needs(self) -> str:
         """Return what a worker asks of a node, in words."""
-        share = gpus_of(self.plan)
+        share = self._gpus
         cores = f"{self.plan.threads} CPU{'s' if self.plan.threads > 1 else ''}"
         return cores + (f" and {share:g} of a GPU" if share else "")
 
@@ -444,6 +462,11 @@ def _connected(plan: Plan, workers: int) -> Iterator[Any]:
         try:
             ray.init(**settings)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())
+            if said.startswith("Version mismatch"):
+                raise SearchFailed(
+                    f"{settings['address']} is a cluster of other versions; install the same on all nodes ({said})"
+                ) from error
             raise SearchFailed(
                 f"Ray cannot be reached at {settings['address']}: {first_line(error)}; give executor.address host:port of a "
                 "cluster's head node, auto on a machine of it, or none for this machine alone"
