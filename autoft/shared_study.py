@@ -75,6 +75,9 @@ LONGEST_NAME = 200
 PAGE = 1000
 """Trials that a database is asked for at once."""
 
+LATE = 20
+"""Trials before the newest one that are read again: a database numbers them as they are begun, and shows them as they are done."""
+
 TOLD_A_SECOND = 1000
 """Characters a second, at most, in which a search tells what it is at: of a thousand workers it would else be told all the time,
 and a journal keeps each word."""
@@ -398,12 +401,13 @@ class SharedStudy(Exchange):
         )
         said = said.where(TrialModel.study_id == self._study, TrialSystemAttributeModel.key == RECORD)
         said = said.order_by(TrialSystemAttributeModel.trial_id).limit(PAGE)
+        after = self._read_up_to - LATE
         while True:
             self._busy_since = time.monotonic()
             with storage.engine.connect() as connection:
-                rows = connection.execute(said.where(TrialSystemAttributeModel.trial_id > self._read_up_to)).all()
+                rows = connection.execute(said.where(TrialSystemAttributeModel.trial_id > after)).all()
             for trial, text in rows:
-                self._read_up_to = trial
+                after, self._read_up_to = trial, max(trial, self._read_up_to)
                 yield _json_of(text)
             if len(rows) < PAGE:
                 return

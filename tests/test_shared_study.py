@@ -157,6 +157,17 @@ def test_two_searches_hear_of_each_others_trials_once(url, plan, tmp_path):
     assert best.intermediate_values == {60: 0.45}
 
 
+def test_a_trial_that_a_database_shows_after_a_later_one_is_heard_of_too(plan, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    with Driver(url, plan, tmp_path / "a") as one, Driver(url, plan, tmp_path / "b") as other:
+        one.tells(result(plan, 0, 0.8), [0.8])
+        other.hears(1)
+        # As if the next two had been begun later, and were done sooner than the one that comes now.
+        other.study._read_up_to += 3
+        one.tells(result(plan, 1, 0.7), [0.7])
+        assert [heard.values for heard in other.hears(2)] == [[0.8], [0.7]]
+
+
 def test_what_a_search_is_at_is_known_until_it_ends_or_is_taken_back(journal, plan, tmp_path):
     with Driver(journal, plan, tmp_path / "a") as one, Driver(journal, plan, tmp_path / "b") as other:
         first, second = result(plan, 0), result(plan, 1, **{"train.epochs": 1})
