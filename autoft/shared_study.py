@@ -96,7 +96,8 @@ def study_name(plan: Plan) -> str:
     same = {
         "task": [plan.task, plan.options],
         "auxiliary": [one.model_dump(mode="json") for one in plan.auxiliary],
-        "models": [[model.name, model.revision, _architecture(model.config)] for model in plan.models],
+        # As the recipe names the revision: the commit changes with each word of a model's card, too.
+        "models": [[m.name, m.name.partition("@")[2] or None, _architecture(m.config)] for m in plan.models],
         "chains": [one.model_dump(mode="json") for one in (*plan.pipelines, *plan.variants, *plan.rescues)],
         "space": plan.space,
         "objectives": [[name, plan.metrics.get(name)] for name in plan.objectives],

@@ -14,6 +14,9 @@ from autoft.pretrained import check_folder, dense_folder
 
 __all__ = ["base_model", "earlier_model"]
 
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""One of these files holds a model's weights, or says where they are."""
+
 
 def base_model(name: str, base: Path, commit: str | None = None) -> ModelPlan:
     """Return the model that a recipe names.
@@ -102,7 +105,23 @@ def _hub_model(name: str, commit: str | None) -> ModelPlan:
         ) from None
     config = _configuration(path, f"{name}: its config.json")
     # The folder of a file in the hub's cache is that of its commit: all else is then of the same one, whenever it is fetched.
-    return ModelPlan(name=name, path=repository, revision=path.parent.name, config=config, size_bytes=0)
+    # Where the hub has no safetensors, transformers looks for converted ones, but of the latest revision alone.
+    found = path.parent.name
+    pinned = found if commit or revision or _has_safetensors(repository, found) else None
+    return ModelPlan(name=name, path=repository, revision=pinned, config=config, size_bytes=0)
+
+
+def _has_safetensors(repository: str, commit: str) -> bool:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    for name in WEIGHTS:
+        try:
+            hf_hub_download(repository, name, revision=commit, dry_run=True)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            continue
+        return True
+    return False
 
 
 def _configuration(path: Path, what: str) -> dict[str, Any]:

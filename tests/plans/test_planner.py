@@ -227,15 +227,37 @@ def test_a_model_of_the_hub_stays_the_one_that_the_run_began_with(catalog, monke
     for name, text in (
         ("refs/main", now),
         (f"snapshots/{now}/config.json", '{"model_type": "bert"}'),
+        (f"snapshots/{now}/model.safetensors", ""),
         (f"snapshots/{before}/config.json", '{"model_type": "bert", "old": true}'),
     ):
-        (cached / name).parent.mkdir(parents=True)
+        (cached / name).parent.mkdir(parents=True, exist_ok=True)
         (cached / name).write_text(text)
     assert base_model("somebody/something", tmp_path).revision == now
     assert base_model("somebody/something@main", tmp_path).revision == now
     earlier = base_model("somebody/something", tmp_path, before)
     assert earlier.revision == before
     assert earlier.config["old"]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "pinned"),
+    [
+        ("somebody/something", "model.safetensors", True),
+        ("somebody/something", "model.safetensors.index.json", True),
+        # Of the latest revision alone transformers looks for weights that were converted to safetensors.
+        ("somebody/something", "pytorch_model.bin", False),
+        ("somebody/something@main", "pytorch_model.bin", True),
+    ],
+)
+def test_a_model_of_the_hub_without_safetensors_is_left_to_be_converted(monkeypatch, tmp_path, name, weights, pinned):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "c0ffee" + 34 * "0"
+    cached = tmp_path / "models--somebody--something"
+    files = {"refs/main": commit, f"snapshots/{commit}/config.json": '{"model_type": "bert"}'}
+    for path, text in {**files, f"snapshots/{commit}/{weights}": ""}.items():
+        (cached / path).parent.mkdir(parents=True, exist_ok=True)
+        (cached / path).write_text(text)
+    assert base_model(name, tmp_path).revision == (commit if pinned else None)
 
 
 def test_a_missing_model_folder_names_the_closest(catalog, tiny_model):
