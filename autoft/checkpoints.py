@@ -146,7 +146,7 @@ def _described(value: Any, tensors: list[torch.Tensor]) -> Any:
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
     if isinstance(value, Mapping):
-        return {"mapping": [[key, _described(one, tensors)] for key, one in value.items()]}
+        return {"mapping": [[_described(key, tensors), _described(one, tensors)] for key, one in value.items()]}
     if isinstance(value, list | tuple):
         return [_described(one, tensors) for one in value]
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -164,7 +164,7 @@ def _built(described: Any, tensors: Mapping[int, torch.Tensor]) -> Any:
         return tensors[described["tensor"]]
     if "whole" in described:
         return int(described["whole"])
-    return {key: _built(one, tensors) for key, one in described["mapping"]}
+    return {_built(key, tensors): _built(one, tensors) for key, one in described["mapping"]}
 
 
 def _save(tensors: Sequence[torch.Tensor], folder: Path) -> None:
