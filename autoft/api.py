@@ -763,7 +763,8 @@ def add(
             plan, catalog, results, given, start=start, pipeline=pipeline, model=model, faults=faults
         )
         used = read_typed(folder.path / "time.json", dict[str, Seconds], {}).get("seconds", 0.0)
-        free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, "workers": 1})
+        alone = {"workers": 1, "train_threads": None, "by_pace": False}
+        free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, **alone})
         with ProgressWriter(folder) as progress:
             audience = Audience(progress, listener)
             audience.begin(free, len(results))
