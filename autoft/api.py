@@ -375,11 +375,15 @@ def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
     """Return the plan with what an earlier call of the run found out: the seconds of the same multiple, and how many workers pay."""
     if (plan.time_multiple is None and not plan.by_pace) or not run.plan.is_file():
         return plan
-    known = read_plan(run.plan)
+    try:
+        known = read_plan(run.plan)
+    except RunFolderError:
+        # It is damaged, and a new one takes its place.
+        return plan
     found: dict[str, Any] = {}
     if plan.time_multiple is not None and known.time_multiple == plan.time_multiple:
         found["time_limit"] = known.time_limit
-    if plan.by_pace and known.by_pace and known.hardware["cores"] == plan.hardware["cores"]:
+    if plan.by_pace and known.by_pace and known.hardware.get("cores") == plan.hardware["cores"]:
         found |= {"workers": known.workers, "train_threads": known.train_threads}
     return plan.model_copy(update=found)
 

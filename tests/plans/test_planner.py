@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoft.api import _with_known_pace
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
 from autoft.plans.efforts import EFFORTS, TRAIN_SPACE, WIDE
@@ -19,7 +20,7 @@ from autoft.plans.plan import Plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import usable_positions
 from autoft.recipe import recipe_from_mapping
-from autoft.rundir import TrialResult, VariantResult
+from autoft.rundir import RunDir, TrialResult, VariantResult, write_json
 from autoft.space import Categorical
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
@@ -258,6 +259,20 @@ def test_a_model_of_the_hub_without_safetensors_is_left_to_be_converted(monkeypa
         (cached / path).parent.mkdir(parents=True, exist_ok=True)
         (cached / path).write_text(text)
     assert base_model(name, tmp_path).revision == (commit if pinned else None)
+
+
+def test_a_run_goes_on_with_the_workers_that_it_was_found_to_pay(catalog, tiny_model, tmp_path):
+    plan, run = planned(catalog, tiny_model), RunDir(tmp_path)
+    assert plan.by_pace
+    assert _with_known_pace(plan, run) == plan
+    write_json(run.plan, plan.model_copy(update={"workers": 2, "train_threads": 1}).model_dump(mode="json"))
+    again = _with_known_pace(plan, run)
+    assert (again.workers, again.train_threads) == (2, 1)
+    # On another machine it is found out anew, and so it is where the file is damaged.
+    other = plan.model_copy(update={"hardware": {**plan.hardware, "cores": 8}})
+    assert _with_known_pace(other, run) == other
+    run.plan.write_text(run.plan.read_text()[:500])
+    assert _with_known_pace(plan, run) == plan
 
 
 def test_a_missing_model_folder_names_the_closest(catalog, tiny_model):
