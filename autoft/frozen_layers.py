@@ -25,7 +25,7 @@ from autoft.strategies.partial import layer_stacks
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ActivationStore", "recalled"]
+__all__ = ["ActivationStore", "body_and_layers", "put_forward", "recalled"]
 
 LARGEST = 4 * 1024**3
 """Bytes of activations that a worker keeps at most, and at most a quarter of the free disk."""
@@ -123,6 +123,30 @@ def recalled(
         yield len(frozen.layers)
 
 
+def body_and_layers(model: Any) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:
+    """Return the body of a model, with an adapter of PEFT around it or without, and its layers, or None unless it has one stack."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stacks, bodies = layer_stacks(inner), find_bodies(inner)
+    if len(stacks) != 1 or len(bodies) != 1:
+        return None
+    (stack,) = stacks.values()
+    return inner.get_submodule(bodies[0]), list(stack)
+
+
+def put_forward(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Have a module compute by another function; return what puts its own back."""
+    own, replaced = module.forward, "forward" in vars(module)
+
+    def undo() -> None:
+        if replaced:
+            module.forward = own
+        else:
+            del module.forward
+
+    module.forward = forward
+    return undo
+
+
 class _Frozen:
     """The frozen layers of a model while they are listened to, and passed over where all texts of a batch are known."""
 
@@ -153,18 +177,17 @@ class _Frozen:
     @classmethod
     def below_training(cls, model: torch.nn.Module, store: ActivationStore, precision: str) -> _Frozen | None:
         """Return the layers of a body below the first that is trained, or None where there are none."""
-        stacks, bodies = layer_stacks(model), find_bodies(model)
-        if len(stacks) != 1 or len(bodies) != 1:
+        found = body_and_layers(model)
+        if found is None:
             return None
-        (stack,) = stacks.values()
+        body, stack = found
         trained = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in stack]
         count = trained.index(True) if any(trained) else len(trained)
         if not count:
             return None
-        body = model.get_submodule(bodies[0])
         trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         known_as = weights_fingerprint(model, without=trainable)
-        return cls(model, body, list(stack)[:count], store, f"{known_as}, {count} layers, {precision}")
+        return cls(model, body, stack[:count], store, f"{known_as}, {count} layers, {precision}")
 
     def __enter__(self) -> _Frozen:
         self.undo.append(self.body.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
@@ -178,7 +201,7 @@ class _Frozen:
         self.keys, self.states = [], None
 
     def _listen(self, layer: Any, *, last: bool) -> None:
-        own, replaced = layer.forward, "forward" in vars(layer)
+        own = layer.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.states is not None:
@@ -188,14 +211,7 @@ class _Frozen:
                 self._keep(found)
             return found
 
-        def undo() -> None:
-            if replaced:
-                layer.forward = own
-            else:
-                del layer.forward
-
-        layer.forward = forward
-        self.undo.append(undo)
+        self.undo.append(put_forward(layer, forward))
 
     def _keep(self, found: Any) -> None:
         """Store what the last frozen layer returned, row by row, without padding."""

@@ -9,8 +9,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
+from autoft.first_token import first_token_alone
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
@@ -760,10 +761,9 @@ class Trial:
         else:
             features = place.features(self.config.model, target.context, self.config.fold)
         rows = given[:] if augmentation else given
-        # Whatever changes texts, weights or the loss leaves nothing to recall.
-        plain = features is not None and not auxiliary and not regularization.chain and backward is None
-        plain = plain and self.ranks.size == 1
-        with self._recalled(model, target, features) if features is not None and plain else nullcontext():
+        # Whatever changes weights or the loss may read more than the task does.
+        plain = not auxiliary and not regularization.chain and backward is None and self.ranks.size == 1
+        with self._less(model, target, features, rows) if plain else nullcontext():
             return train(
                 model,
                 task=place.task,
@@ -828,21 +828,40 @@ class Trial:
             return nullcontext()
         return self.seat.sharing(model)
 
-    def _recalled(self, model: torch.nn.Module, target: Target, features: Features) -> AbstractContextManager[int]:
-        """Have the model recall what its frozen layers said of texts, in this trial or an earlier one."""
+    @contextmanager
+    def _less(
+        self, model: torch.nn.Module, target: Target, features: Features | None, rows: Sequence[Row]
+    ) -> Iterator[None]:
+        """Have the model compute less of what it says: not what it said before, nor what nothing reads.
+
+        Args:
+            model: with its adapter.
+            target: what is trained.
+            features: of the training rows, where they are the same in each epoch.
+            rows: for training.
+        """
         import torch
 
         place, config, context = self.place, self.config, target.context
         precision = place.precision.get(config.model, "fp32")
 
         def loss_of(texts: Sequence[Any]) -> torch.Tensor:
-            with torch.autocast(context.device, torch.bfloat16, enabled=precision == "bf16"):
-                batch = {name: value.to(context.device) for name, value in place.task.collate(texts, context).items()}
-                return place.task.loss(model, batch, context)
+            batch = {name: value.to(context.device) for name, value in place.task.collate(texts, context).items()}
+            return place.task.loss(model, batch, context)
 
-        some = sorted(range(min(len(features), 64)), key=lambda i: int(features.lengths[i]))
-        texts = [features[i] for i in (*some[:1], *some[-1:])]
-        return recalled(model, place.activations, loss_of, texts, precision)
+        def recalled_loss_of(texts: Sequence[Any]) -> torch.Tensor:
+            with torch.autocast(context.device, torch.bfloat16, enabled=precision == "bf16"):
+                return loss_of(texts)
+
+        some = [features[i] for i in range(min(len(features), 64))] if features is not None else []
+        some = sorted(some or place.task.encode(rows[:64], context), key=place.task.length)
+        ends = [*some[:1], *some[-1:]]
+        with ExitStack() as stack:
+            if features is not None:
+                # In this trial or an earlier one.
+                stack.enter_context(recalled(model, place.activations, recalled_loss_of, ends, precision))
+            stack.enter_context(first_token_alone(model, loss_of, ends))
+            yield
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:
         """Return the augmenters of these names, one after the other, with what they learn of the training rows."""

@@ -1,5 +1,7 @@
 # python benchmarks/frozen_layers.py
-"""Trainings of the head or of the upper layers that recall what frozen layers say, against those that compute it.
+"""Trainings of the head or of the upper layers as a trial has them, against those that compute everything.
+
+A trial recalls what frozen layers say, and computes its last layer for the first token alone where nothing else is read.
 
 Movie review sentences and a model of 12 layers with random weights (384 wide, as MiniLM-L12), since time does not hang
 on what weights are. Each training is timed whole, validations after each epoch included: computed; recalled with an
@@ -20,6 +22,7 @@ from typing import Any
 
 from reviews import MODEL, Bench
 
+from autoft.first_token import first_token_alone
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import Hardware
 from autoft.processes import silence_libraries
@@ -67,8 +70,10 @@ def seconds(bench: Bench, adapter: str, params: dict[str, Any], store: Activatio
     order = sorted(range(64), key=lambda i: int(bench.features.lengths[i]))
     some = [bench.features[i] for i in (order[0], order[-1])]
     begin = time.perf_counter()
-    with recalled(model, store, loss_of, some) if store else contextlib.nullcontext(0) as layers:
-        assert bool(layers) == bool(store)
+    with contextlib.ExitStack() as stack:
+        if store:
+            assert stack.enter_context(recalled(model, store, loss_of, some))
+            stack.enter_context(first_token_alone(model, loss_of, some))
         outcome = bench.plain_training(
             model, target, own["learning_rate"], lambda model: {"accuracy": bench.accuracy(model)}
         )

@@ -1,4 +1,7 @@
-"""Frozen layers that recall what they said: the same losses and weights as computing it, and no computation."""
+"""What a training need not compute: what frozen layers said before, and what of the last layer nothing reads.
+
+The same answers, losses and weights as computing it, and no computation.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoft.first_token import first_token_alone
 from autoft.frozen_layers import ActivationStore, recalled
 
 SIZES = {
@@ -61,6 +65,27 @@ def collate(rows):
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([len(row) % 3 for row in rows])}
 
 
+def trained_on(model, rows):
+    """Train without dropout, so that what computes less does the same; return the losses."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.eval()
+    losses = []
+    for epoch in range(3):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for start in range(0, len(rows), 3):
+            loss = model(**collate([rows[i] for i in order[start : start + 3]])).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses
+
+
+def assert_same_weights(model, other):
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def computed_layers(model):
     """Count how often the first layer's attention computes."""
     from autoft.strategies.partial import layer_stacks
@@ -79,31 +104,15 @@ def test_a_training_that_recalls_ends_with_the_weights_of_one_that_computes(mode
     plain = make(model_type, trained)
     model = copy.deepcopy(plain)
 
-    def train(model):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        # Without dropout, so that the frozen layers of both do the same.
-        model.eval()
-        losses = []
-        for epoch in range(3):
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch)).tolist()
-            for start in range(0, len(rows), 3):
-                loss = model(**collate([rows[i] for i in order[start : start + 3]])).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-        return losses
-
-    expected = train(plain)
+    expected = trained_on(plain, rows)
     store = ActivationStore(tmp_path)
     short = sorted(rows, key=len)
     with recalled(model, store, lambda some: model(**collate(some)).loss, short) as layers:
         assert layers == 4 - trained
         seen = computed_layers(model)
-        found = train(model)
+        found = trained_on(model, rows)
     assert found == pytest.approx(expected, abs=1e-5)
-    for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+    assert_same_weights(plain, model)
     # All texts were read together before the first step.
     assert not seen
     model(**collate(rows))
@@ -175,6 +184,14 @@ def test_nothing_is_recalled_where_something_below_is_trained(train, tmp_path):
     train(model)
     with recalled(model, ActivationStore(tmp_path), lambda some: model(**collate(some)).loss, texts([3, 6])) as layers:
         assert layers == 0
+
+
+def test_layers_below_those_with_an_adapter_are_recalled(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make("bert"), LoraConfig(target_modules=["query"], layers_to_transform=[3]))
+    with recalled(model, ActivationStore(tmp_path), lambda some: model(**collate(some)).loss, texts([3, 6])) as layers:
+        assert layers == 3
 
 
 def test_layers_that_hand_on_more_than_states_compute(tmp_path):
@@ -255,3 +272,161 @@ def test_segments_tell_texts_apart(tmp_path):
             found = [model(**batch).logits for batch in (*batches, *batches)]
     for one, other in zip(found, [*expected, *expected], strict=True):
         torch.testing.assert_close(one, other)
+
+
+READ_FIRST = ["bert", "roberta", "electra", "distilbert"]
+
+
+def loss_of(model):
+    return lambda some: model(**collate(some)).loss
+
+
+def last_layer(model):
+    from autoft.strategies.partial import layer_stacks
+
+    (stack,) = layer_stacks(model).values()
+    return stack[-1]
+
+
+def tokens_seen(model):
+    """Note of how many tokens the feed-forward of the last layer is asked."""
+    widest = max(
+        (one for one in last_layer(model).modules() if isinstance(one, torch.nn.Linear)), key=lambda m: m.out_features
+    )
+    seen = []
+    widest.register_forward_hook(lambda _, given, found: seen.append(given[0].shape[1]))
+    return seen
+
+
+@pytest.mark.parametrize("trained", [1, 4])
+@pytest.mark.parametrize("model_type", READ_FIRST)
+def test_a_training_ends_with_the_weights_of_one_that_computes_the_whole_layer(model_type, trained):
+    rows = texts([5, 9, 3, 12, 7, 7, 4, 10])
+    plain = make(model_type, trained)
+    model = copy.deepcopy(plain)
+
+    expected = trained_on(plain, rows)
+    with first_token_alone(model, loss_of(model), rows[2:4]) as alone:
+        assert alone
+        seen = tokens_seen(model)
+        found = trained_on(model, rows)
+    assert set(seen) == {1}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert_same_weights(plain, model)
+    seen.clear()
+    torch.testing.assert_close(model(**collate(rows)).logits, plain(**collate(rows)).logits, rtol=1e-4, atol=1e-5)
+    assert seen == [12], "behind the context the whole layer computes"
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=st.lists(st.sampled_from(texts([4, 6, 9, 5, 1])), min_size=1, max_size=5))
+def test_whatever_the_batch_the_answers_are_those_of_the_whole_layer(batch):
+    model = make("bert").eval()
+    expected = model(**collate(batch)).logits
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert alone
+        torch.testing.assert_close(model(**collate(batch)).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "gpt2", "llama"])
+def test_other_kinds_of_layers_compute_all(model_type):
+    model = make(model_type)
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert not alone
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForTokenClassification", "AutoModelForQuestionAnswering"])
+def test_a_task_of_every_token_computes_all(auto):
+    import transformers
+
+    config = transformers.AutoConfig.for_model("bert", **SIZES, num_labels=2)
+    model = getattr(transformers, auto).from_config(config)
+
+    def loss(some):
+        batch = {name: value for name, value in collate(some).items() if name != "labels"}
+        return sum(one.square().mean() for one in model(**batch).values())
+
+    with first_token_alone(model, loss, texts([4, 6])) as alone:
+        assert not alone
+
+
+@pytest.mark.parametrize("reads", ["mean", "second", "what is asked beside"])
+def test_a_loss_that_reads_more_than_the_first_token_has_it_all(reads):
+    model = make("bert")
+
+    def loss(some):
+        batch = collate(some)
+        found = model(**batch, output_hidden_states=reads == "what is asked beside")
+        if reads == "what is asked beside":
+            return found.loss + 1e-6 * found.hidden_states[-1].mean()
+        states = model.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        return found.loss + 1e-6 * (states.mean() if reads == "mean" else states[:, 1].mean())
+
+    with first_token_alone(model, loss, texts([4, 6])) as alone:
+        assert not alone
+
+
+def test_whoever_asks_for_all_states_meanwhile_has_them_all():
+    model, rows = make("bert").eval(), texts([6, 8])
+    expected = model(**collate(rows), output_hidden_states=True).hidden_states[-1]
+    with first_token_alone(model, loss_of(model), rows) as alone:
+        assert alone
+        torch.testing.assert_close(model(**collate(rows), output_hidden_states=True).hidden_states[-1], expected)
+        assert model(**collate(rows)).logits.shape == (2, 3)
+
+
+def test_a_frozen_last_layer_computes_all_since_it_is_recalled():
+    model = make("bert", trained=0)
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert not alone
+
+
+def test_attention_maps_can_be_asked_of_eager_attention():
+    model = make("bert")
+    model.set_attn_implementation("eager")
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert not alone
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_adapters_and_recomputed_activations_have_the_same_gradients(checkpointed):
+    from peft import LoraConfig, get_peft_model
+
+    model = make("roberta")
+    lora = LoraConfig(
+        target_modules=["query", "value", "dense"], modules_to_save=["classifier"], init_lora_weights=False
+    )
+    model = get_peft_model(model, lora)
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradients():
+        found = torch.autograd.grad(model(**collate(texts([5, 9]))).loss, list(trained.values()))
+        return dict(zip(trained, found, strict=True))
+
+    expected = gradients()
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert alone
+        assert model.training
+        found = gradients()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_module_that_computed_by_another_function_does_so_again():
+    model = make("bert")
+    attention = last_layer(model).attention.self
+    own = attention.forward
+
+    def counted(*args, **kwargs):
+        return own(*args, **kwargs)
+
+    attention.forward = counted
+    with first_token_alone(model, loss_of(model), texts([4, 6])):
+        assert attention.forward is not counted
+    assert attention.forward is counted

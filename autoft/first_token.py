@@ -1,0 +1,190 @@
+"""The last layer of an encoder for its first token alone, where nothing else of what it says is read.
+
+A classifier reads the state of the first token (``[CLS]``; Devlin et al. 2019, arXiv:1810.04805, section 3). What the last
+layer makes of the others goes nowhere: they are its keys and values, and need no query, no output and no feed-forward.
+The answers and the gradients are the same; dropout draws fewer numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from autoft.frozen_layers import ASKED, body_and_layers, put_forward
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["first_token_alone"]
+
+PROJECTIONS = (("query", "key", "value", None), ("q_lin", "k_lin", "v_lin", "out_lin"))
+"""Query, key, value and, where it is a part of the same module, output: of BERT and its kin, and of DistilBERT."""
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
+"""How much an answer may differ, relative to it or to 1, by the type of the hidden states."""
+
+
+@contextmanager
+def first_token_alone(
+    model: torch.nn.Module, loss_of: Callable[[Sequence[Any]], torch.Tensor], texts: Sequence[Any]
+) -> Iterator[bool]:
+    """Have the last layer compute for the first token alone while the context lasts; say whether it does.
+
+    It does not where a gradient of the loss reaches another token's last state, where nothing of the last layer is
+    trained, or where an answer is not the one of the whole layer. A call that asks the body for more than its last states
+    is answered by the whole layer.
+
+    Args:
+        model: its parameters that are trained require gradients.
+        loss_of: the training's own loss of some encoded rows, in the precision of the weights.
+        texts: encoded rows of different lengths.
+    """
+    import torch
+
+    last = _LastLayer.of(model)
+    if last is None:
+        yield False
+        return
+    training = model.training
+    # Dropout would make every answer another one.
+    model.eval()
+    found, alone = _answers(model, last.layer, loss_of, texts)
+    if alone:
+        with torch.no_grad(), last:
+            again, _ = _answers(model, last.layer, loss_of, texts)
+        alone = _alike(found, again)
+    model.train(training)
+    if not alone:
+        yield False
+        return
+    with last:
+        yield True
+
+
+def _answers(
+    model: torch.nn.Module,
+    layer: torch.nn.Module,
+    loss_of: Callable[[Sequence[Any]], torch.Tensor],
+    texts: Sequence[Any],
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return what a model says of texts, and whether its loss hangs on the first token of its last layer only."""
+    import torch
+
+    states: list[Any] = []
+    said: list[Any] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, given, found: states.append(found)),
+        model.register_forward_hook(lambda _, given, found: said.append(found)),
+    ]
+    try:
+        loss = loss_of(texts)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    answers = {"loss": loss.detach()}
+    if len(said) == 1 and isinstance(said[0], Mapping):
+        answers |= {name: value.detach() for name, value in said[0].items() if isinstance(value, torch.Tensor)}
+    read = len(states) == len(said) == 1 and isinstance(states[0], torch.Tensor) and states[0].ndim == 3
+    if not read or not states[0].requires_grad or states[0].shape[1] < 2:
+        return answers, False
+    (gradient,) = torch.autograd.grad(loss, states[0], allow_unused=True)
+    return answers, gradient is not None and bool((gradient[:, 1:] == 0).all()) and bool(gradient[:, 0].any())
+
+
+def _alike(found: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether answers are the same, in their names and shapes too."""
+    import torch
+
+    if {name: one.shape for name, one in found.items()} != {name: one.shape for name, one in again.items()}:
+        return False
+    tolerance = max(TOLERANCE.get(str(one.dtype).removeprefix("torch."), 0.0) for one in found.values())
+    return all(torch.allclose(again[name], one, rtol=tolerance, atol=tolerance) for name, one in found.items())
+
+
+class _LastLayer:
+    """The last layer of a model while it computes for the first token alone."""
+
+    def __init__(
+        self, body: torch.nn.Module, layer: torch.nn.Module, attention: Any, names: tuple[str, str, str, str | None]
+    ) -> None:
+        self.body, self.layer, self.attention, self.names = body, layer, attention, names
+        self.signature = inspect.signature(body.forward)
+        self.whole = False
+        """The call that is under way asks for more than the last states."""
+        self.states: torch.Tensor | None = None
+        """Of all tokens, as they come into the layer."""
+        self.undo: list[Callable[[], None]] = []
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> _LastLayer | None:
+        """Return the last layer of an encoder of the known kinds, or None where it is another or is not trained."""
+        found = body_and_layers(model)
+        if found is None:
+            return None
+        body, (*_, layer) = found
+        config = getattr(body, "config", None)
+        if getattr(config, "_attn_implementation", "") != "sdpa" or getattr(config, "is_decoder", False):
+            return None
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
+            return None
+        needed = ("attention_head_size", "dropout", "scaling")
+        known = [
+            (module, names)
+            for module in layer.modules()
+            for names in PROJECTIONS
+            if all(name is None or hasattr(module, name) for name in (*names, *needed))
+        ]
+        return cls(body, layer, *known[0]) if len(known) == 1 else None
+
+    def __enter__(self) -> _LastLayer:
+        self.undo = [
+            self.body.register_forward_pre_hook(self._begin, with_kwargs=True).remove,
+            self.layer.register_forward_pre_hook(self._shorten).remove,
+            put_forward(self.attention, self._attend(self.attention.forward)),
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self.undo:
+            self.undo.pop()()
+        self.states = None
+
+    def _begin(self, body: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        given = self.signature.bind(*args, **kwargs).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        self.whole = any(given.get(name) for name in ASKED)
+
+    def _shorten(self, layer: torch.nn.Module, args: Any) -> Any:
+        if self.whole:
+            self.states = None
+            return None
+        self.states = args[0]
+        return args[0][:, :1], *args[1:]
+
+    def _attend(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        from torch.nn.functional import scaled_dot_product_attention
+
+        attention, (query, key, value, output) = self.attention, self.names
+
+        def heads(name: str, states: torch.Tensor) -> torch.Tensor:
+            projected = getattr(attention, name)(states)
+            return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)  # type: ignore[no-any-return]
+
+        def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+            states = self.states
+            if states is None:
+                return own(hidden_states, attention_mask=attention_mask, **kwargs)
+            found = scaled_dot_product_attention(
+                heads(query, hidden_states),
+                heads(key, states),
+                heads(value, states),
+                attn_mask=attention_mask if attention_mask is None else attention_mask[:, :, :1],
+                dropout_p=attention.dropout.p if attention.training else 0.0,
+                scale=attention.scaling,
+            )
+            found = found.transpose(1, 2).flatten(2)
+            return (found if output is None else getattr(attention, output)(found)), None
+
+        return forward
