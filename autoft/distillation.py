@@ -18,6 +18,7 @@ from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
 from autoft.data.features import Features
 from autoft.data.rows import Split
 from autoft.errors import ModelError
+from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.plans.targets import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model
 from autoft.strategies.head_only import find_head
@@ -109,11 +110,18 @@ def distill(
         for place, (model, other) in enumerate(teachers):
             taught = stack.enter_context(_watched(model.eval(), *(((), ()) if place else (theirs, shown))))
             lesson.teachers.append(_Asked(model, taught, other))
+        numbered = cast(Features, _Numbered(features))
+
+        def loss_of(some: Sequence[Any]) -> torch.Tensor:
+            batch = {name: value.to(context.device) for name, value in lesson.collate(some, context).items()}
+            return lesson.loss(student, batch, context)
+
+        stack.enter_context(first_token_alone(student, loss_of, shortest_and_longest(numbered, features.lengths)))
         return train(
             student,
             task=cast(Task, lesson),
             context=context,
-            features=cast(Features, _Numbered(features)),
+            features=numbered,
             rows=rows,
             augmentation=None,
             learning_rate=learning_rate,

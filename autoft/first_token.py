@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from autoft.frozen_layers import ASKED, body_and_layers, put_forward
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-__all__ = ["first_token_alone"]
+__all__ = ["first_token_alone", "shortest_and_longest"]
 
 PROJECTIONS = (("query", "key", "value", None), ("q_lin", "k_lin", "v_lin", "out_lin"))
 """Query, key, value and, where it is a part of the same module, output: of BERT and its kin, and of DistilBERT."""
@@ -52,15 +53,25 @@ def first_token_alone(
     model.eval()
     found, alone = _answers(model, last.layer, loss_of, texts)
     if alone:
-        with torch.no_grad(), last:
-            again, _ = _answers(model, last.layer, loss_of, texts)
-        alone = _alike(found, again)
+        try:
+            with torch.no_grad(), last:
+                again, _ = _answers(model, last.layer, loss_of, texts)
+            alone = _alike(found, again)
+        except (IndexError, RuntimeError):
+            # A layer or a loss that cannot do with one token: the whole layer computes, and says so itself where it cannot.
+            alone = False
     model.train(training)
     if not alone:
         yield False
         return
     with last:
         yield True
+
+
+def shortest_and_longest(texts: Sequence[Any], lengths: Sequence[int] | np.ndarray) -> list[Any]:
+    """Return two of the first 64 texts, between which a batch is padded; their lengths are those of all texts."""
+    order = sorted(range(min(len(texts), 64)), key=lambda i: int(lengths[i]))
+    return [texts[i] for i in (*order[:1], *order[-1:])]
 
 
 def _answers(

@@ -37,7 +37,7 @@ from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.first_token import first_token_alone
+from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
@@ -853,9 +853,11 @@ class Trial:
             with torch.autocast(context.device, torch.bfloat16, enabled=precision == "bf16"):
                 return loss_of(texts)
 
-        some = [features[i] for i in range(min(len(features), 64))] if features is not None else []
-        some = sorted(some or place.task.encode(rows[:64], context), key=place.task.length)
-        ends = [*some[:1], *some[-1:]]
+        if features is not None:
+            ends = shortest_and_longest(features, features.lengths)
+        else:
+            some = place.task.encode(rows[:64], context)
+            ends = shortest_and_longest(some, [place.task.length(one) for one in some])
         with ExitStack() as stack:
             if features is not None:
                 # In this trial or an earlier one.

@@ -22,7 +22,7 @@ from typing import Any
 
 from reviews import MODEL, Bench
 
-from autoft.first_token import first_token_alone
+from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import Hardware
 from autoft.processes import silence_libraries
@@ -67,8 +67,7 @@ def seconds(bench: Bench, adapter: str, params: dict[str, Any], store: Activatio
     def loss_of(texts: Any) -> Any:
         return bench.task.loss(model, dict(bench.task.collate(texts, target.context)), target.context)
 
-    order = sorted(range(64), key=lambda i: int(bench.features.lengths[i]))
-    some = [bench.features[i] for i in (order[0], order[-1])]
+    some = shortest_and_longest(bench.features, bench.features.lengths)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if store:

@@ -418,6 +418,15 @@ def test_adapters_and_recomputed_activations_have_the_same_gradients(checkpointe
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_a_layer_that_cannot_do_with_one_token_computes_all():
+    model = make("bert")
+    dense = last_layer(model).intermediate.dense
+    dense.register_forward_pre_hook(lambda _, given: given[0].view(2, 6, 16))
+    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+        assert not alone
+    assert model(**collate(texts([4, 6]))).loss.isfinite()
+
+
 def test_a_module_that_computed_by_another_function_does_so_again():
     model = make("bert")
     attention = last_layer(model).attention.self

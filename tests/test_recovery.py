@@ -176,7 +176,7 @@ def test_attention_maps_are_learned_too_where_the_recipe_asks_for_it(run):
 
     wanted = maps(teacher)
     without, learned = ((maps(run / one.folder) - wanted).square().mean() for one in made)
-    assert learned < 0.5 * without
+    assert learned < 0.75 * without
 
 
 def test_a_time_that_is_up_ends_the_training_and_loses_nothing(run):
