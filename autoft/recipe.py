@@ -410,6 +410,8 @@ def recipe_from_mapping(
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         faults.extend(_faults(error))
+    except RecursionError:
+        raise RecipeError([Fault("", "is nested too deeply, or a value stands in itself")], source) from None
     if faults:
         raise _error(faults, source, lines)
     recipe._lines = lines

@@ -137,7 +137,8 @@ def plan_target(given: argparse.Namespace) -> Target:
     def value_of(provider: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
         kind = provider.ConsumeIntInRange(0, 5 if depth < 3 else 3)
         if kind <= 2:
-            return VALUES[provider.ConsumeIntInRange(0, len(VALUES) - 1)]
+            # A copy: what is put into it later is of this input alone.
+            return copy.deepcopy(VALUES[provider.ConsumeIntInRange(0, len(VALUES) - 1)])
         if kind == 3:
             return provider.ConsumeUnicodeNoSurrogates(12)
         size = provider.ConsumeIntInRange(0, 3)

@@ -84,6 +84,13 @@ def test_a_line_of_yaml_is_read_as_the_value_that_it_was_made_of(text):
     assert "\n" not in yaml_of(value)
 
 
+def test_a_mapping_that_stands_in_itself_is_one_fault():
+    space = {"lora": {}}
+    space["lora"]["rank"] = space
+    with pytest.raises(RecipeError, match="stands in itself"):
+        recipe_from_mapping({"task": "text-classification", "model": "m", "data": "rows.csv", "space": space})
+
+
 def test_nested_and_dotted_spaces_mean_the_same():
     nested = recipe_from_mapping({**GOOD, "space": {"train": {"epochs": 3, "warmup": {"low": 0.0, "high": 0.1}}}})
     dotted = recipe_from_mapping({**GOOD, "space": {"train.epochs": 3, "train.warmup": {"low": 0.0, "high": 0.1}}})
