@@ -18,9 +18,9 @@ from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
 from autoft.data.features import Features
 from autoft.data.rows import Split
 from autoft.errors import ModelError
-from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.plans.targets import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model
+from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 from autoft.strategies.head_only import find_head
 from autoft.training import Progress, TrainOutcome, train
 
@@ -116,7 +116,8 @@ def distill(
             batch = {name: value.to(context.device) for name, value in lesson.collate(some, context).items()}
             return lesson.loss(student, batch, context)
 
-        stack.enter_context(first_token_alone(student, loss_of, shortest_and_longest(numbered, features.lengths)))
+        ends = shortest_and_longest(numbered, features.lengths)
+        stack.enter_context(first_token_alone(student, lambda: loss_of(ends)))
         return train(
             student,
             task=cast(Task, lesson),

@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.head_start import weights_fingerprint
-from autoft.strategies.head_only import find_bodies
-from autoft.strategies.partial import layer_stacks
+from autoft.strategies.first_token import ASKED, put_forward
+from autoft.strategies.partial import body_and_layers
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ActivationStore", "body_and_layers", "put_forward", "recalled"]
+__all__ = ["ActivationStore", "recalled"]
 
 LARGEST = 4 * 1024**3
 """Bytes of activations that a worker keeps at most, and at most a quarter of the free disk."""
-
-ASKED = ("output_attentions", "output_hidden_states", "past_key_values", "use_cache")
-"""Arguments of a body by which it says more than its last states, or goes on from what it said."""
 
 READS = frozenset({"attention_mask", "input_ids", "token_type_ids"})
 """Arguments of a body that say what a text is. Where it is given other tensors, as of pictures, nothing is kept."""
@@ -121,30 +118,6 @@ def recalled(
         return
     with frozen:
         yield len(frozen.layers)
-
-
-def body_and_layers(model: Any) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:
-    """Return the body of a model, with an adapter of PEFT around it or without, and its layers, or None unless it has one stack."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stacks, bodies = layer_stacks(inner), find_bodies(inner)
-    if len(stacks) != 1 or len(bodies) != 1:
-        return None
-    (stack,) = stacks.values()
-    return inner.get_submodule(bodies[0]), list(stack)
-
-
-def put_forward(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Have a module compute by another function; return what puts its own back."""
-    own, replaced = module.forward, "forward" in vars(module)
-
-    def undo() -> None:
-        if replaced:
-            module.forward = own
-        else:
-            del module.forward
-
-    module.forward = forward
-    return undo
 
 
 class _Frozen:

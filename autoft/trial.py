@@ -37,7 +37,6 @@ from autoft.data.prepared import PreparedData, open_data
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
-from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
@@ -51,6 +50,7 @@ from autoft.quiet import Quiet
 from autoft.ranks import Ranks
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
 from autoft.shared_base import Seat
+from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
 
 if TYPE_CHECKING:
@@ -862,7 +862,7 @@ class Trial:
             if features is not None:
                 # In this trial or an earlier one.
                 stack.enter_context(recalled(model, place.activations, recalled_loss_of, ends, precision))
-            stack.enter_context(first_token_alone(model, loss_of, ends))
+            stack.enter_context(first_token_alone(model, lambda: loss_of(ends)))
             yield
 
     def _augmentation(self, names: Sequence[str], target: Target, rows: Sequence[Row]) -> Augmentation:

@@ -22,10 +22,10 @@ from typing import Any
 
 from reviews import MODEL, Bench
 
-from autoft.first_token import first_token_alone, shortest_and_longest
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import Hardware
 from autoft.processes import silence_libraries
+from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 
 
 def make_model(folder: Path, layers: int, width: int) -> Path:
@@ -72,7 +72,7 @@ def seconds(bench: Bench, adapter: str, params: dict[str, Any], store: Activatio
     with contextlib.ExitStack() as stack:
         if store:
             assert stack.enter_context(recalled(model, store, loss_of, some))
-            stack.enter_context(first_token_alone(model, loss_of, some))
+            stack.enter_context(first_token_alone(model, lambda: loss_of(some)))
         outcome = bench.plain_training(
             model, target, own["learning_rate"], lambda model: {"accuracy": bench.accuracy(model)}
         )

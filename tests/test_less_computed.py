@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.first_token import first_token_alone
 from autoft.frozen_layers import ActivationStore, recalled
+from autoft.strategies.first_token import first_token_alone
 
 SIZES = {
     "vocab_size": 40,
@@ -277,8 +277,8 @@ def test_segments_tell_texts_apart(tmp_path):
 READ_FIRST = ["bert", "roberta", "electra", "distilbert"]
 
 
-def loss_of(model):
-    return lambda some: model(**collate(some)).loss
+def loss_of(model, rows=None):
+    return lambda: model(**collate(rows or texts([4, 6]))).loss
 
 
 def last_layer(model):
@@ -306,7 +306,7 @@ def test_a_training_ends_with_the_weights_of_one_that_computes_the_whole_layer(m
     model = copy.deepcopy(plain)
 
     expected = trained_on(plain, rows)
-    with first_token_alone(model, loss_of(model), rows[2:4]) as alone:
+    with first_token_alone(model, loss_of(model, rows[2:4])) as alone:
         assert alone
         seen = tokens_seen(model)
         found = trained_on(model, rows)
@@ -323,7 +323,7 @@ def test_a_training_ends_with_the_weights_of_one_that_computes_the_whole_layer(m
 def test_whatever_the_batch_the_answers_are_those_of_the_whole_layer(batch):
     model = make("bert").eval()
     expected = model(**collate(batch)).logits
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert alone
         torch.testing.assert_close(model(**collate(batch)).logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -331,7 +331,7 @@ def test_whatever_the_batch_the_answers_are_those_of_the_whole_layer(batch):
 @pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "gpt2", "llama"])
 def test_other_kinds_of_layers_compute_all(model_type):
     model = make(model_type)
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert not alone
 
 
@@ -342,11 +342,11 @@ def test_a_task_of_every_token_computes_all(auto):
     config = transformers.AutoConfig.for_model("bert", **SIZES, num_labels=2)
     model = getattr(transformers, auto).from_config(config)
 
-    def loss(some):
-        batch = {name: value for name, value in collate(some).items() if name != "labels"}
+    def loss():
+        batch = {name: value for name, value in collate(texts([4, 6])).items() if name != "labels"}
         return sum(one.square().mean() for one in model(**batch).values())
 
-    with first_token_alone(model, loss, texts([4, 6])) as alone:
+    with first_token_alone(model, loss) as alone:
         assert not alone
 
 
@@ -354,22 +354,22 @@ def test_a_task_of_every_token_computes_all(auto):
 def test_a_loss_that_reads_more_than_the_first_token_has_it_all(reads):
     model = make("bert")
 
-    def loss(some):
-        batch = collate(some)
+    def loss():
+        batch = collate(texts([4, 6]))
         found = model(**batch, output_hidden_states=reads == "what is asked beside")
         if reads == "what is asked beside":
             return found.loss + 1e-6 * found.hidden_states[-1].mean()
         states = model.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
         return found.loss + 1e-6 * (states.mean() if reads == "mean" else states[:, 1].mean())
 
-    with first_token_alone(model, loss, texts([4, 6])) as alone:
+    with first_token_alone(model, loss) as alone:
         assert not alone
 
 
 def test_whoever_asks_for_all_states_meanwhile_has_them_all():
     model, rows = make("bert").eval(), texts([6, 8])
     expected = model(**collate(rows), output_hidden_states=True).hidden_states[-1]
-    with first_token_alone(model, loss_of(model), rows) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert alone
         torch.testing.assert_close(model(**collate(rows), output_hidden_states=True).hidden_states[-1], expected)
         assert model(**collate(rows)).logits.shape == (2, 3)
@@ -377,14 +377,16 @@ def test_whoever_asks_for_all_states_meanwhile_has_them_all():
 
 def test_a_frozen_last_layer_computes_all_since_it_is_recalled():
     model = make("bert", trained=0)
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert not alone
+    with first_token_alone(model, loss_of(model), trained=False) as alone:
+        assert alone
 
 
 def test_attention_maps_can_be_asked_of_eager_attention():
     model = make("bert")
     model.set_attn_implementation("eager")
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert not alone
 
 
@@ -410,7 +412,7 @@ def test_adapters_and_recomputed_activations_have_the_same_gradients(checkpointe
         return dict(zip(trained, found, strict=True))
 
     expected = gradients()
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert alone
         assert model.training
         found = gradients()
@@ -422,7 +424,7 @@ def test_a_layer_that_cannot_do_with_one_token_computes_all():
     model = make("bert")
     dense = last_layer(model).intermediate.dense
     dense.register_forward_pre_hook(lambda _, given: given[0].view(2, 6, 16))
-    with first_token_alone(model, loss_of(model), texts([4, 6])) as alone:
+    with first_token_alone(model, loss_of(model)) as alone:
         assert not alone
     assert model(**collate(texts([4, 6]))).loss.isfinite()
 
@@ -436,6 +438,6 @@ def test_a_module_that_computed_by_another_function_does_so_again():
         return own(*args, **kwargs)
 
     attention.forward = counted
-    with first_token_alone(model, loss_of(model), texts([4, 6])):
+    with first_token_alone(model, loss_of(model)):
         assert attention.forward is not counted
     assert attention.forward is counted

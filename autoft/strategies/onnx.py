@@ -2,7 +2,8 @@
 
 Tracing a model takes seconds and gives the same graph for all trials of one architecture, so the graph is kept in the
 run's cache without its weights, and each trial fills in its own. Whatever way a graph comes about, it is compared with
-the torch model at other shapes than it was traced at.
+the torch model at other shapes than it was traced at. The last layer of a classifier that reads the first token alone is
+traced for that token only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.pretrained import DROPOUTS
+from autoft.strategies.first_token import first_token_alone
 from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
 if TYPE_CHECKING:
@@ -249,6 +251,7 @@ def _key(model: torch.nn.Module, spec: ExportSpec, exact: bool) -> str:
         "shapes": {name: None if name in pruned else [*value.shape] for name, value in model.state_dict().items()},
         "inputs": sorted(spec.inputs),
         "outputs": spec.outputs,
+        "last layer": "of the first token, where no other is read",
         "versions": [version("torch"), version("onnx"), version("onnxscript")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
@@ -281,13 +284,20 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
         for name, axes in spec.dynamic.items()
         if name in spec.inputs
     }
+
+    def read() -> torch.Tensor:
+        device = next(model.parameters()).device
+        found = model(**{name: value.to(device) for name, value in spec.inputs.items()})
+        # The squares of outputs that always have the same sum, as those of a softmax, do not.
+        return torch.stack([getattr(found, name).float().square().sum() for name in spec.outputs]).sum()
+
     # A decoder would return the keys and values of a generation that never comes, which no graph can hold.
     config: Any = getattr(model, "config", SimpleNamespace())
     use_cache = getattr(config, "use_cache", None)
     if use_cache:
         config.use_cache = False
     try:
-        with torch.no_grad(), quiet(), _sources_forgotten():
+        with torch.no_grad(), quiet(), _sources_forgotten(), first_token_alone(model, read, trained=False):
             program = torch.onnx.export(
                 _with_names(model, list(spec.inputs)) if hasattr(model, "peft_config") else model,
                 kwargs=dict(spec.inputs),

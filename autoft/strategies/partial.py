@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Refusal, Target
@@ -14,7 +14,7 @@ from autoft.strategies.head_only import find_bodies, find_head
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BitFit", "LayerNorm", "PartialAdapter", "TopLayers", "layer_stacks"]
+__all__ = ["BitFit", "LayerNorm", "PartialAdapter", "TopLayers", "body_and_layers", "layer_stacks"]
 
 _WITHOUT_BIASES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "llama", "longt5", "mistral", "mixtral", "modernbert", "mt5", "t5", "umt5"}
@@ -138,3 +138,13 @@ def layer_stacks(model: torch.nn.Module) -> dict[str, Any]:
         if inside and not any(name.startswith(f"{stack}.") for stack in found):
             found[name] = module
     return found
+
+
+def body_and_layers(model: Any) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:
+    """Return the body of a model, with an adapter of PEFT around it or without, and its layers, or None unless it has one stack."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stacks, bodies = layer_stacks(inner), find_bodies(inner)
+    if len(stacks) != 1 or len(bodies) != 1:
+        return None
+    (stack,) = stacks.values()
+    return inner.get_submodule(bodies[0]), list(stack)

@@ -96,6 +96,21 @@ def test_the_graph_answers_as_torch_at_any_shape(
         np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("model_type", "alone"), [("bert", True), ("distilbert", True), ("gpt2", False)])
+def test_the_last_layer_of_a_classifier_computes_for_the_token_that_is_read(model_type, alone, traced, load):
+    target = traced(model_type)
+    proto = graph_of(load(target), target)
+    # The activation functions stand in the feed-forward of each layer.
+    states = [node.output[0] for node in proto.graph.node if node.op_type in {"Gelu", "Tanh"}]
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in states)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    names = {node.name for node in session.get_inputs()}
+    inputs = batch(target, *TEXTS[1])
+    found = session.run(states, {name: value.numpy() for name, value in inputs.items() if name in names})
+    lengths = [one.shape[1] for one in found if one.ndim == 3]
+    assert [lengths[0], lengths[-1]] == [inputs["input_ids"].shape[1], 1 if alone else inputs["input_ids"].shape[1]]
+
+
 def test_a_graph_from_the_cache_has_the_weights_of_its_own_model(traced, load, tmp_path):
     target = traced("bert")
     first, second = load(target, seed=1), load(target, seed=2)

@@ -2,7 +2,7 @@
 
 A classifier reads the state of the first token (``[CLS]``; Devlin et al. 2019, arXiv:1810.04805, section 3). What the last
 layer makes of the others goes nowhere: they are its keys and values, and need no query, no output and no feed-forward.
-The answers and the gradients are the same; dropout draws fewer numbers.
+The answers and the gradients are the same; dropout draws fewer numbers. Trainings do so, and graphs that are traced.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from autoft.frozen_layers import ASKED, body_and_layers, put_forward
+from autoft.strategies.partial import body_and_layers
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["first_token_alone", "shortest_and_longest"]
+__all__ = ["ASKED", "first_token_alone", "put_forward", "shortest_and_longest"]
+
+ASKED = ("output_attentions", "output_hidden_states", "past_key_values", "use_cache")
+"""Arguments of a body by which it says more than its last states, or goes on from what it said."""
 
 PROJECTIONS = (("query", "key", "value", None), ("q_lin", "k_lin", "v_lin", "out_lin"))
 """Query, key, value and, where it is a part of the same module, output: of BERT and its kin, and of DistilBERT."""
@@ -29,33 +32,31 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
 @contextmanager
 def first_token_alone(
-    model: torch.nn.Module, loss_of: Callable[[Sequence[Any]], torch.Tensor], texts: Sequence[Any]
+    model: torch.nn.Module, compute: Callable[[], torch.Tensor], *, trained: bool = True
 ) -> Iterator[bool]:
     """Have the last layer compute for the first token alone while the context lasts; say whether it does.
 
-    It does not where a gradient of the loss reaches another token's last state, where nothing of the last layer is
-    trained, or where an answer is not the one of the whole layer. A call that asks the body for more than its last states
-    is answered by the whole layer.
+    It does not where a gradient of what is computed reaches another token's last state, or where an answer is not the one
+    of the whole layer. A call that asks the body for more than its last states is answered by the whole layer.
 
     Args:
-        model: its parameters that are trained require gradients.
-        loss_of: the training's own loss of some encoded rows, in the precision of the weights.
-        texts: encoded rows of different lengths.
+        model: an encoder of a known kind with a head, with an adapter of PEFT or without; others compute all.
+        compute: calls the model once with texts of different lengths, and returns one number that hangs on all that is
+            to be the same, in the precision of the weights: a loss for a training.
+        trained: only where something of the last layer is trained; a frozen one is recalled.
     """
-    import torch
-
     last = _LastLayer.of(model)
-    if last is None:
+    if last is None or (trained and not any(parameter.requires_grad for parameter in last.layer.parameters())):
         yield False
         return
     training = model.training
     # Dropout would make every answer another one.
     model.eval()
-    found, alone = _answers(model, last.layer, loss_of, texts)
+    found, alone = _answers(model, last.layer, compute)
     if alone:
         try:
-            with torch.no_grad(), last:
-                again, _ = _answers(model, last.layer, loss_of, texts)
+            with last:
+                again, _ = _answers(model, last.layer, compute)
             alone = _alike(found, again)
         except (IndexError, RuntimeError):
             # A layer or a loss that cannot do with one token: the whole layer computes, and says so itself where it cannot.
@@ -74,33 +75,51 @@ def shortest_and_longest(texts: Sequence[Any], lengths: Sequence[int] | np.ndarr
     return [texts[i] for i in (*order[:1], *order[-1:])]
 
 
+def put_forward(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Have a module compute by another function; return what puts its own back."""
+    own, replaced = module.forward, "forward" in vars(module)
+
+    def undo() -> None:
+        if replaced:
+            module.forward = own
+        else:
+            del module.forward
+
+    module.forward = forward
+    return undo
+
+
 def _answers(
-    model: torch.nn.Module,
-    layer: torch.nn.Module,
-    loss_of: Callable[[Sequence[Any]], torch.Tensor],
-    texts: Sequence[Any],
+    model: torch.nn.Module, layer: torch.nn.Module, compute: Callable[[], torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], bool]:
-    """Return what a model says of texts, and whether its loss hangs on the first token of its last layer only."""
+    """Return what a model says, and whether what is computed of it hangs on the first token of its last layer only."""
     import torch
 
     states: list[Any] = []
     said: list[Any] = []
+
+    def cut_off(module: Any, given: Any, found: Any) -> Any:
+        """Keep the states as where the gradient ends."""
+        states.append(found.detach().requires_grad_() if isinstance(found, torch.Tensor) else found)
+        return states[-1]
+
     hooks = [
-        layer.register_forward_hook(lambda _, given, found: states.append(found)),
+        layer.register_forward_hook(cut_off),
         model.register_forward_hook(lambda _, given, found: said.append(found)),
     ]
     try:
-        loss = loss_of(texts)
+        with torch.enable_grad():
+            value = compute()
     finally:
         for hook in hooks:
             hook.remove()
-    answers = {"loss": loss.detach()}
+    answers = {"value": value.detach()}
     if len(said) == 1 and isinstance(said[0], Mapping):
         answers |= {name: value.detach() for name, value in said[0].items() if isinstance(value, torch.Tensor)}
     read = len(states) == len(said) == 1 and isinstance(states[0], torch.Tensor) and states[0].ndim == 3
-    if not read or not states[0].requires_grad or states[0].shape[1] < 2:
+    if not read or not value.requires_grad:
         return answers, False
-    (gradient,) = torch.autograd.grad(loss, states[0], allow_unused=True)
+    (gradient,) = torch.autograd.grad(value, states[0], allow_unused=True)
     return answers, gradient is not None and bool((gradient[:, 1:] == 0).all()) and bool(gradient[:, 0].any())
 
 
@@ -130,15 +149,13 @@ class _LastLayer:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> _LastLayer | None:
-        """Return the last layer of an encoder of the known kinds, or None where it is another or is not trained."""
+        """Return the last layer of an encoder of the known kinds, or None where it is another."""
         found = body_and_layers(model)
         if found is None:
             return None
         body, (*_, layer) = found
         config = getattr(body, "config", None)
         if getattr(config, "_attn_implementation", "") != "sdpa" or getattr(config, "is_decoder", False):
-            return None
-        if not any(parameter.requires_grad for parameter in layer.parameters()):
             return None
         needed = ("attention_head_size", "dropout", "scaling")
         known = [
