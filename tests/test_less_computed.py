@@ -429,15 +429,10 @@ def test_a_layer_that_cannot_do_with_one_token_computes_all():
     assert model(**collate(texts([4, 6]))).loss.isfinite()
 
 
-def test_a_module_that_computed_by_another_function_does_so_again():
+def test_a_layer_that_computes_for_the_first_token_already_is_left_as_it_is():
     model = make("bert")
-    attention = last_layer(model).attention.self
-    own = attention.forward
-
-    def counted(*args, **kwargs):
-        return own(*args, **kwargs)
-
-    attention.forward = counted
-    with first_token_alone(model, loss_of(model)):
-        assert attention.forward is not counted
-    assert attention.forward is counted
+    expected = model.eval()(**collate(texts([5, 9]))).logits
+    with first_token_alone(model, loss_of(model)) as outer, first_token_alone(model, loss_of(model)) as inner:
+        assert (outer, inner) == (True, False)
+        torch.testing.assert_close(model(**collate(texts([5, 9]))).logits, expected)
+    assert "forward" not in vars(last_layer(model).attention.self)

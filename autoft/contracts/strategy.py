@@ -87,6 +87,8 @@ class WeightFormat:
         fixed_ranges: the ranges of activations are found before serving, and not in each call.
         heads: whether layers outside of the pretrained body are quantized too.
         pooled: whether layers with a bias that are given one vector an example, as poolers and classifiers, are too.
+        traced: whether it quantizes the graph that :func:`autoft.strategies.onnx.graph_of` traces, which computes no states of a
+            last layer that nothing reads; they have no part in the ranges of activations then.
     """
 
     matrices: Rounding
@@ -95,6 +97,7 @@ class WeightFormat:
     fixed_ranges: bool = False
     heads: bool = True
     pooled: bool = True
+    traced: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["ASKED", "first_token_alone", "put_forward", "shortest_and_longest"]
+    from autoft.contracts import ExportSpec
+
+__all__ = ["ASKED", "first_token_alone", "first_token_traced", "put_forward", "shortest_and_longest"]
 
 ASKED = ("output_attentions", "output_hidden_states", "past_key_values", "use_cache")
 """Arguments of a body by which it says more than its last states, or goes on from what it said."""
@@ -67,6 +69,21 @@ def first_token_alone(
         return
     with last:
         yield True
+
+
+@contextmanager
+def first_token_traced(model: torch.nn.Module, spec: ExportSpec) -> Iterator[bool]:
+    """The same for a model as it is traced by these inputs; say whether its last layer computes for the first token alone."""
+    import torch
+
+    def compute() -> torch.Tensor:
+        device = next(model.parameters()).device
+        found = model(**{name: value.to(device) for name, value in spec.inputs.items()})
+        # The squares of outputs that always have the same sum, as those of a softmax, do not.
+        return torch.stack([getattr(found, name).float().square().sum() for name in spec.outputs]).sum()
+
+    with first_token_alone(model, compute, trained=False) as alone:
+        yield alone
 
 
 def shortest_and_longest(texts: Sequence[Any], lengths: Sequence[int] | np.ndarray) -> list[Any]:
@@ -149,7 +166,7 @@ class _LastLayer:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> _LastLayer | None:
-        """Return the last layer of an encoder of the known kinds, or None where it is another."""
+        """Return the last layer of an encoder of the known kinds, or None where it is another or computes by a function put there."""
         found = body_and_layers(model)
         if found is None:
             return None
@@ -164,7 +181,10 @@ class _LastLayer:
             for names in PROJECTIONS
             if all(name is None or hasattr(module, name) for name in (*names, *needed))
         ]
-        return cls(body, layer, *known[0]) if len(known) == 1 else None
+        # One that computes by another function may do so for the first token already.
+        if len(known) != 1 or "forward" in vars(known[0][0]):
+            return None
+        return cls(body, layer, *known[0])
 
     def __enter__(self) -> _LastLayer:
         self.undo = [

@@ -29,7 +29,7 @@ from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.pretrained import DROPOUTS
-from autoft.strategies.first_token import first_token_alone
+from autoft.strategies.first_token import first_token_traced
 from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class OnnxInt8(Onnx):
     def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
         """Return how weights are rounded on this CPU: what ONNX Runtime calls a reduced range is ±64."""
         most = 127 if has_int8_products() else 64
-        return WeightFormat(Rounding(-most, most, "row"), embeddings=BYTES, activations=BYTES)
+        return WeightFormat(Rounding(-most, most, "row"), embeddings=BYTES, activations=BYTES, traced=True)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.
@@ -284,20 +284,13 @@ def _trace(model: torch.nn.Module, spec: ExportSpec) -> onnx.ModelProto:
         for name, axes in spec.dynamic.items()
         if name in spec.inputs
     }
-
-    def read() -> torch.Tensor:
-        device = next(model.parameters()).device
-        found = model(**{name: value.to(device) for name, value in spec.inputs.items()})
-        # The squares of outputs that always have the same sum, as those of a softmax, do not.
-        return torch.stack([getattr(found, name).float().square().sum() for name in spec.outputs]).sum()
-
     # A decoder would return the keys and values of a generation that never comes, which no graph can hold.
     config: Any = getattr(model, "config", SimpleNamespace())
     use_cache = getattr(config, "use_cache", None)
     if use_cache:
         config.use_cache = False
     try:
-        with torch.no_grad(), quiet(), _sources_forgotten(), first_token_alone(model, read, trained=False):
+        with torch.no_grad(), quiet(), _sources_forgotten(), first_token_traced(model, spec):
             program = torch.onnx.export(
                 _with_names(model, list(spec.inputs)) if hasattr(model, "peft_config") else model,
                 kwargs=dict(spec.inputs),

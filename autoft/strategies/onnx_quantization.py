@@ -36,7 +36,7 @@ class OnnxInt4(Onnx):
 
     def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
         """Return how weights are rounded, those in 8 bits left out: products that are ``Gemm`` in the graph."""
-        return WeightFormat(Rounding(0, 15, BLOCK), embeddings=BYTES, pooled=False)
+        return WeightFormat(Rounding(0, 15, BLOCK), embeddings=BYTES, pooled=False, traced=True)
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.
@@ -96,7 +96,9 @@ class OnnxStaticInt8(Onnx):
 
     def weight_format(self, params: Mapping[str, Any]) -> WeightFormat:
         """Return how weights and the inputs of linear layers are rounded."""
-        return WeightFormat(Rounding(-127, 127, "row"), embeddings=BYTES, activations=BYTES, fixed_ranges=True)
+        return WeightFormat(
+            Rounding(-127, 127, "row"), embeddings=BYTES, activations=BYTES, fixed_ranges=True, traced=True
+        )
 
     def apply(self, model: Any, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return the quantized graph.

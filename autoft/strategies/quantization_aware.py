@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, Int, SearchSpace
+from autoft.strategies.first_token import first_token_traced
 from autoft.strategies.recovery import RECOVERY, recover
 
 __all__ = ["QuantizationAware"]
@@ -53,9 +55,11 @@ class QuantizationAware(Compressor):
         """
         from autoft.strategies.fake_quantization import fake_quantization
 
-        if target.weight_format is None:
+        form = target.weight_format
+        if form is None:
             raise ModelError(f"{self.name}: no step behind it says how it quantizes")
         trained = copy.deepcopy(model)
-        with fake_quantization(trained, target.weight_format):
+        spec = target.task.export_inputs(target.context) if form.traced else None
+        with first_token_traced(trained, spec) if spec else nullcontext(), fake_quantization(trained, form):
             recover(trained, target, params)
         return trained.eval()

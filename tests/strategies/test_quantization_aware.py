@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from autoft.contracts import Rounding, WeightFormat
 from autoft.errors import ModelError
 from autoft.strategies.dynamic_int8 import DynamicInt8
 from autoft.strategies.fake_quantization import fake_quantization, fake_quantized
+from autoft.strategies.first_token import first_token_traced
 from autoft.strategies.int8_layers import quantize_rows
 from autoft.strategies.onnx import OnnxInt8
 from autoft.strategies.onnx_quantization import OnnxInt4, OnnxMixed, OnnxStaticInt8, _int4, _int8
@@ -167,7 +169,9 @@ def test_a_model_computes_as_it_will_once_it_is_quantized(quantizer, bench, tmp_
     real = quantizer.load(tmp_path, bench.target)
     plain = np.concatenate([logits(model, bench, row) for row in bench.rows])
     wanted = np.concatenate([logits(real, bench, row) for row in bench.rows])
-    with fake_quantization(model, quantizer.weight_format({})):
+    form = quantizer.weight_format({})
+    spec = bench.target.task.export_inputs(bench.target.context) if form.traced else None
+    with first_token_traced(model, spec) if spec else nullcontext(), fake_quantization(model, form):
         found = np.concatenate([logits(model, bench, row) for row in bench.rows])
     lost = np.abs(wanted - plain).mean()
     assert lost > 0
