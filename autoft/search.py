@@ -22,6 +22,7 @@ from autoft.checkpoints import share_done
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
 from autoft.executors import Event, Executor, executor_of
+from autoft.executors.admission import WAITS
 from autoft.hardware import memory_left
 from autoft.parallel import CONTENTION, workers_that_pay
 from autoft.plans.budgets import violations
@@ -411,6 +412,8 @@ class Search:
         self.queue = [config for config in self._known_good() if not self._done_already(config)]
         self.apart: dict[int, str] = {}
         """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
+        self.cramped: set[int] = set()
+        """Trials that ran out of memory in less than the whole of a GPU, and are to have that."""
         self.machines_lost: dict[int, list[str]] = {}
         """By trial, how each machine that it ran on was lost."""
         self.noted: set[str] = set()
@@ -812,6 +815,8 @@ class Search:
         trials before, for within a stage as an export there may be nothing to tell of.
         """
         config, mates = self.running[worker], self.mates.get(worker, [])
+        if self.stages.get(worker) == WAITS:
+            return math.inf
         if worker in self.steps and not mates and self.stages.get(worker) == "train":
             validating = self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
             longest = SLOW_STEP * (self.steps[worker] + validating) + SLOW_ENCODING * self.train_rows
@@ -911,6 +916,8 @@ class Search:
                     idle.add(event.worker)
                 self._finish(self.run.read_result(config.number))
             case "renew":
+                if body.get("whole"):
+                    self.cramped.add(body["trial"])
                 executor.stop(event.worker)
                 executor.start(event.worker)
                 self._send(executor, event.worker, self.running[event.worker], *self.mates.get(event.worker, []))
@@ -1034,6 +1041,7 @@ class Search:
             "screened": self.too_much.get(config.model, {}),
             "reached": self._reached(config),
             "competes": self._competes(config),
+            "whole": config.number in self.cramped,
             "seconds": seconds if math.isfinite(seconds) else None,
             "expected": self._expected(config),
         }

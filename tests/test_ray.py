@@ -121,19 +121,14 @@ def test_what_a_node_lacks_is_told_with_its_path(node, tmp_path, monkeypatch):
     ("device", "address", "workers", "limit", "share"),
     [
         ("cpu", "auto", 4, None, 0.0),
-        # In a cluster each worker has a GPU of its own, but for what its training may take.
+        # An autoscaler starts GPUs for as many as will be on each.
         ("cuda", "auto", 4, None, 1.0),
         ("cuda", "head:6379", 4, 2**32, 0.25),
         ("cuda", "auto", 4, 2**34 / 3, 0.3333),
         ("cuda", "auto", 4, 2**40, 1.0),
-        # On one machine they share what it has.
-        ("cuda", None, 1, None, 1.0),
-        ("cuda", None, 2, None, 1.0),
-        ("cuda", "local", 4, None, 0.5),
-        ("cuda", None, 3, 2**32, 0.25),
     ],
 )
-def test_ray_is_asked_for_the_share_of_a_gpu_that_a_worker_is_limited_to(device, address, workers, limit, share):
+def test_ray_is_asked_for_the_share_of_a_gpu_that_a_training_may_take(device, address, workers, limit, share):
     hardware = Hardware(device, 8, 2**33, GPUS if device == "cuda" else (), "test", True, "Linux x86_64")
     budget = [BudgetLimit(key="train_memory", column="train_memory_bytes", limit=limit, given="")] if limit else []
     plan = Plan.model_construct(
@@ -145,6 +140,10 @@ def test_ray_is_asked_for_the_share_of_a_gpu_that_a_worker_is_limited_to(device,
 @pytest.mark.parametrize(
     ("workers", "limit", "free", "share"),
     [
+        (1, None, 2, 1.0),
+        (2, None, 2, 1.0),
+        (3, None, 2, 0.5),
+        (4, None, 2, 0.5),
         # Ray fills one GPU before it takes the next: with what they may take, all four would be on the first.
         (4, 2**32, 4, 1.0),
         (4, 2**32, 2, 0.5),
@@ -154,10 +153,10 @@ def test_ray_is_asked_for_the_share_of_a_gpu_that_a_worker_is_limited_to(device,
         (4, 2**33, 1, 0.5),
         # As where an autoscaler starts the first one.
         (4, 2**32, 0.5, 0.25),
-        (4, None, 2, 1.0),
+        (4, None, 0, 1.0),
     ],
 )
-def test_workers_ask_for_more_of_a_gpu_where_others_would_be_idle(workers, limit, free, share):
+def test_workers_ask_for_as_much_of_free_gpus_as_there_is_for_each(workers, limit, free, share):
     hardware = Hardware("cuda", 8, 2**33, GPUS, "test", True, "Linux x86_64")
     budget = [BudgetLimit(key="train_memory", column="train_memory_bytes", limit=limit, given="")] if limit else []
     plan = Plan.model_construct(
@@ -181,11 +180,6 @@ def test_nodes_with_other_processors_are_told_of_once(tmp_path):
         executor = ray.RayExecutor(RunDir(tmp_path), Plan.model_construct(hardware=there, device=device), 1)
         told = [executor.unlike("node n", other) for other in found]
         assert [text[: len(part) or None] for text, part in zip(told, says, strict=True)] == says
-
-
-def test_without_ray_workers_share_one_gpu_as_before():
-    plan = Plan.model_construct(executor="local", workers=3, hardware={"gpus": [{}, {}]})
-    assert plan.workers_a_gpu == 3
 
 
 BASE = {"task": "text-classification", "model": "m", "data": "d.csv"}

@@ -826,11 +826,15 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
             asked.append("start")
 
         def send(self, worker, op, **body):
-            asked.append((worker, op, body["config"]["number"]))
+            asked.append((worker, op, body["config"]["number"], body["whole"]))
 
     idle: set[int] = set()
-    search._handle(Recorder(), Event(0, "renew", {"trial": 0}), idle)
-    assert asked == ["stop", "start", (0, "trial", 0)]
+    search._handle(Recorder(), Event(0, "renew", {"trial": 0, "whole": False}), idle)
+    assert asked == ["stop", "start", (0, "trial", 0, False)]
+    # Also after the worker is lost once more.
+    search._handle(Recorder(), Event(0, "renew", {"trial": 0, "whole": True}), idle)
+    search._handle(Recorder(), Event(0, "renew", {"trial": 0, "whole": False}), idle)
+    assert [request[3] for request in asked if isinstance(request, tuple)] == [False, True, True]
     assert (search.running, idle) == ({0: config}, set())
 
 
@@ -968,6 +972,11 @@ def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_pa
     search.running[0] = config
     search.pace.validate_per_row = {config.model: 0.001}
     # Exports and downloads tell of nothing: three times as long as training.
+    assert search._patience(0) == 1800.0
+    # The others' trials may take hours.
+    search._handle(Unlucky(0, Event(0, "ready")), Event(0, "stage", {"trial": 0, "stage": "wait for memory"}), set())
+    assert search._patience(0) == math.inf
+    search._handle(Unlucky(0, Event(0, "ready")), Event(0, "stage", {"trial": 0, "stage": "load"}), set())
     assert search._patience(0) == 1800.0
     search.pace.overhead[config.model] = 4000.0
     assert search._patience(0) > 4 * 4000.0

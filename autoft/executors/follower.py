@@ -57,7 +57,7 @@ def _follow(place: Workplace, rank: int, store: Path) -> None:
     torch.set_num_threads(plan.threads)
     if plan.device == "cuda":
         torch.cuda.set_device(rank)
-        limit_gpu_memory(plan.train_memory, plan.workers_a_gpu)
+        limit_gpu_memory(plan.train_memory)
     group = ProcessGroup(store, rank, plan.processes, plan.sharding, plan.device)
     while True:
         request: dict[str, Any] = group.ask({})

@@ -62,9 +62,10 @@ FRACTIONS = 10_000
 
 
 def gpus_of(plan: Plan, free: float = 0.0) -> float:
-    """Return the share of a GPU that Ray is asked for a worker: what the worker will be limited to, 0 on a CPU.
+    """Return the share of a GPU that Ray is asked for a worker: that all workers have a place, and 0 on a CPU.
 
-    More where GPUs are free: Ray fills one before it takes the next, and workers with small shares would leave them idle.
+    Never less than a training may take by the budget. As much as there is for each: Ray fills one GPU before it takes the next,
+    and workers with small shares would leave the others idle. A whole one where none is free yet, for an autoscaler to start it.
 
     Args:
         plan: of the run.
@@ -72,13 +73,8 @@ def gpus_of(plan: Plan, free: float = 0.0) -> float:
     """
     if plan.device != "cuda":
         return 0.0
-    # Imports torch, which actors do without.
-    from autoft.executors.worker import gpu_share
-
-    total = plan.hardware["gpus"][0]["memory_bytes"]
-    share = gpu_share(plan.train_memory, plan.workers_a_gpu, total)
-    if free >= 1:
-        share = max(share, 1 / math.ceil(plan.workers / math.floor(free)))
+    least = min(1.0, (plan.train_memory or 0.0) / plan.hardware["gpus"][0]["memory_bytes"])
+    share = max(least, 1 / math.ceil(plan.workers / math.floor(free))) if free >= 1 else least or 1.0
     return max(1, math.floor(share * FRACTIONS)) / FRACTIONS
 
 
@@ -240,6 +236,7 @@ class RayExecutor(Executor):
             # Each group of calls has a thread of its own, and its calls are answered in turn.
             self._actor = self._ray.remote(concurrency_groups={"listening": 1, "signals": 1})(NodeWorker)
             self._gpus = gpus_of(self.plan, self._ray.available_resources().get("GPU", 0.0))
+            self.admission.sharing = math.floor(1 / self._gpus) if self._gpus else 1
             super().__enter__()
             self._connection = stack.pop_all()
         return self

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from typing_extensions import Self
 
 from autoft.errors import SearchFailed
+from autoft.executors.admission import Admission
 from autoft.processes import STOPPED_SECONDS
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import RunDir
@@ -43,6 +44,8 @@ EVENTS = {
     "stage": {"trial", "stage"},
     "progress": {"trial", "samples", "total", "rate"},
     "validation": {"trial", "point"},
+    "needs": {"gpu", "total", "least", "most", "kept"},
+    "freed": {"kept"},
     "done": {"trial"},
     "renew": {"trial"},
     "fatal": {"message", "exit_code"},
@@ -157,6 +160,8 @@ class Executor(ABC):
         """Seconds by worker, after which it is ended if it told of no progress in them; likewise."""
         self.startup = 0.0
         """Seconds that a worker took at most to be ready, once it had a machine."""
+        self.admission = Admission(workers)
+        """What trials may take of GPUs that workers share: what these ask for is answered by :meth:`poll`."""
         self._clock, self._looked = 0.0, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -218,7 +223,8 @@ class Executor(ABC):
 
     def send(self, worker: int, op: str, **body: Any) -> None:
         """Send a request; a worker that is gone shows itself by a ``lost`` event."""
-        there, line = self._workers[worker], json.dumps({"op": op, **body}) + "\n"
+        line = json.dumps({"op": op, "shared": self.admission.sharing > 1, **body}) + "\n"
+        there = self._workers[worker]
         there.moved = self._clock
         if there.waiting is None:
             there.process.write(line)
@@ -232,6 +238,8 @@ class Executor(ABC):
         self._guard_memory()
         for worker, there in self._workers.items():
             self._guard_time(worker, there)
+        for worker, room, whole in self.admission.admit():
+            self.send(worker, "room", bytes=room, whole=whole)
         try:
             there, event = self._queue.get(timeout=timeout)
         except queue.Empty:
@@ -244,6 +252,10 @@ class Executor(ABC):
                 there.process.write(line)
             there.waiting, there.moved = None, self._clock
             self.startup = max(self.startup, self._clock - there.placed)
+        elif event.kind == "needs":
+            self.admission.ask(event.worker, **event.body)
+        elif event.kind == "freed":
+            self.admission.free(event.worker, event.body["kept"])
         elif event.kind == "lost" and there.waiting is not None:
             return self._start_again(event, there.starts, there.waiting)
         return event
@@ -315,6 +327,7 @@ class Executor(ABC):
         self.time_limits.pop(worker, None)
         if there is not None:
             there.process.end()
+        self.admission.leave(worker)
 
     def _listen(self, worker: int, there: _Worker) -> None:
         for line in there.process.lines():

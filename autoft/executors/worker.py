@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from autoft.contracts import Target, TaskContext
 from autoft.data.batches import grouped_batches
@@ -28,6 +29,7 @@ from autoft.data.features import Features
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, SearchFailed, out_of_memory
 from autoft.evaluation import import_for_models_in_torch, start_measuring
+from autoft.executors.admission import WAITS
 from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.parallel import thread_counts
@@ -40,7 +42,7 @@ from autoft.training import Progress
 from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
 from autoft.watched import Channel, end_with, own_channels
 
-__all__ = ["at_once", "fitting", "gpu_share", "limit_gpu_memory", "main", "probe_model", "time_pipeline"]
+__all__ = ["fitting", "limit_gpu_memory", "main", "needed", "probe_model", "time_pipeline"]
 
 CLEARLY_FASTER = 0.85
 """A step in bf16 has to take at most this share of one in fp32."""
@@ -60,34 +62,25 @@ TIMED_STEPS = 4
 LONG_PROBE = 10.0
 """Seconds for these steps, from which on it is not tried how fast they are with other numbers of threads."""
 
+WORKSPACE_BYTES = 128 * 2**20
+"""Of a GPU's memory, that a training takes beside its tensors where that was not measured: workspaces of libraries, and gaps."""
+
 UNKNOWN_PACE = 0.05
 """Seconds for a training row of a model of which not one row fits into memory."""
 
 
-def gpu_share(limit: float | None, workers: int, total: int) -> float:
-    """Return the part of a GPU's memory that each worker may take.
-
-    Args:
-        limit: bytes that a training may take; None for no limit.
-        workers: that share the GPU.
-        total: bytes of the GPU.
-    """
-    return min(1 / workers, (limit or total) / total)
-
-
-def limit_gpu_memory(limit: float | None, workers: int) -> None:
-    """Have torch say that memory ran out where this process would take more of the GPU than :func:`gpu_share` gives it.
+def limit_gpu_memory(limit: float | None) -> None:
+    """Have torch say that memory ran out where this process would take more of its GPU than a limit; None for all of it.
 
     From then on an allocation beyond it raises ``torch.OutOfMemoryError``; what is cached is given back first.
 
     Args:
-        limit: as there.
-        workers: as there.
+        limit: bytes.
     """
     import torch
 
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(gpu_share(limit, workers, total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total) / total))
 
 
 def probe_model(place: Workplace, name: str) -> dict[str, Any]:
@@ -242,39 +235,29 @@ def fitting(peaks: Sequence[float | None], base: float, limit: float) -> int:
     return max(1, count)
 
 
-def at_once(place: Workplace, configs: Sequence[TrialConfig]) -> int:
-    """Return how many of these trials, from the first on, are to be trained at once, by what a GPU's memory is predicted to hold.
+def needed(place: Workplace, config: TrialConfig) -> float | None:
+    """Return how many bytes a trial is predicted to need at most, by as much more as predictions may be too low.
 
-    On a CPU, where trials train together only because the recipe says so, it is all of them.
+    Returns:
+        None where it is not known: of what is no training of one model on rows of one task, and where no step can be traced.
     """
-    import torch
-
     plan = place.plan
-    if plan.device != "cuda":
-        return len(configs)
+    if config.kind in {"soup", "ensemble", "compress"} or any(plan.auxiliary_steps(config.params)):
+        return None
     from autoft.estimates.verdicts import Constants, constants_of, predict, setting_of
 
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    peaks: list[float | None] = []
-    for config in configs:
-        features = place.features(
-            config.model, place.target(config.model, config.params, config.seed).context, config.fold
-        )
-        rows = place.splits(config.fold).train[:8]
-        model, pipeline = plan.model(config.model), plan.pipeline(config.pipeline)
-        setting = replace(
-            setting_of(plan, place.catalog, model, pipeline, rows, **config.params),
-            length=int(features.lengths.max()),
-            precision=place.precision.get(config.model, "fp32"),
-        )
-        known = constants_of(setting, place.catalog) or Constants(0)
-        prediction = predict(setting, place.catalog, known, place.run.cache)
-        peak = prediction.peak_bytes
-        peaks.append(None if peak is None else peak * (1 + prediction.margin))
-    # Of a quantized base it is not known what is left of its files.
-    quantized = plan.pipeline(configs[0].pipeline).quantizer is not None
-    base = 0 if quantized else plan.model(configs[0].model).size_bytes
-    return fitting(peaks, float(base), gpu_share(plan.train_memory, plan.workers_a_gpu, total) * total)
+    features = place.features(config.model, place.target(config.model, config.params, config.seed).context, config.fold)
+    rows = place.splits(config.fold).train[:8]
+    model, pipeline = plan.model(config.model), plan.pipeline(config.pipeline)
+    setting = replace(
+        setting_of(plan, place.catalog, model, pipeline, rows, **config.params),
+        length=int(features.lengths.max()),
+        precision=place.precision.get(config.model, "fp32"),
+    )
+    known = constants_of(setting, place.catalog) or Constants(WORKSPACE_BYTES)
+    prediction = predict(setting, place.catalog, known, place.run.cache)
+    peak = prediction.peak_bytes
+    return None if peak is None else peak * (1 + prediction.margin)
 
 
 def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
@@ -295,12 +278,24 @@ def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> floa
     return seconds / min(rows, len(place.data.validation))
 
 
+class _Room(NamedTuple):
+    """What a worker's trials may take of its device's memory."""
+
+    bytes: float
+    whole: bool
+    """It is all that a trial can have there."""
+
+
 class _Worker(Channel):
     def __init__(self, run: RunDir, requests: TextIO, out: TextIO) -> None:
         super().__init__(out)
         self.run, self.requests = run, requests
         self.place: Workplace | None = None
         self.followers: Followers | None = None
+        self.shared = False
+        """Other workers may be on this one's GPU."""
+        self.admitted = False
+        """The search keeps room on a shared GPU for what is done now."""
 
     def serve(self) -> None:
         if available_cores() > 1:
@@ -314,12 +309,13 @@ class _Worker(Channel):
         if plan.processes > 1:
             self.followers = Followers(self.run, plan, self.give_up)
         if plan.device == "cuda":
-            limit_gpu_memory(plan.train_memory, plan.workers_a_gpu)
+            limit_gpu_memory(plan.train_memory)
         # As any process that serves a model does: how long a worker takes to be ready says how long those will.
         import_for_models_in_torch()
         self.say("ready")
         for number, line in enumerate(self.requests):
             request = json.loads(line)
+            self.shared = request["shared"]
             if request["op"] in {"probe", "time", "screen"}:
                 self.measure(request)
             elif request["op"] == "plan":
@@ -332,6 +328,9 @@ class _Worker(Channel):
                 self.together(request["trials"])
             self.place.served = True
             release_memory()
+            if self.admitted:
+                self.say("freed", kept=self._given_back())
+                self.admitted = False
             if number < 2:
                 # What the first requests import stays: later collections need not look through it.
                 gc.freeze()
@@ -357,10 +356,12 @@ class _Worker(Channel):
             traceback.print_exception(error)
             raise SearchFailed(f"{model} cannot be measured: {described(error)}") from error
 
-    def trial(self, request: dict[str, Any]) -> None:
+    def trial(self, request: dict[str, Any], room: _Room | None = None) -> None:
+        """Run a trial, in the room that it has; None: once there is some."""
         assert self.place is not None
         config = TrialConfig.model_validate(request["config"])
         callbacks, deadline = self._prepared(request)
+        room = room or self.admit([request])[0]
         if config.kind in {"soup", "ensemble"}:
             result = combine(self.place, config, callbacks)
         elif config.kind == "compress":
@@ -368,20 +369,21 @@ class _Worker(Channel):
         else:
             followers = self.followers
             if followers is not None and followers.broken:
-                self.say("renew", trial=config.number)
+                self.say("renew", trial=config.number, whole=False)
                 return
             try:
                 with followers.joined(request) if followers is not None else nullcontext() as ranks:
                     result = run_trial(self.place, config, callbacks, deadline, ranks=ranks)
             except FreshWorkerNeeded:
-                self.say("renew", trial=config.number)
+                self.say("renew", trial=config.number, whole=False)
                 return
             if followers is not None and followers.broken and "memory" in result.violations:
                 # The search begins it again with smaller batches, as this process could have done only by itself.
                 self.give_up(0, "ran out of memory", True)
-            if "memory" in result.violations and self.place.served:
-                # What this process keeps from before may be what was missing.
-                self.say("renew", trial=config.number)
+            # It was predicted to need less; or what this process keeps from before may be what was missing.
+            cramped = not room.whole and not request["whole"]
+            if "memory" in result.violations and (cramped or self.place.served):
+                self.say("renew", trial=config.number, whole=cramped)
                 return
         self._done(result, request)
 
@@ -391,10 +393,10 @@ class _Worker(Channel):
         waiting = [{**one, "until": _until(one)} for one in requests]
         while waiting:
             self.place.precision.update(waiting[0]["precision"])
-            count = at_once(self.place, [TrialConfig.model_validate(one["config"]) for one in waiting])
+            room, count = self.admit(waiting)
             now, waiting = waiting[:count], waiting[count:]
             if len(now) == 1:
-                self.trial(now[0])
+                self.trial(now[0], room)
                 continue
             cohort: Cohort[dict[str, Any] | None] = Cohort(self.place.plan.seed)
             found = cohort.run([partial(self._seated, one, now) for one in now])
@@ -404,6 +406,64 @@ class _Worker(Channel):
                 if one is not None:
                     release_memory()
                     self.trial(one)
+
+    def admit(self, requests: Sequence[dict[str, Any]]) -> tuple[_Room, int]:
+        """Return the room for the first of some trials, and how many of them, from that one on, are to train in it at once.
+
+        On a GPU that several workers share it waits for its turn, and for that room beside what the others train. On a CPU, where
+        trials train together only because the recipe says so, it is all of them.
+        """
+        assert self.place is not None
+        plan = self.place.plan
+        if plan.device != "cuda":
+            return _Room(math.inf, whole=True), len(requests)
+        import torch
+
+        gpu, first = torch.cuda.get_device_properties(torch.cuda.current_device()), requests[0]
+        limit = min(gpu.total_memory, plan.train_memory or gpu.total_memory)
+        if not self.shared and len(requests) == 1:
+            return _Room(limit, whole=True), 1
+        self.stage(first["config"]["number"], "predict memory")
+        peaks = [float(limit) if one["whole"] else self._needed(one) for one in requests]
+        model, pipeline = plan.model(first["config"]["model"]), plan.pipeline(first["config"]["pipeline"])
+        # Of a quantized base it is not known what is left of its files.
+        base = 0.0 if pipeline.quantizer else float(model.size_bytes)
+        if not self.shared:
+            return _Room(limit, whole=True), fitting(peaks, base, limit)
+        known = [peak for peak in itertools.takewhile(lambda peak: peak is not None, peaks) if peak is not None]
+        kept = self._given_back()
+        every = [known[0] + kept, *(max(0.0, peak - base) for peak in known[1:])] if known else []
+        self.stage(first["config"]["number"], WAITS)
+        self.say(
+            "needs",
+            gpu=str(gpu.uuid),
+            total=gpu.total_memory,
+            least=min(limit, every[0]) if every else None,
+            most=min(limit, sum(every)) if every else None,
+            kept=kept,
+        )
+        answer = self._answer()
+        self.admitted = True
+        room = _Room(min(limit, answer["bytes"]), answer["whole"] or answer["bytes"] >= limit)
+        limit_gpu_memory(room.bytes)
+        return room, fitting(peaks, base, room.bytes - kept)
+
+    def _needed(self, request: dict[str, Any]) -> float | None:
+        """Return what :func:`needed` says; nothing is known of a trial where that fails, as the trial itself then will."""
+        assert self.place is not None
+        try:
+            return needed(self.place, TrialConfig.model_validate(request["config"]))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin or a library raises
+            traceback.print_exception(error)
+            return None
+
+    def _given_back(self) -> int:
+        """Give back what this process has of the GPU and does not need, and return the bytes that it keeps."""
+        import torch
+
+        release_memory()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
 
     def _seated(self, request: dict[str, Any], every: Sequence[dict[str, Any]], seat: Seat) -> dict[str, Any] | None:
         """Run a trial among others; return it where it has to be run by itself, as there was no memory for all."""
@@ -476,10 +536,15 @@ class _Worker(Channel):
 
     def validation(self, number: int, point: CurvePoint) -> bool:
         self.say("validation", trial=number, point=point.model_dump())
+        return bool(self._answer()["stop"])
+
+    def _answer(self) -> dict[str, Any]:
+        """Return what the search answers; this process ends where there is no search any more."""
         line = self.requests.readline()
         if not line:
             self.exit(0)
-        return bool(json.loads(line)["stop"])
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def _until(request: dict[str, Any]) -> float | None:

@@ -336,15 +336,6 @@ class Plan(_Plan):
         return [(one.rows / own) ** (1 / float(params["auxiliary.temperature"])) for one in self.auxiliary]
 
     @property
-    def workers_a_gpu(self) -> int:
-        """How many workers share a GPU: Ray gives each one of its own as far as this machine has them, and in a cluster in any case."""
-        if self.executor != "ray":
-            return self.workers
-        if self.address not in {None, "local"}:
-            return 1
-        return math.ceil(self.workers / max(1, len(self.hardware["gpus"])))
-
-    @property
     def train_memory(self) -> float | None:
         """The bytes that a training may take, or None where the budget does not say."""
         return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
