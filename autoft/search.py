@@ -875,6 +875,8 @@ class Search:
                 self._handle(executor, event, idle)
                 if event.kind == "done":
                     dry = False
+            if self.plan.device == "cuda" and (event is None or event.kind == "done"):
+                self._give_up_late(executor, idle)
             changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
 
     def _waits_for_machines(self, dry: bool) -> bool:
@@ -990,6 +992,26 @@ class Search:
             self.listener.note(
                 f"Trial{'s' if many else ''} {numbers} {'are' if many else 'is'} begun again on another machine: {reason}."
             )
+
+    def _give_up_late(self, executor: Executor, idle: set[int]) -> None:
+        """Give up trials that wait for the memory of a GPU, once too little time is left for them.
+
+        The default and what belongs to other trials are done all the same.
+        """
+        left = self.seconds_left() - self.reserve()
+        for worker, first in list(self.running.items()):
+            waits = self.stages.get(worker) == WAITS and bool(self.results)
+            if not waits or first.kind in {"default", "fold"} or self._expected(first) <= left:
+                continue
+            executor.stop(worker)
+            executor.start(worker)
+            idle.add(worker)
+            for config in (self.running.pop(worker), *self.mates.pop(worker, [])):
+                reason = "other trials had the memory of the GPU until too little time was left for this one"
+                result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
+                self.run.discard(config.number)
+                self.run.write_result(result)
+                self._finish(result)
 
     def _limit_memory(self, executor: Executor, worker: int, stage: str) -> None:
         """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""

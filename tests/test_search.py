@@ -1199,3 +1199,23 @@ def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, c
     assert search.expected_left() == 25.0, "never more than the budget leaves"
     monkeypatch.setattr(search, "seconds_left", lambda: -5.0)
     assert search.expected_left() == 0.0
+
+
+def test_what_waits_for_the_memory_of_a_gpu_is_given_up_once_no_time_is_left_for_it(tmp_path, catalog, monkeypatch):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    for worker, number in enumerate((1, 2, 0)):
+        kind = "default" if number == 0 else "search"
+        search.running[worker] = default.model_copy(update={"number": number, "kind": kind})
+    search.stages = {0: "train", 1: "wait for memory", 2: "wait for memory"}
+    executor, idle = Unlucky(0, Event(0, "ready")), set[int]()
+    search._finish(done(default.model_copy(update={"number": 3, "kind": "search"}), 0.5))
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search._expected(default) + 1.0)
+    search._give_up_late(executor, idle)
+    assert len(search.running) == 3
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search._expected(default) - 1.0)
+    search._give_up_late(executor, idle)
+    assert [config.number for config in search.running.values()] == [1, 0]
+    assert (idle, executor.started) == ({1}, 1)
+    assert search.results[2].state == "failed"
+    assert search.run.read_result(2).reason.startswith("other trials had the memory of the GPU")
