@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from autoft.data.prepared import prepare_data
 from autoft.executors import LocalExecutor
 from autoft.executors.admission import PROCESS_BYTES, WAITS, Admission
-from autoft.executors.worker import _Worker
+from autoft.executors.worker import _Worker, needed
 from autoft.hardware import Gpu, Hardware
 from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
@@ -33,8 +33,8 @@ def room_of(sharing: int) -> float:
     return TOTAL - sharing * PROCESS_BYTES
 
 
-def ask(ledger: Admission, worker: int, least: float | None, most: float | None = None, gpu: str = "a") -> None:
-    ledger.ask(worker, gpu, TOTAL, least, most, 0)
+def ask(ledger: Admission, worker: int, *sizes: float, gpu: str = "a") -> None:
+    ledger.ask(worker, gpu, TOTAL, sizes, 0)
 
 
 def test_trials_are_side_by_side_as_far_as_they_fit_and_not_only_in_equal_parts():
@@ -43,8 +43,8 @@ def test_trials_are_side_by_side_as_far_as_they_fit_and_not_only_in_equal_parts(
     ask(ledger, 1, 20e9)
     assert ledger.admit() == [(0, 50e9, False), (1, 20e9, False)]
     # Of which neither is known.
-    ask(ledger, 0, None)
-    ask(ledger, 1, None)
+    ask(ledger, 0)
+    ask(ledger, 1)
     assert ledger.admit() == [(0, room_of(2) / 2, False), (1, room_of(2) / 2, False)]
 
 
@@ -62,11 +62,14 @@ def test_one_that_fits_only_alone_waits_and_is_the_next_one():
     assert ledger.admit() == [(2, 10e9, False)]
 
 
-def test_trials_that_train_together_have_as_much_as_is_left_beside_others():
-    ledger = Admission(2)
+def test_as_many_train_together_as_fit_beside_others():
+    ledger = Admission(3)
     ask(ledger, 0, 30e9)
-    ask(ledger, 1, 10e9, 200e9)
-    assert ledger.admit() == [(0, 30e9, False), (1, room_of(2) - 30e9, False)]
+    ask(ledger, 1, 10e9, 25e9, 40e9, 55e9)
+    assert ledger.admit() == [(0, 30e9, False), (1, 40e9, False)]
+    ledger.free(0, 0)
+    ask(ledger, 2, 50e9, 60e9)
+    assert ledger.admit() == []
 
 
 def test_what_a_process_keeps_is_not_given_away_and_keeps_nobody_from_beginning_alone():
@@ -89,8 +92,8 @@ def test_workers_on_other_gpus_do_not_wait_for_each_other():
     assert ledger.admit() == [(0, room_of(1), True), (1, room_of(1), True)]
 
 
-needs = st.one_of(st.none(), st.floats(0, 1.5 * TOTAL))
-steps = st.tuples(st.sampled_from(["ask", "free", "die"]), st.integers(0, 4), needs, needs, st.floats(0, 1))
+sizes_of = st.lists(st.floats(0, 1.5 * TOTAL), max_size=4).map(sorted)
+steps = st.tuples(st.sampled_from(["ask", "free", "die"]), st.integers(0, 4), sizes_of, st.floats(0, 1))
 
 
 @given(st.integers(1, 5), st.lists(steps, max_size=60))
@@ -112,15 +115,15 @@ def test_never_more_is_given_than_there_is_in_turn_and_everyone_gets_it(sharing,
         # Whoever is first has its turn, once nobody is left.
         assert held or not line
 
-    for what, worker, least, most, share in taken:
+    for what, worker, sizes, share in taken:
         worker %= sharing
         waits = any(worker == one for one, _ in line)
         if what == "ask" and not waits:
             left = share * held.pop(worker, 0.0) if worker in held else kept.get(worker, 0.0)
             kept[worker] = left
-            ledger.ask(worker, "a", TOTAL, least, most, left)
-            part = room_of(sharing) / sharing if least is None else least
-            line.append((worker, min(part, room_of(sharing))))
+            ledger.ask(worker, "a", TOTAL, sizes, left)
+            least = sizes[0] if sizes else room_of(sharing) / sharing
+            line.append((worker, min(least, room_of(sharing))))
         elif what == "free" and worker in held:
             kept[worker] = share * held.pop(worker)
             ledger.free(worker, kept[worker])
@@ -153,7 +156,7 @@ def workers(tmp_path):
         request = json.loads(line)
         if request["op"] == "trial":
             assert request["shared"]
-            say("needs", gpu="a", total={TOTAL}, least=request["needs"], most=None, kept=0)
+            say("needs", gpu="a", total={TOTAL}, sizes=[request["needs"]], kept=0)
         elif request["op"] == "room":
             say("stage", trial=os.getpid(), stage=str(request["bytes"]))
         else:
@@ -244,10 +247,32 @@ def test_a_trial_that_was_given_too_little_is_tried_again_with_the_whole_gpu(pla
     assert did == ["predict memory", WAITS, "needs", "load", "load", "renew"]
     needs = events[2]
     # A tiny model: what a GPU's libraries take beside it is most.
-    assert 100e6 < needs["least"] == needs["most"] < 500e6
+    (size,) = needs["sizes"]
+    assert 100e6 < size < 500e6
     assert (needs["gpu"], needs["total"], needs["kept"], events[-1]["whole"]) == ("a", TOTAL, 1000, True)
     events = said({"bytes": 70e9, "whole": True}, whole=True)
-    assert events[2]["least"] == TOTAL
+    assert events[2]["sizes"] == [TOTAL]
     assert events[-1]["event"] == "done"
     assert place.run.read_result(0).violations == {"memory": 1.0}
     assert shares == [0.25, 0.875]
+
+
+def test_trials_that_train_together_ask_for_room_for_one_two_and_all_and_as_many_begin_as_it_is_for(place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+    default = place.plan.default_config()
+    configs = [
+        default.model_copy(update={"kind": kind, "params": {**default.params, "train.batch_size": size}})
+        # Of an average it is not known, and so those after it are not counted.
+        for kind, size in (("search", 8), ("search", 32), ("search", 16), ("soup", 8), ("search", 8))
+    ]
+    requests = [{"config": config.model_dump(mode="json"), "whole": False} for config in configs]
+    assert needed(place, configs[3]) is None
+    peaks, base = [needed(place, config) for config in configs[:3]], place.plan.models[0].size_bytes
+    assert peaks[0] < peaks[2] < peaks[1]
+    sizes = [1000 + sum(peaks[:count]) - (count - 1) * base for count in (1, 2, 3)]
+    for count, size in enumerate(sizes, start=1):
+        out = io.StringIO()
+        worker = _Worker(place.run, io.StringIO(json.dumps({"bytes": size, "whole": False}) + "\n"), out)
+        worker.place, worker.shared = place, True
+        assert worker.admit(requests) == ((size, False), count)
+        assert json.loads(out.getvalue().split("\n")[-2])["sizes"] == sizes

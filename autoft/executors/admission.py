@@ -7,6 +7,7 @@ first in line has all that there is, whatever it asked for: whether a trial is p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["PROCESS_BYTES", "WAITS", "Admission"]
@@ -31,8 +32,8 @@ class _Gpu:
     """Of those that are at a trial."""
     kept: dict[int, float] = field(default_factory=dict)
     """What others did not give back after their last one."""
-    waiting: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Those in line, the first one first: the least that each can do with, and the most that it could use."""
+    waiting: dict[int, list[float]] = field(default_factory=dict)
+    """Those in line, the first one first: what each can do with, the least first."""
 
     def left(self, worker: int) -> float:
         """Return what a worker could have beside the others."""
@@ -53,23 +54,22 @@ class Admission:
         self._gpus: dict[str, _Gpu] = {}
         self._gpu_of: dict[int, str] = {}
 
-    def ask(self, worker: int, gpu: str, total: float, least: float | None, most: float | None, kept: float) -> None:
+    def ask(self, worker: int, gpu: str, total: float, sizes: Sequence[float], kept: float) -> None:
         """Have a worker wait for room for its next trial; what it had for the last one is given back.
 
         Args:
             worker: its number.
             gpu: on which it is; one GPU has the same name for all workers.
             total: bytes that the GPU has.
-            least: bytes that the trial needs; None where that is not known: an equal part, of all workers that share the GPU.
-            most: bytes that the worker could use; None for the least.
+            sizes: bytes that the trial needs, and those that it needs with one or more that would train with it; none where that is
+                not known: an equal part, of all workers that share the GPU.
             kept: bytes that it has even so.
         """
         self.leave(worker)
         there = self._gpus.setdefault(gpu, _Gpu(max(LEAST_SHARE * total, total - self.sharing * PROCESS_BYTES)))
         self._gpu_of[worker] = gpu
-        least = there.room / self.sharing if least is None else min(least, there.room)
         there.kept[worker] = kept
-        there.waiting[worker] = (least, max(least, most or 0.0))
+        there.waiting[worker] = [min(size, there.room) for size in sizes] or [there.room / self.sharing]
 
     def free(self, worker: int, kept: float) -> None:
         """Give back what a worker's trial had, but for the bytes that its process keeps."""
@@ -89,11 +89,11 @@ class Admission:
         found = []
         for there in self._gpus.values():
             while there.waiting:
-                worker, (least, most) = next(iter(there.waiting.items()))
+                worker, sizes = next(iter(there.waiting.items()))
                 left = there.left(worker)
-                if left < least and there.admitted:
+                if left < sizes[0] and there.admitted:
                     break
                 del there.waiting[worker]
-                there.admitted[worker] = min(most, left)
+                there.admitted[worker] = max((size for size in sizes if size <= left), default=left)
                 found.append((worker, there.admitted[worker], there.admitted[worker] >= there.room))
         return found

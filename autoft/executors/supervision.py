@@ -44,7 +44,7 @@ EVENTS = {
     "stage": {"trial", "stage"},
     "progress": {"trial", "samples", "total", "rate"},
     "validation": {"trial", "point"},
-    "needs": {"gpu", "total", "least", "most", "kept"},
+    "needs": {"gpu", "total", "sizes", "kept"},
     "freed": {"kept"},
     "done": {"trial"},
     "renew": {"trial"},

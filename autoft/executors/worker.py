@@ -235,7 +235,7 @@ def fitting(peaks: Sequence[float | None], base: float, limit: float) -> int:
     return max(1, count)
 
 
-def needed(place: Workplace, config: TrialConfig) -> float | None:
+def needed(place: Workplace, config: TrialConfig) -> int | None:
     """Return how many bytes a trial is predicted to need at most, by as much more as predictions may be too low.
 
     Returns:
@@ -257,7 +257,7 @@ def needed(place: Workplace, config: TrialConfig) -> float | None:
     known = constants_of(setting, place.catalog) or Constants(WORKSPACE_BYTES)
     prediction = predict(setting, place.catalog, known, place.run.cache)
     peak = prediction.peak_bytes
-    return None if peak is None else peak * (1 + prediction.margin)
+    return None if peak is None else math.ceil(peak * (1 + prediction.margin))
 
 
 def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> float:
@@ -424,22 +424,21 @@ class _Worker(Channel):
         if not self.shared and len(requests) == 1:
             return _Room(limit, whole=True), 1
         self.stage(first["config"]["number"], "predict memory")
-        peaks = [float(limit) if one["whole"] else self._needed(one) for one in requests]
+        peaks = [limit if one["whole"] else self._needed(one) for one in requests]
         model, pipeline = plan.model(first["config"]["model"]), plan.pipeline(first["config"]["pipeline"])
         # Of a quantized base it is not known what is left of its files.
-        base = 0.0 if pipeline.quantizer else float(model.size_bytes)
+        base = 0 if pipeline.quantizer else model.size_bytes
         if not self.shared:
             return _Room(limit, whole=True), fitting(peaks, base, limit)
         known = [peak for peak in itertools.takewhile(lambda peak: peak is not None, peaks) if peak is not None]
         kept = self._given_back()
-        every = [known[0] + kept, *(max(0.0, peak - base) for peak in known[1:])] if known else []
+        sizes = itertools.accumulate(known, lambda size, peak: size + max(0.0, peak - base))
         self.stage(first["config"]["number"], WAITS)
         self.say(
             "needs",
             gpu=str(gpu.uuid),
             total=gpu.total_memory,
-            least=min(limit, every[0]) if every else None,
-            most=min(limit, sum(every)) if every else None,
+            sizes=[min(limit, kept + size) for size in sizes],
             kept=kept,
         )
         answer = self._answer()
@@ -448,7 +447,7 @@ class _Worker(Channel):
         limit_gpu_memory(room.bytes)
         return room, fitting(peaks, base, room.bytes - kept)
 
-    def _needed(self, request: dict[str, Any]) -> float | None:
+    def _needed(self, request: dict[str, Any]) -> int | None:
         """Return what :func:`needed` says; nothing is known of a trial where that fails, as the trial itself then will."""
         assert self.place is not None
         try:
