@@ -70,6 +70,10 @@ def test_as_many_train_together_as_fit_beside_others():
     ledger.free(0, 0)
     ask(ledger, 2, 50e9, 60e9)
     assert ledger.admit() == []
+    # Not more than those take that begin.
+    ledger.leave(1)
+    ask(ledger, 2, 50e9, 100e9)
+    assert ledger.admit() == [(2, 50e9, False)]
 
 
 def test_what_a_process_keeps_is_not_given_away_and_keeps_nobody_from_beginning_alone():

@@ -69,7 +69,8 @@ class Admission:
         there = self._gpus.setdefault(gpu, _Gpu(max(LEAST_SHARE * total, total - self.sharing * PROCESS_BYTES)))
         self._gpu_of[worker] = gpu
         there.kept[worker] = kept
-        there.waiting[worker] = [min(size, there.room) for size in sizes] or [there.room / self.sharing]
+        first, *more = sizes or [there.room / self.sharing]
+        there.waiting[worker] = [min(first, there.room), *more]
 
     def free(self, worker: int, kept: float) -> None:
         """Give back what a worker's trial had, but for the bytes that its process keeps."""

@@ -438,7 +438,8 @@ class _Worker(Channel):
             "needs",
             gpu=str(gpu.uuid),
             total=gpu.total_memory,
-            sizes=[min(limit, kept + size) for size in sizes],
+            # Trials train together only where nothing limits their memory.
+            sizes=[kept + size if number else min(limit, kept + size) for number, size in enumerate(sizes)],
             kept=kept,
         )
         answer = self._answer()
