@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import StudyError, first_line
-from autoft.frozen_trials import finished_trial, named_study
+from autoft.frozen_trials import finished_trial, insert_trials, named_study
 from autoft.plans.plan import Plan
 from autoft.progress import printable
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_typed, write_json
@@ -74,6 +74,9 @@ LONGEST_NAME = 200
 
 PAGE = 1000
 """Trials that a database is asked for at once."""
+
+TOLD_AT_ONCE = 50
+"""Trials that a database is told at once, at most."""
 
 LATE = 20
 """Trials before the newest one that are read again: a database numbers them as they are begun, and shows them as they are done."""
@@ -459,17 +462,24 @@ class SharedStudy(Exchange):
         """Tell what is done; of very many some, so that others are heard of, and hear of this search, meanwhile."""
         with self._changed:
             waiting = [(number, *self._own[number]) for number in sorted(self._waiting)]
-        assert self._storage is not None
+        storage: Any = self._storage
+        relational = hasattr(storage, "engine")
+        many = TOLD_AT_ONCE if relational else 1
         end = math.inf if closing else time.monotonic() + LOOK_EVERY
-        for number, result, values in waiting:
+        while waiting:
             self._busy_since = time.monotonic()
             if self._busy_since > end:
                 self._dirty = True
                 return
-            self._storage.create_new_trial(self._study, template_trial=self._trial(result, values))
+            told, waiting = waiting[:many], waiting[many:]
+            trials = [self._trial(result, values) for _, result, values in told]
+            if relational:
+                insert_trials(storage, self._study, trials)
+            else:
+                storage.create_new_trial(self._study, template_trial=trials[0])
             with self._changed:
-                self._published.add(number)
-                self._waiting.discard(number)
+                self._published.update(number for number, *_ in told)
+                self._waiting.difference_update(number for number, *_ in told)
 
     def _trial(self, result: TrialResult, values: Sequence[float] | None) -> optuna.trial.FrozenTrial:
         if values is not None and not all(map(math.isfinite, values)):

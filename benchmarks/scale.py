@@ -36,11 +36,11 @@ from typing import Any
 import optuna
 import psutil
 import sqlalchemy
-from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 
 from autoft import study
 from autoft.executors import Event
+from autoft.frozen_trials import insert_trials
 from autoft.hardware import Hardware
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.plugins import load_plugins
@@ -261,61 +261,14 @@ def fill_study(shared: SharedStudy, results: Iterable[TrialResult]) -> None:
         if not isinstance(storage, optuna.storages.RDBStorage):
             storage.create_new_trial(shared._study, template_trial=trial)
             continue
-        waiting.append((count - 1, trial))
+        waiting.append(trial)
         if len(waiting) == 500:
-            insert(storage, shared._study, waiting)
+            insert_trials(storage, shared._study, waiting)
             waiting = []
     if waiting:
-        insert(storage, shared._study, waiting)
+        insert_trials(storage, shared._study, waiting)
     shared._disconnect()
     print(json.dumps({"told": count, "seconds": round(time.monotonic() - begin, 1)}), flush=True)
-
-
-def insert(storage: Any, study_id: int, trials: list[tuple[int, optuna.trial.FrozenTrial]]) -> None:
-    """Insert finished trials, each with its number, as Optuna's ``create_new_trial`` does one by one."""
-    rows: dict[Any, list[dict[str, Any]]] = {
-        model: []
-        for model in (
-            models.TrialValueModel,
-            models.TrialParamModel,
-            models.TrialUserAttributeModel,
-            models.TrialSystemAttributeModel,
-            models.TrialIntermediateValueModel,
-        )
-    }
-    heads = []
-    for number, trial in trials:
-        head = models.TrialModel(study_id=study_id, number=number, state=trial.state)
-        head.datetime_start, head.datetime_complete = trial.datetime_start, trial.datetime_complete
-        heads.append(head)
-    with sqlalchemy.orm.Session(storage.engine) as session:
-        session.add_all(heads)
-        session.flush()
-        for head, (_, trial) in zip(heads, trials, strict=True):
-            own = {"trial_id": head.trial_id}
-            for place, value in enumerate(trial.values or ()):
-                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-                rows[models.TrialValueModel].append({**own, "objective": place, "value": stored, "value_type": kind})
-            for name, value in trial.params.items():
-                domain = trial.distributions[name]
-                told = {"param_name": name, "param_value": domain.to_internal_repr(value)}
-                rows[models.TrialParamModel].append({**own, **told, "distribution_json": distribution_to_json(domain)})
-            for model, attributes in (
-                (models.TrialUserAttributeModel, trial.user_attrs),
-                (models.TrialSystemAttributeModel, trial.system_attrs),
-            ):
-                rows[model] += [
-                    {**own, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()
-                ]
-            curve = models.TrialIntermediateValueModel
-            for step, value in trial.intermediate_values.items():
-                stored, kind = curve.intermediate_value_to_stored_repr(value)
-                told = {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
-                rows[curve].append({**own, **told})
-        for model, values in rows.items():
-            if values:
-                session.execute(sqlalchemy.insert(model), values)
-        session.commit()
 
 
 def drawn(domain: Any, rng: random.Random) -> Any:

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy
 import yaml
 
-from autoft import shared_study
+from autoft import frozen_trials, shared_study
 from autoft.errors import RecipeError, StudyError
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
@@ -327,6 +327,29 @@ def test_a_look_into_a_database_reads_one_row_of_each_new_trial(plan, tmp_path, 
     assert all("trial_params" not in question and 2 in values for question, values in asked)
     other.study._look()
     assert other.study.news() == []
+
+
+def test_a_database_is_told_many_trials_by_a_few_statements(plan, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    driver = Driver(url, plan, tmp_path / "a")
+    driver.study._connect()
+    storage, study = driver.study._storage, driver.study._study
+    told = [driver.study._trial(result(plan, number, 0.5 + number / 100), [0.5 + number / 100]) for number in range(6)]
+    told[4].values, told[5].intermediate_values = [math.inf], {1: 0.5, 2: -math.inf}
+    for trial in told[:2]:
+        storage.create_new_trial(study, template_trial=trial)
+    statements: list[str] = []
+    sqlalchemy.event.listen(
+        storage.engine, "before_cursor_execute", lambda _1, _2, statement, *_: statements.append(statement)
+    )
+    frozen_trials.insert_trials(storage, study, told[2:])
+    # Optuna's own way takes some eighty for each trial.
+    assert len(statements) < 20, [statement[:40] for statement in statements]
+    found = trials(url)
+    assert [trial.number for trial in found] == list(range(6))
+    for there, trial in zip(found, told, strict=True):
+        trial.number, trial._trial_id = there.number, there._trial_id
+        assert there == trial
 
 
 def test_who_has_very_many_to_tell_looks_into_the_study_meanwhile(journal, plan, tmp_path, monkeypatch):
