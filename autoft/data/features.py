@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +17,7 @@ import pyarrow.ipc
 from autoft.contracts import Task, TaskContext
 from autoft.data.rows import Ints, Split
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
-from autoft.errors import PluginError, first_line
+from autoft.errors import PluginError, RunFolderError, first_line
 from autoft.rundir import writing
 from autoft.version import __version__
 
@@ -84,7 +85,7 @@ def encoded(split: Split, task: Task, context: TaskContext, cache: Path, process
 
     Raises:
         PluginError: the task's features cannot be kept: not mappings, or of different types in one field.
-        RunFolderError: the cache cannot be written, or a file of it is damaged.
+        RunFolderError: the cache cannot be written.
     """
     own = {name: value for name, value in context.params.items() if name.startswith("task.")}
     facts, options = dict(context.facts), dict(context.options)
@@ -105,8 +106,10 @@ def encoded(split: Split, task: Task, context: TaskContext, cache: Path, process
         cache.mkdir(parents=True, exist_ok=True)
     # Held until it is open: where the disk is full, what nobody holds is deleted.
     with filelock.FileLock(cache / f".features-{key}.lock"):
-        if not path.is_file():
-            _encode(split, task, context, path)
+        # What is damaged is made anew.
+        with suppress(RunFolderError):
+            return Features(open_arrow(path))
+        _encode(split, task, context, path)
         return Features(open_arrow(path))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,20 @@ def prepare_data(
     Raises:
         DataError: the data cannot be read or used.
         PluginError: the task's facts are not plain JSON.
-        RunFolderError: the folder cannot be written, or its ``meta.json`` is damaged.
+        RunFolderError: the folder cannot be written.
     """
     request = _request(section, task, options, seed, base, folds)
     meta = folder / "meta.json"
-    if (
-        meta.is_file()
-        and read_typed(meta, dict[str, Any]).get("request") == request
-        and all(_split_file(folder, name).is_file() for name in SPLITS)
-    ):
-        return open_data(folder)
+    # What is damaged is made anew.
+    with suppress(RunFolderError):
+        if (
+            meta.is_file()
+            and read_typed(meta, dict[str, Any]).get("request") == request
+            and all(_split_file(folder, name).is_file() for name in SPLITS)
+        ):
+            prepared = open_data(folder)
+            if all(_is_whole(one) for one in (prepared.train, prepared.validation, prepared.test)):
+                return prepared
     preparation = Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
     facts = _facts(task, options, tables, preparation.notes)
@@ -111,6 +116,16 @@ def prepare_data(
         },
     )
     return open_data(folder)
+
+
+def _is_whole(split: Split) -> bool:
+    """Return whether rows that were read back are those that were written."""
+    try:
+        # Lengths and places inside of a file are believed unless they are looked at.
+        split.table.validate(full=True)
+    except pa.ArrowException:
+        return False
+    return Split(split.table).fingerprint == split.fingerprint
 
 
 class _Meta(BaseModel):
@@ -191,8 +206,9 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
         order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])
         target = folder / f"fold-{number}"
         fingerprint = digest_of([prepared.fingerprint, number, folds, seed])
-        if read_typed(target / "meta.json", dict[str, Any], {}).get("fingerprint") == fingerprint:
-            continue
+        with suppress(RunFolderError):
+            if open_data(target).fingerprint == fingerprint:
+                continue
         held = pa.array(place == number)
         learned = harmonized(
             {"train": table.filter(pc.invert(held)), "validation": prepared.validation.table}, task.card

@@ -578,20 +578,40 @@ def test_a_deleted_file_is_made_again(name, tmp_path):
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["train.arrow", "test.arrow", "meta.json"])
-def test_a_file_that_was_cut_off_is_told_and_made_again_once_deleted(name, keep, tmp_path):
+def test_a_file_that_was_cut_off_is_told_and_made_again(name, keep, tmp_path):
     write_csv(tmp_path / "r.csv", tickets(60))
     first = every(prepare(tmp_path, train="r.csv"))
     path = tmp_path / "data" / name
     content = path.read_bytes()
     path.unlink()  # Not in place: the first result still has the file mapped.
     path.write_bytes(content[: int(len(content) * keep)])
-    for attempt in (lambda: open_data(tmp_path / "data"), lambda: prepare(tmp_path, train="r.csv")):
-        with pytest.raises(RunFolderError, match="is damaged") as caught:
-            attempt()
-        assert str(path) in str(caught.value)
-        assert "delete" in str(caught.value)
-    path.unlink()
+    with pytest.raises(RunFolderError, match="is damaged") as caught:
+        open_data(tmp_path / "data")
+    assert str(path) in str(caught.value)
+    assert "delete" in str(caught.value)
     assert every(prepare(tmp_path, train="r.csv")) == first
+
+
+@pytest.mark.parametrize("damage", ["swapped", "a letter", "lengths"])
+def test_rows_that_are_not_those_that_were_written_are_made_again(damage, tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(60))
+    first = every(prepare(tmp_path, train="r.csv", validation_size=9, test_size=9))
+    one, other = (tmp_path / "data" / name for name in ("validation.arrow", "test.arrow"))
+    content = one.read_bytes()
+    one.unlink()
+    if damage == "swapped":
+        other.rename(one)
+        other.write_bytes(content)
+    elif damage == "a letter":
+        one.write_bytes(content.replace(b"text", b"test"))
+        assert one.read_bytes() != content
+    else:
+        # Where texts end is among what is written between the first column's type and its letters.
+        table = pa.ipc.open_file(content).read_all()
+        ends = table.column(0).chunk(0).buffers()[1].to_pybytes()
+        assert content.count(ends) >= 1
+        one.write_bytes(content.replace(ends, ends[:4] + b"\xff\xff\xff\x7f" * (len(ends) // 4 - 1)))
+    assert every(prepare(tmp_path, train="r.csv", validation_size=9, test_size=9)) == first
 
 
 def test_a_file_of_other_data_is_told(tmp_path):
