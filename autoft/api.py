@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from autoft import report
 from autoft.additions import added_configuration, settings_of
-from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
+from autoft.artifact import MANIFEST, LoadedModel, changed_files, file_digests, load, read_manifest
 from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
@@ -31,6 +31,7 @@ from autoft.editors import recipe_schema_of
 from autoft.errors import (
     DataError,
     ExportMismatch,
+    ModelError,
     NothingFeasible,
     RecipeError,
     RunFolderError,
@@ -207,6 +208,8 @@ def search(
         _interruptible(listener) as interruption,
     ):
         listener = Audience(progress, trackers, listener)
+        for sentence in folder.set_aside_damaged():
+            listener.note(sentence)
         loaded, plan = _pinned(loaded, plan, earlier)
         _same_recipe(folder, loaded)
         listener.phase("prepare data")
@@ -420,11 +423,11 @@ def _finish(
     final_path = folder.path / "final.json"
     same = old is not None and (old.trial, old.variant) == (selection.trial, selection.variant)
     write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
-    if same and final_path.is_file() and folder.best.is_dir():
+    if same and final_path.is_file() and (folder.path / "baselines.json").is_file() and _as_exported(folder.best):
         final = read_typed(final_path, Final)
     else:
         worked = True
-        tested_before = final_path.is_file()
+        tested_before = final_path.is_file() and not same
         listener.phase("export")
         export_variant(folder, plan, selection, results)
         listener.phase("test")
@@ -447,6 +450,16 @@ def _finish(
     listener.phase("report")
     report.write(read_run(folder.path))
     _count_time(folder, used, started, worked=worked and counted)
+
+
+def _as_exported(model: Path) -> bool:
+    """Return whether all files of an exported model are there as they were; further ones do no harm."""
+    try:
+        known = read_manifest(model).files
+    except ModelError:
+        return False
+    found = file_digests(model)
+    return all(found.get(name) == digest for name, digest in known.items())
 
 
 def _cut_short(results: Sequence[TrialResult]) -> list[str]:

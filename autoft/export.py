@@ -177,14 +177,20 @@ def _measured_again(
     note: Note = _unheard,
 ) -> tuple[Final, dict[str, Any]]:
     request = {**_common(run, plan), "kind": "model", "folder": str(folder), "validation": True, **wanted}
-    again = _fresh(run, plan, folder.name, request, note)
+    way_out = (
+        f"Where files of {run.trial(selection.trial)} were damaged, delete its result.json to have it trained again"
+    )
+    try:
+        again = _fresh(run, plan, folder.name, request, note)
+    except ExportMismatch as error:
+        raise ExportMismatch(f"{error}. {way_out}") from error
     chosen = _variant(results, selection.trial, selection.variant)
     claimed, found = chosen.validation[plan.objective], again["validation"][plan.objective]
     if not math.isclose(claimed, found, rel_tol=RESCORE_TOLERANCE, abs_tol=RESCORE_TOLERANCE):
         raise ExportMismatch(
             f"{folder}: the exported files score {found:.4f} validation {plan.objective}, but trial {selection.trial}, "
-            f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. Please report this with "
-            f"{run.path / 'logs'}"
+            f"{selection.variant}, scored {claimed:.4f}; they are not what was measured. {way_out}; else please "
+            f"report this with {run.path / 'logs'}"
         )
     final = Final()
     final.validation["best"], final.costs["best"] = again["validation"], again["costs"]

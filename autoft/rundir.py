@@ -324,6 +324,20 @@ class AugmentedRows(_Record):
     samples: list[AugmentedValue] = []
 
 
+_RECORDS: dict[str, Any] = {
+    "selection.json": Selection,
+    "final.json": Final,
+    "baselines.json": dict[str, BaselineFigures],
+    "forecast.json": dict[str, Any],
+    "importance.json": dict[str, Figure],
+    "screening.json": dict[str, dict[str, dict[str, Figure]]],
+    "study.json": dict[str, Any],
+    "time.json": dict[str, Seconds],
+    "workloads.json": dict[str, Any],
+}
+"""What the records beside trials and plan hold; a search that goes on makes those that are absent."""
+
+
 class RunRecord(_Record):
     """All that a run folder says."""
 
@@ -632,6 +646,37 @@ class RunDir:
         for number in partial:
             self.discard(number)
         return partial
+
+    def set_aside_damaged(self) -> list[str]:
+        """Move records that cannot be read to ``logs/``, for the search makes them again; return for each what the user is told.
+
+        Raises:
+            RunFolderError: more than half of several results cannot be read, as where another version wrote them: no accident.
+        """
+        damaged: dict[Path, RunFolderError] = {}
+        numbers = [number for number in self.numbers() if self.result(number).is_file()]
+        kinds = {self.path / name: kind for name, kind in _RECORDS.items()}
+        for path, kind in {**kinds, **dict.fromkeys(map(self.augmented, numbers), AugmentedRows)}.items():
+            if path.is_file():
+                try:
+                    read_typed(path, kind)
+                except RunFolderError as error:
+                    damaged[path] = error
+        for number in numbers:
+            try:
+                self.read_result(number)
+            except RunFolderError as error:
+                damaged[self.result(number)] = error
+        results = [damaged[path] for path in map(self.result, numbers) if path in damaged]
+        if len(results) > max(1, len(numbers) // 2):
+            raise results[0]
+        self.logs.mkdir(exist_ok=True)
+        for path in damaged:
+            path.replace(self.logs / f"damaged-{path.relative_to(self.path).as_posix().replace('/', '-')}")
+        return [
+            str(error).replace("delete this file to have that part done again", "that part is done again")
+            for error in damaged.values()
+        ]
 
     def discard(self, number: int) -> None:
         """Delete what there is of a trial that is not done, but for its configuration and checkpoint where there is one."""

@@ -296,6 +296,23 @@ def test_running_a_finished_search_again_repeats_nothing(finished):
     assert (finished / "runs/tiny/final.json").stat().st_mtime_ns == tested
 
 
+def test_a_model_and_records_that_were_damaged_are_made_again_and_no_trial_is(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/tiny", run)
+    before = {path: path.read_bytes() for path in run.glob("trials/*/result.json")}
+    (run / "baselines.json").write_bytes(b"\0" * 99)
+    weights = next((run / "best").glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = in_process("search", finished / "tiny.yaml", "--run", run, cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert "baselines.json: is damaged" in done.stdout + done.stderr
+    assert "another model" not in done.stdout
+    assert weights.read_bytes() == content
+    assert read_run(run).baselines
+    assert {path: path.read_bytes() for path in run.glob("trials/*/result.json")} == before
+
+
 def test_keys_that_came_with_a_later_version_do_not_make_it_another_recipe(finished):
     path = finished / "runs/tiny/recipe.yaml"
     recipe = yaml.safe_load(path.read_text())

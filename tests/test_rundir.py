@@ -228,6 +228,36 @@ def test_a_damaged_file_is_named(run, name, content):
     assert name in str(caught.value)
 
 
+def test_damaged_records_are_set_aside_and_told(run):
+    for number in range(3):
+        run.write_result(result(number))
+    whole = run.result(0).read_bytes()
+    run.result(1).write_bytes(whole)
+    (run.path / "selection.json").write_text("[]")
+    (run.path / "time.json").write_text('{"seconds": 3}')
+    told = run.set_aside_damaged()
+    assert [
+        str(run.path / name) in text
+        for name, text in zip(("selection.json", "trials/0001/result.json"), told, strict=True)
+    ]
+    assert all(text.endswith("that part is done again") for text in told)
+    assert [one.number for one in run.results()] == [0, 2]
+    assert (run.logs / "damaged-trials-0001-result.json").read_bytes() == whole
+    assert not (run.path / "selection.json").exists()
+    assert (run.path / "time.json").exists()
+    assert run.set_aside_damaged() == []
+
+
+def test_results_that_another_version_wrote_are_no_accident(run):
+    for number in range(3):
+        run.write_result(result(number))
+    for number in range(2):
+        run.result(number).write_text("{}")
+    with pytest.raises(RunFolderError, match=r"0000/result\.json: is damaged"):
+        run.set_aside_damaged()
+    assert run.result(0).is_file()
+
+
 def test_a_record_of_a_run_that_has_just_begun_is_whole(run):
     run.recipe.write_text("task: t")
     write_json(run.plan, {"name": "x"})
