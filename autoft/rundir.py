@@ -571,8 +571,15 @@ class RunDir:
 
     def write_result(self, result: TrialResult) -> None:
         """Write a trial's result, atomically: the file's presence means that the trial is done."""
-        self.trial(result.number).mkdir(parents=True, exist_ok=True)
+        folder = self.trial(result.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        # After a power cut no result may stand without what it tells of, and none may be gone.
+        with writing(folder):
+            for path in folder.rglob("*"):
+                _flush(path)
         write_json(self.result(result.number), result.model_dump(mode="json"))
+        for path in (folder, folder.parent):
+            _flush(path)
         shutil.rmtree(self.checkpoint(result.number), ignore_errors=True)
 
     def read_result(self, number: int) -> TrialResult:
@@ -876,6 +883,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has what was written of a file, or the names that a folder lists."""
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):
+        return
+    try:
+        # Windows flushes only what may be written.
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except FileNotFoundError:
+        # Another process has just deleted it.
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot do that with folders.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def folder_size(folder: Path) -> int:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import filelock
 import pytest
@@ -52,6 +53,21 @@ def test_results_come_back_by_number_nan_included(run):
     assert [r.number for r in found] == [2, 10]
     assert found[0].variants[0].validation["accuracy"] == 0.5
     assert found[0].variants[0].validation["roc_auc"] != found[0].variants[0].validation["roc_auc"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's names of open files")
+def test_weights_are_on_the_disk_before_the_result_that_tells_of_them(run, monkeypatch):
+    flushed: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    weights = run.trial(1) / "variants/none/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"w")
+    run.write_result(result(1))
+    *before, own, trial, trials = flushed
+    assert {str(weights), str(weights.parent), str(weights.parent.parent)} <= set(before)
+    assert "result.json" in own
+    assert (trial, trials) == (str(run.trial(1)), str(run.trial(1).parent))
 
 
 def test_a_trial_without_a_result_is_cleared_and_its_number_told(run):
