@@ -10,22 +10,28 @@ one of these happens:
 - ``stop``, ``hang``: SIGSTOP of a worker, or of a process that a worker or the command started, so that it waits for ever;
 - ``test``, ``freeze``: kill -9 or SIGSTOP of a process that scores the chosen model, the default or the baselines, at a random
   moment of it;
-- ``interrupt``, ``end``: one Ctrl-C, or SIGTERM;
-- ``cut``, ``flip``, ``lose``: all are killed, and a random file of the run folder loses its end, has a bit changed, or is
-  deleted: as often a trial's result or weights as all other files together;
+- ``interrupt``, ``end``, ``hangup``: one Ctrl-C, SIGTERM, or SIGHUP as of a terminal that is closed;
+- ``second``: the same command is called on the same folder, and has to end with 5;
+- ``cut``, ``flip``, ``zero``, ``swap``, ``lose``: a file loses its end, has a bit changed, ends in zeros as after a power cut,
+  changes places with another of its class, or is deleted. This happens to a copy of a folder: of the search that nothing
+  happened to, or of one that was killed at a random moment. Classes are results, weights, the exported model, the prepared data,
+  all other records, and the study that is shared (a journal or SQLite);
 - ``disk``: in the middle of a trial another program fills the disk up to some megabytes, and makes room again afterwards (a tmpfs;
-  needs root). A disk that is too small from the start does not come to that: no trial is begun on it.
+  needs root). A disk that is too small from the start does not come to that: no trial is begun on it;
+- ``read-only``: all are killed, and the command is called while the disk is read-only, too.
 
 Then the same command is called until it says that it is done, at most three times. Written down are whether each call
 ended with 0 or with one clear message, and whether
 
-- a trial that was finished has another record now (*changed*), or is gone (*lost*);
+- a trial that was finished has another record now (*changed*), or is gone (*lost*); not the one whose record was damaged;
 - a trial is missing in the end, or the exported model scores otherwise than the report says, by ``autoft verify`` (*wrong*);
 - anything printed a traceback (*traceback*);
 - a process is left (*left*);
 - a call took more than ten times what the undisturbed search took (*hung*).
 
 *Struck* are the rounds in which the fault found what it was meant for: a process that was still there, a search that went on.
+Processes are struck at a moment at which the undisturbed search had such a one. The next round is always of the kind, and of the
+class of files, that was struck least so far.
 
     python benchmarks/faults.py --rounds 5 --seed 0 --out faults.jsonl
 
@@ -47,6 +53,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +75,40 @@ KINDS = (
     "freeze",
     "interrupt",
     "end",
+    "hangup",
+    "second",
     "cut",
     "flip",
+    "zero",
+    "swap",
     "lose",
     "disk",
+    "read-only",
 )
-DAMAGES = ("cut", "flip", "lose")
+DISKS = ("disk", "read-only")
+SIGNALS = {"interrupt": signal.SIGINT, "end": signal.SIGTERM, "hangup": signal.SIGHUP, "command": signal.SIGKILL}
+DAMAGES = ("cut", "flip", "zero", "swap", "lose")
+CLASSES = ("result", "weights", "model", "data", "record", "study")
 CALLS = 3
+BUSY = 5
+"""The exit code where another command is at the run."""
 ROOM = 40e6
 """Bytes that are left of a disk that is filled, at most: a trial writes more."""
 
 Round = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The search that nothing happened to."""
+
+    seconds: float
+    folder: Path
+    """A copy of all it left."""
+    killed: Path
+    """What one left that was killed at a random moment."""
+    seen: dict[str, list[float]]
+    """By kind of fault, at which seconds there was a process that it could happen to."""
 
 
 def write_recipe(folder: Path, seed: int) -> Path:
@@ -101,6 +131,7 @@ def write_recipe(folder: Path, seed: int) -> Path:
         "search": {"finalist_seeds": 0, "seed": seed},
         # A search of this size has nothing that takes long.
         "executor": {"threads": 1, "patience": "10s"},
+        "storage": f"sqlite:///{folder}/study.db" if seed % 2 else f"journal://{folder}/study.journal",
     }
     path = folder / "faults.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -141,28 +172,30 @@ def _words(process: psutil.Process) -> list[str]:
     return words
 
 
+def victims(kind: str, command: int, folder: Path) -> list[psutil.Process]:
+    """Return the processes that a kind of fault may happen to."""
+    workers, others = list[psutil.Process](), list[psutil.Process]()
+    for one in processes(folder):
+        if one.pid != command:
+            (workers if "autoft.executors.worker" in " ".join(_words(one)) else others).append(one)
+    if kind in {"worker", "start", "stop"}:
+        return workers
+    return [one for one in others if kind not in {"test", "freeze"} or "autoft.evaluation" in _words(one)]
+
+
 def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: random.Random) -> bool:
     """Let a fault happen to processes; return whether there was something that it could happen to."""
-    if kind in {"interrupt", "end"}:
-        command.send_signal(signal.SIGINT if kind == "interrupt" else signal.SIGTERM)
+    if kind in SIGNALS:
+        command.send_signal(SIGNALS[kind])
         return True
-    if kind == "command":
-        command.kill()
-        return True
-    there = [one for one in processes(folder) if one.pid != command.pid]
-    workers, others = list[psutil.Process](), list[psutil.Process]()
-    for one in there:
-        (workers if "autoft.executors.worker" in " ".join(_words(one)) else others).append(one)
     if kind == "all":
         chosen = processes(folder)
     else:
-        from_these = workers if kind in {"worker", "start", "stop"} else others
-        if kind in {"test", "freeze"}:
-            from_these = [one for one in others if "autoft.evaluation" in _words(one)]
-        chosen = [drawn.choice(from_these)] if from_these else []
-    if kind in {"start", "test", "freeze"} and chosen:
-        # Anywhere in its imports, or in its work.
-        time.sleep(drawn.uniform(0.0, 2.0 if kind == "start" else 6.0))
+        there = victims(kind, command.pid, folder)
+        chosen = [drawn.choice(there)] if there else []
+    if kind == "start" and chosen:
+        # Anywhere in its imports.
+        time.sleep(drawn.uniform(0.0, 2.0))
     struck = False
     for one in chosen:
         with suppress(psutil.NoSuchProcess):
@@ -187,23 +220,54 @@ def fill(disk: Path, trial: Path, drawn: random.Random) -> bool:
     return True
 
 
-def damage(kind: str, run: Path, drawn: random.Random) -> str:
-    """Cut, change or delete a random file of a run; return which."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
-    if not files:
-        return ""
-    weights = [path for path in files if path.suffix in {".safetensors", ".onnx"}]
-    results = [path for path in files if path.name == "result.json"]
-    path = drawn.choice(drawn.choice([some for some in (results, weights, files) if some]))
+def files_of(name: str, folder: Path) -> list[Path]:
+    """Return the files of a class, of a folder that has ``disk/run`` and the study."""
+    run = folder / "disk" / "run"
+    found = list[Path]()
+    for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.stat().st_size):
+        if path.parent == folder:
+            part = "study" if path.name.startswith("study") else ""
+        elif path.name == "result.json":
+            part = "result"
+        elif "best" in path.relative_to(run).parts:
+            part = "model"
+        elif path.suffix in {".safetensors", ".onnx"}:
+            part = "weights"
+        elif "data" in path.relative_to(run).parts:
+            part = "data"
+        else:
+            # Nobody reads again what is printed.
+            part = "record" if path.suffix in {".json", ".jsonl", ".yaml", ".csv"} else ""
+        if part == name:
+            found.append(path)
+    return found
+
+
+def damage(kind: str, name: str, folder: Path, drawn: random.Random) -> list[Path]:
+    """Damage a random file of a class; return which, with ``swap`` both."""
+    files = files_of(name, folder)
+    if len(files) <= (kind == "swap"):
+        return []
+    path = drawn.choice(files)
     content = path.read_bytes()
     place = drawn.randrange(len(content))
+    if kind == "swap":
+        same = [one for one in files if one.suffix == path.suffix and one.read_bytes() != content]
+        if not same:
+            return []
+        other = drawn.choice(same)
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        return [path, other]
     if kind == "lose":
         path.unlink()
     elif kind == "cut":
         path.write_bytes(content[:place])
+    elif kind == "zero":
+        path.write_bytes(content[:place] + bytes(len(content) - place))
     else:
         path.write_bytes(content[:place] + bytes([content[place] ^ (1 << drawn.randrange(8))]) + content[place + 1 :])
-    return str(path.relative_to(run))
+    return [path]
 
 
 def call(recipe: Path, run: Path) -> subprocess.Popen[str]:
@@ -224,54 +288,90 @@ def ended(command: subprocess.Popen[str], recipe: Path, limit: float) -> tuple[i
     return code, recipe.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
 
 
-def play(kind: str, number: int, seed: int, usual: float) -> Round:
-    """Make one round; ``usual`` is what the undisturbed search takes, in seconds."""
+def settle(folder: Path) -> None:
+    """Wait until workers have noticed that nobody listens any more."""
+    deadline = time.monotonic() + 30
+    while processes(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def disturb(kind: str, folder: Path, recipe: Path, usual: Usual, drawn: random.Random, found: Round) -> list[str]:
+    """Run the search and let a fault happen; return what was printed."""
+    disk = folder / "disk"
+    run = disk / "run"
+    command = call(recipe, run)
+    seen = usual.seen.get(kind, [])
+    at = drawn.choice(seen) if seen else 0.0 if kind in {"start", "disk"} else drawn.uniform(0.0, usual.seconds)
+    trial = run / "trials" / f"{drawn.randrange(TRIALS):04d}"
+    found["at"] = f"{at:.1f} s" if kind != "disk" else f"trial {trial.name}"
+    begin = time.monotonic()
+    while command.poll() is None and time.monotonic() - begin < at:
+        time.sleep(0.02)
+    # What it is to happen to may not be there yet, or any more.
+    struck, texts = False, list[str]()
+    while command.poll() is None and not struck:
+        if kind == "disk":
+            struck = fill(disk, trial, drawn)
+        elif kind == "second":
+            other = Path(shutil.copy(recipe, folder / "second.yaml"))
+            code, text = ended(call(other, run), other, 10 * usual.seconds)
+            found["codes"].append(code)
+            texts.append(text)
+            # The first may have ended meanwhile.
+            struck = code == BUSY or command.poll() is None
+        else:
+            struck = strike("all" if kind == "read-only" else kind, command, folder, drawn)
+        time.sleep(0.02)
+    found["struck"] = struck
+    code, text = ended(command, recipe, 10 * usual.seconds)
+    found["codes"].append(code)
+    texts.append(text)
+    if code == -signal.SIGKILL:
+        settle(folder)
+    if kind == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, text = ended(call(recipe, run), recipe, 10 * usual.seconds)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        found["codes"].append(code)
+        texts.append(text)
+    return texts
+
+
+def play(kind: str, name: str, number: int, seed: int, usual: Usual) -> Round:
+    """Make one round, with damages to a file of the class ``name``."""
     drawn = random.Random(f"{seed} {kind} {number}")
     folder = Path(tempfile.mkdtemp(prefix="autoft-faults-"))
     disk = folder / "disk"
     disk.mkdir()
     run = disk / "run"
     found: Round = {"kind": kind, "number": number, "seed": seed, "faults": [], "codes": []}
-    if kind == "disk":
+    if kind in DISKS:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(disk)], check=True)
     try:
+        texts, begin = list[str](), time.monotonic()
+        if kind in DAMAGES:
+            # What was killed may not have come to files of this class.
+            of = drawn.choice([usual.folder, *([usual.killed] if files_of(name, usual.killed) else [])])
+            found["of"] = of.name
+            shutil.copytree(of, folder, dirs_exist_ok=True)
         recipe = write_recipe(folder, seed)
-        command = call(recipe, run)
-        at = 0.0 if kind in {"start", "test", "freeze", "disk"} else drawn.uniform(0.0, usual)
-        trial = run / "trials" / f"{drawn.randrange(TRIALS):04d}"
-        found["at"] = f"{at:.1f} s" if kind != "disk" else f"trial {trial.name}"
-        begin = time.monotonic()
-        while command.poll() is None and time.monotonic() - begin < at:
-            time.sleep(0.02)
-        # What it is to happen to may not be there yet, or any more.
-        struck = False
-        while command.poll() is None and not struck:
-            struck = (
-                fill(disk, trial, drawn)
-                if kind == "disk"
-                else strike("all" if kind in DAMAGES else kind, command, folder, drawn)
-            )
-            time.sleep(0.02)
-        found["struck"] = struck
-        code, text = ended(command, recipe, 10 * usual)
-        texts = [text]
-        found["codes"].append(code)
-        if code == -signal.SIGKILL:
-            # Workers notice that nobody listens any more.
-            deadline = time.monotonic() + 30
-            while processes(folder) and time.monotonic() < deadline:
-                time.sleep(0.1)
+        if kind not in DAMAGES:
+            texts = disturb(kind, folder, recipe, usual, drawn, found)
         finished = records(run)
         found["finished"] = len(finished)
         if kind in DAMAGES:
-            found["file"] = damage(kind, run, drawn)
-            # A file can be damaged after the end as well.
-            found["struck"] = bool(found["file"])
-            if "result.json" in found["file"]:
-                finished.pop(int(Path(found["file"]).parent.name), None)
+            damaged = damage(kind, name, folder, drawn)
+            found |= {
+                "class": name,
+                "file": [str(path.relative_to(folder)) for path in damaged],
+                "struck": bool(damaged),
+            }
+            for path in damaged:
+                if path.name == "result.json":
+                    finished.pop(int(path.parent.name), None)
         (disk / "other").unlink(missing_ok=True)
         for _ in range(CALLS):
-            code, text = ended(call(recipe, run), recipe, 10 * usual)
+            code, text = ended(call(recipe, run), recipe, 10 * usual.seconds)
             found["codes"].append(code)
             texts.append(text)
             if code == 0:
@@ -288,7 +388,7 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
             found["said"] = next(text for text in texts if "Traceback" in text)[-1500:]
         if any(trial not in now for trial in finished):
             found["faults"].append("lost")
-        if any(now.get(trial, record) != record for trial, record in finished.items()):
+        if any(trial in now and now[trial] != record for trial, record in finished.items()):
             found["faults"].append("changed")
         if code == 0:
             words = [*COMMAND, "verify", str(run)]
@@ -300,26 +400,63 @@ def play(kind: str, number: int, seed: int, usual: float) -> Round:
             found["faults"].append("refused")
         if processes(folder):
             found["faults"].append("left")
+        found["seconds"] = round(time.monotonic() - begin, 1)
     finally:
         for one in processes(folder):
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        if kind == "disk":
+        if kind in DISKS:
             subprocess.run(["umount", "--lazy", str(disk)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def undisturbed(seed: int) -> float:
-    """Return how long the search takes where nothing happens, in seconds."""
-    with tempfile.TemporaryDirectory(prefix="autoft-faults-") as name:
-        folder = Path(name)
-        begin = time.monotonic()
+def undisturbed(seed: int, kept: Path) -> Usual:
+    """Search where nothing happens, and once more until a random moment; both are kept in a folder."""
+    seen: dict[str, list[float]] = {kind: [] for kind in ("worker", "stop", "child", "hang", "test", "freeze")}
+    seconds = 0.0
+    for name in ("whole", "killed"):
+        folder = kept / name
+        (folder / "disk").mkdir(parents=True)
         recipe = write_recipe(folder, seed)
-        code, text = ended(call(recipe, folder / "run"), recipe, 600)
+        begin = time.monotonic()
+        command = call(recipe, folder / "disk" / "run")
+        if name == "killed":
+            # Half of what is damaged there has a trial at least.
+            time.sleep(random.Random(seed).uniform(0.4, 1.0) * seconds)
+            strike("all", command, folder, random.Random(seed))
+            command.wait()
+            settle(folder)
+            continue
+        while command.poll() is None:
+            at = time.monotonic() - begin
+            for kind, moments in seen.items():
+                moments += [at] if victims(kind, command.pid, folder) else []
+            time.sleep(1.0)
+        code, text = ended(command, recipe, 600)
         if code != 0:
             sys.exit(f"the undisturbed search ended with {code}:\n{text}")
-        return time.monotonic() - begin
+        seconds = time.monotonic() - begin
+    return Usual(seconds, kept / "whole", kept / "killed", seen)
+
+
+def least_struck(played: list[Round], kinds: list[str], drawn: random.Random) -> tuple[str, str]:
+    """Return the kind of the next round and, with damages, the class of files; a round that missed counts half."""
+
+    def made(rounds: list[Round]) -> float:
+        return sum(1.0 if one["struck"] else 0.5 for one in rounds)
+
+    kind = min(kinds, key=lambda kind: (made([one for one in played if one["kind"] == kind]), drawn.random()))
+    if kind not in DAMAGES:
+        return kind, ""
+
+    def of(name: str, rounds: list[Round]) -> float:
+        return made([one for one in rounds if one.get("class") == name])
+
+    same = [one for one in played if one["kind"] == kind]
+    # Of studies there is one.
+    names = [name for name in CLASSES if kind != "swap" or name != "study"]
+    return kind, min(names, key=lambda name: (of(name, same), of(name, played), drawn.random()))
 
 
 def main() -> None:
@@ -331,27 +468,26 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no round is begun any more")
     parser.add_argument("--out", type=Path, help="a file with one line of JSON a round")
     given = parser.parse_args()
-    done: dict[tuple[str, int, int], Round] = {}
+    # What ignores a signal, as all that a shell or nohup runs in the background, hands that on: no search could be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    played = list[Round]()
     if given.out and given.out.is_file():
-        for line in given.out.read_text(encoding="utf-8").splitlines():
-            one = json.loads(line)
-            done[one["kind"], one["number"], one["seed"]] = one
+        played = [json.loads(line) for line in given.out.read_text(encoding="utf-8").splitlines()]
     last = time.monotonic() + 60 * given.minutes
-    usual = undisturbed(given.seed)
-    print(f"undisturbed: {usual:.1f} s", file=sys.stderr, flush=True)
-    played = []
-    for number in range(given.rounds):
-        for kind in given.kinds:
-            known = done.get((kind, number, given.seed))
-            if known is None and time.monotonic() > last:
-                continue
-            found = known or play(kind, number, given.seed, usual)
+    with tempfile.TemporaryDirectory(prefix="autoft-faults-") as kept:
+        usual = undisturbed(given.seed, Path(kept))
+        print(f"undisturbed: {usual.seconds:.1f} s", file=sys.stderr, flush=True)
+        drawn = random.Random(given.seed)
+        while len(played) < given.rounds * len(given.kinds) and time.monotonic() < last:
+            kind, name = least_struck(played, given.kinds, drawn)
+            number = sum(one["kind"] == kind for one in played)
+            found = play(kind, name, number, given.seed, usual)
             played.append(found)
-            if (kind, number, given.seed) not in done:
-                print(json.dumps(found), file=sys.stderr, flush=True)
-                if given.out:
-                    with given.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(found) + "\n")
+            print(json.dumps(found), file=sys.stderr, flush=True)
+            if given.out:
+                with given.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found) + "\n")
     columns = ("lost", "changed", "wrong", "traceback", "left", "hung", "refused")
     print(f"| fault | rounds | struck | trials finished before it | {' | '.join(columns)} |")
     print("| --- " * (4 + len(columns)) + "|")
