@@ -208,10 +208,10 @@ def search(
         _interruptible(listener) as interruption,
     ):
         listener = Audience(progress, trackers, listener)
-        for sentence in folder.set_aside_damaged():
-            listener.note(sentence)
         loaded, plan = _pinned(loaded, plan, earlier)
         _same_recipe(folder, loaded)
+        for sentence in folder.set_aside_damaged():
+            listener.note(sentence)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
             listener.note(sentence)
@@ -1066,7 +1066,7 @@ def _source(recipe: str | Path | Mapping[str, Any]) -> str:
 
 
 def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
-    if not folder.recipe.is_file() or not folder.results():
+    if not folder.recipe.is_file() or not any(folder.result(number).is_file() for number in folder.numbers()):
         return
     try:
         old = read_plain_yaml(folder.recipe.read_text(encoding="utf-8"))
