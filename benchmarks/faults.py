@@ -330,6 +330,8 @@ def disturb(kind: str, folder: Path, recipe: Path, usual: Usual, drawn: random.R
         settle(folder)
     if kind == "read-only":
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        # The folder of a search that is done is written to as well.
+        found["struck"] = True
         code, text = ended(call(recipe, run), recipe, 10 * usual.seconds)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         found["codes"].append(code)
