@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from autoft import report
 from autoft.additions import added_configuration, settings_of
-from autoft.artifact import MANIFEST, LoadedModel, changed_files, file_digests, load, read_manifest
+from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
@@ -210,7 +210,7 @@ def search(
         listener = Audience(progress, trackers, listener)
         loaded, plan = _pinned(loaded, plan, earlier)
         _same_recipe(folder, loaded)
-        for sentence in folder.set_aside_damaged():
+        for sentence in [*folder.set_aside_damaged(), *_set_aside_trials(folder)]:
             listener.note(sentence)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
@@ -455,11 +455,32 @@ def _finish(
 def _as_exported(model: Path) -> bool:
     """Return whether all files of an exported model are there as they were; further ones do no harm."""
     try:
-        known = read_manifest(model).files
+        return not _damages(model)
     except ModelError:
         return False
-    found = file_digests(model)
-    return all(found.get(name) == digest for name, digest in known.items())
+
+
+def _damages(model: Path) -> list[str]:
+    return [said for said in changed_files(model) if not said.endswith(" was added")]
+
+
+def _set_aside_trials(folder: RunDir) -> list[str]:
+    """Move the results of trials whose kept files are damaged to ``logs/``, so that they are done again; return what the user is told."""
+    told = []
+    for result in folder.results():
+        for variant in result.variants:
+            model = folder.inside(variant.folder) if variant.folder else None
+            if model is None:
+                continue
+            try:
+                damages = _damages(model)
+            except ModelError as error:
+                damages = [str(error)]
+            if damages:
+                folder.set_aside(folder.result(result.number))
+                told.append(f"{model}: {damages[0]}; trial {result.number} is done again, or another in its place.")
+                break
+    return told
 
 
 def _cut_short(results: Sequence[TrialResult]) -> list[str]:

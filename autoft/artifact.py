@@ -68,7 +68,7 @@ class Manifest(BaseModel):
     """What the training data called the column of each role."""
     measured: dict[str, Any] = {}
     files: dict[str, str] = {}
-    """SHA-256 of each file beside the manifest and the model card, by path; empty where the model was not exported."""
+    """SHA-256 of each file beside the manifest and the model card, by path; empty where an older version wrote them."""
 
 
 @dataclass
@@ -167,6 +167,7 @@ def save_artifact(
         reserved=target.context.reserved,
         variant=variant,
         objective=objective,
+        files=file_digests(folder),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
@@ -184,7 +185,13 @@ def save_ensemble(folder: Path, members: Sequence[Path], objective: str, variant
     names = [f"member-{number}" for number in range(len(members))]
     for name, member in zip(names, members, strict=True):
         shutil.copytree(member, folder / name, copy_function=_linked, dirs_exist_ok=True)
-    update = {"format": ENSEMBLE, "members": names, "objective": objective, "variant": variant}
+    update = {
+        "format": ENSEMBLE,
+        "members": names,
+        "objective": objective,
+        "variant": variant,
+        "files": file_digests(folder),
+    }
     manifest = read_manifest(members[0]).model_copy(update=update)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
@@ -257,7 +264,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what of an exported model is not as it was exported, in words; nothing where its manifest has no digests.
+    """Return what of a model is not as it was written, in words; nothing where its manifest has no digests.
 
     Raises:
         ModelError: the folder holds no model.

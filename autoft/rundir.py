@@ -677,13 +677,17 @@ class RunDir:
         results = [damaged[path] for path in map(self.result, numbers) if path in damaged]
         if len(results) > max(1, len(numbers) // 2):
             raise results[0]
-        self.logs.mkdir(exist_ok=True)
         for path in damaged:
-            path.replace(self.logs / f"damaged-{path.relative_to(self.path).as_posix().replace('/', '-')}")
+            self.set_aside(path)
         return [
             str(error).replace("delete this file to have that part done again", "that part is done again")
             for error in damaged.values()
         ]
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file of the run to ``logs/``, where whoever looks for the reason of its damage finds it."""
+        self.logs.mkdir(exist_ok=True)
+        path.replace(self.logs / f"damaged-{path.relative_to(self.path).as_posix().replace('/', '-')}")
 
     def discard(self, number: int) -> None:
         """Delete what there is of a trial that is not done, but for its configuration and checkpoint where there is one."""

@@ -313,6 +313,25 @@ def test_a_model_and_records_that_were_damaged_are_made_again_and_no_trial_is(fi
     assert {path: path.read_bytes() for path in run.glob("trials/*/result.json")} == before
 
 
+def test_a_trial_whose_weights_were_damaged_is_done_again(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/tiny", run)
+    old = read_run(run)
+    kept = next(variant.folder for variant in old.trials[0].variants if variant.folder)
+    weights = max((run / kept).iterdir(), key=lambda path: path.stat().st_size)
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    done = in_process("search", finished / "tiny.yaml", "--run", run, cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert f"{weights.name} was changed; trial 0 is done again" in " ".join((done.stdout + done.stderr).split())
+    assert weights.read_bytes() == content, "the same training gave the same weights"
+    again = read_run(run)
+    assert [
+        one.number for one, other in zip(old.trials, again.trials, strict=True) if one.seconds != other.seconds
+    ] == [0]
+    assert [one.curve[-1].validation for one in again.trials] == [one.curve[-1].validation for one in old.trials]
+
+
 def test_keys_that_came_with_a_later_version_do_not_make_it_another_recipe(finished):
     path = finished / "runs/tiny/recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
