@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import struct
 import sys
 import zlib
 from collections import Counter
@@ -22,7 +23,7 @@ from autoft.errors import DataError, closest, first_line
 from autoft.hardware import memory_left
 from autoft.quantities import format_bytes
 
-__all__ = ["allowed_kinds", "is_data_file", "kind_of", "read_file"]
+__all__ = ["allowed_kinds", "check_arrow", "is_data_file", "kind_of", "read_file", "unpacked"]
 
 
 def read_file(path: Path) -> pa.Table:
@@ -98,7 +99,22 @@ def _room() -> int:
     return memory_left()[0] // 2
 
 
-def _check_room(size: int, room: int, path: Path) -> None:
+def unpacked(column: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+    """Return a dictionary-encoded column with the values themselves: a long one takes a few bytes for each row that has it.
+
+    Raises:
+        DataError: there is not the memory for it.
+    """
+    parts, size, room = list[pa.Array](), 0, _room()
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), CHUNK):
+            parts.append(chunk.slice(start, CHUNK).cast(column.type.value_type))
+            size += parts[-1].nbytes
+            _check_room(size, room, source)
+    return pa.chunked_array(parts, column.type.value_type)
+
+
+def _check_room(size: int, room: int, path: Path | str) -> None:
     if size > room:
         raise DataError(
             f"{path}: unpacks to more than the {format_bytes(room)} that there is memory for; take a part of it"
@@ -355,12 +371,77 @@ def _read_parquet(path: Path) -> pa.Table:
 
 def _read_arrow(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as file:
-        try:
-            table = pa.ipc.open_file(file).read_all()
-        except pa.ArrowInvalid:
-            file.seek(0)
-            table = pa.ipc.open_stream(file).read_all()
-        return _sound(table)
+        start = _check_arrow(file, path)
+        file.seek(start)
+        return _sound(pa.ipc.open_stream(file).read_all())
+
+
+def check_arrow(path: Path) -> None:
+    """Raise where the compressed parts of an Arrow file unpack to more than there is memory for.
+
+    Raises:
+        DataError: they do.
+        pyarrow.ArrowInvalid: it is no Arrow file, or is damaged.
+    """
+    with pa.memory_map(str(path)) as file:
+        _check_arrow(file, path)
+
+
+def _check_arrow(file: pa.MemoryMappedFile, path: Path) -> int:
+    """Check what is unpacked, and return where the stream begins: an Arrow file is one between a few bytes and an index."""
+    start, wanted = 0, None
+    if file.read(6) == b"ARROW1":
+        start, wanted = 8, pa.ipc.open_file(file).num_record_batches
+    file.seek(start)
+    size, batches, room = 0, 0, _room()
+    for message in pa.ipc.MessageReader.open_stream(file):
+        size += _unpacked_size(message)
+        _check_room(size, room, path)
+        batches += message.type == "record batch"
+    if wanted is not None and batches != wanted:
+        raise pa.ArrowInvalid(f"holds {batches} batches, and its index names {wanted}")
+    return start
+
+
+def _unpacked_size(message: pa.Message) -> int:
+    """Return the bytes that the compressed buffers of a message unpack to, as they say themselves; Arrow holds them to it.
+
+    pyarrow shows that of no message: it is read from the flatbuffers, by Arrow's ``Message.fbs``. A file that is not
+    compressed is mapped, and takes no memory.
+    """
+    head = message.metadata.to_pybytes()
+
+    def number(form: str, at: int) -> int:
+        return int(struct.unpack_from(f"<{form}", head, at)[0])
+
+    def field(table: int, index: int) -> int:
+        """Return where a table has a field, 0 where it has none."""
+        layout = table - number("i", table)
+        entry = 4 + 2 * index
+        offset = number("H", layout + entry) if entry < number("H", layout) else 0
+        return table + offset if offset else 0
+
+    def below(at: int) -> int:
+        return at + number("I", at)
+
+    if message.type not in {"record batch", "dictionary"}:
+        return 0
+    try:
+        batch = below(field(below(0), 2))
+        if message.type == "dictionary":
+            batch = below(field(batch, 1))
+        if not field(batch, 3) or not field(batch, 2):
+            return 0
+        buffers = below(field(batch, 2))
+        size = 0
+        for at in range(buffers + 4, buffers + 4 + 16 * number("I", buffers), 16):
+            start, length = struct.unpack_from("<qq", head, at)
+            if length:
+                # Each begins with how long it is unpacked; -1 where it is not packed.
+                size += max(0, struct.unpack_from("<q", message.body, start)[0])
+        return size
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"a message is cut: {error}") from error
 
 
 def _sound(table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from autoft.data.files import allowed_kinds, is_data_file, kind_of, read_file
+from autoft.data.files import allowed_kinds, check_arrow, is_data_file, kind_of, read_file, unpacked
 from autoft.data.rows import SPLITS, concatenated
 from autoft.errors import DataError, closest, first_line
 from autoft.paths import named_path, near_name, package_path
@@ -143,6 +143,11 @@ def _read_saved(folder: Path) -> pa.Table:
     from datasets import Dataset, load_from_disk
 
     try:
+        for one in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            name = one["filename"]
+            if Path(name).name != name:
+                raise ValueError(f"state.json names {name!r}, which is not in it")
+            check_arrow(folder / name)
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{folder}: the saved data set is damaged ({first_line(error)})") from error
@@ -244,7 +249,7 @@ def _plain(table: pa.Table, source: str) -> pa.Table:
     columns = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+            column = unpacked(column, source)
         if isinstance(column.type, pa.BaseExtensionType):
             column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
         class_names = _class_names(features.get(name))

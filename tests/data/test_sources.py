@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -353,6 +354,8 @@ def test_an_unknown_scheme_says_what_is_allowed(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_more_than_there_is_memory_for_is_refused(tmp_path, monkeypatch):
+    import datasets
+
     rows = [("good " * 20, 1)] * 20_000
     text = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
     with gzip.open(tmp_path / "lines.csv.gz", "wt") as file:
@@ -360,13 +363,34 @@ def test_a_small_file_that_unpacks_to_more_than_there_is_memory_for_is_refused(t
     with gzip.open(tmp_path / "line.json.gz", "wt") as file:
         file.write(text.replace("\n", " "))
     pq.write_table(pa.table({"text": [text for text, _ in rows]}), tmp_path / "rows.parquet")
-    names = ("lines.csv.gz", "line.json.gz", "rows.parquet")
+    table = pa.table({"text": [text for text, _ in rows]})
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["y" * 10_000])
+    files = (("file", pa.ipc.new_file, "zstd", table), ("stream", pa.ipc.new_stream, "lz4", table))
+    for name, new, packing, packed in (*files, ("known", pa.ipc.new_file, None, pa.table({"text": long}))):
+        with new(
+            tmp_path / f"{name}.arrow", packed.schema, options=pa.ipc.IpcWriteOptions(compression=packing)
+        ) as writer:
+            writer.write_table(packed)
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    shutil.copy(tmp_path / "stream.arrow", tmp_path / "saved" / "data-00000-of-00001.arrow")
+    names = ("lines.csv.gz", "line.json.gz", "rows.parquet", "file.arrow", "stream.arrow", "known.arrow", "saved")
     assert all((tmp_path / name).stat().st_size < 100_000 for name in names)
     assert load(tmp_path / "lines.csv.gz").num_rows == load(tmp_path / "rows.parquet").num_rows == 20_000
+    assert load(tmp_path / "file.arrow").num_rows == load(tmp_path / "saved").num_rows == 20_000
     free = SimpleNamespace(total=10**9, available=2 * 10**6)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     for name in names:
         assert "unpacks to more than the 1 MB that there is memory for" in fault(tmp_path / name)
+
+
+def test_a_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path):
+    import datasets
+
+    for name in ("saved", "other"):
+        datasets.Dataset.from_dict({"text": [name]}).save_to_disk(tmp_path / name)
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(state.read_text().replace("data-", "../other/data-"))
+    assert "names '../other/data-00000-of-00001.arrow', which is not in it" in fault("saved", tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------- folders
