@@ -126,6 +126,39 @@ def test_a_worker_that_never_starts_ends_the_search_with_what_to_do(tmp_path):
     assert "worker-0.log; once the cause is gone, the same command goes on" in said
 
 
+@pytest.mark.parametrize(("lost", "last"), [(5, "ready"), (100, "fatal")])
+def test_machines_that_are_lost_while_a_worker_starts_do_not_count_as_its_own_fault(lost, last, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "MACHINES", 6)
+    started = []
+
+    class OnMachines(LocalExecutor):
+        """Says of the first processes that their machines were lost."""
+
+        def _open(self, log):
+            process = super()._open(log)
+            started.append(process)
+            if len(started) <= lost:
+                process.lost = f"10.0.0.{len(started)} was lost"
+                process.end()
+            return process
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SAYS + 'say("ready")\nsys.stdin.readline()\nos._exit(0)\n')
+    run = RunDir(tmp_path / "run")
+    run.create()
+    executor = OnMachines(run, 1, 1)
+    executor.environment["PYTHONPATH"] = str(tmp_path / "site")
+    with executor:
+        events = until(executor, last)
+    assert [event.kind for event in events] == ["restarted"] * min(lost, 5) + [last]
+    if last == "fatal":
+        assert (
+            events[-1]
+            .body["message"]
+            .startswith("a worker does not start, on 6 machines in a row, all of which were lost: 10.0.0.6 was lost")
+        )
+
+
 def test_a_worker_without_progress_is_ended_with_what_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(supervision, "GRACE", 0.2)
     program = """

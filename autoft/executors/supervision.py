@@ -61,6 +61,9 @@ SHORTEST_START = 300.0
 STARTS = 3
 """How often a worker is started in a row that is lost before it is ready."""
 
+MACHINES = 20
+"""On how many machines in a row that are lost before it is ready; machines that come and go are no fault of its own."""
+
 LONGEST_LOOK = 2.0
 """Seconds that the clock goes on at most between two looks at the workers: a machine or a command that slept finds them alive."""
 
@@ -131,6 +134,8 @@ class _Worker:
     """How many processes in a row were started for it, none of which was ready before."""
     waiting: list[str] | None
     """Requests that are sent to it once it is ready; None from then on."""
+    machines: int = 0
+    """How many machines in a row were lost on which it was started."""
     at: str | None = None
     """In which hook of a plugin it was when it was last heard of."""
     ended: str = ""
@@ -212,12 +217,12 @@ class Executor(ABC):
             self.start(worker)
         self.workers = max(self.workers, workers)
 
-    def _start(self, worker: int, starts: int, waiting: list[str]) -> None:
+    def _start(self, worker: int, starts: int, waiting: list[str], machines: int = 0) -> None:
         try:
             process = self._open(self._log(worker))
         except OSError as error:
             raise SearchFailed(f"a worker process cannot be started: {error}") from error
-        started = _Worker(process, self._clock, self._clock, self._clock, starts, waiting)
+        started = _Worker(process, self._clock, self._clock, self._clock, starts, waiting, machines)
         self._workers[worker] = started
         threading.Thread(target=self._listen, args=(worker, started), daemon=True).start()
 
@@ -257,17 +262,20 @@ class Executor(ABC):
         elif event.kind == "freed":
             self.admission.free(event.worker, event.body["kept"])
         elif event.kind == "lost" and there.waiting is not None:
-            return self._start_again(event, there.starts, there.waiting)
+            return self._start_again(event, there)
         return event
 
-    def _start_again(self, event: Event, starts: int, waiting: list[str]) -> Event:
-        """Start a worker anew that was lost before it was ready, as often as :data:`STARTS` says."""
+    def _start_again(self, event: Event, there: _Worker) -> Event:
+        """Start a worker anew that was lost before it was ready, as often as :data:`STARTS` and :data:`MACHINES` say."""
         self.stop(event.worker)
-        if starts < STARTS:
-            self._start(event.worker, starts + 1, waiting)
+        lost = bool(event.body["machine_lost"])
+        starts, machines = there.starts + (not lost), there.machines + lost
+        if starts <= STARTS and machines < MACHINES:
+            self._start(event.worker, starts, there.waiting or [], machines)
             return Event(event.worker, "restarted", event.body)
+        tried = f"on {MACHINES} machines in a row, all of which were lost" if lost else f"{STARTS} times in a row"
         message = (
-            f"a worker does not start, {STARTS} times in a row: {event.body['reason']}\n"
+            f"a worker does not start, {tried}: {event.body['reason']}\n"
             f"What it printed is in {self._log(event.worker)}; once the cause is gone, the same command "
             "goes on with what there is"
         )
