@@ -186,3 +186,32 @@ def test_a_killed_search_leaves_no_process_and_goes_on(tmp_path, tiny_model, rev
     assert sorted(done) == [1, 2]
     assert (tmp_path / "runs/tiny/trials/0000/result.json").read_bytes() == before
     gone(tmp_path)
+
+
+def test_a_lost_head_ends_the_search_with_what_to_do_and_another_cluster_goes_on(
+    tmp_path, tiny_model, reviews, cluster
+):
+    from ray.cluster_utils import Cluster
+
+    cluster.add_node(num_cpus=1)
+    space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 100, "train.batch_size": 8}
+    recipe = write_recipe(tmp_path, tiny_model, reviews, space=space, budget={"time": "20m", "trials": 2})
+    process = searching(tmp_path, recipe, "--executor", "ray", "--address", cluster.address)
+    for line in process.stdout:
+        event = json.loads(line)
+        if (event["event"], event.get("trial")) == ("progress", 1):
+            cluster.head_node.kill_gcs_server()
+            break
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 7, out + errors
+    assert "the head of the Ray cluster has not answered for 20 s; what is done is kept" in errors
+    assert "Traceback" not in errors
+    gone(tmp_path)
+    before = (tmp_path / "runs/tiny/trials/0000/result.json").read_bytes()
+    other = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        events = ended_well(searching(tmp_path, recipe, "--executor", "ray", "--address", other.address))
+    finally:
+        other.shutdown()
+    assert [event["trial"] for event in events if event["event"] == "trial_done"] == [1]
+    assert (tmp_path / "runs/tiny/trials/0000/result.json").read_bytes() == before

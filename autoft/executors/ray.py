@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -29,7 +30,7 @@ from typing_extensions import Self
 
 from autoft.errors import SearchFailed, first_line
 from autoft.executors.local import LocalProcess, started
-from autoft.executors.supervision import GRACE, Executor
+from autoft.executors.supervision import GRACE, Event, Executor
 from autoft.hardware import MAPPED, Hardware
 from autoft.plans.plan import Plan
 from autoft.plugins import load_plugins
@@ -47,6 +48,12 @@ ROOM_SECONDS = 10.0
 
 ANSWER_SECONDS = 120.0
 """That an actor may leave unanswered what it answers every second. Ray finds most lost nodes before."""
+
+HEAD_SECONDS = 20.0
+"""That the head of the cluster may be out of reach. Ray would end this process without a word after a minute."""
+
+HEAD_LOOK = 2.0
+"""Seconds between two looks at it."""
 
 SEEN_SECONDS = 10.0
 """Until a node sees a file that was just written on shared storage."""
@@ -229,6 +236,7 @@ class RayExecutor(Executor):
         self._unlike = False
         self._gpus = 0.0
         """The share of a GPU that a worker asks for, once there is a connection."""
+        self._left, self._headless = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -237,6 +245,9 @@ class RayExecutor(Executor):
             self._actor = self._ray.remote(concurrency_groups={"listening": 1, "signals": 1})(NodeWorker)
             self._gpus = gpus_of(self.plan, self._ray.available_resources().get("GPU", 0.0))
             self.admission.sharing = math.floor(1 / self._gpus) if self._gpus else 1
+            head = str(self._ray.get_runtime_context().gcs_address)
+            threading.Thread(target=self._watch, args=(head,), daemon=True).start()
+            stack.callback(self._left.set)
             super().__enter__()
             self._connection = stack.pop_all()
         return self
@@ -244,6 +255,30 @@ class RayExecutor(Executor):
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         self._connection.close()
+
+    def poll(self, timeout: float) -> Event | None:
+        """Return the next event, as any executor does; a fatal one once the head of the cluster is lost."""
+        if not self._headless.is_set():
+            return super().poll(timeout)
+        message = (
+            f"the head of the Ray cluster has not answered for {format_seconds(HEAD_SECONDS)}; what is done is kept: once there "
+            "is a cluster again, the same command goes on"
+        )
+        return Event(0, "fatal", {"message": message, "exit_code": SearchFailed.exit_code})
+
+    def _watch(self, head: str) -> None:
+        """Note that nothing has listened at the head's address for too long."""
+        host, _, port = head.rpartition(":")
+        heard = time.monotonic()
+        while not self._left.wait(HEAD_LOOK):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_LOOK).close()
+            except OSError:
+                if time.monotonic() - heard > HEAD_SECONDS:
+                    self._headless.set()
+                    return
+            else:
+                heard = time.monotonic()
 
     def _open(self, log: Path) -> NodeProcess:
         plan = self.plan
@@ -425,6 +460,8 @@ def _connected(plan: Plan, workers: int) -> Iterator[Any]:
     # Before Ray is imported: it neither tells its makers of its use nor copies the working directory of `uv run`.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray ends a process that has not reached the head for so many seconds; the search does so before, and says so.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
     # The terminal belongs to the search's display.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
