@@ -762,6 +762,7 @@ def add(
     start: int | None = None,
     pipeline: str | None = None,
     model: str | None = None,
+    trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> Added:
     """Try one configuration of your own in a run: validated, compressed and measured as its other trials are.
@@ -776,12 +777,13 @@ def add(
         start: the trial whose settings hold where none are given; default: the defaults.
         pipeline: of the run; default: that of ``start``, or the first that has the parameters.
         model: of the run; default: that of ``start``, or the first.
+        trust_remote_code: let code run that comes with a model, in a run whose recipe does so; the run may be a stranger's.
         listener: told what happens.
 
     Raises:
         RecipeError: names or values that are wrong, all of them, or the run has this configuration already.
         NothingFeasible: nothing fits the run's budget, this trial included.
-        RunFolderError: the folder is no run, busy, damaged or full.
+        RunFolderError: the folder is no run, busy, damaged or full, or lets code of models run and you do not.
         SearchFailed: it was stopped before it was done, or no worker starts.
         ExportMismatch: the exported files do not score what was measured.
     """
@@ -789,6 +791,11 @@ def add(
     listener = listener or Listener()
     folder, catalog = RunDir(run), load_plugins()
     plan = plan_of(read_run(folder.path))
+    if plan.trust_remote_code and not trust_remote_code:
+        raise RunFolderError(
+            f"{folder.path}: the recipe of this run lets code run that comes with a model, of "
+            f"{', '.join(one.name for one in plan.models)}; give --trust-remote-code if you trust its authors"
+        )
     given, faults = (dict(settings), []) if isinstance(settings, Mapping) else settings_of(settings)
     with folder.lock(), _interruptible(listener) as interruption:
         folder.clear_partial()

@@ -542,6 +542,7 @@ class RunDir:
             RunFolderError: another process holds it, which the message names; or a link of the folder leads out of it.
         """
         holder = self.path / ".holder"
+        self.inside(".lock")
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -553,7 +554,7 @@ class RunDir:
         except OSError as error:
             raise RunFolderError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
         try:
-            self._check_links()
+            self.check_links()
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             write_text(holder, f"process {os.getpid()} on {platform.node()} since {since}")
             yield
@@ -561,13 +562,21 @@ class RunDir:
             holder.unlink(missing_ok=True)
             lock.release()
 
-    def _check_links(self) -> None:
-        """Raise where a file or a folder that is written to is a link that leads out of the run, as in one from a stranger."""
-        for folder in (self.path, *(part for part in self.path.iterdir() if part.is_dir())):
-            with os.scandir(folder) as entries:
+    def check_links(self) -> None:
+        """Check that nothing is written elsewhere by a link, as one in a stranger's run may have it.
+
+        Raises:
+            RunFolderError: a link leads out of the folder.
+        """
+        folders = [str(self.path)]
+        while folders:
+            # Entries know what they are: no file is looked at.
+            with os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     if entry.is_symlink():
                         self.inside(os.path.relpath(entry.path, self.path))
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
 
     def write_result(self, result: TrialResult) -> None:
         """Write a trial's result, atomically: the file's presence means that the trial is done."""

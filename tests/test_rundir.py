@@ -14,7 +14,11 @@ from pathlib import Path
 import filelock
 import pytest
 
+import autoft
 from autoft.errors import RunFolderError
+from autoft.hardware import Hardware
+from autoft.plans.planner import make_plan
+from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.rundir import (
     RunDir,
     TrialConfig,
@@ -24,6 +28,7 @@ from autoft.rundir import (
     read_run,
     replacing_folder,
     write_json,
+    write_text,
 )
 
 
@@ -92,6 +97,18 @@ def test_the_csv_holds_every_figure_and_leaves_undefined_ones_empty(run):
     assert lines[1]["variant"] == ""
 
 
+def test_code_of_models_in_a_stranger_s_run_runs_only_where_it_is_said(run, tiny_model, catalog):
+    recipe = recipe_from_mapping(
+        {"task": "text-classification", "model": str(tiny_model), "data": "reviews.csv", "trust_remote_code": True}
+    )
+    write_text(run.recipe, dump_recipe(recipe))
+    write_json(run.plan, make_plan(recipe, catalog, Hardware.probe_cpu()).model_dump(mode="json"))
+    with pytest.raises(RunFolderError, match=f"code run .* of {re.escape(str(tiny_model))}; give --trust-remote-code"):
+        autoft.add(run.path, ["train.epochs=2"])
+    with pytest.raises(RunFolderError, match="no trial is done"):
+        autoft.add(run.path, ["train.epochs=2"], trust_remote_code=True)
+
+
 def test_a_path_of_the_record_cannot_leave_the_folder(run):
     assert run.inside("trials/0000") == (run.path / "trials/0000").resolve()
     for path in ("../x", "/etc/passwd", "trials/../../x"):
@@ -116,6 +133,22 @@ def test_nothing_is_done_in_a_folder_with_a_link_that_leads_out_of_it(place, run
     (run.path / place).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunFolderError, match=f"outside the run folder: '{place}'"), run.lock():
         pass
+
+
+@pytest.mark.parametrize("name", [".lock", "logs", "data/encoded/.features-a.lock", "trials/0003/checkpoint"])
+def test_nothing_is_written_through_a_link_that_leads_out_of_the_folder(name, run, tmp_path):
+    kept = tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_dir():
+        link.rmdir()
+    link.symlink_to(kept.parent if name in {"logs", "trials/0003/checkpoint"} else kept)
+    with pytest.raises(RunFolderError, match=f"outside the run folder: '{name}'"), run.lock():
+        pass
+    assert kept.read_text() == "kept"
+    assert os.listdir(kept.parent) == ["kept"]
 
 
 def write_aged(path, content: bytes = b"x", age: float = 0.0) -> None:

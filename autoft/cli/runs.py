@@ -157,6 +157,9 @@ def add(
         str | None, typer.Option(help="One of the run's; default: that which has the parameters.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="One of the run's; default: the first.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model, where the run's recipe does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Try a configuration of your own in a run, and choose anew; a model that is chosen now is tested."""
@@ -168,7 +171,15 @@ def add(
 
     listener = choose_listener(as_json, shown(run.absolute()))
     with outliving_its_terminal(), listener:
-        added = api.add(run, settings, start=start, pipeline=pipeline, model=model, listener=listener)
+        added = api.add(
+            run,
+            settings,
+            start=start,
+            pipeline=pipeline,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
     record, trial = added.run.record, added.trial
     if as_json:
         print(

@@ -223,10 +223,13 @@ def _loaded(
             "give the run folder, and the trial whose weights are kept"
         )
     check_links(folder)
+    run = RunDir(record.path) if record else None
+    if run is not None:
+        # Graphs are kept in the run's cache, and the model goes among its exports.
+        run.check_links()
     loaded = load(folder, catalog=catalog, device="cpu")
     if loaded.manifest.task not in catalog.tasks:
         raise PluginError(f"{folder}: needs the task {loaded.manifest.task}")
-    run = RunDir(record.path) if record else None
     return Origin(folder, loaded, catalog, variant, trial, run, record)
 
 

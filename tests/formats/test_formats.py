@@ -227,6 +227,16 @@ def test_a_folder_of_something_else_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
+def test_nothing_is_exported_through_a_link_out_of_the_run(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("exports"))
+    (tmp_path / "elsewhere").mkdir()
+    (copy / "exports").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="outside the run folder: 'exports'"):
+        autoft.export(copy, "safetensors", trial=0)
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
 def test_the_command_tells_files_agreement_and_place(run, exported, tmp_path):
     words = ["export", str(run), "--format", "safetensors", "--trial", "0", "--output", str(tmp_path / "out")]
     told = CliRunner().invoke(app, words)
