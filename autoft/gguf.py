@@ -11,12 +11,17 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from autoft.errors import ModelError, first_line
 
-__all__ = ["converted"]
+__all__ = ["converted", "drop_unused"]
+
+UNUSED = 30 * 24 * 3600.0
+"""Seconds after which a converted model that nobody asked for is deleted; whoever asks later has it converted again."""
 
 
 def converted(file: Path, cache: Path | None = None) -> Path:
@@ -36,7 +41,9 @@ def converted(file: Path, cache: Path | None = None) -> Path:
         digest = _digest(content)
     folder = base / f"{file.stem}-{digest.hexdigest()[:16]}"
     if (folder / "config.json").is_file():
+        os.utime(folder)
         return folder
+    drop_unused(base)
     base.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=base, prefix=".partial-"))
     try:
@@ -51,6 +58,14 @@ def converted(file: Path, cache: Path | None = None) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def drop_unused(base: Path) -> None:
+    """Delete converted models that were not asked for within :data:`UNUSED`, and what killed conversions left."""
+    for folder in base.glob("*"):
+        with suppress(FileNotFoundError):
+            if folder.is_dir() and not folder.is_symlink() and folder.stat().st_mtime < time.time() - UNUSED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _convert(file: Path, folder: Path) -> None:

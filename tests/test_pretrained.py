@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 
 import pytest
 
@@ -113,3 +115,15 @@ def test_a_network_gets_its_head_its_dropout_and_32_bits(tmp_path):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     halved = ModelSource(name="m", path=str(folder), load_kwargs={"dtype": torch.bfloat16})
     assert load_network("AutoModelForSequenceClassification", halved, context, num_labels=3).dtype == torch.bfloat16
+
+
+def test_converted_models_that_nobody_asked_for_in_a_month_are_deleted(tmp_path):
+    from autoft import gguf
+
+    for name, days in (("old-0", 31), (".partial-1", 40), ("used-2", 29)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name, (0, time.time() - days * 24 * 3600))
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "used-2")
+    gguf.drop_unused(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "used-2"]
