@@ -6,8 +6,10 @@ The same answers, losses and weights as computing it, and no computation.
 from __future__ import annotations
 
 import copy
+import gc
 import resource
 import signal
+import weakref
 
 import pytest
 import torch
@@ -427,6 +429,20 @@ def test_a_layer_that_cannot_do_with_one_token_computes_all():
     with first_token_alone(model, loss_of(model)) as alone:
         assert not alone
     assert model(**collate(texts([4, 6]))).loss.isfinite()
+
+
+def test_nothing_is_held_of_a_batch_that_failed():
+    model = make("bert")
+    read = []
+    with first_token_alone(model, loss_of(model)) as alone:
+        assert alone
+        first = last_layer(model)
+        first.register_forward_pre_hook(lambda _, given: read.append(weakref.ref(given[0]._base)))
+        first.output.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**collate(texts([5, 9])))
+        gc.collect()
+        assert [one() for one in read] == [None]
 
 
 def test_a_layer_that_computes_for_the_first_token_already_is_left_as_it_is():

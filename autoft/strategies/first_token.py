@@ -221,7 +221,8 @@ class _LastLayer:
             return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)  # type: ignore[no-any-return]
 
         def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-            states = self.states
+            # Held no longer: with them goes the graph of all layers below, of a batch that did not fit into memory too.
+            states, self.states = self.states, None
             if states is None:
                 return own(hidden_states, attention_mask=attention_mask, **kwargs)
             found = scaled_dot_product_attention(
