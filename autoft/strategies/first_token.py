@@ -28,6 +28,9 @@ ASKED = ("output_attentions", "output_hidden_states", "past_key_values", "use_ca
 PROJECTIONS = (("query", "key", "value", None), ("q_lin", "k_lin", "v_lin", "out_lin"))
 """Query, key, value and, where it is a part of the same module, output: of BERT and its kin, and of DistilBERT."""
 
+ALL = "states_of_all_tokens"
+"""Attribute of what comes into the layer, of the first token."""
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 """How much an answer may differ, relative to it or to 1, by the type of the hidden states."""
 
@@ -160,8 +163,6 @@ class _LastLayer:
         self.signature = inspect.signature(body.forward)
         self.whole = False
         """The call that is under way asks for more than the last states."""
-        self.states: torch.Tensor | None = None
-        """Of all tokens, as they come into the layer."""
         self.undo: list[Callable[[], None]] = []
 
     @classmethod
@@ -197,7 +198,6 @@ class _LastLayer:
     def __exit__(self, *exception: object) -> None:
         while self.undo:
             self.undo.pop()()
-        self.states = None
 
     def _begin(self, body: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         given = self.signature.bind(*args, **kwargs).arguments
@@ -206,10 +206,11 @@ class _LastLayer:
 
     def _shorten(self, layer: torch.nn.Module, args: Any) -> Any:
         if self.whole:
-            self.states = None
             return None
-        self.states = args[0]
-        return args[0][:, :1], *args[1:]
+        first = args[0][:, :1]
+        # With the tensor, which goes when nobody needs it any more, and comes again where activations are recomputed.
+        setattr(first, ALL, args[0])
+        return first, *args[1:]
 
     def _attend(self, own: Callable[..., Any]) -> Callable[..., Any]:
         from torch.nn.functional import scaled_dot_product_attention
@@ -221,8 +222,7 @@ class _LastLayer:
             return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)  # type: ignore[no-any-return]
 
         def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-            # Held no longer: with them goes the graph of all layers below, of a batch that did not fit into memory too.
-            states, self.states = self.states, None
+            states: torch.Tensor | None = getattr(hidden_states, ALL, None)
             if states is None:
                 return own(hidden_states, attention_mask=attention_mask, **kwargs)
             found = scaled_dot_product_attention(
