@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import platform
 import random
 import secrets
@@ -117,6 +118,27 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"}
 
 
+def _cut_torn_line(journal: Path) -> None:
+    """Cut off a journal's last line where a full disk or a power cut left it unfinished: the next one would be joined to it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not journal.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        with journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            place = end
+            while place and file.read(1) != b"\n":
+                place -= 1
+                file.seek(place)
+            if place < end - 1:
+                file.truncate(place + 1 if place else 0)
+    finally:
+        lock.release()
+
+
 def open_storage(address: StudyAddress) -> optuna.storages.BaseStorage:
     """Return Optuna's storage at an address, with limits on how long it may be silent where the driver has them.
 
@@ -131,6 +153,7 @@ def open_storage(address: StudyAddress) -> optuna.storages.BaseStorage:
             folder = Path(address.path).parent
             if not folder.is_dir():
                 raise FileNotFoundError(f"no such folder: {folder}")
+            _cut_torn_line(Path(address.path))
             return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(address.path))
         case "grpc":
             proxy = optuna.storages.GrpcStorageProxy(host=address.host, port=address.port)

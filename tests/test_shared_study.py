@@ -267,6 +267,20 @@ def test_a_database_that_was_made_anew_is_told_everything(journal, plan, tmp_pat
     assert [trial.user_attrs["number"] for trial in trials(journal)] == [0, 1]
 
 
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_a_line_that_was_cut_off_is_told_again(cut, journal, plan, tmp_path):
+    with Driver(journal, plan, tmp_path / "a") as one:
+        one.tells(result(plan, 0), [0.8])
+    path = tmp_path / "db/study.log"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+    with Driver(journal, plan, tmp_path / "a") as again:
+        again.study.ended(result(plan, 0), [0.8])
+        again.tells(result(plan, 1, 0.7), [0.7])
+    assert again.notes == []
+    assert {trial.user_attrs["number"] for trial in trials(journal) if "number" in trial.user_attrs} == {0, 1}
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
 def test_what_cannot_be_told_at_the_end_is_said_and_told_by_the_next_call(journal, plan, tmp_path):
     with Driver(journal, plan, tmp_path / "a") as one:
         (tmp_path / "db").rename(tmp_path / "away")
