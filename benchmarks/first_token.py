@@ -22,8 +22,8 @@ from reviews import MODEL, Bench
 from autoft.contracts import Row, Target
 from autoft.hardware import Hardware
 from autoft.processes import silence_libraries
-from autoft.strategies import first_token, onnx
-from autoft.strategies.first_token import first_token_alone, shortest_and_longest
+from autoft.strategies import onnx
+from autoft.strategies.first_token import first_token_alone, put_forward, shortest_and_longest
 
 RATE = 5e-5
 
@@ -50,12 +50,15 @@ def training_seconds(bench: Bench, alone: bool) -> tuple[float, float]:
 def graphs(bench: Bench, target: Target, folder: Path) -> dict[tuple[str, bool], onnx.OnnxModel]:
     """Return sessions by compressor and whether the last layer computes for the first token alone."""
     model = bench.task.load_model(bench.source, target.context).eval()
-    whole = first_token._LastLayer.of
     rows: list[Row] = []
     found = {}
     for alone in (False, True):
-        # Of no known kind: the layer is traced whole.
-        first_token._LastLayer.of = whole if alone else lambda model: None  # type: ignore[method-assign]
+        # A module that computes by a function put there is left as it is: the layer is traced whole.
+        undo = (
+            []
+            if alone
+            else [put_forward(module, module.forward) for module in model.modules() if hasattr(module, "scaling")]
+        )
         # A cache for each: one graph would be taken for the other.
         own = replace(target, cache=folder / f"graphs-{alone}")
         for strategy in (onnx.Onnx(), onnx.OnnxInt8()):
@@ -63,6 +66,8 @@ def graphs(bench: Bench, target: Target, folder: Path) -> dict[tuple[str, bool],
             place.mkdir()
             strategy.save(strategy.apply(model, own, rows, {}), place)
             found[strategy.name, alone] = strategy.load(place, own)
+        for put_back in undo:
+            put_back()
     return found
 
 

@@ -218,8 +218,8 @@ class _LastLayer:
         attention, (query, key, value, output) = self.attention, self.names
 
         def heads(name: str, states: torch.Tensor) -> torch.Tensor:
-            projected = getattr(attention, name)(states)
-            return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)  # type: ignore[no-any-return]
+            projected: torch.Tensor = getattr(attention, name)(states)
+            return projected.view(*projected.shape[:-1], -1, attention.attention_head_size).transpose(1, 2)
 
         def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
             states: torch.Tensor | None = getattr(hidden_states, ALL, None)
