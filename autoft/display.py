@@ -646,7 +646,8 @@ def costs_table(costs: Mapping[str, Mapping[str, Mapping[str, float]]], limits: 
 def times_table(times: Sequence[TrialTime]) -> Table:
     """Return how long trials take as a table."""
     table = Table("model", "pipeline", "a trial takes about", "trials that fit")
-    table.title, table.title_justify = "Time", "left"
+    workers = max((one.workers for one in times), default=1)
+    table.title, table.title_justify = f"Time, {workers} workers" if workers > 1 else "Time", "left"
     for one in times:
         fit = "no limit yet" if one.trials is None else str(one.trials) if one.trials else "cut short"
         table.add_row(one.model, one.pipeline, format_seconds(one.seconds), fit)

@@ -150,13 +150,14 @@ class Forecast:
 class TrialTime:
     """What the default configuration of a pipeline over a model takes, and how many such trials the budget's time has room for.
 
-    ``trials`` is None where the time is not limited yet.
+    ``trials`` is None where the time is not limited yet; ``workers`` train them, as many as the search would take.
     """
 
     model: str
     pipeline: str
     seconds: float
     trials: int | None
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -575,20 +576,25 @@ class Search:
         """
         found = []
         with self._executor(1) as executor:
-            self._probe(executor, 1)
-            default = self.plan.default_config()
+            probed = self._probe(executor, 1)
+            default, workers, slower = self.plan.default_config(), self.plan.workers, dict.fromkeys(probed, 1.0)
+            if self.plan.by_pace and workers == 1:
+                workers, threads, _ = self._workers_that_pay(probed)
+                slower = {name: _slower(figures, threads) if workers > 1 else 1.0 for name, figures in probed.items()}
             for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
                 params = self.plan.default_params(pipeline.name)
                 config = default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params})
                 if self._illegal(config):
                     continue
                 event = self._asked(executor, "timed", "time", model=model.name, pipeline=pipeline.name)
-                self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = event.body["seconds"]
+                self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = (
+                    event.body["seconds"] * slower[model.name]
+                )
                 seconds = self._estimate(config)
                 # As if all began anew: what was tried here takes nothing of the budget.
                 room = max(0.0, self.plan.time_limit - self.reserve())
-                count = int(room // seconds) * self.plan.workers if math.isfinite(room) else None
-                found.append(TrialTime(model.name, pipeline.name, seconds, count))
+                count = int(room // seconds) * workers if math.isfinite(room) else None
+                found.append(TrialTime(model.name, pipeline.name, seconds, count, workers))
         return found
 
     def served(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -660,21 +666,38 @@ class Search:
 
     def _take_workers(self, executor: Executor, probed: Mapping[str, Mapping[str, Any]]) -> None:
         """Take as many workers as pay, by what steps of the first model take with each number of threads."""
+        workers, threads, gain = self._workers_that_pay(probed)
+        if workers == 1:
+            return
+        self.plan = self.plan.model_copy(update={"workers": workers, "train_threads": threads})
+        write_json(self.run.plan, self.plan.model_dump(mode="json"))
+        for name, figures in probed.items():
+            if name in self.pace.seconds_per_sample:
+                self.pace.seconds_per_sample[name] *= _slower(figures, threads)
+        executor.send(0, "plan")
+        executor.grow(workers, threads)
+        alone = max(map(int, probed[self.plan.default_config().model]["by_threads"]))
+        self.listener.note(
+            f"{workers} workers with {threads} thread{'s' if threads > 1 else ''} each train about {gain:.1f} times as much here "
+            f"as one with {alone}. A search that can be repeated to the bit takes executor.workers: 1."
+        )
+
+    def _workers_that_pay(self, probed: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, float]:
+        """Return how many workers pay, with how many threads each, and how many times as much they train as one."""
         plan, config = self.plan, self.plan.default_config()
         paces = {int(threads): float(pace) for threads, pace in probed[config.model]["by_threads"].items()}
         if not paces or not min(paces.values()) > 0:
-            return
-        alone = paces[max(paces)]
+            return 1, max(paces, default=plan.threads), 1.0
 
         def trial_seconds(threads: int, speed: float) -> float:
             # What compressing and measuring takes, where it is known, it takes with any number of threads.
             guessed = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
             fixed = self.pace.overhead.get(config.model, 0.0)
-            return fixed + (self._estimate(config) - guessed) * paces[threads] / alone / speed
+            return fixed + (self._estimate(config) - guessed) * paces[threads] / paces[max(paces)] / speed
 
         _, enough = memory_left()
         each = max(figures["memory_bytes"] for figures in probed.values())
-        workers, threads, gain = workers_that_pay(
+        return workers_that_pay(
             trial_seconds,
             paces,
             cores=max(paces),
@@ -682,20 +705,6 @@ class Search:
             seconds=self.seconds_left() - self.reserve(),
             trials=None if plan.trials_limit is None else max(1, plan.trials_limit - self._counted()),
             startup=self.startup,
-        )
-        if workers == 1:
-            return
-        self.plan = plan.model_copy(update={"workers": workers, "train_threads": threads})
-        write_json(self.run.plan, self.plan.model_dump(mode="json"))
-        for name, figures in probed.items():
-            slower = {int(count): pace for count, pace in figures["by_threads"].items()}
-            if name in self.pace.seconds_per_sample and slower:
-                self.pace.seconds_per_sample[name] *= slower[threads] / slower[max(slower)] / CONTENTION
-        executor.send(0, "plan")
-        executor.grow(workers, threads)
-        self.listener.note(
-            f"{workers} workers with {threads} thread{'s' if threads > 1 else ''} each train about {gain:.1f} times as much here "
-            f"as one with {max(paces)}. A search that can be repeated to the bit takes executor.workers: 1."
         )
 
     def _screen(self, executor: Executor) -> None:
@@ -1809,6 +1818,12 @@ class Search:
 
 SCREEN_MARGIN = {"model_size_bytes": 1.005}
 """Size is exact; a time or a memory has to be 25 % over its limit before a variant is given up untrained."""
+
+
+def _slower(figures: Mapping[str, Any], threads: int) -> float:
+    """Return how many times as long a step takes with so many threads beside other workers as alone with all."""
+    paces = {int(count): float(pace) for count, pace in figures["by_threads"].items()}
+    return paces[threads] / paces[max(paces)] / CONTENTION if paces else 1.0
 
 
 def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:

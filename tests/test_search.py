@@ -877,6 +877,63 @@ def test_workers_are_taken_where_steps_show_that_they_pay(tmp_path, catalog, mon
     assert search._estimate(search.plan.default_config()) == pytest.approx(fixed + (alone - fixed) * 0.1 / 0.11 / 0.85)
 
 
+class Timing(Grown):
+    """One worker that says what a step takes."""
+
+    ready, startup = frozenset({0}), 1.0
+
+    def __init__(self, figures):
+        super().__init__()
+        self.answers = {
+            "probe": ("probed", {"figures": figures}),
+            "time": ("timed", {"seconds": figures["seconds_per_sample"]}),
+        }
+        self.events = [Event(0, "ready", {})]
+        self.memory_limits, self.time_limits = {}, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def send(self, worker, op, **body):
+        kind, answer = self.answers[op]
+        self.events.append(Event(worker, kind, answer))
+
+    def poll(self, timeout):
+        return self.events.pop(0)
+
+
+@pytest.mark.parametrize(("paces", "workers"), [({1: 0.1, 2: 0.11}, 2), ({1: 0.2, 2: 0.1}, 1)])
+def test_how_many_trials_fit_counts_the_workers_that_the_search_would_take(
+    tmp_path, catalog, monkeypatch, paces, workers
+):
+    search = engine(tmp_path, catalog, by_pace=True, threads=2, workers=1)
+    figures = {
+        "by_threads": {str(n): pace for n, pace in paces.items()},
+        "memory_bytes": 1000,
+        "precision": "float32",
+        "seconds_per_sample": 0.01,
+        "validate_seconds_per_row": 0.001,
+    }
+    monkeypatch.setattr(search, "_executor", lambda workers: Timing(figures))
+    search.plan.time_limit = 1e6
+    told = search.times()
+    room = 1e6 - search.reserve()
+    assert told
+    for one in told:
+        assert one.workers == workers
+        assert one.trials == workers * int(room // one.seconds)
+    # A step with one thread, beside another worker's.
+    alone = engine(tmp_path / "alone", catalog, by_pace=False, threads=2, workers=1)
+    monkeypatch.setattr(alone, "_executor", lambda workers: Timing(figures))
+    alone.plan.time_limit = 1e6
+    fixed = alone.pace.overhead.get("large", 20.0)
+    slower = 0.1 / 0.11 / 0.85 if workers == 2 else 1.0
+    assert told[0].seconds - fixed == pytest.approx((alone.times()[0].seconds - fixed) * slower)
+
+
 class Unlucky:
     """A worker that is lost over its first requests; what it is asked is kept."""
 
