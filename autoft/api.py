@@ -31,6 +31,7 @@ from autoft.editors import recipe_schema_of
 from autoft.errors import (
     DataError,
     ExportMismatch,
+    Fault,
     ModelError,
     NothingFeasible,
     RecipeError,
@@ -45,6 +46,7 @@ from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
 from autoft.plans.budgets import budget_limits, violations
+from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import plan_target
@@ -68,6 +70,7 @@ from autoft.rundir import (
     RunRecord,
     Seconds,
     Selection,
+    TrialConfig,
     TrialResult,
     read_json,
     read_run,
@@ -208,7 +211,7 @@ def search(
         _interruptible(listener) as interruption,
     ):
         listener = Audience(progress, trackers, listener)
-        loaded, plan = _pinned(loaded, plan, earlier)
+        loaded, plan = _pinned(loaded, plan, earlier, catalog)
         _same_recipe(folder, loaded)
         for sentence in [*folder.set_aside_damaged(), *_set_aside_trials(folder)]:
             listener.note(sentence)
@@ -253,18 +256,20 @@ def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:
         return {}
 
 
-def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str]) -> tuple[Recipe, Plan]:
+def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str], catalog: Catalog) -> tuple[Recipe, Plan]:
     """Return a recipe whose names of the hub say the commit, and the plan that knows these.
 
     Args:
         recipe: as it was given.
         plan: of it, with the commits of the models.
         earlier: commits by name that an earlier call of the run took: it goes on with those, whatever the hub has by now.
+        catalog: the installed strategies, whose parameters may name models.
 
     Raises:
         DataError: a source of the hub has a wrong form.
     """
-    revisions = dict(plan.revisions)
+    # Those of trials that a user added are named by no recipe.
+    revisions = {**earlier, **plan.revisions}
 
     def section(data: DataSection, where: str) -> DataSection:
         update = {}
@@ -280,14 +285,24 @@ def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str]) -> tuple[Rec
                 revisions[source], update[split] = commit, pinned_source(source, commit)
         return data.model_copy(update=update)
 
-    models = [
-        f"{name.partition('@')[0]}@{plan.revisions[name]}" if name in plan.revisions else name for name in recipe.model
-    ]
+    def model(name: Any) -> Any:
+        return f"{name.partition('@')[0]}@{plan.revisions[name]}" if name in plan.revisions else name
+
+    space = dict(recipe.space)
+    for parameter, value in recipe.space.items():
+        values = value if isinstance(value, list) else [value]
+        if hub_models(catalog.strategies, [(parameter, one) for one in values]):
+            space[parameter] = [model(one) for one in values] if isinstance(value, list) else model(value)
     auxiliary = [
         one.model_copy(update={"data": section(one.data, f"auxiliary[{number}].data")})
         for number, one in enumerate(recipe.auxiliary)
     ]
-    pinned = {"model": models, "data": section(recipe.data, "data"), "auxiliary": auxiliary}
+    pinned = {
+        "model": [model(name) for name in recipe.model],
+        "space": space,
+        "data": section(recipe.data, "data"),
+        "auxiliary": auxiliary,
+    }
     return recipe.model_copy(update=pinned), plan.model_copy(update={"revisions": revisions})
 
 
@@ -807,6 +822,7 @@ def add(
         config = added_configuration(
             plan, catalog, results, given, start=start, pipeline=pipeline, model=model, faults=faults
         )
+        plan = _with_named(plan, config, folder, catalog)
         used = read_typed(folder.path / "time.json", dict[str, Seconds], {}).get("seconds", 0.0)
         alone = {"workers": 1, "train_threads": None, "by_pace": False}
         free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, **alone})
@@ -828,6 +844,26 @@ def add(
                 write_json(folder.path / "time.json", {"seconds": used})
     selection = read_typed(folder.path / "selection.json", Selection)
     return Added(folder.path, folder.read_result(trial.number), selection.trial == trial.number)
+
+
+def _with_named(plan: Plan, config: TrialConfig, run: RunDir, catalog: Catalog) -> Plan:
+    """Return the plan of a run with the commits of the hub models that an added configuration names first.
+
+    Raises:
+        RecipeError: the hub does not give one.
+    """
+    named = hub_models(catalog.strategies, config.params.items())
+    commits = {}
+    for name in named.keys() - plan.revisions.keys():
+        try:
+            commits[name] = kept_commit(name)
+        except ModelError as error:
+            raise RecipeError([Fault(f"--set {named[name]}={name}", str(error))], "the added trial") from None
+    found = {name: commit for name, commit in commits.items() if commit is not None}
+    if found:
+        plan = plan.model_copy(update={"revisions": {**plan.revisions, **found}})
+        write_json(run.plan, plan.model_dump(mode="json"))
+    return plan
 
 
 def memory_forecast(plan: Plan) -> list[MemoryForecast]:

@@ -31,10 +31,8 @@ def write_bill(folder: Path, plan: Plan, model: str) -> None:
     Raises:
         RunFolderError: the folder cannot be written.
     """
-    # A student of the search's own is none of the plan's models.
-    commit = next((one.revision for one in plan.models if one.name == model), None)
     parts = [
-        _part("machine-learning-model", model, commit or "", license_of(model, plan)),
+        _part("machine-learning-model", model, plan.revisions.get(model, ""), license_of(model, plan)),
         _part("data", plan.data.get("source") or "own files", plan.data["fingerprint"], plan.data.get("license")),
     ]
     for name, version, license in library_licenses(plan.environment):

@@ -381,7 +381,7 @@ def named_teacher(name: str, target: Target) -> Teacher:
     from transformers import AutoConfig
 
     task, context = target.task, target.context
-    source = trained_model(name, target.source.trust_remote_code)
+    source = trained_model(name, target)
     known_as = trained_by(source)
     if known_as not in {None, task.card.name}:
         raise ModelError(f"the teacher {name} was trained for {known_as}; name one for {task.card.name}")

@@ -327,6 +327,8 @@ def _offers(
     for strategy in strategies:
         if isinstance(strategy, Adapter) and "learning_rate" not in strategy.space:
             raise ValueError(f"the adapter {strategy.name!r} lacks learning_rate in its space; training reads it")
+        if missing := sorted(set(strategy.models) - set(strategy.space)):
+            raise ValueError(f"the strategy {strategy.name!r} lacks {missing[0]} in its space; it is among its models")
     for metric in metrics:
         if isinstance(metric, CostMetric) and not getattr(metric, "columns", ()):
             raise ValueError(f"the cost metric {metric.name!r} names no columns")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoft.contracts import ModelSource, TaskContext
+from autoft.contracts import ModelSource, Target, TaskContext
 from autoft.errors import DataError, ModelError, first_line, kind_and_line
 from autoft.paths import named_path, package_path
 from autoft.rundir import RunDir, Selection, TrialConfig, read_typed
@@ -26,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "loading",
     "named_model",
+    "on_hub",
     "set_dropout",
     "trained_by",
     "trained_model",
@@ -110,27 +111,37 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def named_model(name: str, trust_remote_code: bool = False) -> ModelSource:
-    """Return where a model is that a parameter names: a folder, ``package://module/path`` or a hub id.
+def on_hub(name: str) -> bool:
+    """Say whether what a parameter names is a model of the hub: neither a package nor a path, and no folder here."""
+    return not name.startswith(("package://", ".", "/", "~")) and name.count("/") <= 1 and not os.path.isdir(name)
+
+
+def named_model(name: str, target: Target | None = None) -> ModelSource:
+    """Return where a model is that a parameter names.
+
+    Args:
+        name: a folder, ``package://module/path``, or a hub id as ``owner/name@revision``.
+        target: what the strategy works upon. A model of the hub is then that of the commit which the run keeps for it, if
+            the parameter is among :attr:`Strategy.models`; and code that comes with a model runs where the recipe lets it.
 
     Raises:
         ModelError: it is a folder or a package that holds no model.
     """
-    path = name
+    code = target is not None and target.source.trust_remote_code
+    if on_hub(name):
+        repository, _, revision = name.partition("@")
+        kept = target.revisions.get(name) if target is not None else None
+        return ModelSource(name, repository, kept or revision or None, trust_remote_code=code)
     if name.startswith("package://"):
         try:
-            found = package_path(name)
+            folder: Path | None = package_path(name)
         except DataError as error:
             raise ModelError(str(error)) from None
-        if not (found / "config.json").is_file():
-            raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
-        path = str(found)
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name):
+    else:
         folder = named_path(name, Path.cwd())
-        if folder is None or not (folder / "config.json").is_file():
-            raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
-        path = str(folder)
-    return ModelSource(name, path, trust_remote_code=trust_remote_code)
+    if folder is None or not (folder / "config.json").is_file():
+        raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
+    return ModelSource(name, str(folder), trust_remote_code=code)
 
 
 def dense_folder(run: Path) -> Path | None:
@@ -152,8 +163,8 @@ def _is_dense(folder: Path) -> bool:
     return bool(read_typed(folder / "autoft.json", dict[str, Any], {}).get("format", "transformers") == "transformers")
 
 
-def trained_model(name: str, trust_remote_code: bool = False) -> ModelSource:
-    """Return where a trained model is that a parameter names: of a run, of its ``best`` folder, or as for a plain model.
+def trained_model(name: str, target: Target | None = None) -> ModelSource:
+    """Return where a trained model is that a parameter names: of a run, of its ``best`` folder, or as :func:`named_model`.
 
     Of a run that shipped a compressed model it is the uncompressed one that it kept.
 
@@ -166,10 +177,10 @@ def trained_model(name: str, trust_remote_code: bool = False) -> ModelSource:
         found = dense_folder(run)
         if found is None:
             raise ModelError(f"{name} kept no uncompressed model; run its search with none among compress")
-        return ModelSource(name, str(found), trust_remote_code=trust_remote_code)
+        return ModelSource(name, str(found), trust_remote_code=target is not None and target.source.trust_remote_code)
     if folder.is_dir() and (folder / "autoft.json").is_file() and not _is_dense(folder):
         raise ModelError(f"{name} is a compressed model; name one that transformers reads, as a run's trials keep it")
-    return named_model(name, trust_remote_code)
+    return named_model(name, target)
 
 
 def trained_by(source: ModelSource) -> str | None:

@@ -102,7 +102,7 @@ def test_a_recipe_names_the_models_of_back_translation(catalog, tiny_model):
     plan = planned(catalog, tiny_model, augment=["none", "back-translation"])
     assert plan.domain("augment").choices == ("none",)
     assert any("name them in the recipe" in warning for warning in plan.warnings)
-    space = {"back-translation": {"forward": str(tiny_model), "backward": "owner/de-en"}}
+    space = {"back-translation": {"forward": str(tiny_model), "backward": str(tiny_model)}}
     plan = planned(catalog, tiny_model, augment=["none", "back-translation"], space=space)
     assert plan.domain("augment").choices == ("none", "back-translation")
     assert plan.domain("back-translation.forward") == Categorical((str(tiny_model),))
@@ -112,7 +112,7 @@ def test_a_recipe_names_the_models_of_back_translation(catalog, tiny_model):
             catalog,
             tiny_model,
             augment=["back-translation"],
-            space={"back-translation": {"forward": 3, "backward": "a/b"}},
+            space={"back-translation": {"forward": 3, "backward": str(tiny_model)}},
         )
 
 

@@ -12,7 +12,8 @@ def test_the_bill_names_weights_data_and_software_with_version_and_licence(tmp_p
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Encoder\n")
     plan = SimpleNamespace(
         name="reviews",
-        models=[SimpleNamespace(name="me/encoder", revision="c0ffee", path=str(tmp_path))],
+        models=[SimpleNamespace(name="me/encoder", path=str(tmp_path))],
+        revisions={"me/encoder": "c0ffee", "a/student": "c0de"},
         data={"source": None, "fingerprint": "f00d", "license": None},
         environment={"python": "3.11.4", "no_such": "2.13.0+cpu"},
     )
@@ -32,4 +33,5 @@ def test_the_bill_names_weights_data_and_software_with_version_and_licence(tmp_p
         "dependsOn": [one["bom-ref"] for one in bill["components"]],
     }
     write_bill(tmp_path, plan, "a/student")
-    assert json.loads((tmp_path / "sbom.json").read_text())["components"][0]["name"] == "a/student"
+    student = json.loads((tmp_path / "sbom.json").read_text())["components"][0]
+    assert (student["name"], student["version"]) == ("a/student", "c0de")

@@ -8,21 +8,30 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from autoft.api import _pinned
+from autoft.api import _earlier_revisions, _pinned, _with_named
 from autoft.artifact import Manifest
 from autoft.card import front_matter, license_of
-from autoft.errors import HubError, ModelError, RunFolderError
+from autoft.contracts import Regularizer
+from autoft.errors import HubError, ModelError, RecipeError, RunFolderError
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
+from autoft.plans.plan import read_plan
 from autoft.plans.planner import make_plan
+from autoft.plans.targets import plan_target
 from autoft.plugins import load_plugins
-from autoft.recipe import recipe_from_mapping
+from autoft.pretrained import named_model, trained_model
+from autoft.recipe import Recipe, recipe_from_mapping
+from autoft.rundir import RunDir, write_json
+from autoft.space import Categorical, SearchSpace
+from autoft.strategies.distillation import Distillation
 
 TOKEN = "hf_" + "x" * 30
 
@@ -315,13 +324,123 @@ def test_the_resolved_recipe_names_the_commits_and_a_run_goes_on_with_its_own(hu
     plan = make_plan(recipe, load_plugins(), Hardware.probe())
     assert [one.revision for one in plan.models] == ["c" * 40, None]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    pinned, planned = _pinned(recipe, plan, {})
+    catalog = load_plugins()
+    pinned, planned = _pinned(recipe, plan, {}, catalog)
     assert pinned.model == [f"me/encoder@{'c' * 40}", str(tiny_model)]
     assert pinned.data.train == f"hub://me/films:small@{'a' * 40}#train"
     assert pinned.data.validation == "own.csv"
     assert pinned.data.test == f"hub://me/films@{'b' * 40}#test"
-    again, _ = _pinned(recipe, plan, {**planned.revisions, "hub://me/films:small#train": "d" * 40})
+    again, _ = _pinned(recipe, plan, {**planned.revisions, "hub://me/films:small#train": "d" * 40}, catalog)
     assert again.data.train == f"hub://me/films:small@{'d' * 40}#train"
-    assert _pinned(pinned, plan, {})[0].data == pinned.data
+    assert _pinned(pinned, plan, {}, catalog)[0].data == pinned.data
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert _pinned(recipe, plan, {})[0].data == recipe.data
+    assert _pinned(recipe, plan, {}, catalog)[0].data == recipe.data
+
+
+class Judged(Regularizer):
+    """A strategy of somebody else that loads a model by its name."""
+
+    name: ClassVar[str] = "judged"
+    summary: ClassVar[str] = "asks another model"
+    space: ClassVar[SearchSpace] = {"judge": Categorical((None,), open=True)}
+    models: ClassVar[frozenset[str]] = frozenset({"judge"})
+
+
+NAMED = ("me/student", "me/teacher", "me/there", "me/back", "me/judge")
+
+
+@pytest.fixture
+def moving(tmp_path, monkeypatch, tiny_model, small_model):
+    """Models in a cache of the hub's own form; the function that is given moves ``main`` of all to another commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    places = [tmp_path / f"models--{name.replace('/', '--')}" for name in NAMED]
+    for place in places:
+        for commit, folder in (("a" * 40, tiny_model), ("b" * 40, small_model)):
+            (place / "snapshots").mkdir(parents=True, exist_ok=True)
+            (place / "snapshots" / commit).symlink_to(folder)
+        (place / "refs").mkdir()
+
+    def move(commit: str) -> None:
+        for place in places:
+            (place / "refs" / "main").write_text(commit)
+
+    return move
+
+
+def named_by_strategies(tiny_model) -> Recipe:
+    return recipe_from_mapping(
+        {
+            "task": "text-classification",
+            "model": str(tiny_model),
+            "data": "own.csv",
+            "compress": ["none", "distillation"],
+            "augment": ["none", "back-translation"],
+            "regularize": ["none", "judged"],
+            "space": {
+                "distillation": {"student": "me/student", "teacher": "me/teacher"},
+                "back-translation": {"forward": "me/there", "backward": "me/back"},
+                "judged.judge": [str(tiny_model), "me/judge"],
+            },
+        }
+    )
+
+
+def test_models_that_strategies_name_stay_those_that_the_run_began_with(moving, tiny_model, small_model, tmp_path):
+    catalog = load_plugins()
+    catalog = replace(catalog, strategies={**catalog.strategies, "judged": Judged()})
+    recipe = named_by_strategies(tiny_model)
+    moving("a" * 40)
+    plan = make_plan(recipe, catalog, Hardware.probe_cpu())
+    assert plan.revisions == dict.fromkeys(NAMED, "a" * 40)
+    pinned, plan = _pinned(recipe, plan, {}, catalog)
+    kept = {name: f"{name}@{'a' * 40}" for name in NAMED}
+    assert pinned.space == {
+        "distillation.student": kept["me/student"],
+        "distillation.teacher": kept["me/teacher"],
+        "back-translation.forward": kept["me/there"],
+        "back-translation.backward": kept["me/back"],
+        "judged.judge": [str(tiny_model), kept["me/judge"]],
+    }
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.plan, plan.model_dump(mode="json"))
+    moving("b" * 40)
+    assert make_plan(recipe, catalog, Hardware.probe_cpu()).revisions["me/judge"] == "b" * 40
+    again, plan = _pinned(
+        recipe, make_plan(recipe, catalog, Hardware.probe_cpu(), revisions=_earlier_revisions(run)), {}, catalog
+    )
+    assert again == pinned
+    # As a worker or a node reads it.
+    plan = read_plan(run.plan)
+    target = plan_target(plan, catalog.task(plan.task), plan.models[0], params={})
+    assert named_model("me/judge", target).revision == "a" * 40
+    assert trained_model("me/teacher", target).revision == "a" * 40
+    assert named_model(kept["me/judge"]).revision == "a" * 40
+    target = replace(target, context=replace(target.context, facts={"labels": ["bad", "good"], "problem": "single"}))
+    student, own = Distillation().transform(None, target, [], {"student": "me/student"})
+    assert student.config.hidden_size == own.config["hidden_size"] == 32
+
+
+def test_a_model_that_an_added_trial_names_first_is_kept_too(moving, tiny_model, tmp_path):
+    catalog, run = load_plugins(), RunDir(tmp_path / "run")
+    recipe = recipe_from_mapping({"task": "text-classification", "model": str(tiny_model), "data": "own.csv"})
+    plan = make_plan(recipe, catalog, Hardware.probe_cpu())
+    config = plan.default_config().model_copy(update={"params": {"back-translation.forward": "me/there"}})
+    run.path.mkdir()
+    moving("a" * 40)
+    assert _with_named(plan, config, run, catalog).revisions == {"me/there": "a" * 40}
+    moving("b" * 40)
+    told = read_plan(run.plan)
+    assert _with_named(told, config, run, catalog).revisions == {"me/there": "a" * 40}
+    assert _pinned(recipe, plan, told.revisions, catalog)[1].revisions == {"me/there": "a" * 40}
+    config = config.model_copy(update={"params": {"back-translation.forward": "me/nowhere"}})
+    with pytest.raises(RecipeError, match=r"--set back-translation\.forward=me/nowhere: .* is no folder here"):
+        _with_named(told, config, run, catalog)
+
+
+def test_a_model_that_a_strategy_names_and_the_hub_does_not_give_is_told_with_its_key(moving, tiny_model):
+    given = {"task": "text-classification", "model": str(tiny_model), "data": "own.csv", "compress": "distillation"}
+    recipe = recipe_from_mapping({**given, "space": {"distillation.student": "me/nowhere"}})
+    with pytest.raises(RecipeError, match=r"space\.distillation\.student: 'me/nowhere' is no folder here, and the hub"):
+        make_plan(recipe, load_plugins(), Hardware.probe_cpu())

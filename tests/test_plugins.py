@@ -174,6 +174,11 @@ def test_a_plugin_of_a_stranger_is_found_and_named(install):
             "a task's card can ignore train.class_weights",
         ),
         (ADAPTER.replace('"learning_rate"', '"rate"'), None, "the adapter 'tiny' lacks learning_rate"),
+        (
+            AUGMENTER.replace("summary", 'models = {"judge"}; summary'),
+            None,
+            "the strategy 'shout' lacks judge in its space",
+        ),
         (COST.replace("columns = ('disk_reads',)", ""), None, "the cost metric 'reads' names no columns"),
         ("raise SystemExit('no more')", None, "SystemExit: no more"),
     ],

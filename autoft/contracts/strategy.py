@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -192,6 +192,7 @@ class Target:
         quantizer: name of the strategy that quantizes the base; empty over a dense base. Adapters are told it.
         weight_format: how a later compressor of the chain quantizes; None where none does. Compressors are told it.
         learned: what :meth:`Adapter.learn_from` found in the training rows; None for all but the adapter.
+        revisions: by name, the commits of hub models that parameters name (:attr:`Strategy.models`); empty while planning.
     """
 
     task: Task
@@ -204,6 +205,7 @@ class Target:
     quantizer: str = ""
     weight_format: WeightFormat | None = None
     learned: Any = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -213,6 +215,8 @@ class Strategy(ABC):
         name: unique; parameters of the strategy are named ``<name>.<parameter>``.
         summary: one line.
         space: its parameters, without the name in front; an adapter's hold ``learning_rate``, which training reads.
+        models: those of them that name models. Where one is on the hub, the run keeps the commit of its start, and
+            :func:`autoft.pretrained.named_model` gives that.
         published: settings worth trying first, from the literature: ``{parameter: value}`` each.
         accepts: states that it can start from.
         yields: state that it leaves.
@@ -222,6 +226,7 @@ class Strategy(ABC):
     summary: ClassVar[str]
     stage: ClassVar[Stage]
     space: ClassVar[SearchSpace] = {}
+    models: ClassVar[frozenset[str]] = frozenset()
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
     yields: ClassVar[State] = "dense"

@@ -34,6 +34,7 @@ class Setting:
         mapped: tensors are mapped one by one (:data:`autoft.hardware.MAPPED`), so that the process has what its
             tensors need and no more.
         rows: some of the data that the facts are of; without, the facts are those of the task's demo rows.
+        revisions: as of a :class:`Target`.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Setting:
     threads: int = 1
     mapped: bool = True
     rows: Sequence[Row] = field(default_factory=list)
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -116,7 +118,9 @@ class Work:
         context = TaskContext(setting.facts, setting.options, setting.params, longest, device=setting.device)
         context = replace(context, processor=task.load_processor(source, context))
         hardware = replace(Hardware.probe_cpu(), device=setting.device)
-        target = Target(task, source, config, context, hardware, quantizer=setting.quantizer)
+        target = Target(
+            task, source, config, context, hardware, quantizer=setting.quantizer, revisions=setting.revisions
+        )
         chain = [] if setting.regularize == "none" else setting.regularize.split("+")
         return cls(
             task,

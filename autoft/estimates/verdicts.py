@@ -460,4 +460,5 @@ def setting_of(
         threads=plan.threads,
         mapped=plan.train_memory is not None,
         rows=rows,
+        revisions=plan.revisions,
     )

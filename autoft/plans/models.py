@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoft.contracts import Strategy
 from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
 from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
-from autoft.pretrained import check_folder, dense_folder
+from autoft.pretrained import check_folder, dense_folder, on_hub
 
-__all__ = ["base_model", "earlier_model"]
+__all__ = ["base_model", "earlier_model", "hub_models", "kept_commit"]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """One of these files holds a model's weights, or says where they are."""
@@ -62,6 +64,34 @@ def earlier_model(name: str, base: Path) -> ModelPlan:
             f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
         )
     return _local_model(name, found)
+
+
+def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return the models of the hub that parameters of strategies name, each with the full name of the first that does.
+
+    Args:
+        strategies: by name; they say which of their parameters name models.
+        params: full names and values.
+    """
+    found: dict[str, str] = {}
+    for full, value in params:
+        owner, _, parameter = full.partition(".")
+        if owner in strategies and parameter in strategies[owner].models and isinstance(value, str) and on_hub(value):
+            found.setdefault(value, full)
+    return found
+
+
+def kept_commit(name: str, earlier: str | None = None) -> str | None:
+    """Return the commit of a hub model that a run keeps to, None where transformers has to convert its weights.
+
+    Args:
+        name: as ``owner/name@revision``.
+        earlier: the commit that an earlier call of the run took.
+
+    Raises:
+        ModelError: the hub does not give it, or it is no model of transformers.
+    """
+    return _hub_model(name, earlier).revision
 
 
 def _local_model(name: str, folder: Path) -> ModelPlan:

@@ -165,7 +165,7 @@ class Plan(_Plan):
     auxiliary: list[AuxiliaryPlan] = []
     models: list[ModelPlan] = Field(min_length=1)
     revisions: dict[str, str] = {}
-    """Of models and data from the hub, by the recipe's name for them: the commit."""
+    """Of models and data from the hub, those that strategies load among them, by the recipe's name for them: the commit."""
     init_from: str | None = None
     """Name of the model that an earlier run left, among the models."""
     like: str | None = None

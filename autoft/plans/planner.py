@@ -33,7 +33,7 @@ from autoft.paths import named_path
 from autoft.plans.budgets import budget_limits
 from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
 from autoft.plans.environment import environment, used_plugins
-from autoft.plans.models import base_model, earlier_model
+from autoft.plans.models import base_model, earlier_model, hub_models, kept_commit
 from autoft.plans.plan import (
     AuxiliaryPlan,
     BudgetLimit,
@@ -179,6 +179,7 @@ class _Planner:
         self.launcher()
         budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
         together = self.together(objectives)
+        named = self.named(space, [*variants, *rescues])
         if self.faults:
             raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
@@ -198,7 +199,7 @@ class _Planner:
             options=options,
             auxiliary=auxiliary,
             models=models,
-            revisions={model.name: model.revision for model in models if model.revision is not None},
+            revisions={**named, **{model.name: model.revision for model in models if model.revision is not None}},
             init_from=recipe.init_from,
             like=like,
             pipelines=pipelines,
@@ -405,6 +406,31 @@ class _Planner:
         elif task != self.task.card.name:
             self.fault("search.like", f"{name} is a run of {task}, and this recipe's task is {self.task.card.name}")
         return str(run.resolve()) if run else None
+
+    def named(self, space: Mapping[str, Domain], variants: Sequence[VariantPlan]) -> dict[str, str]:
+        """Return the commits of the hub models that parameters of what is used name, by name."""
+        params = [
+            (name, value)
+            for name, domain in space.items()
+            if isinstance(domain, Categorical)
+            for value in domain.choices
+        ]
+        params += [
+            (f"{step.strategy}.{name}", value)
+            for variant in variants
+            for step in variant.chain
+            for name, value in step.params.items()
+        ]
+        commits = {}
+        for name, parameter in hub_models(self.catalog.strategies, params).items():
+            try:
+                commit = kept_commit(name, self.revisions.get(name))
+            except ModelError as error:
+                self.fault(f"space.{parameter}", str(error))
+                continue
+            if commit is not None:
+                commits[name] = commit
+        return commits
 
     def target(self, model: ModelPlan, options: Mapping[str, Any]) -> Target:
         source = ModelSource(model.name, model.path, model.revision, trust_remote_code=self.recipe.trust_remote_code)

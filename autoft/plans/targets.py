@@ -41,7 +41,8 @@ def plan_target(
     source = ModelSource(
         name=model.name, path=model.path, revision=model.revision, trust_remote_code=plan.trust_remote_code
     )
-    return Target(task, source, model.config, context, Hardware.from_json(plan.hardware), cache)
+    hardware = Hardware.from_json(plan.hardware)
+    return Target(task, source, model.config, context, hardware, cache, revisions=plan.revisions)
 
 
 def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Target:

@@ -30,6 +30,7 @@ class Distillation(Compressor):
         "teacher": Categorical((None,), open=True),
         **RECOVERY,
     }
+    models: ClassVar[frozenset[str]] = frozenset({"student", "teacher"})
     yields: ClassVar[State] = "dense"
     accepts: ClassVar[frozenset[State]] = frozenset({"dense"})
 
@@ -75,7 +76,7 @@ class Distillation(Compressor):
         """
         from transformers import AutoConfig
 
-        source = named_model(str(params["student"]), target.source.trust_remote_code)
+        source = named_model(str(params["student"]), target)
         with loading(source, "the configuration"):
             config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs()).to_dict()
         own = replace(target, source=source, config=config)

@@ -242,6 +242,7 @@ class BackTranslation(TextAugmenter):
         "language": Categorical((None,), open=True),
         "pivot": Categorical((None,), open=True),
     }
+    models: ClassVar[frozenset[str]] = frozenset({"forward", "backward"})
     published: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     by_piece: ClassVar[bool] = False
 
@@ -468,14 +469,9 @@ def _there_and_back(target: Target, texts: Sequence[str], params: Mapping[str, A
     sentences = list(dict.fromkeys(sentence for found, _ in split.values() for sentence in found))
     forward, backward = params["forward"], params.get("backward") or params["forward"]
     language, pivot = params.get("language"), params.get("pivot")
-    abroad = _translate(sentences, named_model(forward, target.source.trust_remote_code), target, language, pivot)
-    back = dict(
-        zip(
-            sentences,
-            _translate(abroad, named_model(backward, target.source.trust_remote_code), target, pivot, language),
-            strict=True,
-        )
-    )
+    abroad = _translate(sentences, named_model(forward, target), target, language, pivot)
+    returned = _translate(abroad, named_model(backward, target), target, pivot, language)
+    back = dict(zip(sentences, returned, strict=True))
     made = {}
     for text, (found, gaps) in split.items():
         # An empty translation is none.
