@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from autoft import report
 from autoft.additions import added_configuration, settings_of
@@ -55,6 +55,7 @@ from autoft.portfolio import settings_like, settings_of_run
 from autoft.progress import Audience, ProgressWriter
 from autoft.recipe import (
     DataSection,
+    ExecutorSection,
     Recipe,
     budget_section,
     dump_recipe,
@@ -778,6 +779,7 @@ def add(
     pipeline: str | None = None,
     model: str | None = None,
     trust_remote_code: bool = False,
+    address: str | None = None,
     listener: Listener | None = None,
 ) -> Added:
     """Try one configuration of your own in a run: validated, compressed and measured as its other trials are.
@@ -793,12 +795,15 @@ def add(
         pipeline: of the run; default: that of ``start``, or the first that has the parameters.
         model: of the run; default: that of ``start``, or the first.
         trust_remote_code: let code run that comes with a model, in a run whose recipe does so; the run may be a stranger's.
+        address: of a Ray cluster, as in a recipe, or ``local`` for this machine. A run that was trained on a cluster needs it: what
+            a run folder says connects this machine to nothing.
         listener: told what happens.
 
     Raises:
         RecipeError: names or values that are wrong, all of them, or the run has this configuration already.
         NothingFeasible: nothing fits the run's budget, this trial included.
-        RunFolderError: the folder is no run, busy, damaged or full, or lets code of models run and you do not.
+        RunFolderError: the folder is no run, busy, damaged or full, lets code of models run and you do not, or is of a cluster and
+            you name none.
         SearchFailed: it was stopped before it was done, or no worker starts.
         ExportMismatch: the exported files do not score what was measured.
     """
@@ -811,6 +816,7 @@ def add(
             f"{folder.path}: the recipe of this run lets code run that comes with a model, of "
             f"{', '.join(one.name for one in plan.models)}; give --trust-remote-code if you trust its authors"
         )
+    place = _place(plan, address, folder)
     given, faults = (dict(settings), []) if isinstance(settings, Mapping) else settings_of(settings)
     with folder.lock(), _interruptible(listener) as interruption:
         folder.clear_partial()
@@ -825,7 +831,7 @@ def add(
         plan = _with_named(plan, config, folder, catalog)
         used = read_typed(folder.path / "time.json", dict[str, Seconds], {}).get("seconds", 0.0)
         alone = {"workers": 1, "train_threads": None, "by_pace": False}
-        free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, **alone})
+        free = plan.model_copy(update={"time_limit": math.inf, "trials_limit": None, **alone, **place})
         with ProgressWriter(folder) as progress:
             audience = Audience(progress, listener)
             audience.begin(free, len(results))
@@ -844,6 +850,28 @@ def add(
                 write_json(folder.path / "time.json", {"seconds": used})
     selection = read_typed(folder.path / "selection.json", Selection)
     return Added(folder.path, folder.read_result(trial.number), selection.trial == trial.number)
+
+
+def _place(plan: Plan, address: str | None, run: RunDir) -> dict[str, Any]:
+    """Return what changes of the plan of a run with the address that a user gives for an added trial.
+
+    Raises:
+        RunFolderError: it is of a cluster, and the user gives none.
+        RecipeError: what the user gives is no address of a cluster.
+    """
+    if address is None:
+        if plan.executor != "local" and plan.address not in {None, "local"}:
+            raise RunFolderError(
+                f"{run.path}: this run was trained on the Ray cluster at {plan.address}; give --address {plan.address} to connect to "
+                "it if you trust it, or --address local for this machine"
+            )
+        return {}
+    try:
+        ExecutorSection(kind="ray", address=address)
+    except ValidationError as error:
+        fault = Fault(f"--address {address}", str(error.errors()[0]["ctx"]["error"]))
+        raise RecipeError([fault], "the added trial") from None
+    return {"executor": "local", "address": None} if address == "local" else {"executor": "ray", "address": address}
 
 
 def _with_named(plan: Plan, config: TrialConfig, run: RunDir, catalog: Catalog) -> Plan:

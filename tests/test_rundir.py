@@ -15,7 +15,8 @@ import filelock
 import pytest
 
 import autoft
-from autoft.errors import RunFolderError
+from autoft.api import _place
+from autoft.errors import RecipeError, RunFolderError
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
@@ -107,6 +108,25 @@ def test_code_of_models_in_a_stranger_s_run_runs_only_where_it_is_said(run, tiny
         autoft.add(run.path, ["train.epochs=2"])
     with pytest.raises(RunFolderError, match="no trial is done"):
         autoft.add(run.path, ["train.epochs=2"], trust_remote_code=True)
+
+
+def test_a_stranger_s_run_connects_to_the_cluster_that_the_user_names_and_to_no_other(run, tiny_model, catalog):
+    recipe = recipe_from_mapping({"task": "text-classification", "model": str(tiny_model), "data": "reviews.csv"})
+    plan = make_plan(recipe, catalog, Hardware.probe_cpu())
+    plan = plan.model_copy(update={"executor": "ray", "address": "192.0.2.1:6379"})
+    write_text(run.recipe, dump_recipe(recipe))
+    write_json(run.plan, plan.model_dump(mode="json"))
+    with pytest.raises(
+        RunFolderError, match=r"cluster at 192\.0\.2\.1:6379; give --address 192\.0\.2\.1:6379 to connect"
+    ):
+        autoft.add(run.path, ["train.epochs=2"])
+    with pytest.raises(RecipeError, match=r"--address ray://other: .* has to be auto, local or host:port"):
+        autoft.add(run.path, ["train.epochs=2"], address="ray://other")
+    with pytest.raises(RunFolderError, match="no trial is done"):
+        autoft.add(run.path, ["train.epochs=2"], address="local")
+    assert _place(plan, "local", run) == {"executor": "local", "address": None}
+    assert _place(plan, "other:6379", run) == {"executor": "ray", "address": "other:6379"}
+    assert _place(plan.model_copy(update={"address": None}), None, run) == {}
 
 
 def test_a_path_of_the_record_cannot_leave_the_folder(run):

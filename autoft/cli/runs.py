@@ -160,6 +160,12 @@ def add(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a model, where the run's recipe does.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: auto, or host:port; local for this machine. A run that was trained on a cluster needs it."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Try a configuration of your own in a run, and choose anew; a model that is chosen now is tested."""
@@ -178,6 +184,7 @@ def add(
             pipeline=pipeline,
             model=model,
             trust_remote_code=trust_remote_code,
+            address=address,
             listener=listener,
         )
     record, trial = added.run.record, added.trial
