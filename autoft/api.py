@@ -812,9 +812,11 @@ def add(
     folder, catalog = RunDir(run), load_plugins()
     plan = plan_of(read_run(folder.path))
     if plan.trust_remote_code and not trust_remote_code:
+        # What is loaded, and not the name for it: a stranger's plan can call it as it likes.
+        loaded = [f"{one.path}@{one.revision}" if one.revision else one.path for one in plan.models]
         raise RunFolderError(
-            f"{folder.path}: the recipe of this run lets code run that comes with a model, of "
-            f"{', '.join(one.name for one in plan.models)}; give --trust-remote-code if you trust its authors"
+            f"{folder.path}: the recipe of this run lets code run that comes with a model, of {', '.join(loaded)} and what its "
+            "strategies load; give --trust-remote-code if you trust the authors"
         )
     place = _place(plan, address, folder)
     given, faults = (dict(settings), []) if isinstance(settings, Mapping) else settings_of(settings)

@@ -18,6 +18,7 @@ import autoft
 from autoft.api import _place
 from autoft.errors import RecipeError, RunFolderError
 from autoft.hardware import Hardware
+from autoft.plans.plan import read_plan
 from autoft.plans.planner import make_plan
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.rundir import (
@@ -104,7 +105,14 @@ def test_code_of_models_in_a_stranger_s_run_runs_only_where_it_is_said(run, tiny
     )
     write_text(run.recipe, dump_recipe(recipe))
     write_json(run.plan, make_plan(recipe, catalog, Hardware.probe_cpu()).model_dump(mode="json"))
-    with pytest.raises(RunFolderError, match=f"code run .* of {re.escape(str(tiny_model))}; give --trust-remote-code"):
+    with pytest.raises(
+        RunFolderError, match=f"code run .* of {re.escape(str(tiny_model))} and .*; give --trust-remote-code"
+    ):
+        autoft.add(run.path, ["train.epochs=2"])
+    plan = read_plan(run.plan)
+    renamed = plan.models[0].model_copy(update={"name": "known/name", "path": "other/name", "revision": "c0ffee"})
+    write_json(run.plan, plan.model_copy(update={"models": [renamed]}).model_dump(mode="json"))
+    with pytest.raises(RunFolderError, match=r"code run .* of other/name@c0ffee and"):
         autoft.add(run.path, ["train.epochs=2"])
     with pytest.raises(RunFolderError, match="no trial is done"):
         autoft.add(run.path, ["train.epochs=2"], trust_remote_code=True)
