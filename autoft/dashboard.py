@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
@@ -94,7 +95,9 @@ def _study_note(view: View) -> str:
     plan = view.plan
     assert plan is not None
     told = view.figures
-    lines = [f"**{_escaped(plan.name)}**: {plan.task}, {_escaped(metric_title(plan, plan.objective))}; {view.state}."]
+    lines = [
+        f"**{_escaped(plan.name)}**: {_escaped(plan.task)}, {_escaped(metric_title(plan, plan.objective))}; {view.state}."
+    ]
     objective = _escaped(plan.objective)
     if told.default is not None:
         lines.append(f"The plain default fine-tune, trial 0, has {objective} {figure_text(told.default)}.")
@@ -131,8 +134,8 @@ def _trial_note(plan: Plan, result: TrialResult) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that stands for itself in a table of Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text))
+    """Return text that stands for itself in a table of Markdown; the dashboard takes HTML and formulas in it, too."""
+    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", printable(text))
 
 
 class Dashboard:
@@ -212,9 +215,7 @@ class Dashboard:
     def _addressed(self, environ: dict[str, Any]) -> bool:
         if self.hosts is None:
             return True
-        name = environ.get("HTTP_HOST", "").rsplit("]", 1)
-        host = f"{name[0]}]" if len(name) == 2 else name[0].partition(":")[0]
-        return host.lower() in self.hosts
+        return re.sub(r":\d*$", "", environ.get("HTTP_HOST", "")).lower() in self.hosts
 
     def server(self, host: str = "127.0.0.1", port: int = PORT) -> WSGIServer:
         """Return a server that listens; ``serve_forever`` answers.
@@ -257,5 +258,13 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
+    timeout = 30
+    """Seconds that a connection may stand still: it has a thread of its own meanwhile."""
+
+    def handle(self) -> None:
+        """Answer a request; a connection that stands still or breaks off is no news."""
+        with suppress(TimeoutError, ConnectionError):
+            super().handle()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of each request."""

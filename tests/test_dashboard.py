@@ -6,6 +6,7 @@ import datetime
 import http.client
 import json
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult, write_
 
 dashboards = pytest.importorskip("optuna_dashboard")
 
-from autoft.dashboard import Dashboard, _study_note, study_of  # noqa: E402 - the extra first
+from autoft.dashboard import Dashboard, _Handler, _study_note, study_of  # noqa: E402 - the extra first
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 
@@ -146,6 +147,7 @@ def served(run):
         connection.close()
         return answer.status, text
 
+    ask.port = server.server_port
     yield ask, dashboard
     server.shutdown()
     server.server_close()
@@ -171,6 +173,7 @@ def test_the_page_and_its_data_are_served(served):
 def test_the_note_of_the_study_shows_names_as_they_are_and_no_figure_that_there_is_not(run):
     plan = json.loads(run.plan.read_text()) | {
         "name": "<img src=x>",
+        "task": "<iframe src=$x$>",
         "metrics": {"accuracy": {"higher_is_better": False}},
     }
     write_json(run.plan, plan)
@@ -178,7 +181,7 @@ def test_the_note_of_the_study_shows_names_as_they_are_and_no_figure_that_there_
     variants = [VariantResult(name="none", state="complete", validation={"accuracy": math.inf}, folder="x")]
     run.write_result(result.model_copy(update={"variants": variants}))
     note = _study_note(RunReader(run.path).read())
-    assert note.startswith("**\\<img src=x\\>**: text-classification, accuracy (lower is better); ")
+    assert note.startswith("**\\<img src=x\\>**: \\<iframe src=\\$x\\$\\>, accuracy (lower is better); ")
     assert "has accuracy –." in note
 
 
@@ -206,7 +209,19 @@ def test_nothing_can_be_changed(served, run, method, path, body):
 def test_a_page_from_elsewhere_cannot_read_along(served):
     ask, _ = served
     assert ask("GET", "/api/studies", Host="evil.example:80")[0] == 403
+    assert ask("GET", "/api/studies", Host="[::1]evil.example")[0] == 403
     assert ask("GET", "/api/studies", Host="localhost:80")[0] == 200
+    assert ask("GET", "/api/studies", Host="[::1]:80")[0] == 200
+
+
+def test_a_header_that_does_not_end_keeps_no_thread(served, monkeypatch, capfd):
+    ask, _ = served
+    assert _Handler.timeout is not None
+    monkeypatch.setattr(_Handler, "timeout", 0.1)
+    with socket.create_connection(("127.0.0.1", ask.port), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert connection.recv(1) == b""
+    assert capfd.readouterr().err == ""
 
 
 def test_trials_that_end_while_it_is_open_are_shown(served, run, monkeypatch):
