@@ -194,6 +194,7 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["python"] = lambda value: Markup(repr(value))
+    environment.filters["block"] = _block
     environment.filters["figure"] = _figure
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     return environment
@@ -204,6 +205,12 @@ def _text(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return without_controls(value).replace("<", "&lt;").replace("](", "]\\(")
     return value
+
+
+def _block(text: str, language: str = "") -> Markup:
+    """Return a text as a block of code that ends where the text does, whatever marks of such ends it holds."""
+    marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Markup(f"{marks}{language}\n{without_controls(text).rstrip()}\n{marks}")
 
 
 def _figure(figure: float | Interval | Mapping[str, Any]) -> str:

@@ -1116,6 +1116,27 @@ def test_markdown_tables_are_whole(tmp_path, catalog, tiny_model):
     assert "<script" not in text
 
 
+def test_what_a_reader_copies_out_of_the_report_is_what_it_seems(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    given = {
+        "python": "3.11.4\nrm -rf /",
+        "numpy": "2.1.0+cpu",
+        "torch; rm -rf /": "1",
+        "--index-url": "http://elsewhere",
+        "evil": "1; rm -rf /",
+    }
+    changed(run, "plan.json", {"environment": given, "autoft": "0.1.0"})
+    changed(run, "final.json", {"example": "a\n````\n<img src=x>"})
+    record = read_run(run.path)
+    install, search = make_content(record).repeat.splitlines()
+    assert re.fullmatch(r"pip install autoft==0\.1\.0( [a-z-]+==[\d.]+)* numpy==2\.1\.0", install)
+    assert search == "autoft search recipe.yaml"
+    text = write(record)["md"].read_text(encoding="utf-8")
+    command = text[text.index("autoft predict") :]
+    assert text[: text.index("autoft predict")].endswith("\n`````\n")
+    assert command[: command.index("\n`````\n")].endswith("a\n````\n<img src=x>'")
+
+
 def test_a_plan_of_something_else_is_a_damaged_folder(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     write_json(run.plan, {"name": "x"})

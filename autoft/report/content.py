@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -37,9 +38,6 @@ __all__ = ["Content", "make_content", "usage"]
 
 CLASSES = 20
 """Labels of the training rows that are shown with their counts."""
-
-PACKAGES = {"python", "autoft"}
-"""What the environment names beside packages that are installed by their name."""
 
 
 @dataclass
@@ -276,15 +274,19 @@ def _classes(plan: Plan) -> TableView | None:
 
 
 def _repeat(plan: Plan) -> str:
-    """Return the commands that make the same environment and run the same search."""
-    packages = [
-        f"{name}=={version.split('+')[0]}"
-        for name, version in plan.environment.items()
-        if name not in PACKAGES and version
-    ]
-    python = plan.environment.get("python", "")
-    lines = [f"# Python {python}" if python else "", f"pip install autoft=={plan.autoft}"]
-    lines[-1] += "".join(f" {package}" for package in packages)
+    """Return the commands that make the same environment and run the same search.
+
+    They are there to be copied into a shell: what is no version of a distribution, as a stranger's run may have, is left out.
+    """
+    given = {"autoft": plan.autoft, **plan.environment}
+    known = {
+        name: version.split("+")[0]
+        for name, version in given.items()
+        if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) and re.fullmatch(r"\w[\w.!+-]*", version, re.ASCII)
+    }
+    python = known.get("python")
+    packages = [f"{name}=={version}" for name, version in known.items() if name != "python"]
+    lines = [f"# Python {python}" if python else "", f"pip install {' '.join(packages)}"]
     return "\n".join(filter(None, [*lines, "autoft search recipe.yaml"]))
 
 
