@@ -413,6 +413,9 @@ def test_models_that_strategies_name_stay_those_that_the_run_began_with(moving, 
     assert again == pinned
     # As a worker or a node reads it.
     plan = read_plan(run.plan)
+    for wrong in ("refs/pr/1", "a" * 40 + "#test", "../other"):
+        write_json(run.plan, {**plan.model_dump(mode="json"), "revisions": {"me/judge": wrong}})
+        assert _earlier_revisions(run) == {}
     target = plan_target(plan, catalog.task(plan.task), plan.models[0], params={})
     assert named_model("me/judge", target).revision == "a" * 40
     assert trained_model("me/teacher", target).revision == "a" * 40

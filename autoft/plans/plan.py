@@ -36,12 +36,16 @@ class _Plan(BaseModel):
     model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")
 
 
+Commit = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Of a repository of the hub: no branch of somebody else's, as ``refs/pr/1`` is one, and nothing that a source could be read on at."""
+
+
 class ModelPlan(_Plan):
     """One base model: the recipe's name for it, where it is, and its configuration."""
 
     name: str
     path: str
-    revision: str | None = None
+    revision: Commit | None = None
     config: dict[str, Any]
     size_bytes: Count
     """Of its weights on disk; 0 where they are not on disk yet."""
@@ -164,7 +168,7 @@ class Plan(_Plan):
     options: dict[str, str | int | float | bool | None]
     auxiliary: list[AuxiliaryPlan] = []
     models: list[ModelPlan] = Field(min_length=1)
-    revisions: dict[str, str] = {}
+    revisions: dict[str, Commit] = {}
     """Of models and data from the hub, those that strategies load among them, by the recipe's name for them: the commit."""
     init_from: str | None = None
     """Name of the model that an earlier run left, among the models."""
