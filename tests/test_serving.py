@@ -1126,6 +1126,14 @@ def test_a_server_runs_in_a_thread_of_a_program_too(classifier):
     for host, status in (("attacker.example", 403), (f"localhost.example:{port}", 403), (f"LOCALHOST:{port}", 200)):
         answer = httpx.post(f"{found[0].url}/predict", json={"text": "a film"}, headers={"host": host})
         assert answer.status_code == status, host
+    # What is one body to a proxy that goes by its length would be a request of its own here.
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    two = b"Content-Type: application/json\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n" % (len(hidden) + 5)
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=SECONDS) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + two + b"\r\n0\r\n\r\n" + hidden)
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1") == 1
     running[0].should_exit = True
     thread.join(SECONDS)
     assert not thread.is_alive()

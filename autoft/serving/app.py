@@ -29,7 +29,7 @@ from autoft.serving.page import curl_line, page_of
 from autoft.serving.server import ALIKE
 from autoft.version import __version__
 
-__all__ = ["OwnNames", "make_app"]
+__all__ = ["OneLength", "OwnNames", "make_app"]
 
 COMPONENTS = "#/components/schemas/{model}"
 BATCH = 32
@@ -41,7 +41,7 @@ LONG = 65_536
 GONE = 499
 """Status of a request whose caller went away, as proxies count it; nobody reads it."""
 STATUSES = {
-    400: "The body is no JSON object.",
+    400: "The body is no JSON object, or its length is told in two ways.",
     403: "On a loopback address: the request names another host than this machine.",
     408: "The body did not come in time.",
     413: "The body is too large, or has too many rows.",
@@ -280,6 +280,27 @@ class OwnNames:
                 response = _json({"detail": "only requests to a name of this machine are answered, as 127.0.0.1"}, 403)
                 await response(scope, receive, send)
                 return
+        await self.app(scope, receive, send)
+
+
+class OneLength:
+    """Refuses requests that tell the length of their body in two ways, and ends their connection (RFC 9112, section 6.1).
+
+    A proxy may go by the other way: the rest of what is one body to it would be a request of its own here.
+
+    Args:
+        app: answers the others.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] == "http" and {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            said = {"detail": "content-length and transfer-encoding do not go together"}
+            await _json(said, 400, {"connection": "close"})(scope, receive, send)
+            return
         await self.app(scope, receive, send)
 
 

@@ -181,13 +181,14 @@ def _run(
 ) -> int:
     import uvicorn
 
-    from autoft.serving.app import REQUESTS, OwnNames
+    from autoft.serving.app import REQUESTS, OneLength, OwnNames
     from autoft.serving.connections import timed_protocol
 
     host, port = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
     if loopback:
         app.add_middleware(OwnNames, names=frozenset({"localhost", "127.0.0.1", "[::1]", host, named.lower()}))
+    app.add_middleware(OneLength)
     config = uvicorn.Config(
         app,
         http=timed_protocol(limits.timeout),
