@@ -418,7 +418,7 @@ class Search:
         self.machines_lost: dict[int, list[str]] = {}
         """By trial, how each machine that it ran on was lost."""
         self.noted: set[str] = set()
-        """What was said of the machines of workers."""
+        """What was said that may come up again and again."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
         self.adapters: dict[int, int] = {}
@@ -813,9 +813,12 @@ class Search:
 
     def _note_once(self, event: Event) -> None:
         """Pass on what an executor says of its machines; each worker may say it."""
-        if event.body["text"] not in self.noted:
-            self.noted.add(event.body["text"])
-            self.listener.note(event.body["text"])
+        self._say_once(event.body["text"])
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.noted:
+            self.noted.add(text)
+            self.listener.note(text)
 
     def _patience(self, worker: int) -> float:
         """Return for how many seconds a worker may tell of no progress.
@@ -844,6 +847,8 @@ class Search:
     def _loop(self, executor: Executor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
         dry = False
+        crowded = math.inf
+        """With so many trials at work the disk has no room for a further one."""
         changed: int | None = None
 
         def another() -> TrialConfig | None:
@@ -855,11 +860,17 @@ class Search:
 
         while True:
             while (free := idle & executor.placed) and (self.aside or not dry) and not self.interruption.asked:
+                at_work = len(self._at_work())
+                fit = self._fit_on_disk() if at_work < crowded else 0
+                if at_work and not fit:
+                    crowded = at_work
+                    break
                 config = self._set_aside() or another()
                 if config is None:
                     dry = True
                     break
-                self._send(executor, min(free), *self._with_mates(config, another))
+                # Where there is no room for the first one either, that is told.
+                self._send(executor, min(free), *self._with_mates(config, another)[: max(1, fit)])
                 idle.discard(min(free))
             if not self.running and (free or not self._waits_for_machines(dry)):
                 return
@@ -883,7 +894,7 @@ class Search:
             if event is not None:
                 self._handle(executor, event, idle)
                 if event.kind == "done":
-                    dry = False
+                    dry, crowded = False, math.inf
             if self.plan.device == "cuda" and (event is None or event.kind == "done"):
                 self._give_up_late(executor, idle)
             changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
@@ -1040,7 +1051,8 @@ class Search:
 
     def _send(self, executor: Executor, worker: int, *configs: TrialConfig) -> None:
         """Send trials to a worker; several train together."""
-        self._check_disk()
+        if not self.running:
+            self._check_disk()
         self.began = True
         self.running[worker], self.mates[worker] = configs[0], list(configs[1:])
         self.stages.pop(worker, None)
@@ -1079,9 +1091,13 @@ class Search:
 
     # -- together -----------------------------------------------------------------------------------------------
 
+    def _at_work(self) -> list[TrialConfig]:
+        """Return the trials that workers are at."""
+        return [*self.running.values(), *(mate for mates in self.mates.values() for mate in mates)]
+
     def _going(self) -> list[TrialConfig]:
         """Return the trials that workers are at, and those that wait for one."""
-        return [*self.running.values(), *(mate for mates in self.mates.values() for mate in mates), *self.aside]
+        return [*self._at_work(), *self.aside]
 
     def _trial_of(self, event: Event) -> TrialConfig:
         """Return the trial that a worker speaks of."""
@@ -1729,16 +1745,48 @@ class Search:
     # -- disk ---------------------------------------------------------------------------------------------------
 
     def _disk_needed(self) -> float:
-        largest = max(model.size_bytes for model in self.plan.models)
-        return float(self.plan.storage_bytes + (1 + 2 * self.plan.at_once) * largest)
+        plan = self.plan
+        return float(min(plan.storage_bytes + plan.most_at_work * plan.trial_bytes, plan.disk_bytes or math.inf))
 
-    def _check_disk(self) -> None:
-        """Make room for a trial, of what can be made again."""
-        needed = self.plan.trial_bytes
+    def _unwritten(self) -> float:
+        """Return what the trials that workers are at may still write at most, in bytes."""
+        return sum(
+            max(0, self.plan.trial_bytes - folder_size(trial / "variants") - folder_size(trial / "adapter"))
+            for trial in (self.run.trial(config.number) for config in self._at_work())
+        )
+
+    def _free(self, needed: float) -> float:
+        """Return the bytes that are free; where those are fewer than needed, once what can be made again is deleted."""
         free = self.run.free(self.plan.disk_bytes)
         if free < needed:
             self.run.drop_caches(needed - free)
             free = self.run.free(self.plan.disk_bytes)
+        return free
+
+    def _fit_on_disk(self) -> int:
+        """Return how many further trials the disk has room for beside those that workers are at, at most one worker's."""
+        each, at_work = self.plan.trial_bytes, len(self._at_work())
+        # Where there is plenty, nobody's files are looked at.
+        unwritten = float(at_work * each)
+        if self.run.free(self.plan.disk_bytes) < unwritten + self.plan.together * each:
+            unwritten = self._unwritten()
+        fit = int(max(0.0, self._free(unwritten + each) - unwritten) // each)
+        if at_work and not fit:
+            whose = "The disk" if self.plan.disk_bytes is None else "storage.disk"
+            self._say_once(
+                f"{whose} has room for {at_work} trial{'s' if at_work > 1 else ''} at once, of {format_bytes(each)} each at "
+                f"most: further ones wait until {'one' if at_work > 1 else 'it'} is done."
+            )
+        return min(fit, self.plan.together)
+
+    def _check_disk(self) -> None:
+        """Make room for a trial, of what can be made again.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        needed = self.plan.trial_bytes
+        free = self._free(needed)
         if free >= needed:
             return
         if self.plan.disk_bytes is not None and free < shutil.disk_usage(self.run.path).free:
@@ -1753,16 +1801,17 @@ class Search:
         )
 
     def _within_quota(self) -> Plan:
-        """Return the plan with as much room for weights as the quota leaves beside a trial; caches go before weights."""
+        """Return the plan with as much room for weights as the quota leaves beside the trials; caches go before weights."""
         plan = self.plan
         if plan.disk_bytes is None:
             return plan
         weights = sum(self.sizes.values()) + sum(self.adapters.values())
-        room = plan.disk_bytes - self.plan.trial_bytes - (self.run.size() - weights)
+        further = max(1, plan.most_at_work - len(self._at_work()))
+        room = plan.disk_bytes - self._unwritten() - further * plan.trial_bytes - (self.run.size() - weights)
         wanted = min(plan.storage_bytes, weights)
         if room < wanted:
             room += self.run.drop_caches(wanted - room)
-        return plan.model_copy(update={"storage_bytes": min(plan.storage_bytes, max(0, room))})
+        return plan.model_copy(update={"storage_bytes": min(plan.storage_bytes, max(0, int(room)))})
 
     def _drop_weights(self) -> None:
         """Delete the files of variants that are not on the front, and note which trials are beaten."""

@@ -816,8 +816,8 @@ class Trial:
             run.checkpoint(config.number),
             of,
             self.callbacks.note,
-            # What is left has to do for the rest of the trial.
-            lambda: run.free(plan.disk_bytes) - plan.trial_bytes,
+            # What is left has to do for the rest of the trial, and as much for each of the others.
+            lambda: run.free(plan.disk_bytes) / plan.most_at_work - plan.trial_bytes,
         )
 
     def _sharing(

@@ -1143,6 +1143,53 @@ def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catal
     assert not graph.exists()
 
 
+class Writers:
+    """Workers each of which fills the disk as far as a trial may, until the trial is done and leaves a fifth of it."""
+
+    def __init__(self, search: Search, workers: int):
+        self.search, self.placed = search, frozenset(range(workers))
+        self.at: dict[int, int] = {}
+        self.most, self.largest = 0, 0
+        self.memory_limits: dict[int, float] = {}
+
+    def write(self, number: int, size: int) -> None:
+        # Sparse: it has its size, and takes next to nothing.
+        with (self.search.run.trial(number) / "variants/none/weights").open("ab") as file:
+            file.truncate(size)
+        self.largest = max(self.largest, self.search.run.size())
+
+    def send(self, worker, op, **body):
+        self.at[worker] = number = body["config"]["number"]
+        self.most = max(self.most, len(self.at))
+        (self.search.run.trial(number) / "variants/none").mkdir(parents=True)
+        self.write(number, self.search.plan.trial_bytes)
+
+    def poll(self, timeout):
+        worker, number = next(iter(self.at.items()))
+        del self.at[worker]
+        self.write(number, self.search.plan.trial_bytes // 5)
+        result = done(self.search.running[worker], 0.5 + number / 100)
+        result.variants[0].folder = f"trials/{number:04d}/variants/none"
+        result.variants[0].costs = {"model_size_bytes": number + 1.0}
+        self.search.run.write_result(result)
+        return Event(worker, "done", {"trial": number})
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(9.0, 4), (2.5, 2), (1.5, 1)])
+def test_a_quota_is_kept_by_several_workers_of_which_some_wait(tmp_path, catalog, room, at_once):
+    search = engine(tmp_path, catalog, workers=4, storage_bytes=10**9)
+    told: list[str] = []
+    search.listener.note = told.append
+    search.plan.disk_bytes = int(room * search.plan.trial_bytes)
+    writers = Writers(search, 4)
+    search._loop(writers, lambda: search.study.ask(search._number()), 8)
+    assert len(search.results) == 8
+    assert writers.most == at_once
+    assert writers.largest <= search.plan.disk_bytes
+    waits = f"storage.disk has room for {at_once} trial{'s' if at_once > 1 else ''} at once, of 50 MB each at most:"
+    assert [text[: len(waits)] for text in told] == ([waits] if at_once < 4 else [])
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_leaving_out_what_is_beaten_changes_neither_the_choice_nor_the_files(tmp_path, catalog, noise, monkeypatch):
     monkeypatch.setattr(sys.modules[Search.__module__], "FOLLOWED", 3)

@@ -358,6 +358,11 @@ class Plan(_Plan):
         return max(again, len(self.variants) - again)
 
     @property
+    def most_at_work(self) -> int:
+        """How many trials are at work at the same time, at most."""
+        return self.workers * self.together
+
+    @property
     def trial_bytes(self) -> int:
         """What a trial takes of the disk at most, before its weights are looked through."""
         return (2 + self.at_once) * max(model.size_bytes for model in self.models) + 50_000_000
