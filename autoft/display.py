@@ -207,6 +207,10 @@ class Display(Listener):
         """Show a note, at the end or now."""
         self._tell(lambda: self.show_note(text))
 
+    def waits(self, text: str) -> None:
+        """Show what is waited for."""
+        self._tell(lambda: self.show_waits(text))
+
     def interrupted(self) -> None:
         """Say that the search ends with what there is."""
         self._tell(self.show_interrupted)
@@ -242,6 +246,9 @@ class Display(Listener):
 
     def show_note(self, text: str) -> None:
         """Show a note."""
+
+    def show_waits(self, text: str) -> None:
+        """Show what is waited for."""
 
     def show_interrupted(self) -> None:
         """Say that the search ends with what there is."""
@@ -354,6 +361,10 @@ class PlainListener(Display):
         elif text not in self.notes:
             self.notes.append(text)
 
+    def show_waits(self, text: str) -> None:
+        """Say it now."""
+        self.line(text)
+
     def show_interrupted(self) -> None:
         """Say it now."""
         self.line(INTERRUPTED)
@@ -422,6 +433,10 @@ class JsonListener(Display):
     def show_note(self, text: str) -> None:
         """Emit ``note``, at once."""
         self.emit("note", text=text)
+
+    def show_waits(self, text: str) -> None:
+        """Emit ``waits``."""
+        self.emit("waits", text=text)
 
     def show_interrupted(self) -> None:
         """Emit ``interrupted``."""
@@ -520,6 +535,10 @@ class LiveListener(Display):
     def show_note(self, text: str) -> None:
         """Count it; it is shown at the end."""
         self.follower.note(text)
+
+    def show_waits(self, text: str) -> None:
+        """Say it now."""
+        self.console.print(Text(text, style="yellow"))
 
     def show_interrupted(self) -> None:
         """Say it now."""

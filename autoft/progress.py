@@ -251,6 +251,11 @@ class Audience(Listener):
         for listener in self.listeners:
             listener.note(text)
 
+    def waits(self, text: str) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.waits(text)
+
     def interrupted(self) -> None:
         """Pass it on."""
         for listener in self.listeners:

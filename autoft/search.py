@@ -15,6 +15,7 @@ import statistics
 import time
 from bisect import insort
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +98,7 @@ WORKER_MEMORY = 1.5
 """How many times as much as a few steps took a worker is reckoned with."""
 
 ELSEWHERE = 3
-"""How often a trial is begun again whose machine was lost."""
+"""How often a trial is begun again whose machine was lost, since its training was last seen to have got further."""
 
 SLOW_STEP = 20.0
 """How much longer a step and a validation may take than they were seen to, before the worker counts as hung."""
@@ -110,6 +111,9 @@ SLOW_ENCODING = 0.01
 
 OTHER_PATIENCE = 3.0
 """How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
+
+WORD_SECONDS = 300.0
+"""Between two words of a search that waits for machines."""
 
 FOLLOWED = 64
 """Of the best trials, how many may still be compressed further, averaged or taught by, whatever else becomes of them."""
@@ -210,6 +214,9 @@ class Listener:
     def note(self, text: str) -> None:
         """Something that a user should know, at the end if not before."""
 
+    def waits(self, text: str) -> None:
+        """Nothing goes on: what for, and how to end it. Told again every few minutes, for a user to read now."""
+
     def interrupted(self) -> None:
         """The user asked for an end with what there is."""
 
@@ -245,6 +252,10 @@ class Exchange:
     def going(self) -> Sequence[TrialConfig]:
         """Return what other searches are at now."""
         return ()
+
+
+class _NoMachine(SearchFailed):
+    """It was waited for a machine until the search had to end."""
 
 
 @dataclass
@@ -395,7 +406,7 @@ class Search:
         self.aside: list[TrialConfig] = []
         """Proposals that were not sent to a worker yet."""
         self.trained: dict[int, float] = {}
-        """Of trials that an earlier call was at, the share of the training that there is a checkpoint of."""
+        """Of trials that were broken off, the share of the training that there is a checkpoint of."""
         self.stages: dict[int, str] = {}
         """At which stage each worker was last."""
         self.steps: dict[int, float] = {}
@@ -416,9 +427,17 @@ class Search:
         self.cramped: set[int] = set()
         """Trials that ran out of memory in less than the whole of a GPU, and are to have that."""
         self.machines_lost: dict[int, list[str]] = {}
-        """By trial, how each machine that it ran on was lost."""
+        """By trial, how each machine was lost on which it got no further."""
         self.noted: set[str] = set()
         """What was said that may come up again and again."""
+        self.phase = "measure models"
+        """Where the search is."""
+        self.needed = ""
+        """What a worker needs that found no machine with room."""
+        self.waits_since: float | None = None
+        """When it was found that none of the workers has a machine."""
+        self.word_due = -math.inf
+        """When that is said the next time."""
         self.sizes: dict[tuple[int, str], int] = {}
         """By trial and variant, the bytes of the files that there are."""
         self.adapters: dict[int, int] = {}
@@ -493,7 +512,7 @@ class Search:
         """Search until the time or the trials are used up, then train the finalists with further seeds.
 
         Raises:
-            SearchFailed: the first three trials failed alike, or no worker starts.
+            SearchFailed: the first three trials failed alike, no worker starts, or none has a machine until the time is used up.
             RunFolderError: the disk is full.
         """
         limit = self.plan.trials_limit
@@ -505,7 +524,14 @@ class Search:
             self.ended = "the time is used up"
             return
         with self._executor(self.plan.workers) as executor:
-            self._start(executor)
+            try:
+                self._start(executor)
+            except _NoMachine:
+                # What there is is exported all the same, on this machine.
+                if not self._any_complete():
+                    raise
+                self.ended = "" if self.interruption.asked else "the time is used up"
+                return
             self._go_on()
             waiting: list[TrialConfig] = []
 
@@ -513,7 +539,7 @@ class Search:
                 return waiting.pop(0) if waiting else None
 
             while True:
-                self.listener.phase("search")
+                self._phase("search")
                 self._loop(executor, lambda: following() or self._next(), limit)
                 followed = False
                 for phase, follow in (
@@ -524,7 +550,7 @@ class Search:
                     waiting += [] if self.interruption.asked else follow()
                     if waiting:
                         followed = True
-                        self.listener.phase(phase)
+                        self._phase(phase)
                         self._loop(executor, following, None)
                 # What follows from trials may take less time than was kept for it: the rest is for further trials.
                 further = self._next() if followed and not self.interruption.asked and not self._enough() else None
@@ -564,7 +590,7 @@ class Search:
         self.queue = [config.model_copy(update={"number": number})]
         with self._executor(1) as executor:
             self._probe(executor, 1)
-            self.listener.phase("search")
+            self._phase("search")
             self._loop(executor, lambda: self.queue.pop(0) if self.queue else self._next_fold(number), None)
         return self.results.get(number)
 
@@ -613,7 +639,7 @@ class Search:
         return executor_of(self.plan, self.run, workers, OTHER_PATIENCE * self.plan.patience)
 
     def _start(self, executor: Executor) -> None:
-        self.listener.phase("measure models")
+        self._phase("measure models")
         models = [model.name for model in self.plan.models]
         probed = self._probe(executor, self.plan.workers)
         if self.plan.by_pace and self.plan.workers == 1:
@@ -649,10 +675,6 @@ class Search:
             event = self._await(executor)
             (ready.add if event.kind == "ready" else ready.discard)(event.worker)
             (waiting.add if event.kind == "waiting" else waiting.discard)(event.worker)
-            if event.kind == "waiting" and not ready:
-                self.listener.phase("wait for machines")
-        if waiting:
-            self.listener.phase("measure models")
         self.startup = max(self.startup, executor.startup)
         probed: dict[str, dict[str, Any]] = {
             model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
@@ -712,7 +734,7 @@ class Search:
         served = [limit for limit in self.plan.budget if limit.column != "train_memory_bytes"]
         if not served:
             return
-        self.listener.phase("screen")
+        self._phase("screen")
         path = self.run.path / "screening.json"
         costs = read_typed(path, dict[str, dict[str, dict[str, Figure]]], {})
         costs |= self._served(executor, [model.name for model in self.plan.models if model.name not in costs])
@@ -772,7 +794,9 @@ class Search:
     def _await(self, executor: Executor) -> Event:
         """Return the next event; a worker that is lost is replaced, and one that does not start ends the search."""
         while (event := executor.poll(1.0)) is None:
-            pass
+            self._tell_of_waiting(executor)
+            if self.waits_since is not None and (self.interruption.asked or self._time_to_wait() <= 0):
+                raise self._no_machine()
         if event.kind in {"waiting", "note"}:
             self._note_once(event)
         if event.kind == "fatal":
@@ -813,12 +837,57 @@ class Search:
 
     def _note_once(self, event: Event) -> None:
         """Pass on what an executor says of its machines; each worker may say it."""
+        if event.kind == "waiting":
+            self.needed = event.body["needs"]
         self._say_once(event.body["text"])
 
     def _say_once(self, text: str) -> None:
         if text not in self.noted:
             self.noted.add(text)
             self.listener.note(text)
+
+    def _phase(self, name: str) -> None:
+        self.phase = name
+        self.listener.phase(name)
+
+    def _tell_of_waiting(self, executor: Executor) -> None:
+        """Say every few minutes that nothing goes on for want of a machine, what it takes, and what ends the waiting."""
+        if not self.needed:
+            return
+        if executor.placed:
+            if self.waits_since is not None:
+                self.listener.phase(self.phase)
+            self.needed, self.waits_since = "", None
+            return
+        now = time.monotonic()
+        if self.waits_since is None:
+            self.waits_since = self.word_due = now
+            self.listener.phase("wait for machines")
+        if now >= self.word_due:
+            self.word_due = now + WORD_SECONDS
+            ends = "finishes with what there is" if self._any_complete() else "ends it"
+            left = self._time_to_wait()
+            limit = f", and so does budget.time in {format_seconds(left)}" if math.isfinite(left) else ""
+            self.listener.waits(
+                f"No machine of the cluster has room for a worker, which needs {self.needed}. The search goes on as soon as one "
+                f"has; Ctrl-C {ends}{limit}."
+            )
+
+    def _time_to_wait(self) -> float:
+        """Return for how many seconds it may be waited for machines."""
+        return self.seconds_left() - (self.reserve() if self.results else 0.0)
+
+    def _no_machine(self) -> _NoMachine:
+        until = "the search was stopped" if self.interruption.asked else "budget.time was used up"
+        # What no trial was begun in does not count.
+        more = "" if self.interruption.asked or not (self.began or self.used) else ", with more of budget.time"
+        return _NoMachine(
+            f"no machine of the cluster had room for a worker until {until}; once one has, the same command "
+            f"goes on{more}"
+        )
+
+    def _any_complete(self) -> bool:
+        return any(result.state == "complete" for result in self.results.values())
 
     def _patience(self, worker: int) -> float:
         """Return for how many seconds a worker may tell of no progress.
@@ -874,7 +943,7 @@ class Search:
                 idle.discard(min(free))
             if not self.running and (free or not self._waits_for_machines(dry)):
                 return
-            if self.interruption.asked and any(result.state == "complete" for result in self.results.values()):
+            if self.interruption.asked and self._any_complete():
                 for worker in list(self.running):
                     executor.stop(worker)
                 for config in self._going():
@@ -891,6 +960,7 @@ class Search:
                 # Of thousands of workers only the one that spoke is looked at anew.
                 executor.time_limits[changed] = self._patience(changed)
             event = executor.poll(0.25)
+            self._tell_of_waiting(executor)
             if event is not None:
                 self._handle(executor, event, idle)
                 if event.kind == "done":
@@ -900,8 +970,16 @@ class Search:
             changed = event.worker if event is not None and event.kind in {"stage", "progress", "validation"} else None
 
     def _waits_for_machines(self, dry: bool) -> bool:
-        """Say whether there is something to do, and time for it, once any worker has a machine again."""
-        if self.interruption.asked or (dry and not self.aside):
+        """Say whether there is something to do, and time for it, once any worker has a machine again.
+
+        Raises:
+            SearchFailed: the time is used up, or the user asked for an end, and there is nothing to end with.
+        """
+        if dry and not self.aside:
+            return False
+        if not self.results and (self.interruption.asked or self._time_to_wait() <= 0):
+            raise self._no_machine()
+        if self.interruption.asked:
             return False
         if self.results and self.seconds_left() <= self.reserve():
             self.ended = "the time is used up"
@@ -992,16 +1070,22 @@ class Search:
                 raise _fatal(event)
 
     def _begin_elsewhere(self, configs: Sequence[TrialConfig], reason: str) -> None:
-        """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again."""
+        """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again.
+
+        A long training on machines that come and go gets further from one checkpoint to the next, and one that its machines do not
+        bear does not.
+        """
         again = []
         for config in configs:
             self.run.discard(config.number)
+            if self._got_further(config.number):
+                self.machines_lost.pop(config.number, None)
             lost = self.machines_lost.setdefault(config.number, [])
             lost.append(reason)
             if len(lost) <= ELSEWHERE:
                 again.append(config)
                 continue
-            reason = f"{reason}; it was begun {len(lost)} times, and each time its machine was lost"
+            reason = f"{reason}; {len(lost)} machines in a row were lost on which it got no further"
             result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
             self.run.write_result(result)
             self._finish(result)
@@ -1012,6 +1096,13 @@ class Search:
             self.listener.note(
                 f"Trial{'s' if many else ''} {numbers} {'are' if many else 'is'} begun again on another machine: {reason}."
             )
+
+    def _got_further(self, number: int) -> bool:
+        """Keep how much of a training that was broken off is done, and say whether that is more than it was."""
+        before, self.trained[number] = self.trained.get(number, 0.0), 0.0
+        with suppress(RunFolderError):
+            self.trained[number] = share_done(self.run.checkpoint(number))
+        return self.trained[number] > before
 
     def _give_up_late(self, executor: Executor, idle: set[int]) -> None:
         """Give up trials that wait for the memory of a GPU, once too little time is left for them.

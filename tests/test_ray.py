@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 
 import psutil
 import pytest
 
-from autoft.errors import RecipeError
+from autoft.checkpoints import Checkpoints
+from autoft.errors import RecipeError, SearchFailed
 from autoft.executors import Event, ray
 from autoft.hardware import Gpu, Hardware
 from autoft.plans.environment import environment
 from autoft.plans.plan import BudgetLimit, Plan
 from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
-from autoft.rundir import RunDir
+from autoft.rundir import RunDir, TrialResult
 
 GPUS = (Gpu("Test GPU", 2**34, 8.0),) * 2
 CPU = Hardware("cpu", 8, 2**33, (), "test", False, "Linux x86_64")
@@ -231,8 +233,6 @@ class Machines:
             body = {"reason": "node n (1.2.3.4) was lost", "code": None, "hung": False, "machine_lost": True}
             self.events.append(Event(0, "lost", body))
             return
-        from autoft.rundir import TrialResult
-
         config = self.search.running[0]
         self.search.run.write_result(
             TrialResult(number=number, state="failed", reason=f"its own {number}", config=config)
@@ -242,6 +242,12 @@ class Machines:
     def poll(self, timeout):
         self.waits = max(0, self.waits - 1)
         return self.events.pop(0) if self.events else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
 
     def stop(self, worker):
         pass
@@ -313,8 +319,22 @@ def test_a_trial_that_loses_one_machine_after_the_other_is_given_up(search):
     assert machines.sent == [0, 0, 0, 0, 1]
     assert search.results[0].state == "failed"
     assert search.results[0].reason == (
-        "node n (1.2.3.4) was lost; it was begun 4 times, and each time its machine was lost"
+        "node n (1.2.3.4) was lost; 4 machines in a row were lost on which it got no further"
     )
+
+
+def test_a_trial_that_gets_further_on_each_machine_before_that_is_lost_goes_on(search):
+    class Reclaimed(Machines):
+        def send(self, worker, op, **body):
+            # Each machine was there for a tenth of the training.
+            number, share = body["config"]["number"], (1 + len(self.sent)) / 10
+            Checkpoints(search.run.checkpoint(number), {}).write({}, share)
+            super().send(worker, op, **body)
+
+    machines = Reclaimed(search, losses=9)
+    search._loop(machines, lambda: search.study.ask(search._number()), 1)
+    assert machines.sent == [0] * 10
+    assert search.results[0].reason == "its own 0"
 
 
 def test_a_worker_without_a_machine_is_sent_nothing_until_it_has_one(search):
@@ -326,3 +346,58 @@ def test_a_worker_without_a_machine_is_sent_nothing_until_it_has_one(search):
     search._loop(machines, lambda: search.study.ask(search._number()), 3)
     assert machines.sent == [0, 1]
     assert search.ended == "the time is used up"
+
+
+def without_room(search, monkeypatch) -> list[str]:
+    """Have a search find no machine for its worker; return what will be said of its phases and of the waiting."""
+    said: list[str] = []
+    search.listener.phase = search.listener.waits = said.append
+    machines = Machines(search, losses=0, waits=10**9)
+    machines.events = [Event(0, "waiting", {"text": "no place", "needs": "4 CPUs"})]
+    monkeypatch.setattr(search, "_executor", lambda workers: machines)
+    monkeypatch.setattr(sys.modules[type(search).__module__], "WORD_SECONDS", 0.0)
+    return said
+
+
+def ends(search, monkeypatch, looks: int) -> None:
+    """Have the time be used up after so many looks at it."""
+    left = iter([100.0] * looks)
+    monkeypatch.setattr(search, "seconds_left", lambda: next(left, -1.0))
+
+
+WORD = (
+    "No machine of the cluster has room for a worker, which needs 4 CPUs. The search goes on as soon as one has; "
+    "Ctrl-C ends it, and so does budget.time in 1 min 40 s."
+)
+
+
+def test_a_search_that_finds_no_machine_says_so_again_and_again_and_ends_with_its_time(search, monkeypatch):
+    said = without_room(search, monkeypatch)
+    ends(search, monkeypatch, 5)
+    with pytest.raises(
+        SearchFailed, match=r"no machine of the cluster had room for a worker until budget\.time was used up"
+    ):
+        search.go()
+    assert said[:4] == ["measure models", "wait for machines", WORD, WORD]
+    assert search.told == ["no place"]
+
+
+def test_a_search_that_lost_its_last_machine_before_there_is_a_result_ends_with_its_time(search, monkeypatch):
+    said = without_room(search, monkeypatch)
+    ends(search, monkeypatch, 5)
+    with pytest.raises(SearchFailed, match=r"once one has, the same command goes on$"):
+        search._loop(search._executor(1), lambda: search.study.ask(search._number()), 2)
+    assert said[:3] == ["wait for machines", WORD, WORD]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_search_without_machines_ends_with_what_an_earlier_call_has_done(search, monkeypatch, asked):
+    config = search.study.ask(0, {"model": "tiny"})
+    search.results[0] = TrialResult(number=0, state="complete", config=config)
+    said = without_room(search, monkeypatch)
+    ends(search, monkeypatch, 100)
+    monkeypatch.setattr(search, "reserve", lambda: 10.0)
+    search.interruption.asked = asked
+    search.go()
+    assert search.ended == ("" if asked else "the time is used up")
+    assert "Ctrl-C finishes with what there is, and so does budget.time in 1 min 30 s." in said[2]

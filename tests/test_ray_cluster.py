@@ -135,6 +135,20 @@ def test_ray_and_this_machine_find_the_same_and_workers_wait_for_room(tmp_path, 
     gone(tmp_path)
 
 
+def test_a_cluster_without_room_is_waited_for_no_longer_than_the_budget_says(tmp_path, tiny_model, reviews, cluster):
+    recipe = write_recipe(tmp_path, tiny_model, reviews, budget={"time": "20s", "trials": 3})
+    process = searching(tmp_path, recipe, "--executor", "ray", "--address", cluster.address)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 7, out + errors
+    assert "no machine of the cluster had room for a worker until budget.time was used up" in errors
+    events = [json.loads(line) for line in out.splitlines()]
+    waits = [event for event in events if event["event"] == "waits"]
+    assert "which needs 1 CPU" in waits[0]["text"]
+    assert {"event": "phase", "name": "wait for machines"} in events
+    # Nothing was tried: no time of the budget is gone.
+    assert json.loads((tmp_path / "runs/tiny/time.json").read_text()) == {"seconds": 0.0}
+
+
 def test_a_lost_node_costs_its_trial_nothing_but_time(tmp_path, tiny_model, reviews, cluster):
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     space = {"full.learning_rate": {"low": 2e-3, "high": 8e-3}, "train.epochs": 30, "train.batch_size": 8}

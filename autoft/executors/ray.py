@@ -360,7 +360,7 @@ class NodeProcess:
                     f"Ray has found no place for a further worker yet, which needs {executor.needs()}; the search goes on with "
                     "those that there are, and this one begins as soon as there is room."
                 )
-                yield _line("waiting", text=text)
+                yield _line("waiting", text=text, needs=executor.needs())
             told = True
         self.machine = self._ray.get(place)
         expected: tuple[str, dict[str, str], dict[str, str]] | None = None

@@ -34,7 +34,7 @@ __all__ = ["Event", "Executor", "WorkerProcess"]
 
 EVENTS = {
     "alive": {"at"},
-    "waiting": {"text"},
+    "waiting": {"text", "needs"},
     "note": {"text"},
     "ready": set(),
     "probed": {"figures"},
