@@ -580,15 +580,16 @@ class RunDir:
 
     def write_result(self, result: TrialResult) -> None:
         """Write a trial's result, atomically: the file's presence means that the trial is done."""
-        folder = self.trial(result.number)
+        folder, path = self.trial(result.number), self.result(result.number)
         folder.mkdir(parents=True, exist_ok=True)
-        # After a power cut no result may stand without what it tells of, and none may be gone.
+        first = not path.is_file()
+        # After a power cut no result may stand without what it tells of, and none may be gone. What it told of before is there.
         with writing(folder):
-            for path in folder.rglob("*"):
-                _flush(path)
-        write_json(self.result(result.number), result.model_dump(mode="json"))
-        for path in (folder, folder.parent):
-            _flush(path)
+            for made in folder.rglob("*") if first else ():
+                _flush(made)
+        write_json(path, result.model_dump(mode="json"))
+        for parent in (folder, folder.parent) if first else (folder,):
+            _flush(parent)
         shutil.rmtree(self.checkpoint(result.number), ignore_errors=True)
 
     def read_result(self, number: int) -> TrialResult:

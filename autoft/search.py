@@ -1920,11 +1920,12 @@ class Search:
         keep = weights_to_keep(self._within_quota(), results, self.sizes, self.adapters)
         for result in results:
             dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
+            folders = [self.run.inside(variant.folder) for variant in dropped if variant.folder]
             for variant in dropped:
-                assert variant.folder is not None
-                folder = self.run.inside(variant.folder)
                 variant.folder = None
+            if dropped:
                 self.run.write_result(result)
+            for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
             if not any(variant.folder for variant in result.variants):
                 shutil.rmtree(self.run.adapter(result.number), ignore_errors=True)

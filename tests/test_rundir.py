@@ -325,6 +325,25 @@ def test_damaged_records_are_set_aside_and_told(run):
     assert run.set_aside_damaged() == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file a descriptor is of stands in /proc")
+def test_of_a_result_that_is_written_again_only_what_changed_is_flushed(run, monkeypatch):
+    flushed: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flushed.append(path.name.split(".json")[0].lstrip("."))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    weights = run.trial(3) / "variants" / "none" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"x")
+    run.write_result(result(3))
+    assert sorted(flushed) == ["0003", "model.safetensors", "none", "result", "trials", "variants"]
+    flushed.clear()
+    run.write_result(result(3, reason="a variant of it was dropped"))
+    assert flushed == ["result", "0003"]
+
+
 def test_results_that_another_version_wrote_are_no_accident(run):
     for number in range(3):
         run.write_result(result(number))
