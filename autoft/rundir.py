@@ -53,6 +53,7 @@ from autoft.recipe import read_plain_yaml
 __all__ = [
     "Candidate",
     "CurvePoint",
+    "DamagedRecord",
     "Final",
     "Interval",
     "RunDir",
@@ -102,6 +103,27 @@ TrialState = Literal["complete", "pruned", "infeasible", "failed"]
 TrialKind = Literal["default", "known", "published", "search", "added", "seed", "fold", "soup", "ensemble", "compress"]
 """Where a configuration comes from: the plain default, what did well elsewhere, published settings, the sampler, the user; or it is another trial's, with a
 further seed or on a further fold; or it is made of several: a soup averages weights, an ensemble predictions."""
+
+
+class DamagedRecord(RunFolderError):
+    """A file of the run folder does not hold what it should; the search makes those anew that it can.
+
+    Args:
+        path: of the file.
+        fault: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(path, fault)
+        self.path, self.fault = path, fault
+
+    def __str__(self) -> str:
+        return f"{self.path}: is damaged ({self.fault}); delete this file to have that part done again"
+
+    @property
+    def remedied(self) -> str:
+        """What is told of it where the file was set aside."""
+        return f"{self.path}: is damaged ({self.fault}); that part is done again"
 
 
 class _Record(BaseModel):
@@ -602,9 +624,7 @@ class RunDir:
         # All that is kept of it has a type: nothing of any depth.
         result = read_typed(path, TrialResult, plain=False)
         if not result.number == result.config.number == number:
-            raise RunFolderError(
-                f"{path}: is damaged (it says that it is of trial {result.number}); delete this file to have that part done again"
-            )
+            raise DamagedRecord(path, f"it says that it is of trial {result.number}")
         return result
 
     def read_config(self, number: int) -> TrialConfig:
@@ -670,29 +690,26 @@ class RunDir:
         Raises:
             RunFolderError: more than half of several results cannot be read, as where another version wrote them: no accident.
         """
-        damaged: dict[Path, RunFolderError] = {}
+        damaged: dict[Path, DamagedRecord] = {}
         numbers = [number for number in self.numbers() if self.result(number).is_file()]
         kinds = {self.path / name: kind for name, kind in _RECORDS.items()}
         for path, kind in {**kinds, **dict.fromkeys(map(self.augmented, numbers), AugmentedRows)}.items():
             if path.is_file():
                 try:
                     read_typed(path, kind)
-                except RunFolderError as error:
+                except DamagedRecord as error:
                     damaged[path] = error
         for number in numbers:
             try:
                 self.read_result(number)
-            except RunFolderError as error:
+            except DamagedRecord as error:
                 damaged[self.result(number)] = error
         results = [damaged[path] for path in map(self.result, numbers) if path in damaged]
         if len(results) > max(1, len(numbers) // 2):
             raise results[0]
         for path in damaged:
             self.set_aside(path)
-        return [
-            str(error).replace("delete this file to have that part done again", "that part is done again")
-            for error in damaged.values()
-        ]
+        return [error.remedied for error in damaged.values()]
 
     def set_aside(self, path: Path) -> None:
         """Move a file of the run to ``logs/``, where whoever looks for the reason of its damage finds it."""
@@ -772,7 +789,7 @@ def _check_final(path: Path, final: Final, objective: str) -> None:
     ]
     missing += ["costs has none of the chosen model"] if "best" not in final.costs else []
     if missing:
-        raise RunFolderError(f"{path}: is damaged ({missing[0]}); delete this file to have that part done again")
+        raise DamagedRecord(path, missing[0])
 
 
 def _check_selection(path: Path, selection: Selection, trials: Sequence[TrialResult]) -> None:
@@ -785,16 +802,12 @@ def _check_selection(path: Path, selection: Selection, trials: Sequence[TrialRes
             "done again"
         )
     if chosen not in {(one.trial, one.variant) for one in selection.candidates}:
-        raise RunFolderError(
-            f"{path}: is damaged (the chosen {selection.variant} of trial {selection.trial} is none of its candidates); "
-            "delete this file to have that part done again"
+        raise DamagedRecord(
+            path, f"the chosen {selection.variant} of trial {selection.trial} is none of its candidates"
         )
     lost = {one.trial for one in selection.candidates} - {trial.number for trial in trials}
     if lost:
-        raise RunFolderError(
-            f"{path}: is damaged (there is no trial {min(lost)}, of which it has a candidate); delete this file to have that part "
-            "done again"
-        )
+        raise DamagedRecord(path, f"there is no trial {min(lost)}, of which it has a candidate")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -836,9 +849,7 @@ def _read_json(path: Path, missing: dict[str, Any] | None = None, *, plain: bool
             return missing
         raise RunFolderError(f"{path}: is missing; the run folder is damaged") from None
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(
-            f"{path}: is damaged ({first_line(error)}); delete this file to have that part done again"
-        ) from error
+        raise DamagedRecord(path, first_line(error)) from error
 
 
 @contextmanager
@@ -998,12 +1009,10 @@ def _check_plain(value: object) -> None:
     raise ValueError(f"is nested more than {DEEPEST} levels deep")
 
 
-def _damaged(path: Path, error: ValidationError) -> RunFolderError:
+def _damaged(path: Path, error: ValidationError) -> DamagedRecord:
     fault = error.errors()[0]
     where = ".".join(map(str, fault["loc"]))
-    return RunFolderError(
-        f"{path}: is damaged (at {where!r}: {fault['msg']}); delete this file to have that part done again"
-    )
+    return DamagedRecord(path, f"at {where!r}: {fault['msg']}")
 
 
 def _cell(value: object) -> object:

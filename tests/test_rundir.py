@@ -325,6 +325,14 @@ def test_damaged_records_are_set_aside_and_told(run):
     assert run.set_aside_damaged() == []
 
 
+def test_what_is_wrong_with_a_record_is_told_as_it_is_whatever_it_says(run):
+    # As of a plugin whose figure has the words of the remedy for its name.
+    write_json(run.path / "baselines.json", {"delete this file to have that part done again": 3})
+    (told,) = run.set_aside_damaged()
+    assert "(at 'delete this file to have that part done again': " in told
+    assert told.endswith("); that part is done again")
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file a descriptor is of stands in /proc")
 def test_of_a_result_that_is_written_again_only_what_changed_is_flushed(run, monkeypatch):
     flushed: list[str] = []

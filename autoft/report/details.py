@@ -11,8 +11,8 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from autoft.contracts import Chart, Detail, Matrix
-from autoft.errors import RunFolderError
 from autoft.report.views import TableView, figure_text
+from autoft.rundir import DamagedRecord
 
 __all__ = ["checked_part", "shown_part"]
 
@@ -42,9 +42,7 @@ def checked_part(item: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if isinstance(part, Chart) and any(len(series.x) != len(series.y) for series in part.series):
             raise ValueError(f"{part.title}: a series has not as many y as x")
     except ValueError as error:
-        raise RunFolderError(
-            f"{path}: is damaged (in details: {' '.join(str(error).split()[:40])}); delete this file to have that part done again"
-        ) from error
+        raise DamagedRecord(path, f"in details: {' '.join(str(error).split()[:40])}") from error
     return {"kind": item["kind"], **asdict(part)}
 
 
