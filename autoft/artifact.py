@@ -5,7 +5,6 @@ Every compressed variant of a trial is written as an artifact and measured from 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
 from autoft.errors import ModelError, PluginError, first_line, unknown_name
 from autoft.hardware import Hardware
+from autoft.paths import file_digest
 from autoft.plugins import Catalog, load_plugins
 from autoft.version import __version__
 
@@ -256,11 +256,8 @@ def file_digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in {MANIFEST, CARD}:
-            with path.open("rb") as file:
-                digests[name] = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digests[name].update(block)
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+            digests[name] = file_digest(path)
+    return digests
 
 
 def changed_files(folder: Path) -> list[str]:

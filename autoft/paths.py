@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from contextlib import suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from autoft.errors import DataError, closest
 
-__all__ = ["named_path", "near_name", "package_path"]
+__all__ = ["file_digest", "named_path", "near_name", "package_path"]
 
 
 def named_path(name: str, *folders: Path) -> Path | None:
@@ -62,3 +63,16 @@ def near_name(*paths: Path) -> str:
             if near:
                 return f"; did you mean {near!r}?"
     return ""
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -539,6 +539,7 @@ class RunDir:
                 with held.acquire(timeout=0) if held else nullcontext():
                     size = path.stat().st_size
                     path.unlink()
+                    path.with_suffix(".sha256").unlink(missing_ok=True)
             except (filelock.Timeout, FileNotFoundError):
                 continue
             dropped += size

@@ -34,6 +34,7 @@ from autoft.contracts import (
 )
 from autoft.data.features import Features, encoded
 from autoft.data.prepared import PreparedData, open_data
+from autoft.data.rows import Split
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
 from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
@@ -109,6 +110,8 @@ class Workplace:
     """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
     """Something was asked of this process before."""
+    note: Callable[[str], None] = lambda text: None
+    """Told what concerns no single trial."""
     _quiet: Quiet | None = None
     screened: dict[str, dict[str, float]] = field(default_factory=dict)
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
@@ -170,9 +173,11 @@ class Workplace:
 
     def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
         """Return the encoded training rows, from the cache where they are there already."""
-        return encoded(
-            self.splits(fold).train, self.task, context, self.run.data / "encoded", _known_as(model, context)
-        )
+        return self.encoded(self.splits(fold).train, self.task, context, _known_as(model, context))
+
+    def encoded(self, rows: Split, task: Task, context: TaskContext, processor: str) -> Features:
+        """Return encoded rows, likewise; ``processor`` is the name of what encodes them."""
+        return encoded(rows, task, context, self.run.data / "encoded", processor, self.note)
 
     def validator(
         self, context: TaskContext, rows: int | None = None, fold: int = 0
@@ -728,7 +733,7 @@ class Trial:
             other = task.load_model(own.source, own.context)
             share_body(model, other)
             data = open_data(place.run.auxiliary(number)).train
-            features = encoded(data, task, own.context, place.run.data / "encoded", self.config.model)
+            features = place.encoded(data, task, own.context, self.config.model)
             weight = one.weight * float(params["auxiliary.weight"])
             found.append(Auxiliary(task, own.context, other.to(own.context.device), features, steps, weight))
         return found
@@ -1050,7 +1055,7 @@ class _Recovery:
 
         def read(context: TaskContext, known_as: str) -> Features:
             models = (model for model, processor in place.processors.items() if processor is context.processor)
-            return encoded(rows, place.task, context, place.run.data / "encoded", next(models, known_as))
+            return place.encoded(rows, place.task, context, next(models, known_as))
 
         # A processor that an earlier step made follows from the rows, the base model and the steps.
         features = read(target.context, f"{config.model}, {self.variant}")

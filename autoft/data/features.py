@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
@@ -18,7 +19,8 @@ from autoft.contracts import Task, TaskContext
 from autoft.data.rows import Ints, Split
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import PluginError, RunFolderError, first_line
-from autoft.rundir import writing
+from autoft.paths import file_digest
+from autoft.rundir import write_text, writing
 from autoft.version import __version__
 
 __all__ = ["Features", "encoded"]
@@ -70,11 +72,19 @@ class Features(Sequence[dict[str, Any]]):
         return feature
 
 
-def encoded(split: Split, task: Task, context: TaskContext, cache: Path, processor_fingerprint: str) -> Features:
+def encoded(
+    split: Split,
+    task: Task,
+    context: TaskContext,
+    cache: Path,
+    processor_fingerprint: str,
+    note: Callable[[str], None] = lambda text: None,
+) -> Features:
     """Return the features of a split, encoded once and kept in ``cache`` for every later trial and worker.
 
     The cache's key covers the rows, the task and its code, its facts and options, the trial's parameters that begin with
-    ``task.``, the maximal length and the processor. Workers that ask at the same time wait for the first.
+    ``task.``, the maximal length and the processor. Workers that ask at the same time wait for the first. Each process looks once
+    whether a file is what was written, by the digest beside it, and encodes anew what is not.
 
     Args:
         split: the rows; further rows, as augmented ones, make a split of their own.
@@ -82,6 +92,7 @@ def encoded(split: Split, task: Task, context: TaskContext, cache: Path, process
         context: with the processor set.
         cache: a folder, made where it is absent.
         processor_fingerprint: a digest of the tokenizer or image processor.
+        note: told in a sentence of a file that was damaged.
 
     Raises:
         PluginError: the task's features cannot be kept: not mappings, or of different types in one field.
@@ -106,11 +117,27 @@ def encoded(split: Split, task: Task, context: TaskContext, cache: Path, process
         cache.mkdir(parents=True, exist_ok=True)
     # Held until it is open: where the disk is full, what nobody holds is deleted.
     with filelock.FileLock(cache / f".features-{key}.lock"):
-        # What is damaged is made anew.
-        with suppress(RunFolderError):
-            return Features(open_arrow(path))
+        digest = path.with_suffix(".sha256")
+        if path.is_file() and digest.is_file():
+            with suppress(RunFolderError):
+                if digest.read_bytes() == _digest_line(path):
+                    return Features(open_arrow(path))
+            note(f"{path}: is not as it was written; its rows are encoded again.")
         _encode(split, task, context, path)
+        write_text(digest, _digest_line(path).decode())
         return Features(open_arrow(path))
+
+
+def _digest_line(path: Path) -> bytes:
+    """Return the digest of a file as ``sha256sum --check`` reads it."""
+    there = path.stat()
+    return f"{_digest(path, there.st_ino, there.st_size, there.st_mtime_ns)}  {path.name}\n".encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: Path, *state: int) -> str:
+    # Read once by a process as long as nobody writes it anew.
+    return file_digest(path)
 
 
 def _encode(split: Split, task: Task, context: TaskContext, path: Path) -> None:

@@ -304,6 +304,7 @@ class _Worker(Channel):
         import torch
 
         self.place = Workplace.open(self.run)
+        self.place.note = lambda text: self.say("note", text=text)
         plan = self.place.plan
         torch.set_num_threads(plan.train_threads or plan.threads)
         if plan.processes > 1:
