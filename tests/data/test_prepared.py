@@ -762,6 +762,17 @@ def test_folds_are_written_once_and_anew_for_other_data(tmp_path):
     assert file.stat().st_mtime_ns != before
 
 
+def test_folds_in_which_a_bit_is_another_are_written_anew(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(60))
+    expected = [pairs(fold.train) for fold in opened_folds(tmp_path, 3, train="r.csv")]
+    for file in ("train", "fold-1/train"):
+        path = tmp_path / f"data/{file}.arrow"
+        content = bytearray(path.read_bytes())
+        content[content.index(b"ticket") + 3] ^= 1
+        path.write_bytes(content)
+    assert [pairs(fold.train) for fold in opened_folds(tmp_path, 3, train="r.csv")] == expected
+
+
 def test_more_folds_than_rows_are_an_error(tmp_path):
     write_csv(tmp_path / "r.csv", tickets(12))
     with pytest.raises(DataError, match="ask for fewer folds"):
