@@ -219,7 +219,7 @@ def search(
         listener.phase("prepare data")
         for sentence in given.keep(folder):
             listener.note(sentence)
-        plan = _with_prepared_data(plan, loaded, catalog, folder, base)
+        plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note)
         plan = _with_scales(_with_known_pace(plan, folder), folder, listener)
         plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
         write_text(folder.recipe, dump_recipe(loaded))
@@ -330,15 +330,22 @@ def _known_settings(plan: Plan, recipe: Recipe) -> list[Setting]:
     return settings_like(plan.task, default.size_bytes) if recipe.search.portfolio else []
 
 
-def _with_prepared_data(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
+def _with_prepared_data(
+    plan: Plan,
+    recipe: Recipe,
+    catalog: Catalog,
+    run: RunDir,
+    base: Path,
+    note: Callable[[str], None] = lambda text: None,
+) -> Plan:
     """Prepare the data of a recipe in a run folder, and return the plan with what it says."""
     task = catalog.task(recipe.task)
     with _at_its_line(recipe):
-        prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds)
-        prepare_folds(prepared, task, plan.folds, plan.seed, run.data)
+        prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds, note)
+        prepare_folds(prepared, task, plan.folds, plan.seed, run.data, note)
     plan = plan.with_data(prepared.facts, data_summary(prepared, recipe.data, base), prepared.warnings)
     with _at_its_line(recipe):
-        return _with_auxiliary(plan, recipe, catalog, run, base)
+        return _with_auxiliary(plan, recipe, catalog, run, base, note)
 
 
 @contextmanager
@@ -350,7 +357,14 @@ def _at_its_line(recipe: Recipe) -> Iterator[None]:
         raise recipe.located(error) from error.__cause__
 
 
-def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, base: Path) -> Plan:
+def _with_auxiliary(
+    plan: Plan,
+    recipe: Recipe,
+    catalog: Catalog,
+    run: RunDir,
+    base: Path,
+    note: Callable[[str], None] = lambda text: None,
+) -> Plan:
     """Prepare the data of auxiliary tasks, and return the plan with what it says."""
     known, warnings = [], []
     for number, (section, one) in enumerate(zip(recipe.auxiliary, plan.auxiliary, strict=True)):
@@ -360,7 +374,7 @@ def _with_auxiliary(plan: Plan, recipe: Recipe, catalog: Catalog, run: RunDir, b
             # Only training rows are of use: what has to be cut for the other splits is as little as can be.
             absent = {f"{name}_size": 1 for name in ("validation", "test") if getattr(section.data, name) is None}
             data = section.data.model_copy(update=absent)
-            prepared = prepare_data(data, task, one.options, plan.seed, where, base)
+            prepared = prepare_data(data, task, one.options, plan.seed, where, base, note=note)
         except DataError as error:
             raise DataError(f"auxiliary[{number}].{error}") from error
         known.append((prepared.facts, len(prepared.train)))

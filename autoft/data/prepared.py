@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ __all__ = ["PreparedData", "open_data", "prepare_data", "prepare_folds"]
 # Files up to this size are known by their content, larger ones by size and time of change.
 _HASHED_BYTES = 64 * 2**20
 
+_REMEDIED = "{}: the prepared data is not as it was written, and is prepared again."
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -58,7 +59,14 @@ class PreparedData:
 
 
 def prepare_data(
-    section: DataSection, task: Task, options: Mapping[str, Any], seed: int, folder: Path, base: Path, folds: int = 1
+    section: DataSection,
+    task: Task,
+    options: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    base: Path,
+    folds: int = 1,
+    note: Callable[[str], None] = lambda text: None,
 ) -> PreparedData:
     """Load, filter, map, clean, limit and cut the data, and write it where workers open it.
 
@@ -75,6 +83,7 @@ def prepare_data(
         base: the recipe's folder.
         folds: where it is above 1 and the recipe says nothing of the validation split, this is cut such that all folds
             of :func:`prepare_folds` have about as many rows.
+        note: told in a sentence where what was there is damaged, and prepared again.
 
     Raises:
         DataError: the data cannot be read or used.
@@ -83,16 +92,11 @@ def prepare_data(
     """
     request = _request(section, task, options, seed, base, folds)
     meta = folder / "meta.json"
-    # What is damaged is made anew.
-    with suppress(RunFolderError):
-        if (
-            meta.is_file()
-            and read_typed(meta, dict[str, Any]).get("request") == request
-            and all(_split_file(folder, name).is_file() for name in SPLITS)
-        ):
-            prepared = open_data(folder)
-            if _is_as_written(folder):
-                return prepared
+    try:
+        if meta.is_file() and read_typed(meta, dict[str, Any]).get("request") == request:
+            return _read_back(folder)
+    except RunFolderError:
+        note(_REMEDIED.format(folder))
     preparation = Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
     facts = _facts(task, options, tables, preparation.notes)
@@ -124,13 +128,19 @@ def _digests(folder: Path, splits: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(_split_file(folder, name)) for name in splits}
 
 
-def _is_as_written(folder: Path) -> bool:
-    """Return whether the files of a folder are those that were written.
+def _read_back(folder: Path) -> PreparedData:
+    """Return what was prepared in a folder, once its files are known to be those that were written.
 
     By their bytes: their rows would have to be looked at one by one, which takes several times as long.
+
+    Raises:
+        RunFolderError: they are not, or one is missing.
     """
-    known = read_typed(folder / "meta.json", _Meta).files
-    return bool(known) and _digests(folder, known) == known
+    prepared = open_data(folder)
+    meta = read_typed(folder / "meta.json", _Meta)
+    if _digests(folder, [name for name in SPLITS if name not in meta.above]) != meta.files:
+        raise RunFolderError(f"{folder}: is damaged: its rows are not as they were written")
+    return prepared
 
 
 class _Meta(BaseModel):
@@ -173,7 +183,14 @@ def open_data(folder: Path) -> PreparedData:
     )
 
 
-def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, folder: Path) -> None:
+def prepare_folds(
+    prepared: PreparedData,
+    task: Task,
+    folds: int,
+    seed: int,
+    folder: Path,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
     """Write the splits of further folds: each holds out another part of the training rows, and trains on all others.
 
     Fold 0 is what :func:`prepare_data` cut. The training rows are dealt out to the other folds, each class in turn, as
@@ -186,6 +203,7 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
         folds: how many there are in all; nothing is written for 1.
         seed: of the dealing.
         folder: the one of :func:`prepare_data`; fold 1 goes to ``fold-1/`` in it.
+        note: told in a sentence where what was there is damaged, and written again.
 
     Raises:
         DataError: there are fewer training rows than folds to make of them.
@@ -213,9 +231,11 @@ def prepare_folds(prepared: PreparedData, task: Task, folds: int, seed: int, fol
         order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])
         target = folder / f"fold-{number}"
         fingerprint = digest_of([prepared.fingerprint, number, folds, seed])
-        with suppress(RunFolderError):
-            if open_data(target).fingerprint == fingerprint and _is_as_written(target):
+        try:
+            if (target / "meta.json").is_file() and _read_back(target).fingerprint == fingerprint:
                 continue
+        except RunFolderError:
+            note(_REMEDIED.format(target))
         held = pa.array(place == number)
         learned = harmonized(
             {"train": table.filter(pc.invert(held)), "validation": prepared.validation.table}, task.card

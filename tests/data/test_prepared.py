@@ -95,9 +95,14 @@ def write_csv(path: Path, rows, head=("text", "label"), delimiter=",") -> Path:
     return path
 
 
+TOLD: list[str] = []
+"""What was said of damages; since it was last emptied."""
+
+
 def prepare(folder: Path, task: Task | None = None, seed=0, options=None, out="data", **section):
     """Prepare the data of a recipe in ``folder``."""
-    return prepare_data(DataSection(**section), task or Tickets(), options or {}, seed, folder / out, folder)
+    where = folder / out
+    return prepare_data(DataSection(**section), task or Tickets(), options or {}, seed, where, folder, note=TOLD.append)
 
 
 def tickets(count: int, seed=0, labels="aaabbc") -> list[tuple[str, str]]:
@@ -589,7 +594,9 @@ def test_a_file_that_was_cut_off_is_told_and_made_again(name, keep, tmp_path):
         open_data(tmp_path / "data")
     assert str(path) in str(caught.value)
     assert "delete" in str(caught.value)
+    TOLD.clear()
     assert every(prepare(tmp_path, train="r.csv")) == first
+    assert TOLD.pop() == f"{tmp_path / 'data'}: the prepared data is not as it was written, and is prepared again."
 
 
 @pytest.mark.parametrize("damage", ["swapped", "a letter", "lengths"])
@@ -611,7 +618,10 @@ def test_rows_that_are_not_those_that_were_written_are_made_again(damage, tmp_pa
         ends = table.column(0).chunk(0).buffers()[1].to_pybytes()
         assert content.count(ends) >= 1
         one.write_bytes(content.replace(ends, ends[:4] + b"\xff\xff\xff\x7f" * (len(ends) // 4 - 1)))
+    TOLD.clear()
     assert every(prepare(tmp_path, train="r.csv", validation_size=9, test_size=9)) == first
+    assert TOLD.pop() == f"{tmp_path / 'data'}: the prepared data is not as it was written, and is prepared again."
+    assert not TOLD
 
 
 def test_a_file_of_other_data_is_told(tmp_path):
