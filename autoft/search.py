@@ -1857,11 +1857,15 @@ class Search:
     def _fit_on_disk(self) -> int:
         """Return how many further trials the disk has room for beside those that workers are at, at most one worker's."""
         each, at_work = self.plan.trial_bytes, len(self._at_work())
-        # Where there is plenty, nobody's files are looked at.
-        unwritten = float(at_work * each)
-        if self.run.free(self.plan.disk_bytes) < unwritten + self.plan.together * each:
+        if not at_work and self.plan.together == 1:
+            # Whether there is room for a single one is looked at when it is sent.
+            return 1
+        free, unwritten = self.run.free(self.plan.disk_bytes), float(at_work * each)
+        if free < unwritten + self.plan.together * each:
+            # Only now it matters what of that they have written already.
             unwritten = self._unwritten()
-        fit = int(max(0.0, self._free(unwritten + each) - unwritten) // each)
+            free = self._free(unwritten + each)
+        fit = int(max(0.0, free - unwritten) // each)
         if at_work and not fit:
             whose = "The disk" if self.plan.disk_bytes is None else "storage.disk"
             self._say_once(

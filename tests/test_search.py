@@ -1149,7 +1149,9 @@ class Writers:
     def __init__(self, search: Search, workers: int):
         self.search, self.placed = search, frozenset(range(workers))
         self.at: dict[int, int] = {}
-        self.most, self.largest = 0, 0
+        self.at_work: list[int] = []
+        """How many there are with each that is sent."""
+        self.largest = 0
         self.memory_limits: dict[int, float] = {}
 
     def write(self, number: int, size: int) -> None:
@@ -1160,13 +1162,14 @@ class Writers:
 
     def send(self, worker, op, **body):
         self.at[worker] = number = body["config"]["number"]
-        self.most = max(self.most, len(self.at))
+        self.at_work.append(len(self.at))
         (self.search.run.trial(number) / "variants/none").mkdir(parents=True)
-        self.write(number, self.search.plan.trial_bytes)
+        self.write(number, self.search.plan.trial_bytes // 2)
 
     def poll(self, timeout):
         worker, number = next(iter(self.at.items()))
         del self.at[worker]
+        self.write(number, self.search.plan.trial_bytes)
         self.write(number, self.search.plan.trial_bytes // 5)
         result = done(self.search.running[worker], 0.5 + number / 100)
         result.variants[0].folder = f"trials/{number:04d}/variants/none"
@@ -1184,7 +1187,7 @@ def test_a_quota_is_kept_by_several_workers_of_which_some_wait(tmp_path, catalog
     writers = Writers(search, 4)
     search._loop(writers, lambda: search.study.ask(search._number()), 8)
     assert len(search.results) == 8
-    assert writers.most == at_once
+    assert writers.at_work == [min(number, at_once) for number in range(1, 9)]
     assert writers.largest <= search.plan.disk_bytes
     waits = f"storage.disk has room for {at_once} trial{'s' if at_once > 1 else ''} at once, of 50 MB each at most:"
     assert [text[: len(waits)] for text in told] == ([waits] if at_once < 4 else [])
