@@ -72,8 +72,9 @@ def added_configuration(
     chains = _chains(plan, settings, default, found)
     pipeline = pipeline or _pipeline(plan, settings, default, begin, chains)
     names = plan.parameters(pipeline, *(str(chains[name]) for name in CHOICES))
-    kept = {name: value for name, value in default.params.items() if name in names}
-    params = {name: plan.domain(name).default for name in names} | kept | chains
+    kept = {} if begin is None else {name: value for name, value in begin.params.items() if name in names}
+    defaults = plan.default_params(pipeline, model or default.model)
+    params = {name: plan.domain(name).default for name in names} | defaults | kept | chains
     domains = _domains(plan, catalog)
     for name, value in settings.items():
         if name in CHOICES:

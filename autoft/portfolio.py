@@ -76,7 +76,7 @@ def configuration(plan: Plan, setting: Setting) -> TrialConfig | None:
     known = {model.name for model in plan.models}
     model = setting.model if setting.model in known else plan.models[0].name
     allowed = {name: _nearest(plan, name, value) for name, value in setting.params.items() if name in plan.space}
-    params = plan.default_params(setting.pipeline, **allowed)
+    params = plan.default_params(setting.pipeline, model, **allowed)
     if plan.unfit(model, setting.pipeline, params.get("regularize")):
         return None
     default = plan.default_config()

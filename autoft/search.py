@@ -1511,7 +1511,9 @@ class Search:
             config = configuration(plan, known)
             if config is not None and not any(_same(config, other) for other in configs):
                 configs.append(config)
-        configs += [default.model_copy(update={"kind": "published", "model": m.name}) for m in plan.models[1:]]
+        for other in plan.models[1:]:
+            params = plan.default_params(default.pipeline, other.name)
+            configs.append(default.model_copy(update={"kind": "published", "model": other.name, "params": params}))
         if plan.auxiliary and plan.domain("auxiliary.weight").contains(1.0):
             params = {**default.params, "auxiliary.weight": 1.0}
             configs.insert(1, default.model_copy(update={"kind": "published", "params": params}))
@@ -1523,6 +1525,9 @@ class Search:
                 changes = {
                     (f"{adapter.name}.{key}" if "." not in key else key): value for key, value in setting.items()
                 }
+                rate = f"{adapter.name}.learning_rate"
+                if rate in changes:
+                    changes[rate] = plan.rate_for(changes[rate], pipeline.name, default.model)
                 params = plan.default_params(pipeline.name, **changes)
                 config = default.model_copy(update={"kind": "published", "pipeline": pipeline.name, "params": params})
                 if (config.model, pipeline.name) not in illegal and not any(_same(config, c) for c in configs):

@@ -342,6 +342,16 @@ class Adapter(Strategy):
         """
         return 0
 
+    def rate_scale(self, target: Target) -> float:
+        """Return how many times as high as in :attr:`space` and :attr:`published` learning rates are to be for a model.
+
+        1 by default. The plan multiplies both, where the recipe gives no rates of its own.
+
+        Args:
+            target: with the model's ``config``; nothing is loaded.
+        """
+        return 1.0
+
     def learn_from(self, target: Target, rows: Sequence[Row], params: Mapping[str, Any]) -> Any:
         """Return what :meth:`attach` needs to know of the training rows, as ``target.learned``; None by default.
 

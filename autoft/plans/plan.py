@@ -59,6 +59,8 @@ class PipelinePlan(_Plan):
     adapter: str
     leaves: State = "dense"
     """What the trained model is, and compressions start from."""
+    rate_scales: dict[str, float] = {}
+    """By model, how many times as high as declared the adapter's learning rates are; empty where the recipe gives them."""
 
 
 Named = TypeVar("Named", ModelPlan, PipelinePlan)
@@ -302,14 +304,35 @@ class Plan(_Plan):
         reasons = {(one, other): reason for one, other, reason in pairs}
         return reasons.get((model, pipeline)) or reasons.get((pipeline, str(regularize)))
 
-    def default_params(self, pipeline: str, **changes: Any) -> dict[str, Any]:
-        """Return a configuration of defaults; ``changes`` by parameter name, kept where the domain allows them."""
+    def rate_for(self, rate: float, pipeline: str, model: str, of: str | None = None) -> float:
+        """Return a learning rate of a pipeline for a model, to three places.
+
+        Args:
+            rate: as the adapter declares it, or where ``of`` is given, as it is for that model.
+            pipeline: its name.
+            model: its name.
+            of: the model that the rate is meant for.
+        """
+        scales = self.pipeline(pipeline).rate_scales
+        return float(f"{rate * scales.get(model, 1.0) / scales.get(of or '', 1.0):.3g}")
+
+    def default_params(self, pipeline: str, model: str | None = None, **changes: Any) -> dict[str, Any]:
+        """Return a configuration of defaults for a model, by default the plan's first.
+
+        Args:
+            pipeline: its name.
+            model: its name.
+            changes: by parameter name, kept where the domain allows them.
+        """
         chosen: list[str | None] = []
         for name in ("augment", "regularize"):
             domain = self.domain(name) if name in self.space else None
             kept = domain is not None and domain.contains(changes.get(name))
             chosen.append(None if domain is None else str(changes[name] if kept else domain.default))
-        params = {name: self.domain(name).default for name in self.parameters(pipeline, *chosen)}
+        params: dict[str, Any] = {name: self.domain(name).default for name in self.parameters(pipeline, *chosen)}
+        rate, first = f"{self.pipeline(pipeline).adapter}.learning_rate", self.models[0].name
+        if model is not None and model != first and self.pipeline(pipeline).rate_scales:
+            params[rate] = self.rate_for(params[rate], pipeline, model, of=first)
         for name, value in changes.items():
             if name in params and self.domain(name).contains(value):
                 params[name] = value

@@ -50,7 +50,7 @@ from autoft.plugins import Catalog
 from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
 from autoft.rundir import read_json
-from autoft.space import Categorical, Domain, check_widened, domain_from_recipe, domain_to_json
+from autoft.space import Categorical, Domain, Float, check_widened, domain_from_recipe, domain_to_json
 from autoft.study_addresses import study_address
 from autoft.version import __version__
 
@@ -468,6 +468,7 @@ class _Planner:
                     quantizer=quantizer.name if quantizer else None,
                     adapter=adapter.name,
                     leaves=adapter.leaves,
+                    rate_scales=self.rate_scales(adapter, targets),
                 )
         wanted = self.recipe.pipelines or self.effort["pipelines"] or list(self.task.default_pipelines()) or WIDE
         if self.recipe.pipelines is None and self.recipe.budget.train_memory and "nf4+lora" in legal:
@@ -799,9 +800,12 @@ class _Planner:
             # Without them is the plain default: whether they help is for the search to find out.
             searched["auxiliary.weight"] = Categorical((0.0, 0.5, 1.0), 0.0)
             origins["auxiliary.weight"] = "auxiliary"
+        scales = {pipeline.adapter: pipeline.rate_scales for pipeline in pipelines}
         for owner in owners:
             for parameter, domain in owner.space.items():
                 key = f"{owner.name}.{parameter}"
+                if parameter == "learning_rate" and scales.get(owner.name):
+                    domain = _scaled(domain, [scales[owner.name].get(model.name, 1.0) for model in models])
                 known[key], searched[key], origins[key] = domain, domain, owner.name
         everything = self.all_parameters()
         space: dict[str, Domain] = {}
@@ -845,6 +849,13 @@ class _Planner:
             elif name not in space and everything[name] not in self.catalog.compressors:
                 self.warnings.append(f"space.{name} has no effect: {everything[name]} is not searched")
         return space, origins
+
+    def rate_scales(self, adapter: Adapter, targets: Sequence[Target]) -> dict[str, float]:
+        """Return how many times as high as declared an adapter's learning rates are for each model, where not once for all."""
+        if f"{adapter.name}.learning_rate" in self.recipe.space:
+            return {}
+        scales = {target.source.name: adapter.rate_scale(target) for target in targets}
+        return scales if any(scale != 1.0 for scale in scales.values()) else {}
 
     def origin(self, given: object) -> str:
         return "recipe" if given else f"effort: {self.recipe.effort}"
@@ -897,3 +908,14 @@ def _on_device(hardware: Hardware, device: str) -> Hardware:
     if device == "cpu":
         return Hardware.probe_cpu()
     return Hardware.from_json({**hardware.to_json(), "device": device})
+
+
+def _scaled(domain: Domain, scales: Sequence[float]) -> Domain:
+    """Return the domain of a learning rate that is so many times as high for each model; its default is the first one's."""
+    if not isinstance(domain, Float):
+        return domain
+    low, high, default = (
+        float(f"{rate:.3g}")
+        for rate in (domain.low * min(scales), domain.high * max(scales), domain.default * scales[0])
+    )
+    return Float(low, high, default, log=domain.log)

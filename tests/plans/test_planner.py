@@ -568,3 +568,33 @@ def test_changes_of_the_defaults_bring_the_parameters_of_what_they_name(catalog,
     assert "r-drop.weight" in params
     assert "ema.decay" not in params
     assert plan.default_params("full", regularize="unheard-of") == plan.default_params("full")
+
+
+def test_narrow_models_get_higher_learning_rates(catalog, tiny_model, tmp_path):
+    """With Adam the best rate falls as one over the width (Yang et al. 2022, arXiv:2203.03466, table 3)."""
+    names = {}
+    for width in (768, 384, 256, 128, 32):
+        names[width] = str(shutil.copytree(tiny_model, tmp_path / str(width)))
+        config = {**json.loads((tiny_model / "config.json").read_text()), "hidden_size": width}
+        (tmp_path / str(width) / "config.json").write_text(json.dumps(config))
+
+    def rates(*widths, **changes):
+        plan = planned(
+            catalog, tiny_model, model=[names[width] for width in widths], pipelines=["full", "lora"], **changes
+        )
+        domain = plan.domain("full.learning_rate")
+        defaults = [plan.default_params("full", names[width])["full.learning_rate"] for width in widths]
+        assert plan.domain("lora.learning_rate") == catalog.adapters["lora"].space["learning_rate"]
+        assert plan.default_config().params["full.learning_rate"] == defaults[0]
+        assert all(domain.contains(rate) for rate in defaults)
+        return (domain.low, domain.high), defaults
+
+    assert rates(768) == rates(384) == ((5e-6, 2e-4), [5e-5])
+    assert rates(128) == rates(32) == ((3e-5, 1.2e-3), [3e-4])
+    assert rates(256) == ((1.5e-5, 6e-4), [1.5e-4])
+    # Of several, each has its own.
+    assert rates(768, 256, 128) == ((5e-6, 1.2e-3), [5e-5, 1.5e-4, 3e-4])
+    assert rates(128, 768) == ((5e-6, 1.2e-3), [3e-4, 5e-5])
+    # The recipe's own stay as they are.
+    given = {"space": {"full.learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}}}
+    assert rates(128, 768, **given) == ((1e-5, 1e-4), [5e-5, 5e-5])
