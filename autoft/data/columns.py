@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autoft.contracts import Column, TaskCard
+from autoft.data.encodings import Room
 from autoft.data.rows import Mask, count_of_rows, shortened
 from autoft.data.sources import load_source, source_path
 from autoft.errors import DataError, unknown_name
@@ -204,6 +205,8 @@ def _show_mapping(names: Sequence[str], card: TaskCard, chosen: Mapping[str, str
 
 
 def _selected(table: pa.Table, card: TaskCard, columns: Mapping[str, str], where: str) -> pa.Table:
+    # Of a file that is mapped, the columns that are used come into memory here, and no others.
+    Room(where).check(sum(table[name].nbytes for name in columns.values()))
     return pa.table({role: _as_kind(table[name], card.column(role), name, where) for role, name in columns.items()})
 
 

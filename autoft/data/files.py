@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from autoft.data.encodings import Room, plain, plain_type, sound
 from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
 from autoft.errors import DataError, closest, first_line
-from autoft.hardware import memory_left
-from autoft.quantities import format_bytes
 
-__all__ = ["allowed_kinds", "check_arrow", "is_data_file", "kind_of", "read_file", "unpacked"]
+__all__ = ["allowed_kinds", "check_arrow", "is_data_file", "kind_of", "read_file"]
 
 
 def read_file(path: Path) -> pa.Table:
@@ -47,6 +46,8 @@ def read_file(path: Path) -> pa.Table:
         raise DataError(f"{path}: is a broken gzip file ({first_line(error)}); compress or fetch it again") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {_encoding_fault(path)}") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: takes more memory than there is; take a part of it") from error
     except pa.ArrowException as error:
         raise DataError(f"{path}: is not a {kind.lstrip('.')} file, or is damaged ({first_line(error)})") from error
     except OSError as error:
@@ -74,51 +75,28 @@ def _opened(path: Path) -> IO[bytes]:
     return io.BufferedReader(_Unpacked(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
+_KNOWN = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
+_PART = 2**28
+"""Bytes of a Parquet file that are read at a time, where its rows are of one size."""
+
+
 class _Unpacked(io.RawIOBase):
     """What a gzip file unpacks to, as far as there is memory for it: a few megabytes may unpack to terabytes."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file, self._size, self._room = path, gzip.GzipFile(path), 0, _room()
+        self._file, self._room = gzip.GzipFile(path), Room(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
-        self._size += count
-        _check_room(self._size, self._room, self._path)
+        self._room.take(count)
         return count
 
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _room() -> int:
-    """Return how many bytes a file may come to in memory: half of what is free, for it is held twice at times."""
-    return memory_left()[0] // 2
-
-
-def unpacked(column: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
-    """Return a dictionary-encoded column with the values themselves: a long one takes a few bytes for each row that has it.
-
-    Raises:
-        DataError: there is not the memory for it.
-    """
-    parts, size, room = list[pa.Array](), 0, _room()
-    for chunk in column.chunks:
-        for start in range(0, len(chunk), CHUNK):
-            parts.append(chunk.slice(start, CHUNK).cast(column.type.value_type))
-            size += parts[-1].nbytes
-            _check_room(size, room, source)
-    return pa.chunked_array(parts, column.type.value_type)
-
-
-def _check_room(size: int, room: int, path: Path | str) -> None:
-    if size > room:
-        raise DataError(
-            f"{path}: unpacks to more than the {format_bytes(room)} that there is memory for; take a part of it"
-        )
 
 
 def _encoding_fault(path: Path) -> str:
@@ -360,20 +338,55 @@ def _read_parquet(path: Path) -> pa.Table:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        batches, size, room = list[pa.RecordBatch](), 0, _room()
-        # Part by part: a value that comes a billion times takes a few bytes in the file.
-        for batch in file.iter_batches(CHUNK):
-            size += batch.nbytes
-            _check_room(size, room, path)
-            batches.append(batch)
-        return _sound(pa.Table.from_batches(batches, file.schema_arrow))
+        schema, (texts, rows) = file.schema_arrow, _measured(file, Room(path))
+    schema = pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
+    tables, room = [schema.empty_table()], Room(path)
+    # As dictionaries and part by part: a value that comes a billion times takes a few bytes in the file.
+    with ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(rows):
+            part = pa.Table.from_batches([batch])
+            room.take(sum(column.nbytes for column in part.columns if column.type == plain_type(column.type)))
+            columns = [
+                plain(column, room, f"{path}: column {field.name!r}").cast(field.type)
+                for column, field in zip(part.columns, schema, strict=True)
+            ]
+            tables.append(pa.table(columns, schema=schema))
+    return sound(pa.concat_tables(tables), path)
+
+
+def _measured(file: Any, room: Room) -> tuple[list[str], int]:
+    """Look whether what is known of a Parquet file fits into memory.
+
+    Returns:
+        the columns of texts and bytes that can be read as dictionaries, and how many rows to read at a time.
+
+    Raises:
+        DataError: it does not fit.
+    """
+    texts, widths = dict[str, bool](), {"INT64": 8, "DOUBLE": 8, "INT96": 12}
+    rows, size, longest = max(1, file.metadata.num_rows), 1, 1
+    room.check(8 * rows)
+    for group in range(file.metadata.num_row_groups):
+        for place in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(place)
+            width = max(file.schema.column(place).length, widths.get(column.physical_type, 4))
+            room.take(max(column.total_uncompressed_size, column.num_values * width))
+            size += column.total_uncompressed_size
+            if column.physical_type == "BYTE_ARRAY":
+                # pyarrow cannot read others as dictionaries, and of some a value takes nothing if it is that of the row before.
+                known = set(column.encodings) <= _KNOWN
+                texts[column.path_in_schema] = known and texts.get(column.path_in_schema, True)
+                longest = longest if known else max(longest, column.total_uncompressed_size)
+    return [name for name, known in texts.items() if known], max(
+        1, min(CHUNK, _PART * rows // size, room.bytes // longest)
+    )
 
 
 def _read_arrow(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as file:
         start = _check_arrow(file, path)
         file.seek(start)
-        return _sound(pa.ipc.open_stream(file).read_all())
+        return sound(pa.ipc.open_stream(file).read_all(), path)
 
 
 def check_arrow(path: Path) -> None:
@@ -393,10 +406,9 @@ def _check_arrow(file: pa.MemoryMappedFile, path: Path) -> int:
     if file.read(6) == b"ARROW1":
         start, wanted = 8, pa.ipc.open_file(file).num_record_batches
     file.seek(start)
-    size, batches, room = 0, 0, _room()
+    batches, room = 0, Room(path)
     for message in pa.ipc.MessageReader.open_stream(file):
-        size += _unpacked_size(message)
-        _check_room(size, room, path)
+        room.take(_unpacked_size(message))
         batches += message.type == "record batch"
     if wanted is not None and batches != wanted:
         raise pa.ArrowInvalid(f"holds {batches} batches, and its index names {wanted}")
@@ -442,16 +454,6 @@ def _unpacked_size(message: pa.Message) -> int:
         return size
     except struct.error as error:
         raise pa.ArrowInvalid(f"a message is cut: {error}") from error
-
-
-def _sound(table: pa.Table) -> pa.Table:
-    """Return the table once all of it is known to be readable; Arrow takes a file at its word until a value is asked for.
-
-    Raises:
-        pyarrow.ArrowInvalid: text that is not UTF-8, or values beyond the end of their buffer.
-    """
-    table.validate(full=True)
-    return table
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

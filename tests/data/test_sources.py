@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -380,7 +382,113 @@ def test_a_small_file_that_unpacks_to_more_than_there_is_memory_for_is_refused(t
     free = SimpleNamespace(total=10**9, available=2 * 10**6)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     for name in names:
-        assert "unpacks to more than the 1 MB that there is memory for" in fault(tmp_path / name)
+        assert "takes more than the 1 MB that there is memory for" in fault(tmp_path / name)
+
+
+def same_values(kind: str) -> pa.Array:
+    """Return 2000 values, of 8 kB each, of which Arrow holds one."""
+    value, rows = "y" * 8000, pa.array([0] * 2000, pa.int32())
+    known = pa.DictionaryArray.from_arrays(rows, [value])
+    views = pa.py_buffer(struct.pack("<i4sii", len(value), b"yyyy", 0, 0) * 2000)
+    letters = pa.array(["y"] * 1000)
+    return {
+        "views": lambda: pa.Array.from_buffers(pa.string_view(), 2000, [None, views, pa.py_buffer(value.encode())]),
+        "runs": lambda: pa.RunEndEncodedArray.from_arrays([2000], [value]),
+        "lists of views": lambda: pa.ListViewArray.from_arrays(rows, pa.array([1000] * 2000, pa.int32()), letters),
+        "inner dictionary": lambda: pa.StructArray.from_arrays([known], ["a"]),
+        "list of it": lambda: pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), known),
+        "dictionary of lists": lambda: pa.DictionaryArray.from_arrays(rows, pa.array([["y"] * 1000])),
+        "nulls": lambda: pa.nulls(2_000_000),
+        "list of nulls": lambda: pa.LargeListArray.from_arrays([0, 2_000_000], pa.nulls(2_000_000)),
+        "nulls of one size": lambda: pa.FixedSizeListArray.from_arrays(pa.nulls(2_000_000), 1000),
+        "union": lambda: pa.UnionArray.from_dense(pa.array([0] * 2000, pa.int8()), rows, [pa.array([value])]),
+    }[kind]()
+
+
+SAME_VALUES = (
+    "views", "runs", "lists of views", "inner dictionary", "list of it", "dictionary of lists", "nulls", "list of nulls",
+    "nulls of one size", "union",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAME_VALUES)
+def test_values_that_a_file_holds_once_and_uses_often_are_refused_where_the_memory_would_end(
+    tmp_path, monkeypatch, kind
+):
+    values = same_values(kind)
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, pa.schema({"text": values.type})) as writer:
+        writer.write_table(pa.table({"text": values}))
+    assert path.stat().st_size < 100_000
+    assert load(path).num_rows == len(values)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=2 * 10**6))
+    assert "takes more than the 1 MB that there is memory for" in fault(path)
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", None])
+def test_a_parquet_file_of_any_encoding_is_read(tmp_path, encoding):
+    texts, lists = ["a", "ab", None, "ab"], [["ab"], [], None, ["ab", "b"]]
+    names = ("text", "lists.list.element")
+    packed = {"use_dictionary": False, "column_encoding": dict.fromkeys(names, encoding)} if encoding else {}
+    pq.write_table(pa.table({"text": texts, "lists": lists}), tmp_path / "rows.parquet", **packed)
+    assert load(tmp_path / "rows.parquet").to_pydict() == {"text": texts, "lists": lists}
+
+
+@pytest.mark.parametrize("kind", ["text", "list", "numbers"])
+def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, monkeypatch, kind):
+    known = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["y" * 10_000])
+    values = {
+        "text": lambda: known,
+        "list": lambda: pa.ListArray.from_arrays([0, 2000], known),
+        "numbers": lambda: [[7] * 1_000_000],
+    }[kind]()
+    pq.write_table(pa.table({"text": values}), tmp_path / "rows.parquet")
+    assert (tmp_path / "rows.parquet").stat().st_size < 100_000
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=2 * 10**6))
+    pa.set_memory_pool(pool)
+    try:
+        assert "takes more than the 1 MB that there is memory for" in fault(tmp_path / "rows.parquet")
+    finally:
+        pa.set_memory_pool(usual)
+    assert pool.max_memory() < 2 * 10**6
+
+
+def test_every_encoding_of_arrow_gives_the_same_rows(tmp_path):
+    texts = pa.array(["good", None, "bad", "good", "a text of more than twelve bytes"])
+    lists = pa.array([["x", "y"], None, ["y"], [], ["y", "z"]])
+    overlapping = pa.ListViewArray.from_arrays(
+        pa.array([0, 0, 1, 0, 1], pa.int32()), pa.array([2, 0, 1, 0, 2], pa.int32()), pa.array(["x", "y", "z"]),
+        mask=pa.array([False, True, False, False, False]),
+    )  # fmt: skip
+    ways = {
+        "dictionary": (texts.dictionary_encode(), texts),
+        "runs": (pc.run_end_encode(texts), texts),
+        "views": (texts.cast(pa.string_view()), texts),
+        "list views": (overlapping, lists),
+        "lists of a dictionary": (pa.ListArray.from_arrays([0, 2, 2, 3, 3, 5], pa.array([*"xyyyz"]).dictionary_encode()), None),
+        "a dictionary of lists": (pa.DictionaryArray.from_arrays([0, None, 1, 2, 3], lists.drop_null()), lists),
+        "structs": (pa.StructArray.from_arrays([texts.cast(pa.string_view()), overlapping], ["a", "b"]), None),
+        "maps": (pa.MapArray.from_arrays([0, 1, 1, 2, 2, 3], pa.array([*"aba"]).dictionary_encode(), [1, 2, 3]), None),
+    }  # fmt: skip
+    table = pa.table({name: values for name, (values, _) in ways.items()})
+    with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as writer:
+        writer.write_table(table.slice(0, 2))
+        writer.write_table(table.slice(2))
+    rows = load(tmp_path / "rows.arrow")
+    for name, (values, same) in ways.items():
+        assert rows[name].to_pylist() == (values if same is None else same).to_pylist(), name
+    # What preparing does to rows, and Arrow does to none of these encodings but the first.
+    assert rows.filter(pa.array([True] * 5)).take([4, 0]).num_rows == 2
+
+
+def test_a_selection_of_rows_that_an_old_version_saved_is_not_ignored(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(state.read_text().replace("{", '{"_indices_data_files": [{"filename": "indices.arrow"}],', 1))
+    assert "saved a selection of its rows" in fault("saved", tmp_path)
 
 
 def test_a_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path):
