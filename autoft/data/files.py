@@ -6,13 +6,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import struct
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,10 +73,28 @@ def allowed_kinds() -> str:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return io.BufferedReader(_Unpacked(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+    if path.name.lower().endswith(".gz"):
+        return io.BufferedReader(_Unpacked(path))
+    Room(path).check(path.stat().st_size)
+    return path.open("rb")
+
+
+def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Give the lines of a file, as far as there is memory for each by itself."""
+    room = Room(path)
+    while line := file.readline(room.bytes // _OBJECTS + 1):
+        room.check(_OBJECTS * len(line))
+        yield line
 
 
 _KNOWN = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
+_OBJECTS = 25
+"""How many times its length a text can take as Python objects: ``{},`` is 72 bytes."""
+
+_CELLS = 2**20
+_TEXT = 2**24
+"""Values of a csv file, and characters of a JSON one, that are Python objects at the same time, where a row has no more."""
+
 _PART = 2**28
 """Bytes of a Parquet file that are read at a time, where its rows are of one size."""
 
@@ -147,10 +166,10 @@ def _unquoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _read_delimited(path: Path, delimiter: str, quoting: Any) -> pa.Table:
     """Read a csv file strictly: pyarrow's reader takes a quote that is never closed as one long value, in silence."""
     # The limit is a setting of the whole process; 128 KiB is too little for a long document.
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(min(sys.maxsize, max(1, Room(path).bytes // _OBJECTS)))
     try:
         with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+            reader = csv.reader(_lines(text, path), delimiter=delimiter, quoting=quoting, strict=True)
             return _delimited_table(reader, path, delimiter)
     finally:
         csv.field_size_limit(limit)
@@ -161,11 +180,12 @@ def _delimited_table(reader: Any, path: Path, delimiter: str) -> pa.Table:
     chunks: list[list[pa.Array]] = []
     rows: list[list[str]] = []
     wrong: list[str] = []
-    count = 0
+    count, most, room = 0, CHUNK, Room(path)
     for start, row in _delimited_rows(reader, path):
         if not names:
             names = row
             _check_header(names, path, delimiter)
+            most = max(1, min(CHUNK, _CELLS // len(names)))
         elif len(row) != len(names):
             count += 1
             if len(wrong) < 3:
@@ -173,8 +193,9 @@ def _delimited_table(reader: Any, path: Path, delimiter: str) -> pa.Table:
                 wrong.append(f"line {start} has {given} for {len(names)} columns: {shortened(delimiter.join(row))!r}")
         else:
             rows.append(row)
-            if len(rows) == CHUNK:
+            if len(rows) == most:
                 chunks.append(_text_arrays(rows))
+                room.take(sum(values.nbytes for values in chunks[-1]))
                 rows = []
     if not names:
         raise DataError(f"{path}: is empty")
@@ -197,7 +218,7 @@ def _delimited_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            open_quote = "unexpected end" in str(error)
+            open_quote = "unexpected end" in str(error) or "field limit" in str(error)
             problem = 'a "quote" that opens there is not closed' if open_quote else f"is malformed ({error})"
             raise DataError(
                 f'{path}: line {start}: {problem}; a quote inside of a quoted value is written twice ("")'
@@ -208,6 +229,8 @@ def _delimited_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_header(names: Sequence[str], path: Path, delimiter: str) -> None:
+    if any("\0" in name for name in names):
+        raise DataError(f"{path}: its first line holds zero bytes, as UTF-16 text does; save it as UTF-8")
     if len(names) == 1 and delimiter == "," and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
         how = "name it .tsv" if other == "\t" else "save it with commas"
         raise DataError(f"{path}: its values seem to be separated by {other!r}; {how}")
@@ -255,20 +278,100 @@ def _read_json(path: Path) -> pa.Table:
         if table.num_rows == 1:
             raise DataError(f"{path}: {_not_rows(_json_whole(path, None))}")
         return table
-    value = _json_whole(path, None)
-    rows = ((f"row {number}", _json_row(row, f"{path}: row {number}")) for number, row in enumerate(value, 1))
-    return _json_table(rows, path)
+    return _json_table(_json_elements(path), path)
 
 
 def _json_whole(path: Path, otherwise: DataError | None) -> Any:
+    """Return what a file holds that is no rows, to say what it is; it can take many times the memory of its text."""
     with _opened(path) as file:
-        text = file.read().decode("utf-8-sig")
+        content = file.read()
+    if _OBJECTS * len(content) > Room(path).bytes:
+        raise otherwise or DataError(f"{path}: {_not_rows(None)}")
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_distinct)
     except _DuplicateKey as error:
         raise DataError(f"{path}: the key {str(error)!r} is given twice in one object") from None
     except (ValueError, RecursionError) as error:
         raise (otherwise or DataError(f"{path}: is not JSON: {first_line(error)}")) from None
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class _Elements:
+    """The elements of a JSON array one by one, with their lengths: a whole array takes many times the memory of its text."""
+
+    def __init__(self, source: IO[str], path: Path) -> None:
+        self._source, self._path, self._room = source, path, Room(path)
+        self._part = min(_TEXT, self._room.bytes // _OBJECTS)
+        self._text, self._at, self._lines = "", 0, 0
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        self._mark("[")
+        if self._next() != "]":
+            yield self._element()
+            while self._next() == ",":
+                self._mark(",")
+                yield self._element()
+        self._mark("]")
+        if self._next():
+            raise self._fault("extra data after the array", self._at)
+
+    def _element(self) -> tuple[Any, int]:
+        decoder = json.JSONDecoder(object_pairs_hook=_distinct)
+        self._next()
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # What is cut ends before the end of a word, or in a text that began anywhere.
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 10
+                if not (cut and self._more()):
+                    raise self._fault(error.msg, error.pos) from None
+                continue
+            length, self._at = end - self._at, end
+            return value, length
+
+    def _mark(self, wanted: str) -> None:
+        if self._next() != wanted:
+            raise self._fault(f"Expecting {wanted!r}", self._at)
+        self._at += 1
+
+    def _next(self) -> str:
+        """Go to what comes next that is no space, and return it; nothing at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches nothing too
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _more(self) -> bool:
+        rest = self._text[self._at :]
+        self._room.check(_OBJECTS * len(rest))
+        self._lines += self._text.count("\n", 0, self._at)
+        new = self._source.read(max(self._part, len(rest)))
+        self._text, self._at = rest + new, 0
+        return bool(new)
+
+    def _fault(self, what: str, at: int) -> DataError:
+        line = self._lines + self._text.count("\n", 0, at) + 1
+        near = self._text[at : at + 60]
+        return DataError(
+            f"{self._path}: is not JSON: {what}: line {line}" + (f", at {near!r}" if near else ", at its end")
+        )
+
+
+def _json_elements(path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+    number = 1
+    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as source:
+        try:
+            for number, (value, length) in enumerate(_Elements(source, path), 1):
+                yield f"row {number}", _json_row(value, f"{path}: row {number}"), length
+        except _DuplicateKey as error:
+            raise DataError(f"{path}: the key {str(error)!r} is given twice in one object") from None
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is not JSON: {first_line(error)}") from None
 
 
 def _not_rows(value: Any) -> str:
@@ -282,8 +385,8 @@ def _not_rows(value: Any) -> str:
     return "needs an array of objects, or one object a line"
 
 
-def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
+def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+    for number, line in enumerate(_lines(file, path), 1):
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text:
             continue
@@ -298,7 +401,7 @@ def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, An
         # A number of thousands of digits, or a thousand lists in one another.
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number} cannot be read: {first_line(error)}: {shortened(text)!r}") from None
-        yield f"line {number}", _json_row(value, f"{path}: line {number}")
+        yield f"line {number}", _json_row(value, f"{path}: line {number}"), len(text)
 
 
 class _DuplicateKey(ValueError):
@@ -319,17 +422,24 @@ def _json_row(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _json_table(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> pa.Table:
+def _json_table(rows: Iterable[tuple[str, dict[str, Any], int]], path: Path) -> pa.Table:
     tables = []
     places: list[str] = []
     chunk: list[dict[str, Any]] = []
-    for place, row in rows:
+    names, count, size, room = set[str](), 0, 0, Room(path)
+    for place, row, length in rows:
         places.append(place)
         chunk.append(row)
-        if len(chunk) == CHUNK:
+        names.update(row)
+        count, size = count + 1, size + length
+        if len(chunk) == CHUNK or size > min(_TEXT, room.bytes // _OBJECTS):
+            # Rows of which each has keys of its own make a table of mostly nothing.
+            room.check(8 * len(names) * count)
             tables.append(rows_table(chunk, places, str(path)))
-            places, chunk = [], []
+            room.take(tables[-1].nbytes)
+            places, chunk, size = [], [], 0
     if chunk:
+        room.check(8 * len(names) * count)
         tables.append(rows_table(chunk, places, str(path)))
     return concatenated(tables, str(path)) if tables else pa.table({})
 

@@ -65,6 +65,9 @@ def rows_table(rows: Sequence[Mapping[str, Any]], places: Sequence[str], origin:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            place = next(place for row, place in zip(rows, places, strict=True) if name in row)
+            raise DataError(f"{origin}: {place}: the key {name!r} holds half of a surrogate pair, which is not Unicode")
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)

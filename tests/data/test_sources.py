@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import tempfile
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -489,6 +490,71 @@ def test_a_selection_of_rows_that_an_old_version_saved_is_not_ignored(tmp_path):
     state = tmp_path / "saved" / "state.json"
     state.write_text(state.read_text().replace("{", '{"_indices_data_files": [{"filename": "indices.arrow"}],', 1))
     assert "saved a selection of its rows" in fault("saved", tmp_path)
+
+
+LIMITED = {
+    "line.csv": b"text,label\n" + b"a" * 500_000,
+    "quote.csv": b'text,label\n"' + b"a\n" * 250_000,
+    "line.jsonl": b'{"text": [' + b"{}," * 100_000 + b"{}]}\n",
+    "row.json": b'[{"text": [' + b"{}," * 100_000 + b"{}]}]",
+    "large.csv": b"text,label\n" + b"a,b\n" * 300_000,
+    "short.csv": b"text,label\n" + b"a,b\n" * 200_000,
+    "keys.jsonl": b"".join(b'{"%d": 1}\n' % number for number in range(1000)),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_text_that_takes_more_than_there_is_memory_for_is_refused_before_it_does(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(LIMITED[name])
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=2 * 10**6))
+    tracemalloc.start()
+    try:
+        words = "is not closed" if name == "quote.csv" else "takes more than the 1 MB that there is memory for"
+        assert words in fault(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 6 * 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", [1, 3, 40])
+def test_an_array_is_read_part_by_part_as_json_reads_it(tmp_path, monkeypatch, part):
+    monkeypatch.setattr("autoft.data.files._TEXT", part)
+    good = ' [ {"a": 1.5, "b": "\\u00e4\\n\\"x"} ,\n{"b":null, "a":-2e3},{"a": 0.25, "b": "é☕"}] \n'
+    path = tmp_path / "rows.json"
+    path.write_text(good, encoding="utf-8")
+    assert load(path).to_pylist() == json.loads(good)
+    worse = [good[:end] for end in range(2, len(good) - 3)]
+    worse += [good.replace(",\n", mark) for mark in ("", ",,", ";", "]")] + [
+        good.replace("] ", ",] "),
+        good + "]",
+        good + "1",
+    ]
+    for text in worse:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(text)
+        path.write_text(text, encoding="utf-8")
+        assert "is not JSON" in fault(path), text
+
+
+def test_a_csv_file_with_more_columns_than_values_are_read_at_once_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoft.data.files._CELLS", 3)
+    write_csv(tmp_path / "wide.csv", [[*"abcd"], [*"efgh"]], [*"wxyz"])
+    assert load(tmp_path / "wide.csv").to_pydict() == {
+        "w": ["a", "e"],
+        "x": ["b", "f"],
+        "y": ["c", "g"],
+        "z": ["d", "h"],
+    }
+
+
+def test_a_key_with_half_of_a_surrogate_pair_is_told_with_its_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "a", "\\ud800": 1}\n')
+    assert "line 2: the key '\\ud800' holds half of a surrogate pair" in fault("rows.jsonl", tmp_path)
+
+
+def test_utf_16_without_a_mark_is_told(tmp_path):
+    (tmp_path / "rows.csv").write_bytes("text,label\na,b\n".encode("utf-16-le"))
+    assert "zero bytes, as UTF-16 text does" in fault("rows.csv", tmp_path)
 
 
 def test_a_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path):
