@@ -228,13 +228,19 @@ MANY = 40
 """Names or faults that a message still lists in full."""
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names as a message lists them: the first of many, and of a long one how it begins."""
+    short = [name if len(name) <= 60 else f"{name[:57]}..." for name in names]
+    return ", ".join(short[:MANY]) + (f" and {len(short) - MANY} others" if len(short) > MANY else "")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence for an unknown name: what was given, the closest, and all that there are, or the nearest."""
     names = sorted(known)
     near = closest(name, names)
     hint = f" Did you mean {near!r}?" if near else ""
-    there = f" Known: {', '.join(names)}." if names else " None is installed."
+    there = f" Known: {listed(names)}." if names else " None is installed."
     if len(names) > MANY:
         some = difflib.get_close_matches(name, names, n=8, cutoff=0.0)
-        there = f" The nearest of {len(names)}: {', '.join(some)}."
+        there = f" The nearest of {len(names)}: {listed(some)}."
     return f"unknown {kind} {name!r}.{hint}{there}"

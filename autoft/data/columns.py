@@ -15,7 +15,7 @@ from autoft.contracts import Column, TaskCard
 from autoft.data.encodings import Room
 from autoft.data.rows import Mask, count_of_rows, shortened
 from autoft.data.sources import load_source, source_path
-from autoft.errors import DataError, unknown_name
+from autoft.errors import DataError, listed, unknown_name
 from autoft.paths import named_path
 
 __all__ = [
@@ -201,7 +201,7 @@ def _show_mapping(names: Sequence[str], card: TaskCard, chosen: Mapping[str, str
         if column.required or column.role in chosen
     }
     example = ", ".join(f"{role}: {name}" for role, name in shown.items())
-    return f"Its columns: {', '.join(names)}. Say which is which, as\n  data:\n    columns: {{{example}}}"
+    return f"Its columns: {listed(names)}. Say which is which, as\n  data:\n    columns: {{{example}}}"
 
 
 def _selected(table: pa.Table, card: TaskCard, columns: Mapping[str, str], where: str) -> pa.Table:

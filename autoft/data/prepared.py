@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -277,6 +278,15 @@ def _facts(task: Task, options: Mapping[str, Any], tables: Mapping[str, pa.Table
     if unseen:
         shown = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
         notes.append(f"data: {len(unseen)} labels of validation or test are never seen in training: {shown}")
+    alike: dict[str, list[str]] = {}
+    for label in together.get("labels", ()):
+        alike.setdefault("".join(unicodedata.normalize("NFKC", str(label)).casefold().split()), []).append(repr(label))
+    notes += [
+        f"data: the labels {' and '.join(labels)} differ in spaces, case or the way letters are encoded alone, and are learned "
+        "as different ones; write them alike if they mean the same"
+        for labels in alike.values()
+        if len(labels) > 1
+    ][:5]
     return facts
 
 

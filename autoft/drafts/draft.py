@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import yaml
 
 from autoft.contracts import TaskCard
 from autoft.data.sources import load_source
@@ -25,7 +26,7 @@ from autoft.drafts.models import (
 )
 from autoft.drafts.sources import Sources, find_sources
 from autoft.drafts.survey import ColumnView, Survey, survey
-from autoft.errors import DataError, ModelError, RecipeError, unknown_name
+from autoft.errors import DataError, ModelError, RecipeError, listed, unknown_name
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
 from autoft.plugins import Catalog
@@ -134,7 +135,7 @@ def draft_recipe(
     drafted.found.append(("task", f"{card.name}: {', '.join(guess.reasons)}"))
     unused = [name for name in seen.columns if name not in guess.columns.values()]
     if unused:
-        drafted.found.append(("not read", ", ".join(unused)))
+        drafted.found.append(("not read", listed(unused)))
     drafted.warnings += _about_header(card, guess, seen)
     drafted.found += _about_values(card, guess, seen)
     drafted.found += _about_duplicates(card, guess, tables)
@@ -182,7 +183,7 @@ def _decided(
     if not guesses or (task is None and guesses[0].score <= 0):
         lines = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in refused.items())
         hint = "" if task is not None else "; --task NAME says which it should be, --column ROLE=NAME what a column is"
-        raise DataError(f"no installed task takes rows with the columns {', '.join(seen.columns)}{hint}\n{lines}")
+        raise DataError(f"no installed task takes rows with the columns {listed(seen.columns)}{hint}\n{lines}")
     best = guesses[0]
     if task is None:
         _refuse_less(best, [catalog.task(name).card for name in refused], seen, refused)
@@ -247,7 +248,7 @@ def _about_rows(sources: Sources, tables: Mapping[str, pa.Table], seen: Survey) 
     cut = [name for name in ("validation", "test") if name not in tables]
     beside = f" ({' and '.join(sources.beside)} stood beside the file)" if sources.beside else ""
     told = f"{sizes}{beside}" + (f"; {' and '.join(cut)} will be cut from the training rows" if cut else "")
-    columns = ", ".join(_column(view) for view in seen.columns.values())
+    columns = listed(_column(view) for view in seen.columns.values())
     return [("rows", told), ("columns", columns)]
 
 
@@ -446,7 +447,8 @@ def _recipe_text(
     if card.options:
         lines += ["", "# task_options:"]
         lines += [f"#   {option.name}: {yaml_of(option.default)}  # {option.summary}" for option in card.options]
-    return "\n".join([*lines, ""])
+    # Values are quoted where they need it; in a comment, as of a label, YAML takes no character that steers a terminal.
+    return yaml.reader.Reader.NON_PRINTABLE.sub("", "\n".join([*lines, ""]))
 
 
 def _objective(card: TaskCard, guess: Guess, seen: Survey) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from autoft.contracts import Column, Row, Task, TaskCard
 from autoft.data.columns import map_columns
 from autoft.drafts.survey import ColumnView, Survey
-from autoft.errors import AutoftError, DataError, PluginError
+from autoft.errors import AutoftError, DataError, PluginError, listed
 
 __all__ = ["AMBIGUOUS", "Guess", "Rivals", "guess_tasks", "named_columns", "sample_rows"]
 
@@ -319,7 +319,7 @@ def _lacking(card: TaskCard, data: Survey) -> str:
             f"the column {unfit[0]} has other values than such a column: {len(set(map(str, view.values)))} different"
             + (f", as {str(view.values[0])[:50]!r}" if view.values else "")
         )
-    return f"no columns for {' and '.join(roles)} among {', '.join(data.columns)}"
+    return f"no columns for {' and '.join(roles)} among {listed(data.columns)}"
 
 
 def _reasons(card: TaskCard, data: Survey, matched: Mapping[str, _Match]) -> tuple[str, ...]:

@@ -404,6 +404,16 @@ def test_labels_never_seen_in_training_are_told(tmp_path):
     assert any("1 labels of validation or test" in warning and "'zebra'" in warning for warning in prepared.warnings)
 
 
+def test_labels_that_differ_in_spaces_case_or_encoding_alone_are_told(tmp_path):
+    labels = ["billing", " Billing", "caf\u00e9", "cafe\u0301", "other"]
+    write_csv(tmp_path / "r.csv", [(f"text {i}", labels[i % 5]) for i in range(60)])
+    told = [warning for warning in prepare(tmp_path, train="r.csv").warnings if "learned as different ones" in warning]
+    assert [sorted(re.findall(r"'(.*?)'", warning)) for warning in told] == [
+        [" Billing", "billing"],
+        sorted(labels[2:4]),
+    ]
+
+
 def test_a_column_has_one_type_in_all_splits(tmp_path):
     write_csv(tmp_path / "r.csv", [(f"t{i}", i % 3) for i in range(30)])
     write_csv(tmp_path / "t.csv", [("x", "1"), ("y", "other")])

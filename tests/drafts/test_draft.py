@@ -309,6 +309,23 @@ def test_a_label_with_a_line_break_stays_within_its_comment(place, tiny_model):
     assert "\n# labels: 2: bad 60%, good task: other 40%\n" in Path("recipe.yaml").read_text()
 
 
+def test_a_label_that_steers_the_terminal_does_not_stand_in_the_recipe(place, tiny_model):
+    labels = {1: "good\x1b[31m", 2: "bad\uffff"}
+    write(place / "reviews.csv", [{"text": row["comment"], "label": labels[row["stars"]]} for row in reviews(60)])
+    done = init("reviews.csv", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert "\n# labels: 2: bad 60%, good[31m 40%\n" in Path("recipe.yaml").read_text()
+
+
+def test_of_many_columns_a_message_lists_some(place, tiny_model):
+    rows = [{"words": "some words"} | {f"c{number}" + "x" * 1000: 0.5 for number in range(1000)}] * 30
+    write(place / "reviews.csv", rows)
+    done = init("reviews.csv", "--model", tiny_model, "--task", "text-classification")
+    assert done.exit_code == 2
+    assert "and 961 others" in done.stderr
+    assert len(done.stderr) < 10_000
+
+
 def test_splits_of_other_columns_are_refused(place, tiny_model):
     write(place / "train.csv", reviews(60))
     write(place / "test.csv", [{"text": "other", "label": 1}])
