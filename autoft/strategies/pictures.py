@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Augmenter, Refusal, Row, Target, TaskCard
+from autoft.pictures import rgb_picture
 from autoft.space import Float, SearchSpace
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class RandomErasing(PictureAugmenter):
 
 def _opened(value: Any) -> Image | None:
     """Return a picture in RGB, upright, transparent parts on white; None where it is no picture."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -188,11 +189,7 @@ def _opened(value: Any) -> Image | None:
     elif not isinstance(value, str | Image.Image):
         return None
     try:
-        picture = ImageOps.exif_transpose(value if isinstance(value, Image.Image) else Image.open(value))
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return picture.convert("RGB")
+        return rgb_picture(value)
     except Exception:  # noqa: BLE001 - Pillow raises many kinds; the row stays, and the task tells of it by its number
         return None
 

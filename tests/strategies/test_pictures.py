@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
 
 import numpy as np
@@ -175,3 +176,19 @@ def test_the_report_shows_small_pictures():
 def test_tasks_without_pictures_are_refused(augmenter, make_target, tmp_path):
     assert augmenter.check(make_target(tmp_path, columns=CARD.columns)) is None
     assert augmenter.check(make_target(tmp_path)).reason.startswith(f"{augmenter.name}: rewrites columns of kind image")
+
+
+def test_no_picture_starts_a_program_or_waits_for_a_pipe(tmp_path, monkeypatch):
+    from PIL import Image
+
+    # Pillow hands EPS to whatever is called gs.
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "EPS")
+    assert shown_picture(content.getvalue()) == ""
+    assert not (tmp_path / "ran").exists()
+    os.mkfifo(tmp_path / "a.png")
+    assert shown_picture(str(tmp_path / "a.png")) == ""

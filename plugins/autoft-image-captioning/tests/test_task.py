@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -425,7 +426,27 @@ def test_pictures_are_upright_and_without_holes():
     exif[0x0112] = 6  # turned by a quarter
     assert open_picture(encoded(tall, "JPEG", exif=exif), "row 1").size == (6, 2)
     assert open_picture(encoded(Image.new("P", (3, 3))), "row 1").mode == "RGB"
-    assert open_picture(encoded(Image.new("I;16", (3, 3))), "row 1").mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixels"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32), ("PPM", np.int32)]
+)
+def test_pictures_of_16_bits_keep_their_greys(kind, pixels):
+    grey = np.arange(256).reshape(16, 16)
+    found = open_picture(encoded(Image.fromarray((grey * 257).astype(pixels)), kind), "row 1")
+    assert np.array_equal(np.asarray(found), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("values", [np.full((3, 3), 0.5, np.float32), np.full((3, 3), 2**20, np.int32)])
+def test_pictures_of_numbers_without_a_known_range_are_refused(values):
+    with pytest.raises(DataError, match="save it with 8 bits"):
+        open_picture(encoded(Image.fromarray(values), "TIFF"), "row 1")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png cannot be read \(is no file\)"):
+        open_picture({"bytes": None, "path": str(tmp_path / "a.png")}, "row 1")
 
 
 def test_damaged_and_missing_pictures_are_told_with_row_and_file(task, ready, squares, tmp_path):

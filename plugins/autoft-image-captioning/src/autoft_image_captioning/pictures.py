@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError
+from autoft.pictures import rgb_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["descriptor", "open_picture", "open_pictures", "thumbnail"]
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that Pillow reads by itself: for others, as EPS, it starts a program."""
 SIDE = 160
 QUALITY = 70
 CELLS = 8
@@ -34,16 +33,9 @@ def open_picture(value: Any, where: str) -> Image:
     Raises:
         DataError: it is none of these, the file is not there, or it is no whole picture.
     """
-    from PIL import Image, ImageOps
-
     source, name = _source(value, where)
     try:
-        picture = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-        picture = ImageOps.exif_transpose(picture)
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return picture.convert("RGB")
+        return rgb_picture(source)
     except FileNotFoundError:
         raise DataError(f"{where}: there is no image {name}") from None
     except Exception as error:
