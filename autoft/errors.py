@@ -181,7 +181,10 @@ def first_line(error: BaseException) -> str:
 
     Without a colon at its end, and at most 500 characters.
     """
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - an error of a plugin may fail to say what it is
+        lines = []
     return lines[0].rstrip(":")[:500] if lines else type(error).__name__
 
 

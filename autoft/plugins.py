@@ -6,9 +6,11 @@ nobody else, which pluggy's own loader does not guard against.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,8 +182,10 @@ def load_plugins(entry_points: Iterable[importlib.metadata.EntryPoint] | None = 
     points = _installed() if entry_points is None else entry_points
     catalog = _Fold()
     # Ours first: a metric of a stranger must not raise the peak memory that ours reads.
-    for point in sorted(points, key=lambda point: (not point.value.startswith("autoft."), point.name, point.value)):
-        catalog.add(point)
+    # What a plugin prints is no part of what a command does, which may be JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        for point in sorted(points, key=lambda point: (not point.value.startswith("autoft."), point.name, point.value)):
+            catalog.add(point)
     return catalog.freeze()
 
 
@@ -254,7 +258,9 @@ class _Fold:
         distribution, version = _distribution(point)
         try:
             tasks, strategies, metrics = _offers(point)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code, which must not stop the other plugins
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - foreign code, which must not stop the other plugins
             self.broken.append(BrokenPlugin(point.name, distribution, version, kind_and_line(error)))
             return
         for task in tasks:

@@ -181,6 +181,9 @@ def test_a_plugin_of_a_stranger_is_found_and_named(install):
         ),
         (COST.replace("columns = ('disk_reads',)", ""), None, "the cost metric 'reads' names no columns"),
         ("raise SystemExit('no more')", None, "SystemExit: no more"),
+        ("raise GeneratorExit('no more')", None, "GeneratorExit: no more"),
+        ("class Stop(BaseException): pass\nraise Stop('no more')", None, "Stop: no more"),
+        ("class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute", None, "Mute"),
     ],
 )
 def test_a_broken_plugin_is_kept_with_its_reason_and_stops_nobody(install, code, target, expected):
@@ -192,6 +195,11 @@ def test_a_broken_plugin_is_kept_with_its_reason_and_stops_nobody(install, code,
     assert kept.distribution == "autoft-bad"
     assert expected in kept.error
     assert kept.error in catalog.broken_hint()
+
+
+def test_what_a_plugin_prints_is_no_part_of_what_a_command_prints(install, capsys):
+    load_plugins([install("autoft-shout", "shout", "print('HELLO')\n" + textwrap.dedent(AUGMENTER))])
+    assert capsys.readouterr() == ("", "HELLO\n")
 
 
 def test_two_plugins_with_the_same_name_are_an_error_that_names_both(install):
