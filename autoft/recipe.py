@@ -575,14 +575,31 @@ def _kind(value: object) -> str:
             return f"{value!r}"
 
 
+_TEXTS = {
+    "tag:yaml.org,2002:bool": r"(?i:yes|no|on|off)",
+    "tag:yaml.org,2002:int": r"[-+]?(?:0[0-7_]+|[\d_]+(?::[\d_]+)+)",
+    "tag:yaml.org,2002:float": r"[-+]?(?:[\d_]+(?::[\d_]+)+\.[\d_]*|0[\d_]+[.eE].*)",
+    "tag:yaml.org,2002:timestamp": r".*",
+}
+"""What YAML 1.1 takes for something else than YAML 1.2 does, without a word: the country `no` for false, the code `017` for 15,
+the time `1:30` for 90, dates for no text."""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML accepts in silence."""
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML accepts in silence, and reads words as texts."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """Return the tag of a node."""
+        tag = str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        if kind is yaml.ScalarNode and implicit[0] and re.fullmatch(_TEXTS.get(tag, "(?!)"), value):
+            return "tag:yaml.org,2002:str"
+        return tag
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except ValueError as error:
-            # As of a date in the thirteenth month; PyYAML lets it through without its place.
+            # As of a number of thousands of digits; PyYAML lets it through without its place.
             problem = f"{node.value!r} is not what it looks like ({error}); write a text in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 

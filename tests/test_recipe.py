@@ -14,6 +14,7 @@ from autoft.recipe import (
     dump_recipe,
     load_recipe,
     recipe_from_mapping,
+    recipe_from_text,
     recipe_schema,
     set_key,
     yaml_of,
@@ -77,7 +78,50 @@ def test_merged_sections_are_read_as_yaml_has_them(tmp_path):
     assert (auxiliary.data.train, auxiliary.data.columns) == ("b.csv", {"text": "body"})
 
 
-@pytest.mark.parametrize("text", ["1e3", "1E-4", "+2e5", "no", "null", "1", "a: b", "#x", "2024-01-01", "", "é\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["yes", "NO", "on", "Off", "017", "-0_7", "1:30", "1:30:00.5", "00.5", "01e3", "2024-01-01", "2024-13-41", "0o17"],
+)
+def test_words_codes_times_and_dates_are_texts(text):
+    recipe = recipe_from_text(
+        f"task: t\nmodel: m\ndata:\n  train: a.csv\n  where:\n    {text}: {text}\n  columns:\n    text: {text}\n"
+    )
+    assert recipe.data.where == {text: text}
+    assert recipe.data.columns == {"text": text}
+    assert yaml.safe_load(dump_recipe(recipe))["data"]["where"] == {text: text}
+    with pytest.raises(RecipeError, match=r"search.seed: needs a whole number"):
+        recipe_from_text(f"task: t\nmodel: m\ndata: a.csv\nsearch:\n  seed: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("False", False),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("0", 0),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("1e-3", 1e-3),
+        ("5.", 5.0),
+    ],
+)
+def test_numbers_and_truths_are_what_they_look_like(text, value):
+    recipe = recipe_from_text(f"task: t\nmodel: m\ndata: {{train: a.csv, where: {{a: {text} }} }}")
+    assert recipe.data.where == {"a": value}
+    assert type(recipe.data.where["a"]) is type(value)
+
+
+def test_a_word_in_place_of_true_or_false_is_told_with_its_line():
+    with pytest.raises(RecipeError, match=r"recipe:3: data.deduplicate: needs true or false, given 'no'"):
+        recipe_from_text("task: t\nmodel: m\ndata: {train: a.csv, deduplicate: no}")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "1E-4", "+2e5", "no", "017", "1:30", "null", "1", "a: b", "#x", "2024-01-01", "", "é\n"]
+)
 def test_a_line_of_yaml_is_read_as_the_value_that_it_was_made_of(text):
     value = {"data.columns": {"text": text, text: "label"}, "space.train.epochs": [1e-4, 3, True, None]}
     assert yaml.load(yaml_of(value), Loader=_StrictLoader) == value
