@@ -613,6 +613,7 @@ def seeds(target: str, given: argparse.Namespace) -> list[bytes]:
         # Of these the choices are made, one after the other.
         return [bytes(range(64)), bytes(200), *(random.Random(number).randbytes(200) for number in range(50))]
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.feather
     import pyarrow.parquet
 
@@ -621,16 +622,31 @@ def seeds(target: str, given: argparse.Namespace) -> list[bytes]:
     parquet, arrow = given.scratch / "seed.parquet", given.scratch / "seed.arrow"
     pyarrow.parquet.write_table(table, parquet)
     pyarrow.feather.write_feather(table, str(arrow), compression="uncompressed")
+    # What is written once and used often: at once, in lists and structs, and of lists.
+    texts, places = table["text"].combine_chunks(), pa.array(range(12), pa.int32())
+    known = texts.dictionary_encode()
+    encoded = {
+        "text": texts.cast(pa.string_view()), "label": table["label"].combine_chunks().dictionary_encode(),
+        "runs": pc.run_end_encode(texts), "views": pa.ListViewArray.from_arrays(places, pa.array([1] * 12, pa.int32()), texts),
+        "lists": pa.ListArray.from_arrays(pa.array(range(13), pa.int32()), known), "parts": pa.StructArray.from_arrays([known], ["a"]),
+        "nulls": pa.nulls(12), "either": pa.UnionArray.from_dense(pa.array([0] * 12, pa.int8()), places, [texts]),
+    }  # fmt: skip
+    nested, parts = given.scratch / "nested.arrow", given.scratch / "nested.parquet"
+    with pa.ipc.new_file(nested, pa.table(encoded).schema) as file:
+        file.write_table(pa.table(encoded))
+    pyarrow.parquet.write_table(pa.table({name: encoded[name] for name in ("text", "label", "lists", "parts")}), parts)
     lines = "\n".join(json.dumps(row) for row in rows)
     delimited = ["text,label,n", *(f'"{row["text"]}",{row["label"]},{row["n"]}' for row in rows)]
     csv = "\n".join(delimited)
-    texts = [csv, csv.replace(",", "\t"), json.dumps(rows), lines, csv]
+    written = [csv, csv.replace(",", "\t"), json.dumps(rows), lines, csv]
     odd = [(2, f'[{{"text": {raw}, "label": {raw}}}]') for raw in RAW.values()]
     odd += [(3, f'{{"text": {raw}, "label": {raw}}}\n' * 2) for raw in RAW.values()]
     odd += [(0, f"text,label\n{raw},{raw}\n" * 2) for raw in RAW.values()]
-    return [bytes([i]) + text.encode() for i, text in [*enumerate(texts), *odd]] + [
+    return [bytes([i]) + text.encode() for i, text in [*enumerate(written), *odd]] + [
         b"\x05" + parquet.read_bytes(),
         b"\x06" + arrow.read_bytes(),
+        b"\x05" + parts.read_bytes(),
+        b"\x06" + nested.read_bytes(),
     ]
 
 

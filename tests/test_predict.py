@@ -131,3 +131,18 @@ def test_a_broken_line_of_standard_input_is_named(classifier):
     done = predict(classifier, typed='a film\n\n{"text": "b"}\n{"text": \n')
     assert done.exit_code == 2
     assert done.stderr.startswith("error: standard input, line 4: is not a JSON object")
+
+
+@pytest.mark.parametrize(
+    "typed", [b'{"text": "fine"}\n{"text": "a\\ud800"}\n', b"fine\n\xff\n", b"fine\n" * 10_000 + b"\xff\n"]
+)
+def test_typed_rows_that_are_not_utf_8_are_told(classifier, typed):
+    done = predict(classifier, typed=typed)
+    assert done.exit_code == 2
+    assert "not UTF-8 text" in done.stderr
+
+
+def test_an_argument_that_is_not_utf_8_is_told(classifier):
+    done = predict(classifier, "fine", "a\udcff")
+    assert done.exit_code == 2
+    assert done.stderr == "error: row 2: holds what is not UTF-8 text\n"

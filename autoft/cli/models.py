@@ -129,6 +129,11 @@ def _rows(text: Sequence[str] | None, source: Path | None, loaded: Any, mapping:
         return
     role = loaded.task.card.inputs[0].role
     for number, row in enumerate(text or _typed_rows(), start=1):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            # So Python holds bytes of another encoding, and JSON half of a pair of surrogates.
+            raise DataError(f"row {number}: holds what is not UTF-8 text") from None
         yield _Row(number, row, {role: row} if isinstance(row, str) else row)
 
 
@@ -153,17 +158,22 @@ def _file_rows(source: Path, loaded: Any, mapping: Mapping[str, str]) -> Iterato
 def _typed_rows() -> Iterator[Any]:
     from autoft.errors import DataError
 
-    for number, line in enumerate(sys.stdin, start=1):
-        stripped = line.strip()
-        if not stripped:
-            continue
-        if not stripped.startswith("{"):
-            yield stripped
-            continue
-        try:
-            yield json.loads(stripped)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin, start=1):
+            stripped = line.strip()
+            if not stripped:
+                continue
+            if not stripped.startswith("{"):
+                yield stripped
+                continue
+            try:
+                row = json.loads(stripped)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"standard input, line {number}: is not a JSON object: {error}") from None
+            yield row
+    except UnicodeDecodeError:
+        raise DataError(f"standard input: beyond line {number} it is not UTF-8 text") from None
 
 
 def _predicted(loaded: Any, rows: Sequence[_Row], batch_size: int) -> Sequence[Mapping[str, Any]]:
