@@ -87,7 +87,6 @@ def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
         yield line
 
 
-_KNOWN = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 _OBJECTS = 25
 """How many times its length a text can take as Python objects: ``{},`` is 72 bytes."""
 
@@ -447,14 +446,38 @@ def _json_table(rows: Iterable[tuple[str, dict[str, Any], int]], path: Path) -> 
 def _read_parquet(path: Path) -> pa.Table:
     from pyarrow.parquet import ParquetFile
 
+    room = Room(path)
     with ParquetFile(path) as file:
-        schema, (texts, rows) = file.schema_arrow, _measured(file, Room(path))
-    schema = pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
-    tables, room = [schema.empty_table()], Room(path)
-    # As dictionaries and part by part: a value that comes a billion times takes a few bytes in the file.
-    with ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(rows):
-            part = pa.Table.from_batches([batch])
+        columns = [file.schema.column(place) for place in range(len(file.schema))]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        # pyarrow ends the process where what a file says of a part of a column is damaged; of groups of rows it is not asked.
+        groups = [file.metadata.row_group(place).total_byte_size for place in range(file.metadata.num_row_groups)]
+        rows, size = max(1, file.metadata.num_rows), max(1, sum(groups))
+        room.check(rows * sum(max(8, column.length) for column in columns if column.max_repetition_level == 0))
+        room.check(size)
+    most = min(CHUNK, max(1, _PART * rows // size))
+    try:
+        return _parquet_table(path, texts, most)
+    except OSError as error:
+        if "Not yet implemented" not in str(error):
+            raise
+        # Texts written as the difference to the one before are read as no dictionary: then each may be as long as all.
+        return _parquet_table(path, [], max(1, min(most, room.bytes // max(1, *groups))))
+
+
+def _parquet_table(path: Path, texts: Sequence[str], most: int) -> pa.Table:
+    """Read a Parquet file, these columns as dictionaries and part by part: a value that comes a billion times takes a few bytes in it."""
+    from pyarrow.parquet import ParquetFile
+
+    room = Room(path)
+    with ParquetFile(path) as file:
+        plain_schema = pa.schema([field.with_type(plain_type(field.type)) for field in file.schema_arrow])
+        schema = plain_schema.with_metadata(file.schema_arrow.metadata)
+    tables = [schema.empty_table()]
+    with ParquetFile(path, read_dictionary=list(texts)) as file:
+        for batch in file.iter_batches(most):
+            # As a dictionary, a text is not looked at when it is read.
+            part = sound(pa.Table.from_batches([batch]), path)
             room.take(sum(column.nbytes for column in part.columns if column.type == plain_type(column.type)))
             columns = [
                 plain(column, room, f"{path}: column {field.name!r}").cast(field.type)
@@ -462,34 +485,6 @@ def _read_parquet(path: Path) -> pa.Table:
             ]
             tables.append(pa.table(columns, schema=schema))
     return sound(pa.concat_tables(tables), path)
-
-
-def _measured(file: Any, room: Room) -> tuple[list[str], int]:
-    """Look whether what is known of a Parquet file fits into memory.
-
-    Returns:
-        the columns of texts and bytes that can be read as dictionaries, and how many rows to read at a time.
-
-    Raises:
-        DataError: it does not fit.
-    """
-    texts, widths = dict[str, bool](), {"INT64": 8, "DOUBLE": 8, "INT96": 12}
-    rows, size, longest = max(1, file.metadata.num_rows), 1, 1
-    room.check(8 * rows)
-    for group in range(file.metadata.num_row_groups):
-        for place in range(file.metadata.num_columns):
-            column = file.metadata.row_group(group).column(place)
-            width = max(file.schema.column(place).length, widths.get(column.physical_type, 4))
-            room.take(max(column.total_uncompressed_size, column.num_values * width))
-            size += column.total_uncompressed_size
-            if column.physical_type == "BYTE_ARRAY":
-                # pyarrow cannot read others as dictionaries, and of some a value takes nothing if it is that of the row before.
-                known = set(column.encodings) <= _KNOWN
-                texts[column.path_in_schema] = known and texts.get(column.path_in_schema, True)
-                longest = longest if known else max(longest, column.total_uncompressed_size)
-    return [name for name, known in texts.items() if known], max(
-        1, min(CHUNK, _PART * rows // size, room.bytes // longest)
-    )
 
 
 def _read_arrow(path: Path) -> pa.Table:
