@@ -94,6 +94,9 @@ _CELLS = 2**20
 _TEXT = 2**24
 """Values of a csv file, and characters of a JSON one, that are Python objects at the same time, where a row has no more."""
 
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+"""Bytes of a number of a Parquet file."""
+
 _PART = 2**28
 """Bytes of a Parquet file that are read at a time, where its rows are of one size."""
 
@@ -453,7 +456,10 @@ def _read_parquet(path: Path) -> pa.Table:
         # pyarrow ends the process where what a file says of a part of a column is damaged; of groups of rows it is not asked.
         groups = [file.metadata.row_group(place).total_byte_size for place in range(file.metadata.num_row_groups)]
         rows, size = max(1, file.metadata.num_rows), max(1, sum(groups))
-        room.check(rows * sum(max(8, column.length) for column in columns if column.max_repetition_level == 0))
+        widths = [
+            max(_WIDTHS.get(one.physical_type, 1), one.length) for one in columns if one.max_repetition_level == 0
+        ]
+        room.check(rows * max(8, sum(widths)))
         room.check(size)
     most = min(CHUNK, max(1, _PART * rows // size))
     try:
