@@ -817,7 +817,8 @@ class Search:
         Raises:
             SearchFailed: as many as :data:`ATTEMPTS` are lost over it, or one does not start.
         """
-        for _ in range(ATTEMPTS):
+        lost = 0
+        while lost < ATTEMPTS:
             worker = min(executor.ready, default=0)
             executor.send(worker, op, **body)
             executor.time_limits = {worker: self._other_patience(TRIAL_OVERHEAD_SECONDS)}
@@ -827,6 +828,8 @@ class Search:
             if event.kind == answer:
                 executor.time_limits = {}
                 return event
+            # Machines may come and go as often as they like.
+            lost += not event.body.get("machine_lost")
         raise SearchFailed(
             f"{body['model']} cannot be measured; {ATTEMPTS} workers were lost over it: {event.body['reason']}\n"
             "Once the cause is gone, the same command goes on with what there is"

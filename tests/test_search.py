@@ -939,8 +939,8 @@ class Unlucky:
 
     ready = frozenset({0})
 
-    def __init__(self, losses: int, answer: Event):
-        self.losses, self.answer = losses, answer
+    def __init__(self, losses: int, answer: Event, machine_lost: bool = False):
+        self.losses, self.answer, self.machine_lost = losses, answer, machine_lost
         self.asked: list[str] = []
         self.events: list[Event] = []
         self.memory_limits: dict[int, float] = {}
@@ -949,7 +949,8 @@ class Unlucky:
 
     def send(self, worker, op, **body):
         self.asked.append(op)
-        lost = Event(0, "lost", {"reason": "the worker process was killed by signal 9", "code": -9, "hung": False})
+        reason = "the worker process was killed by signal 9"
+        lost = Event(0, "lost", {"reason": reason, "code": -9, "hung": False, "machine_lost": self.machine_lost})
         self.events.append(lost if len(self.asked) <= self.losses else self.answer)
 
     def poll(self, timeout):
@@ -969,6 +970,10 @@ def test_a_worker_that_is_lost_while_models_are_measured_is_replaced_and_asked_a
     assert (worker.asked, worker.started) == (["screen"] * 3, 2)
     with pytest.raises(SearchFailed, match="3 workers were lost over it: the worker process was"):
         search._served(Unlucky(3, Event(0, "screened", {"costs": {}})), ["small"])
+    # Machines come and go.
+    unlucky = Unlucky(5, Event(0, "screened", {"costs": {}}), machine_lost=True)
+    assert search._served(unlucky, ["small"]) == {"small": {}}
+    assert len(unlucky.asked) == 6
 
 
 def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkpoint(tmp_path, catalog, monkeypatch):
