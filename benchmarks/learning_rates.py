@@ -1,5 +1,5 @@
 # python benchmarks/learning_rates.py --only banking77 --data banking77=path/to/banking77 --models package://cognition/model
-"""Which learning rate a model takes: full fine-tuning at several rates, all else at its default, for each data set and model.
+"""Which learning rate a model takes: trainings at several rates, all else at its default, for each data set and model.
 
 Shown is the best validation accuracy of each training, as a search would see it. Data sets are given as for `first_trial.py`;
 what was trained in `--runs` already is read.
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="data sets beside movie reviews")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these sets; default: all")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--pipeline", default="full", help="as full, top-layers or lora")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--epochs", nargs="+", type=int, default=[3, 5])
     parser.add_argument("--rows", type=int, default=1000, help="training rows at most")
@@ -36,7 +37,9 @@ def main() -> None:
     given = parser.parse_args()
     silence_libraries()
     start_measuring()
-    print(f"at most {given.rows} training rows, seed {given.seed}, {given.threads} threads, {Hardware.probe().cpu}\n")
+    print(
+        f"{given.pipeline}, at most {given.rows} training rows, seed {given.seed}, {given.threads} threads, {Hardware.probe().cpu}\n"
+    )
     print(f"| model | data | epochs | {' | '.join(f'{rate:g}' for rate in given.rates)} |")
     print("| --- " * (3 + len(given.rates)) + "|")
     for model in given.models:
@@ -46,7 +49,7 @@ def main() -> None:
                 "model": model,
                 "data": data,
                 "budget": {"time": "240h"},
-                "pipelines": ["full"],
+                "pipelines": [given.pipeline],
                 "compress": ["none"],
                 "augment": ["none"],
                 "search": {
@@ -58,7 +61,7 @@ def main() -> None:
                 },
                 "space": {
                     "train.epochs": given.epochs,
-                    "full.learning_rate": given.rates,
+                    f"{given.pipeline}.learning_rate": given.rates,
                     "train.max_length": 128,
                     "train.batch_size": 16,
                     "train.schedule": "linear",
@@ -69,11 +72,12 @@ def main() -> None:
                 },
                 "executor": {"threads": given.threads},
             }
-            folder = given.runs / f"{name}-{Path(model).parent.name}-{given.seed}"
+            folder = given.runs / f"{name}-{Path(model).parent.name}-{given.pipeline}-{given.seed}"
             record = read_run(search(recipe, run=folder).path)
             objective, best = plan_of(record).objective, dict[tuple[int, float], float]()
             for trial in record.trials:
-                place = (int(trial.config.params["train.epochs"]), float(trial.config.params["full.learning_rate"]))
+                params = trial.config.params
+                place = int(params["train.epochs"]), float(params[f"{given.pipeline}.learning_rate"])
                 best[place] = max(point.validation[objective] for point in trial.curve)
             for epochs in given.epochs:
                 shown = " | ".join(f"{best[epochs, rate]:.4f}" for rate in given.rates)
