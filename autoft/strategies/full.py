@@ -12,7 +12,7 @@ from autoft.space import Float, SearchSpace
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Full"]
+__all__ = ["Full", "narrow_rate"]
 
 PUBLISHED_WIDTH = 768
 """Of BERT-Base, for which learning rates are published."""
@@ -44,15 +44,8 @@ class Full(Adapter):
     )
 
     def rate_scale(self, target: Target) -> float:
-        """Return for a narrow model how many times narrower than BERT-Base it is, and 1 for others.
-
-        With Adam the best rate falls as one over the width (Yang et al. 2022, Tensor Programs V, arXiv:2203.03466, table 3).
-        ELECTRA-Small, 256 wide, is published with 3e-4 where ELECTRA-Base has 1e-4 (appendix B). Measured in ``docs/log.md``.
-        """
-        width = next(
-            (target.config[key] for key in _WIDTHS if isinstance(target.config.get(key), int)), PUBLISHED_WIDTH
-        )
-        return PUBLISHED_WIDTH / max(NARROWEST, width) if width <= NARROW else 1.0
+        """Return how many times as high as for BERT-Base the rates of a narrow model are."""
+        return narrow_rate(target.config)
 
     def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
         """Return the model with all weights trainable, but for positions that the architecture computes.
@@ -83,3 +76,17 @@ def _is_fixed(model: torch.nn.Module, name: str) -> bool:
     # DistilBERT says it with the first, XLM and FlauBERT with the second; Marian and Pegasus have a class of their own.
     sinusoidal = any(getattr(config, key, False) for key in ("sinusoidal_pos_embds", "sinusoidal_embeddings"))
     return "Sinusoidal" in type(module).__name__ or (sinusoidal and "position_embed" in name)
+
+
+def narrow_rate(config: Mapping[str, Any]) -> float:
+    """Return for a narrow model how many times narrower than BERT-Base it is, and 1 for others.
+
+    With Adam the best learning rate of a body falls as one over the width (Yang et al. 2022, Tensor Programs V,
+    arXiv:2203.03466, table 3). ELECTRA-Small, 256 wide, is published with 3e-4 where ELECTRA-Base has 1e-4 (Clark et al. 2020,
+    arXiv:2003.10555, appendix B). Measured in ``docs/log.md``.
+
+    Args:
+        config: its ``config.json``.
+    """
+    width = next((config[key] for key in _WIDTHS if isinstance(config.get(key), int)), PUBLISHED_WIDTH)
+    return PUBLISHED_WIDTH / max(NARROWEST, width) if width <= NARROW else 1.0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autoft.contracts import Adapter, Refusal, Target
 from autoft.errors import ModelError
 from autoft.space import Float, Int, SearchSpace
+from autoft.strategies.full import narrow_rate
 from autoft.strategies.head_only import find_bodies, find_head
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class TopLayers(PartialAdapter):
         {"learning_rate": 1e-4, "layers": 2},
         {"learning_rate": 5e-5, "layers": 3},
     )
+
+    def rate_scale(self, target: Target) -> float:
+        """Return how many times as high the rates of a narrow model are, as in full fine-tuning."""
+        return narrow_rate(target.config)
 
     def chosen(self, model: torch.nn.Module, params: Mapping[str, Any]) -> Iterable[str]:
         """Return the weights of the last layers of each stack."""

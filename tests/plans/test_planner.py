@@ -579,9 +579,8 @@ def test_narrow_models_get_higher_learning_rates(catalog, tiny_model, tmp_path):
         (tmp_path / str(width) / "config.json").write_text(json.dumps(config))
 
     def rates(*widths, **changes):
-        plan = planned(
-            catalog, tiny_model, model=[names[width] for width in widths], pipelines=["full", "lora"], **changes
-        )
+        given = {"model": [names[width] for width in widths], "pipelines": ["full", "lora", "top-layers"], **changes}
+        plan = planned(catalog, tiny_model, **given)
         domain = plan.domain("full.learning_rate")
         defaults = [plan.default_params("full", names[width])["full.learning_rate"] for width in widths]
         assert plan.domain("lora.learning_rate") == catalog.adapters["lora"].space["learning_rate"]
@@ -592,6 +591,8 @@ def test_narrow_models_get_higher_learning_rates(catalog, tiny_model, tmp_path):
     assert rates(768) == rates(384) == ((5e-6, 2e-4), [5e-5])
     assert rates(128) == rates(32) == ((3e-5, 1.2e-3), [3e-4])
     assert rates(256) == ((1.5e-5, 6e-4), [1.5e-4])
+    narrow = planned(catalog, tiny_model, model=names[128], pipelines=["top-layers"])
+    assert narrow.default_config().params["top-layers.learning_rate"] == 6e-4
     # Of several, each has its own.
     assert rates(768, 256, 128) == ((5e-6, 1.2e-3), [5e-5, 1.5e-4, 3e-4])
     assert rates(128, 768) == ((5e-6, 1.2e-3), [3e-4, 5e-5])
