@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,11 @@ def test_every_setting_that_is_shipped_is_one_that_plans_can_have(known, catalog
         for owner in (adapter, *quantizer, *str(setting["params"]["augment"]).split("+")):
             if owner != "none":
                 domains |= {f"{owner}.{name}": domain for name, domain in catalog.strategies[owner].space.items()}
+        # Narrow models get higher rates, the narrowest the highest.
+        narrowest = SimpleNamespace(config={"hidden_size": 1})
+        scale = catalog.adapters[adapter].rate_scale(narrowest)
         for name, value in setting["params"].items():
-            if name not in {"augment", "regularize"}:
+            if name == f"{adapter}.learning_rate":
+                assert domains[name].low <= value <= scale * domains[name].high
+            elif name not in {"augment", "regularize"}:
                 assert domains[name].contains(value), (name, value)
