@@ -32,6 +32,7 @@ from autoft.quantities import format_seconds
 from autoft.rundir import (
     Candidate,
     Count,
+    DamagedRecord,
     Figure,
     RunDir,
     Seconds,
@@ -667,8 +668,9 @@ class RunReader:
                     known if known is not None and known[0] == stamp else (stamp, self.run.read_result(number))
                 )
             except (RunFolderError, OSError) as error:
-                # Where it is not there, the trial goes on, or the search has just taken it back.
-                if path.is_file():
+                # Where it was not there, the trial goes on, or the search has just taken it back; it may be there again by now.
+                absent = not isinstance(error, DamagedRecord | OSError) or isinstance(error, FileNotFoundError)
+                if not absent and path.is_file():
                     damaged.append(_damage(path.relative_to(self.run.path), error))
         self._known = found
         return [result for _, result in found.values()]

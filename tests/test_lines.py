@@ -101,7 +101,7 @@ def test_what_is_no_yaml_shows_the_place_that_the_parser_names(path, text):
     assert fault.excerpt.splitlines()[1].index("^") - len("       | ") == mark.column
 
 
-@pytest.mark.parametrize("value", ["2024-13-45", "!!int x"])
+@pytest.mark.parametrize("value", ["!!timestamp 2024-13-45", "!!int x"])
 def test_a_value_that_only_looks_like_a_date_or_a_number_shows_its_place(path, value):
     path.write_text(f"task: x\nmodel: a/b\ndata: c\nname: {value}\n")
     (fault,) = faults(path)

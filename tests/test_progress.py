@@ -254,6 +254,29 @@ def test_reading_while_a_search_writes_never_fails(run, plan):
         thread.join()
 
 
+class TakenBack(RunDir):
+    """A run folder in which a search takes a result back, and writes the next one, while it is read."""
+
+    def read_result(self, number):
+        path = self.result(number)
+        content = path.read_bytes()
+        path.unlink()
+        try:
+            return super().read_result(number)
+        finally:
+            path.write_bytes(content)
+
+
+def test_a_result_that_is_taken_back_and_written_anew_while_it_is_read_is_not_damaged(run, plan):
+    run.write_result(trial(0, 0.5))
+    write_json(run.plan, plan.model_dump(mode="json"))
+    reader = RunReader(run.path)
+    reader.run = TakenBack(run.path)
+    assert reader.read().damaged == ()
+    run.result(0).write_text("{")
+    assert len(RunReader(run.path).read().damaged) == 1
+
+
 def test_figures_agree_with_counting_by_hand(plan):
     """The best so far, the front and the last value, of random trials, against plain loops."""
     rng = random.Random(0)
