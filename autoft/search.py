@@ -1434,7 +1434,7 @@ class Search:
             if proposal is None:
                 self.ended = "every configuration of the space has been tried"
                 return None
-            illegal = self._illegal(proposal)
+            illegal = self._illegal(proposal) or self.plan.other_models_rate(proposal)
             known = self._known(proposal)
             if illegal:
                 self.study.reject(proposal, illegal)

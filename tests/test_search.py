@@ -877,6 +877,40 @@ def test_workers_are_taken_where_steps_show_that_they_pay(tmp_path, catalog, mon
     assert search._estimate(search.plan.default_config()) == pytest.approx(fixed + (alone - fixed) * 0.1 / 0.11 / 0.85)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_each_model_is_proposed_rates_of_its_own_range(tmp_path, catalog, sampler):
+    """The narrow one has six times as high ones; the space holds both ranges."""
+    space = {
+        "model": Categorical(("large", "small")),
+        "pipeline": Categorical(("full",)),
+        "augment": Categorical(("none",)),
+        "train.epochs": Int(1, 4, 3),
+        "train.batch_size": Categorical((16,)),
+        "full.learning_rate": Float(5e-6, 1.2e-3, 5e-5, log=True),
+    }
+    search = engine(
+        tmp_path,
+        catalog,
+        sampler=sampler,
+        space={name: domain_to_json(domain) for name, domain in space.items()},
+        pipelines=[PipelinePlan(name="full", quantizer=None, adapter="full", rate_scales={"large": 1.0, "small": 6.0})],
+    )
+    search.plan.time_limit = 1e6
+    search.queue = []
+    seen = {"large": [], "small": []}
+    for _ in range(40):
+        config = search._next()
+        if config is None:
+            break
+        seen[config.model].append(config.params["full.learning_rate"])
+        result = done(config, 0.5).model_copy(update={"number": config.number})
+        search.results[config.number] = result
+        search.study.tell(result, [0.5])
+    assert len(seen["large"]) > 3 < len(seen["small"])
+    assert 4.9e-6 <= min(seen["large"]) <= max(seen["large"]) <= 2.02e-4
+    assert 2.9e-5 <= min(seen["small"]) <= max(seen["small"]) <= 1.22e-3
+
+
 class Timing(Grown):
     """One worker that says what a step takes."""
 

@@ -316,6 +316,20 @@ class Plan(_Plan):
         scales = self.pipeline(pipeline).rate_scales
         return float(f"{rate * scales.get(model, 1.0) / scales.get(of or '', 1.0):.3g}")
 
+    def other_models_rate(self, config: TrialConfig) -> str | None:
+        """Return why the learning rate of a configuration is none for its model, where models have ranges of their own, or None."""
+        pipeline = self.pipeline(config.pipeline)
+        scales = [pipeline.rate_scales.get(model.name, 1.0) for model in self.models]
+        name, own = f"{pipeline.adapter}.learning_rate", pipeline.rate_scales.get(config.model, 1.0)
+        domain = self.domain(name) if len({*scales}) > 1 else None
+        if not isinstance(domain, Float):
+            return None
+        low, high = own * domain.low / min(scales), own * domain.high / max(scales)
+        # Of bounds that are rounded to three places.
+        if 0.99 * low <= float(config.params[name]) <= 1.01 * high:  # type: ignore[arg-type]
+            return None
+        return f"{config.model} learns at rates of {low:.3g} to {high:.3g}"
+
     def default_params(self, pipeline: str, model: str | None = None, **changes: Any) -> dict[str, Any]:
         """Return a configuration of defaults for a model, by default the plan's first.
 
