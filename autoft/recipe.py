@@ -590,7 +590,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         """Return the tag of a node."""
-        tag = str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        tag = str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
         if kind is yaml.ScalarNode and implicit[0] and re.fullmatch(_TEXTS.get(tag, "(?!)"), value):
             return "tag:yaml.org,2002:str"
         return tag

@@ -322,11 +322,12 @@ class Plan(_Plan):
         scales = [pipeline.rate_scales.get(model.name, 1.0) for model in self.models]
         name, own = f"{pipeline.adapter}.learning_rate", pipeline.rate_scales.get(config.model, 1.0)
         domain = self.domain(name) if len({*scales}) > 1 else None
-        if not isinstance(domain, Float):
+        rate = config.params.get(name)
+        if not isinstance(domain, Float) or not isinstance(rate, float):
             return None
         low, high = own * domain.low / min(scales), own * domain.high / max(scales)
         # Of bounds that are rounded to three places.
-        if 0.99 * low <= float(config.params[name]) <= 1.01 * high:  # type: ignore[arg-type]
+        if 0.99 * low <= rate <= 1.01 * high:
             return None
         return f"{config.model} learns at rates of {low:.3g} to {high:.3g}"
 
