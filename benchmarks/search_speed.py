@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--effort", default="balanced")
     parser.add_argument("--rows", type=int, default=4000, help="training rows at most")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets beside movie reviews")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these sets; default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="an interpreter that has autogluon.multimodal")
     parser.add_argument("--runs", type=Path, default=Path("runs/search-speed"), help="where run folders go")
@@ -203,6 +204,7 @@ def main() -> None:
     for name, folder in (one.partition("=")[::2] for one in given.data):
         limit = {"train": given.rows, "validation": 1000, "test": 2000}
         sets[name] = {**splits_of(Path(folder)), "limit": limit}
+    sets = {name: data for name, data in sets.items() if not given.only or name in given.only}
     given.runs.mkdir(parents=True, exist_ok=True)
     found = [compare(name, data, seed, given) for name, data in sets.items() for seed in given.seeds]
     print(
