@@ -45,6 +45,7 @@ from autoft.export import export as export_variant
 from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
+from autoft.listener import Listener, TrialTime
 from autoft.plans.budgets import budget_limits, violations
 from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
@@ -79,7 +80,7 @@ from autoft.rundir import (
     write_json,
     write_text,
 )
-from autoft.search import Interruption, Listener, Search, TrialTime
+from autoft.search import Interruption, Search
 from autoft.selection import select
 from autoft.serving import serve
 from autoft.shared_study import SharedStudy

@@ -30,6 +30,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from autoft.estimates.forecast import MemoryForecast
+from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan
 from autoft.progress import Figures, Follower, View, figures, printable, without_nan
@@ -37,7 +38,6 @@ from autoft.quantities import format_bytes, format_seconds
 from autoft.report.views import column_title, cost_text
 from autoft.rundir import TrialConfig, TrialResult
 from autoft.screen import Picture, counts_text, describe, forgive_characters, outcome, time_left, trial_line, tried
-from autoft.search import Forecast, Listener, Standing, TrialTime
 
 __all__ = ["Display", "JsonListener", "LiveListener", "PlainListener", "choose_listener", "outliving_its_terminal"]
 

@@ -27,6 +27,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoft.errors import NothingFeasible, RunFolderError, first_line
+from autoft.listener import Forecast, Listener, Standing
 from autoft.plans.plan import Plan, read_plan
 from autoft.quantities import format_seconds
 from autoft.rundir import (
@@ -42,7 +43,6 @@ from autoft.rundir import (
     count_states,
     read_typed,
 )
-from autoft.search import Forecast, Listener, Standing
 from autoft.selection import candidates, select
 
 __all__ = [

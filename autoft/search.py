@@ -22,9 +22,11 @@ from typing import Any
 from autoft.checkpoints import share_done
 from autoft.contracts import Task
 from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
+from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
 from autoft.hardware import memory_left
+from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.parallel import CONTENTION, workers_that_pay
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan, epochs_again
@@ -38,7 +40,6 @@ from autoft.rundir import (
     Selection,
     TrialConfig,
     TrialResult,
-    TrialState,
     VariantResult,
     count_states,
     folder_size,
@@ -50,7 +51,7 @@ from autoft.space import Categorical
 from autoft.study import GIVEN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
 
-__all__ = ["Elsewhere", "Exchange", "Forecast", "Interruption", "Listener", "Search", "Standing", "TrialTime"]
+__all__ = ["Interruption", "Search"]
 
 TRIAL_OVERHEAD_SECONDS = 20.0
 """Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
@@ -126,132 +127,6 @@ SHORT_TABLE = 0.05
 
 CHANGE_THE_BASE = frozenset({"pissa", "olora"})
 """Values of ``lora.start`` that change the weights that trials could share."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the search will be, said before it starts."""
-
-    trial_seconds: float
-    configurations: int
-    memory_bytes: float
-    disk_bytes: float
-    precision: str
-    time_limit: float
-
-    def __str__(self) -> str:
-        count = (
-            f"about {self.configurations} configurations fit" if self.configurations > 1 else "one configuration fits"
-        )
-        return (
-            f"One default training takes about {format_seconds(self.trial_seconds)} here ({self.precision}); "
-            f"{count} in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "
-            f"disk up to {format_bytes(self.disk_bytes)}."
-        )
-
-
-@dataclass(frozen=True)
-class TrialTime:
-    """What the default configuration of a pipeline over a model takes, and how many such trials the budget's time has room for.
-
-    ``trials`` is None where the time is not limited yet; ``workers`` train them, as many as the search would take.
-    """
-
-    model: str
-    pipeline: str
-    seconds: float
-    trials: int | None
-    workers: int
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How the search stands: counts, the best feasible objective, the default's, and the time left."""
-
-    counts: dict[TrialState, int]
-    best: float | None
-    best_trial: int | None
-    best_variant: str | None
-    default: float | None
-    seconds_left: float
-    """Of the time budget, for the whole command."""
-    finished: int
-    limit: int | None
-    expected_left: float = math.nan
-    """Seconds until the command is thought to end, at most those that are left; not a number where nothing is known."""
-
-
-class Listener:
-    """Told what happens; every method may be overridden, none has to be."""
-
-    def begin(self, plan: Plan, resumed: int) -> None:
-        """The search begins; ``resumed`` trials were done before."""
-
-    def earlier(self, results: Sequence[TrialResult]) -> None:
-        """What earlier calls of the run have done; told right after the beginning, where there is any."""
-
-    def forecast(self, forecast: Forecast) -> None:
-        """What it will be."""
-
-    def trial_started(self, config: TrialConfig) -> None:
-        """A trial was sent to a worker."""
-
-    def stage(self, trial: int, stage: str) -> None:
-        """A trial is at a stage, as ``train`` or ``compress: onnx``."""
-
-    def progress(self, trial: int, samples: int, total: int, rate: float) -> None:
-        """A training has seen so many samples."""
-
-    def validation(self, trial: int, samples: int, value: float) -> None:
-        """A training was validated."""
-
-    def trial_done(self, result: TrialResult, standing: Standing) -> None:
-        """A trial ended."""
-
-    def phase(self, name: str) -> None:
-        """The command is at a phase: prepare data, search, finalists, export, test, report."""
-
-    def note(self, text: str) -> None:
-        """Something that a user should know, at the end if not before."""
-
-    def waits(self, text: str) -> None:
-        """Nothing goes on: what for, and how to end it. Told again every few minutes, for a user to read now."""
-
-    def interrupted(self) -> None:
-        """The user asked for an end with what there is."""
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A trial that another search has done: its number is below 0 and its own here, and it has no files."""
-
-    result: TrialResult
-    values: list[float] | None
-    """Its objectives, None where it left nothing that fits."""
-
-
-class Exchange:
-    """What searches of one study tell each other. This one is of a search alone; no method may hold up its caller."""
-
-    seed: int | None = None
-    """Of this search's sampler; None for the plan's."""
-
-    def started(self, config: TrialConfig) -> None:
-        """A trial of this search was sent to a worker."""
-
-    def ended(self, result: TrialResult, values: Sequence[float] | None) -> None:
-        """A trial of this search, or of an earlier call of it, is done."""
-
-    def taken_back(self, number: int) -> None:
-        """A trial of this search was ended without a result."""
-
-    def news(self) -> Sequence[Elsewhere]:
-        """Return what other searches have done, each trial once."""
-        return ()
-
-    def going(self) -> Sequence[TrialConfig]:
-        """Return what other searches are at now."""
-        return ()
 
 
 class _NoMachine(SearchFailed):

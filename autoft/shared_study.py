@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import StudyError, first_line
+from autoft.exchange import Elsewhere, Exchange
 from autoft.frozen_trials import finished_trial, insert_trials, named_study
 from autoft.plans.plan import Plan
 from autoft.progress import printable
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_typed, write_json
-from autoft.search import Elsewhere, Exchange
 from autoft.study_addresses import StudyAddress
 
 if TYPE_CHECKING:

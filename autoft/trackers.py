@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from autoft.listener import Listener, Standing
 from autoft.plans.plan import Plan
 from autoft.progress import printable
 from autoft.rundir import RunDir, TrialConfig, TrialResult
 from autoft.screen import describe, outcome
-from autoft.search import Listener, Standing
 
 __all__ = ["Tracker", "TrackerListener", "without_secrets"]
 

@@ -44,10 +44,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.plugins import load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import Interruption, Listener, Search
+from autoft.search import Interruption, Search
 from autoft.selection import best_trials
 from autoft.space import Categorical, Domain, Float, Int, domain_to_json
 

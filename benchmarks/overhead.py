@@ -24,9 +24,9 @@ from reviews import Bench
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.processes import silence_libraries
 from autoft.rundir import TrialConfig, TrialResult
-from autoft.search import Listener
 
 LEARNING_RATE = 5e-5
 

@@ -42,10 +42,11 @@ from autoft import study
 from autoft.executors import Event
 from autoft.frozen_trials import insert_trials
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan, VariantPlan
 from autoft.plugins import load_plugins
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult, write_json
-from autoft.search import Interruption, Listener, Search
+from autoft.search import Interruption, Search
 from autoft.shared_study import RECORD, SharedStudy, open_storage
 from autoft.space import Categorical, Float, Int, domain_to_json
 from autoft.study_addresses import study_address

@@ -40,11 +40,11 @@ from autoft.api import search
 from autoft.data.prepared import open_data
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.plans.plan import Plan, plan_of
 from autoft.processes import silence_libraries
 from autoft.quantities import parse_seconds
 from autoft.rundir import RunDir, TrialResult, read_run
-from autoft.search import Listener
 from autoft.selection import candidates
 
 

@@ -22,9 +22,9 @@ from fronts import MODEL, reviews
 from autoft.api import search
 from autoft.evaluation import start_measuring
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.processes import silence_libraries
 from autoft.rundir import TrialResult
-from autoft.search import Listener
 
 Noted = dict[str, float]
 

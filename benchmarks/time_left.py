@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from autoft.listener import Listener
 from autoft.plans.plan import Plan
 from autoft.plugins import load_plugins
 from autoft.rundir import RunDir, read_json
-from autoft.search import Interruption, Listener, Search
+from autoft.search import Interruption, Search
 
 
 def main() -> None:

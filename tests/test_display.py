@@ -20,13 +20,13 @@ from autoft.display import JsonListener, LiveListener, PlainListener, choose_lis
 from autoft.estimates.forecast import MemoryForecast, ServingForecast
 from autoft.estimates.verdicts import Prediction
 from autoft.hardware import Hardware
+from autoft.listener import Forecast, Standing
 from autoft.plans.plan import RefusalNote
 from autoft.plans.planner import make_plan
 from autoft.progress import RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import TrialConfig, TrialResult, VariantResult, write_json
 from autoft.screen import outcome
-from autoft.search import Forecast, Standing
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 FORECAST = Forecast(30.0, 8, 2e9, 5e8, "fp32", 300.0)

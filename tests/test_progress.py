@@ -15,11 +15,11 @@ import pytest
 
 from autoft.errors import RunFolderError, SearchFailed
 from autoft.hardware import Hardware
+from autoft.listener import Standing
 from autoft.plans.planner import make_plan
 from autoft.progress import Progress, ProgressWriter, RunReader, figures, lock_holder, printable
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, write_json
-from autoft.search import Standing
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
 STANDING = Standing(

@@ -259,8 +259,9 @@ class Machines:
 @pytest.fixture
 def search(tmp_path, catalog):
     """A search of two trials by one worker."""
+    from autoft.listener import Listener
     from autoft.plans.plan import ModelPlan, PipelinePlan, VariantPlan
-    from autoft.search import Interruption, Listener, Search
+    from autoft.search import Interruption, Search
     from autoft.space import Categorical, Float, Int, domain_to_json
 
     space = {

@@ -12,12 +12,14 @@ import pytest
 
 from autoft.checkpoints import Checkpoints
 from autoft.errors import RunFolderError, SearchFailed
+from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import TAUGHT, Elsewhere, Exchange, Interruption, Listener, Search
+from autoft.search import TAUGHT, Interruption, Search
 from autoft.selection import best_trials, select, weights_to_keep
 from autoft.space import Categorical, Float, Int, domain_to_json
 from autoft.study import Study

@@ -14,9 +14,9 @@ import yaml
 import autoft
 from autoft.data.sources import load_source
 from autoft.errors import DataError, RecipeError
+from autoft.listener import Listener
 from autoft.recipe import load_recipe
 from autoft.rundir import RunDir, TrialConfig, TrialResult
-from autoft.search import Listener
 from autoft.tables import take_tables
 
 ROWS = [{"text": "fine", "label": "good"}, {"text": "dull", "label": "bad"}, {"text": "warm", "label": "good"}]

@@ -13,12 +13,13 @@ from autoft.errors import RecipeError
 from autoft.executors import Event
 from autoft.executors.worker import fitting
 from autoft.hardware import Hardware
+from autoft.listener import Listener
 from autoft.plans.plan import Plan
 from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult
-from autoft.search import Interruption, Listener, Search
+from autoft.search import Interruption, Search
 from autoft.space import Categorical, Float, Int, domain_to_json
 
 SPACE = {

@@ -10,10 +10,10 @@ import pytest
 from autoft import trackers
 from autoft.errors import RecipeError
 from autoft.hardware import Hardware
+from autoft.listener import Standing
 from autoft.plans.planner import make_plan
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import Standing
 from autoft.trackers import KINDS, Tracker, TrackerListener, without_secrets
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")

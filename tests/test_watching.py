@@ -16,11 +16,11 @@ import pytest
 
 from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
+from autoft.listener import Standing
 from autoft.plans.planner import make_plan
 from autoft.progress import ProgressWriter, RunReader
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult, write_json
-from autoft.search import Standing
 from autoft.watching import watch
 
 CPU = Hardware("cpu", 2, 8 * 2**30, (), "test", False, "Linux x86_64")
