@@ -15,6 +15,7 @@ from autoft.card import front_matter, library_licenses, license_of, templates, u
 from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
+from autoft.pace import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.plans.plan import Plan
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
@@ -29,7 +30,6 @@ from autoft.rundir import (
     replacing_folder,
     write_json,
 )
-from autoft.search import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.watched import ProcessFailed, ProcessLost, ask
 
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]

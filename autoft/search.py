@@ -16,7 +16,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.checkpoints import share_done
@@ -25,11 +25,10 @@ from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFa
 from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
-from autoft.hardware import memory_left
 from autoft.listener import Forecast, Listener, Standing, TrialTime
-from autoft.parallel import CONTENTION, workers_that_pay
+from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import violations
-from autoft.plans.plan import BudgetLimit, Plan, epochs_again
+from autoft.plans.plan import BudgetLimit, Plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog
 from autoft.portfolio import configuration
@@ -53,12 +52,6 @@ from autoft.trial import MOST_PARTS, strategy_params
 
 __all__ = ["Interruption", "Search"]
 
-TRIAL_OVERHEAD_SECONDS = 20.0
-"""Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
-
-STARTUP_SECONDS = 6.0
-"""What a process takes at least to import the libraries; a slower machine shows it when its workers start."""
-
 ASK_LIMIT = 60
 """Proposals that may be repeats, or too long for the time left, before the search ends."""
 
@@ -80,38 +73,14 @@ COMPRESSION_SHARE = 0.5
 FURTHER_SHARE = 0.25
 """The same for all such variants together: another trial mostly brings more than a second one of them."""
 
-TAUGHT = 1.0
-"""What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
-
-ASKED = 0.5
-"""What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
-
-UNKNOWN_CHAIN = 2.0
-"""How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
-
 FOUNDED = 2
 """How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
 ATTEMPTS = 3
 """At measuring a model before anything is trained, where the worker is lost over it."""
 
-WORKER_MEMORY = 1.5
-"""How many times as much as a few steps took a worker is reckoned with."""
-
 ELSEWHERE = 3
 """How often a trial is begun again whose machine was lost, since its training was last seen to have got further."""
-
-SLOW_STEP = 20.0
-"""How much longer a step and a validation may take than they were seen to, before the worker counts as hung."""
-
-SLOW_STAGE = 5.0
-"""How much longer something else of a trial may take than all else together was thought to."""
-
-SLOW_ENCODING = 0.01
-"""Seconds that encoding a training row may take, of which nothing is told; tokenizers take less than a tenth of it."""
-
-OTHER_PATIENCE = 3.0
-"""How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
 
 WORD_SECONDS = 300.0
 """Between two words of a search that waits for machines."""
@@ -138,54 +107,6 @@ class Interruption:
     """Set by Ctrl-C: once, finish with what there is."""
 
     asked: bool = False
-
-
-@dataclass
-class _Pace:
-    """What training and measuring take, learned from the probe and then from trials."""
-
-    seconds_per_sample: dict[str, float] = field(default_factory=dict)
-    validate_per_row: dict[str, float] = field(default_factory=dict)
-    overhead: dict[str, float] = field(default_factory=dict)
-
-    def learn(self, result: TrialResult, rows: int, further: float) -> None:
-        """Take over what a finished trial took; ``further`` steps of auxiliary tasks came with each of its own."""
-        if not result.curve:
-            return
-        model, pipeline = result.config.model, _trained_by(result.config)
-        seen = result.curve[-1].samples
-        # Of trials that train together each waits for the others.
-        training = (result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)) / result.together
-        self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
-        self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows * len(result.curve))
-        if any(variant.state == "complete" for variant in result.variants):
-            # A head is fitted once, for the trials after it too.
-            once = result.seconds.get("train", 0.0) + result.seconds.get("fit head", 0.0)
-            self.overhead[model] = result.seconds.get("total", once) - once
-
-    def estimate(self, plan: Plan, config: TrialConfig, train_rows: int, validation_rows: int) -> float:
-        """Return the seconds that a configuration will take, to its last variant."""
-        model = config.model
-        per_sample = self.seconds_per_sample.get(f"{model} {_trained_by(config)}")
-        if per_sample is None:
-            per_sample = self.seconds_per_sample.get(f"{model} {config.pipeline}")
-            if per_sample is None:
-                per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
-            if _trained_by(config) != config.pipeline:
-                per_sample *= UNKNOWN_CHAIN
-        epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
-        batches = train_rows / int(config.params["train.batch_size"])  # type: ignore[arg-type]
-        checks = epochs * (2 if batches >= 60 else 1)
-        validating = checks * validation_rows * self.validate_per_row.get(model, per_sample / 2)
-        known = self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
-        steps = 1 + sum(plan.auxiliary_steps(config.params))
-        return per_sample * steps * train_rows * epochs + validating + known
-
-
-def _trained_by(config: TrialConfig) -> str:
-    """Return the pipeline, and the chain of regularizers where there is one: what the pace of a training depends on."""
-    chain = config.params.get("regularize") or "none"
-    return config.pipeline if chain == "none" else f"{config.pipeline} {chain}"
 
 
 class _Listed:
@@ -245,7 +166,8 @@ class Search:
             used: seconds of the time budget that earlier calls used.
             exchange: with other searches of the same study; default: there are none.
         """
-        self.run, self.plan, self.catalog = run, plan, catalog
+        # A copy of its own: all parts of the search follow it when steps have shown how long and with how many workers it goes on.
+        self.run, self.plan, self.catalog = run, plan.model_copy(), catalog
         self.listener, self.interruption = listener, interruption
         self.started, self.used = started, used
         self.exchange = exchange or Exchange()
@@ -265,15 +187,9 @@ class Search:
             self._remember(result)
         self.elsewhere: dict[Settings, Elsewhere] = {}
         """By configuration, what other searches have done."""
-        self.pace = _Pace()
+        self.pace = Pace(self.plan, self.results)
         self.precision: dict[str, str] = {}
-        self.train_rows = int(plan.data["sizes"]["train"])
-        self.validation_rows = int(plan.data["sizes"]["validation"])
-        self.rows_at_checkpoint = plan.rows_of_validation(self.validation_rows)
-        self.test_rows = int(plan.data["sizes"]["test"])
-        for result in self.results.values():
-            self.pace.learn(result, self.rows_at_checkpoint, sum(plan.auxiliary_steps(result.config.params)))
-        self.study = Study(plan, self.exchange.seed)
+        self.study = Study(self.plan, self.exchange.seed)
         self.running: dict[int, TrialConfig] = {}
         """By worker, the trial that it is at, the first of them where they train together."""
         self.mates: dict[int, list[TrialConfig]] = {}
@@ -317,7 +233,6 @@ class Search:
         """By trial and variant, the bytes of the files that there are."""
         self.adapters: dict[int, int] = {}
         """By trial, the bytes of what its adapter learned."""
-        self.startup = STARTUP_SECONDS
         self.ended = ""
         self.began = False
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
@@ -333,17 +248,7 @@ class Search:
 
     def reserve(self) -> float:
         """Return the seconds that export, test and report will need."""
-        yardstick = next(
-            (v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None
-        )
-        if yardstick is not None and yardstick.seconds:
-            per_row = yardstick.seconds / max(1, self.validation_rows)
-        else:
-            # An untrained model that writes texts writes them to their limit; one that only reads is served in 32 bits.
-            per_row = 1.5 * max(self.pace.validate_per_row.values(), default=0.01)
-        untouched = self.test_rows + self.validation_rows if self.catalog.task(self.plan.task).card.untrained else 0
-        # Three processes import the libraries anew: for the model, the default and the baselines.
-        return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
+        return self.pace.closing(untrained=self.catalog.task(self.plan.task).card.untrained)
 
     def expected_left(self) -> float:
         """Return the seconds until the command is thought to end, as :class:`Standing` has them.
@@ -355,31 +260,19 @@ class Search:
         closing = CLOSING_SHARE * self.reserve()
         told = self._told()
         going = [config for config in self.running.values() if not config.derived]
-        following = sum(map(self._expected, self.running.values())) / max(1, len(self.running))
+        following = sum(map(self.pace.expected, self.running.values())) / max(1, len(self.running))
         if not self.ended:
             took = [result.seconds["total"] for result in told if result.seconds.get("total")]
-            shortest = self._shortest()
+            shortest = self.pace.shortest()
             by_time = left - closing - (shortest / 2 if math.isfinite(shortest) else 0.0) - following
             if limit is not None:
-                mean = statistics.fmean(took) if took else self._estimate(self.plan.default_config())
+                mean = statistics.fmean(took) if took else self.pace.estimate(self.plan.default_config())
                 waiting = max(0, limit - self._counted() - len(going))
                 by_time = min(by_time, mean * math.ceil(waiting / self.plan.workers))
             following += max(0.0, by_time)
         room = max(0.0, left - following - self.reserve())
-        following += min(room, self._together(self._further_seeds(room)) + self._kept_for_compression())
+        following += min(room, self.pace.together(self._further_seeds(room)) + self._kept_for_compression())
         return max(0.0, min(left, following + closing))
-
-    def _shortest(self) -> float:
-        """Return the seconds of the shortest configuration that the sampler may propose of the best model."""
-        if not self.pace.seconds_per_sample:
-            return math.inf
-        default, domain = self.plan.default_config(), self.plan.domain("train.epochs")
-        fewest = min(domain.choices) if isinstance(domain, Categorical) else domain.low  # type: ignore[type-var]
-        found = []
-        for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
-            params = {**self.plan.default_params(pipeline.name), "train.epochs": fewest}
-            found.append(default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params}))
-        return min((self._estimate(config) for config in found), default=math.inf)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -481,7 +374,8 @@ class Search:
             default, workers, slower = self.plan.default_config(), self.plan.workers, dict.fromkeys(probed, 1.0)
             if self.plan.by_pace and workers == 1:
                 workers, threads, _ = self._workers_that_pay(probed)
-                slower = {name: _slower(figures, threads) if workers > 1 else 1.0 for name, figures in probed.items()}
+                if workers > 1:
+                    slower = {name: slower_beside_others(figures, threads) for name, figures in probed.items()}
             for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
                 params = self.plan.default_params(pipeline.name)
                 config = default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params})
@@ -491,7 +385,7 @@ class Search:
                 self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = (
                     event.body["seconds"] * slower[model.name]
                 )
-                seconds = self._estimate(config)
+                seconds = self.pace.estimate(config)
                 # As if all began anew: what was tried here takes nothing of the budget.
                 room = max(0.0, self.plan.time_limit - self.reserve())
                 count = int(room // seconds) * workers if math.isfinite(room) else None
@@ -520,11 +414,11 @@ class Search:
         if self.plan.by_pace and self.plan.workers == 1:
             self._take_workers(executor, probed)
         default = self.plan.default_config()
-        seconds = self._estimate(default)
+        seconds = self.pace.estimate(default)
         if self.plan.time_multiple and math.isinf(self.plan.time_limit):
-            self.plan = self.plan.model_copy(update={"time_limit": self.plan.time_multiple * seconds})
+            self.plan.time_limit = self.plan.time_multiple * seconds
             write_json(self.run.plan, self.plan.model_dump(mode="json"))
-        mean = statistics.fmean(self._estimate(default.model_copy(update={"model": name})) for name in models)
+        mean = statistics.fmean(self.pace.estimate(default.model_copy(update={"model": name})) for name in models)
         room = max(0.0, self.seconds_left() - self.reserve())
         count = int(room // mean) if room < seconds + mean else 1 + int((room - seconds) // mean)
         if self.plan.trials_limit:
@@ -550,15 +444,14 @@ class Search:
             event = self._await(executor)
             (ready.add if event.kind == "ready" else ready.discard)(event.worker)
             (waiting.add if event.kind == "waiting" else waiting.discard)(event.worker)
-        self.startup = max(self.startup, executor.startup)
+        self.pace.startup = max(self.pace.startup, executor.startup)
         probed: dict[str, dict[str, Any]] = {
             model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
             for model in self.plan.models
         }
         for name, figures in probed.items():
             self.precision[name] = figures["precision"]
-            self.pace.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
-            self.pace.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+        self.pace.begin(probed)
         return probed
 
     def _take_workers(self, executor: Executor, probed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -566,11 +459,9 @@ class Search:
         workers, threads, gain = self._workers_that_pay(probed)
         if workers == 1:
             return
-        self.plan = self.plan.model_copy(update={"workers": workers, "train_threads": threads})
+        self.plan.workers, self.plan.train_threads = workers, threads
         write_json(self.run.plan, self.plan.model_dump(mode="json"))
-        for name, figures in probed.items():
-            if name in self.pace.seconds_per_sample:
-                self.pace.seconds_per_sample[name] *= _slower(figures, threads)
+        self.pace.slow_down(probed, threads)
         executor.send(0, "plan")
         executor.grow(workers, threads)
         alone = max(map(int, probed[self.plan.default_config().model]["by_threads"]))
@@ -581,28 +472,9 @@ class Search:
 
     def _workers_that_pay(self, probed: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, float]:
         """Return how many workers pay, with how many threads each, and how many times as much they train as one."""
-        plan, config = self.plan, self.plan.default_config()
-        paces = {int(threads): float(pace) for threads, pace in probed[config.model]["by_threads"].items()}
-        if not paces or not min(paces.values()) > 0:
-            return 1, max(paces, default=plan.threads), 1.0
-
-        def trial_seconds(threads: int, speed: float) -> float:
-            # What compressing and measuring takes, where it is known, it takes with any number of threads.
-            guessed = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
-            fixed = self.pace.overhead.get(config.model, 0.0)
-            return fixed + (self._estimate(config) - guessed) * paces[threads] / paces[max(paces)] / speed
-
-        _, enough = memory_left()
-        each = max(figures["memory_bytes"] for figures in probed.values())
-        return workers_that_pay(
-            trial_seconds,
-            paces,
-            cores=max(paces),
-            most=1 + int(max(0, memory_left()[0] - 2 * enough) // (WORKER_MEMORY * each)),
-            seconds=self.seconds_left() - self.reserve(),
-            trials=None if plan.trials_limit is None else max(1, plan.trials_limit - self._counted()),
-            startup=self.startup,
-        )
+        limit = self.plan.trials_limit
+        trials = None if limit is None else max(1, limit - self._counted())
+        return self.pace.workers_that_pay(probed, self.seconds_left() - self.reserve(), trials)
 
     def _screen(self, executor: Executor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""
@@ -634,7 +506,7 @@ class Search:
             return
         shipped = [config for config in self.queue[1:] if not self._illegal(config)]
         if shipped:
-            soonest = min(shipped, key=self._estimate)
+            soonest = min(shipped, key=self.pace.estimate)
             self.queue.remove(soonest)
             self.queue.insert(0, soonest)
 
@@ -696,7 +568,7 @@ class Search:
         while lost < ATTEMPTS:
             worker = min(executor.ready, default=0)
             executor.send(worker, op, **body)
-            executor.time_limits = {worker: self._other_patience(TRIAL_OVERHEAD_SECONDS)}
+            executor.time_limits = {worker: self.pace.patience(TRIAL_OVERHEAD_SECONDS)}
             event = self._await(executor)
             while (event.worker, event.kind) not in {(worker, answer), (worker, "lost")}:
                 event = self._await(executor)
@@ -777,19 +649,10 @@ class Search:
         if self.stages.get(worker) == WAITS:
             return math.inf
         if worker in self.steps and not mates and self.stages.get(worker) == "train":
-            validating = self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
-            longest = SLOW_STEP * (self.steps[worker] + validating) + SLOW_ENCODING * self.train_rows
-            return max(self.plan.patience, longest)
+            return self.pace.patience_in_training(config.model, self.steps[worker])
         if config.kind in {"soup", "ensemble", "compress"}:
-            return self._other_patience(self._expected(config))
-        known = self.pace.overhead.get(config.model) or max(self.pace.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
-        return self._other_patience((1 + len(mates)) * known)
-
-    def _other_patience(self, seconds: float) -> float:
-        """Return for how many seconds nothing may be heard of work that was thought to take so many."""
-        validating = self.validation_rows * max(self.pace.validate_per_row.values(), default=0.0)
-        longest = SLOW_STAGE * (seconds + validating) + SLOW_ENCODING * self.train_rows
-        return max(OTHER_PATIENCE * self.plan.patience, longest)
+            return self.pace.patience(self.pace.expected(config))
+        return self.pace.patience_after_training(config.model, 1 + len(mates))
 
     def _loop(self, executor: Executor, propose: Callable[[], TrialConfig | None], limit: int | None) -> None:
         idle = set(range(self.plan.workers))
@@ -990,7 +853,7 @@ class Search:
         left = self.seconds_left() - self.reserve()
         for worker, first in list(self.running.items()):
             waits = self.stages.get(worker) == WAITS and bool(self.results)
-            if not waits or first.kind in {"default", "fold"} or self._expected(first) <= left:
+            if not waits or first.kind in {"default", "fold"} or self.pace.expected(first) <= left:
                 continue
             executor.stop(worker)
             executor.start(worker)
@@ -1055,7 +918,7 @@ class Search:
             "competes": self._competes(config),
             "whole": config.number in self.cramped,
             "seconds": seconds if math.isfinite(seconds) else None,
-            "expected": self._expected(config),
+            "expected": self.pace.expected(config),
         }
 
     # -- together -----------------------------------------------------------------------------------------------
@@ -1080,7 +943,7 @@ class Search:
         """
         while self.aside:
             config = self.aside[0]
-            left = (1 - self.trained.get(config.number, 0.0)) * self._estimate(config)
+            left = (1 - self.trained.get(config.number, 0.0)) * self.pace.estimate(config)
             if config.derived or not self.results or left <= self._room():
                 return config
             self.aside.pop(0)
@@ -1126,7 +989,7 @@ class Search:
         found += [one for one in self.aside if one is not config and self._kin(one) == kin][: self.plan.together - 1]
         while len(found) < self.plan.together > len(self.aside) - len(found):
             room = self._room() if self.results else math.inf
-            if sum(self._estimate(one) for one in found) > room:
+            if sum(self.pace.estimate(one) for one in found) > room:
                 break
             further = another()
             if further is None:
@@ -1152,19 +1015,11 @@ class Search:
         further = len(plan.objectives) > 1 or plan.folds > 1 or plan.ensemble > 1 or plan.teachers > 1
         return not (further or config.derived or config.kind in GIVEN)
 
-    def _expected(self, config: TrialConfig) -> float:
-        """Return the seconds that a configuration is thought to take."""
-        if config.kind in {"soup", "ensemble"}:
-            return self._averaging(config)
-        if config.kind == "compress":
-            return self._compressing(config)
-        return self.pace.estimate(self.plan, config, self.train_rows, self.rows_at_checkpoint)
-
     def _finish(self, result: TrialResult) -> None:
         self.began = True
         self.results[result.number] = result
         self._remember(result)
-        self.pace.learn(result, self.rows_at_checkpoint, sum(self.plan.auxiliary_steps(result.config.params)))
+        self.pace.learn(result)
         self._tell(result)
         if result.state == "infeasible":
             self.study.withdraw(result.number)
@@ -1343,7 +1198,7 @@ class Search:
         waiting = [config for config in self.queue if config.kind != "default" and not self._illegal(config)]
         if not waiting:
             return None
-        soonest = min(waiting, key=self._estimate)
+        soonest = min(waiting, key=self.pace.estimate)
         self.queue.remove(soonest)
         return soonest
 
@@ -1445,7 +1300,7 @@ class Search:
             if all_seeds:
                 self.listener.note(
                     "The finalists were not trained with further seeds: that takes about "
-                    f"{format_seconds(self._together(all_seeds))}, more than is left"
+                    f"{format_seconds(self.pace.together(all_seeds))}, more than is left"
                 )
             return []
         number = self._number()
@@ -1470,7 +1325,7 @@ class Search:
                 for number in (chosen.trial, 0)
                 if (number, self.plan.seed + i) not in have
             ]
-            if self._together(wanted) <= room:
+            if self.pace.together(wanted) <= room:
                 return wanted
         return []
 
@@ -1480,7 +1335,7 @@ class Search:
         room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         fitting: list[TrialConfig] = []
         for config in wanted:
-            seconds = self._averaging(config)
+            seconds = self.pace.averaging(config)
             if seconds <= room:
                 fitting.append(config.model_copy(update={"number": self._number() + len(fitting)}))
                 room -= seconds
@@ -1523,7 +1378,7 @@ class Search:
         if left_out:
             self.listener.note(
                 f"Of the best trial {', '.join(left_out)} {'was' if len(left_out) == 1 else 'were'} not made: training it "
-                f"again takes about {format_seconds(self._compressing(config))} in all, more than is left"
+                f"again takes about {format_seconds(self.pace.compressing(config))} in all, more than is left"
             )
         lost = self.plan.lost(self.results[config.members[0]])
         made = {v.rescues for v in self.plan.rescues if fitting is not None and v.name in fitting.variants}
@@ -1550,7 +1405,7 @@ class Search:
         done = {variant.name for r in self._contenders() if _same_members(r.config, config) for variant in r.variants}
         for name in waiting:
             further = config.model_copy(update={"variants": [*config.variants, name]})
-            if name not in done and len(config.variants) != most and self._compressing(further) <= room:
+            if name not in done and len(config.variants) != most and self.pace.compressing(further) <= room:
                 config = further
         return config if config.variants else None
 
@@ -1558,35 +1413,7 @@ class Search:
         """Return the seconds that are left for variants of the best trial that are trained again."""
         limit = self.plan.time_limit
         wanted = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
-        return max((self._compressing(config) for config in wanted if config), default=0.0)
-
-    def _compressing(self, config: TrialConfig) -> float:
-        """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
-        member = self.results[config.members[0]]
-        epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
-        plain = self.pace.seconds_per_sample.get(f"{config.model} full")
-        if plain is not None:
-            # The trial may have been trained on changed rows or with further passes, which this training has not.
-            validating = 2 * self.rows_at_checkpoint * self.pace.validate_per_row.get(config.model, 0.0)
-            epoch = min(epoch, plain * self.train_rows + validating)
-        took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
-        variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
-        measured = {beginning for variant in variants for beginning in variant.beginnings}
-        # What begins otherwise is traced anew, as the slowest variant was; the rest is compressed and measured.
-        traced = {variant.beginnings[0] for variant in variants}
-        compressing = max(took) * len(traced) + statistics.fmean(took) * len(measured)
-        further = sum(min(variant.teachers, len(config.members)) - 1 for variant in variants)
-        return epoch * (TAUGHT * epochs_again(variants) + ASKED * further) + compressing
-
-    def _averaging(self, config: TrialConfig) -> float:
-        """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
-        overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
-        row = self.pace.validate_per_row.get(config.model, 0.01)
-        passes = len(config.members) * (1 if config.kind == "soup" else len(self.plan.variants))
-        return passes * self.validation_rows * row + overhead * (1 if config.kind == "soup" else len(config.members))
-
-    def _together(self, configs: Sequence[TrialConfig]) -> float:
-        return sum(self._estimate(config) for config in configs) / self.plan.workers
+        return max((self.pace.compressing(config) for config in wanted if config), default=0.0)
 
     def _room(self) -> float:
         """Return the seconds that are left for new configurations: export and test have theirs, and so have finalists.
@@ -1596,17 +1423,13 @@ class Search:
         """
         left = self.seconds_left() - self.reserve()
         share = FINALISTS_SHARE * self.plan.time_limit
-        averaging = sum(self._averaging(config) for config in self._averages())
+        averaging = sum(self.pace.averaging(config) for config in self._averages())
         # A second known-good training lifts all that is made of the best one.
         left -= 0.0 if self.queue and len(self._told()) < 2 else self._kept_for_compression()
-        return left - self._together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
+        return left - self.pace.together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
-        return self._estimate(config) <= room
-
-    def _estimate(self, config: TrialConfig) -> float:
-        times = 1 if config.repeats else self.plan.folds
-        return times * self.pace.estimate(self.plan, config, self.train_rows, self.rows_at_checkpoint)
+        return self.pace.estimate(config) <= room
 
     def _illegal(self, config: TrialConfig) -> str | None:
         if self._never_fits(config.model):
@@ -1846,12 +1669,6 @@ class Search:
 
 SCREEN_MARGIN = {"model_size_bytes": 1.005}
 """Size is exact; a time or a memory has to be 25 % over its limit before a variant is given up untrained."""
-
-
-def _slower(figures: Mapping[str, Any], threads: int) -> float:
-    """Return how many times as long a step takes with so many threads beside other workers as alone with all."""
-    paces = {int(count): float(pace) for count, pace in figures["by_threads"].items()}
-    return paces[threads] / paces[max(paces)] / CONTENTION if paces else 1.0
 
 
 def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:

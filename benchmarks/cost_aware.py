@@ -272,7 +272,7 @@ class Replay(Search):
             self.clock += result.seconds["total"]
             self.results[result.number] = result
             self._remember(result)
-            self.pace.learn(result, self.validation_rows, 0.0)
+            self.pace.learn(result)
             self._tell(result)
         return self.truth[best_trials(self.plan, list(self.results.values()))[0].number]
 
@@ -333,7 +333,7 @@ class Replay(Search):
                 # Told at once, so that it does not push the next proposal away.
                 self.study.forget(number)
                 options.append(option)
-            seconds = [self._estimate(option) for option in options]
+            seconds = [self.pace.estimate(option) for option in options]
             if self.rule == "cheapest":
                 place = min(range(count), key=seconds.__getitem__)
             elif self.rule == "drawn":

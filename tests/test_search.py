@@ -16,10 +16,11 @@ from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.listener import Listener
+from autoft.pace import TAUGHT
 from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
-from autoft.search import TAUGHT, Interruption, Search
+from autoft.search import Interruption, Search
 from autoft.selection import best_trials, select, weights_to_keep
 from autoft.space import Categorical, Float, Int, domain_to_json
 from autoft.study import Study
@@ -210,8 +211,8 @@ def test_the_grid_leaves_out_regularizers_that_do_not_suit_the_pipeline():
 
 
 def test_what_does_not_suit_is_told_to_the_sampler_and_another_configuration_is_asked_for(tmp_path, catalog):
-    search = engine(tmp_path, catalog)
-    search.plan = search.study.plan = regularized(illegal=[], time_limit=1000.0, workers=1, options={})
+    plan = regularized()
+    search = engine(tmp_path, catalog, space=plan.space, unsuited=plan.unsuited)
     default = search.plan.default_config()
     bad = default.model_copy(update={"pipeline": "lora", "params": {**default.params, "regularize": "mixout"}})
     assert search._illegal(bad) == "needs all weights"
@@ -223,15 +224,14 @@ def test_a_training_with_regularizers_has_a_pace_of_its_own(tmp_path, catalog):
     plan = search.plan
     plain = plan.default_config()
     costly = plain.model_copy(update={"params": {**plain.params, "regularize": "r-drop"}})
-    rows = (search.train_rows, search.validation_rows)
     # 3,000 samples at 0.1 s; what nobody has tried yet is taken to double a step.
-    assert search.pace.estimate(plan, plain, *rows) == pytest.approx(310.0)
-    assert search.pace.estimate(plan, costly, *rows) == pytest.approx(610.0)
+    assert search.pace.once(plain) == pytest.approx(310.0)
+    assert search.pace.once(costly) == pytest.approx(610.0)
     result = done(costly, 0.5)
     result.seconds = {"train": 3.0, "total": 13.0}
-    search.pace.learn(result, search.validation_rows, 0.0)
-    assert search.pace.estimate(plan, costly, *rows) == pytest.approx(3000 * 0.3 + 10.0)
-    assert search.pace.estimate(plan, plain, *rows) == pytest.approx(310.0)
+    search.pace.learn(result)
+    assert search.pace.once(costly) == pytest.approx(3000 * 0.3 + 10.0)
+    assert search.pace.once(plain) == pytest.approx(310.0)
 
 
 def test_tpe_learns_to_avoid_what_does_not_fit():
@@ -604,7 +604,7 @@ def test_a_value_that_an_adapter_refuses_over_its_base_is_proposed_to_nobody(tmp
 
 def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_short_one_does_not(tmp_path, catalog):
     search = engine(tmp_path, catalog, finalist_seeds=2)
-    search.plan = search.plan.model_copy(update={"time_limit": 10_000.0})
+    search.plan.time_limit = 10_000.0
     default = search.plan.default_config()
     better = default.model_copy(update={"number": 1, "kind": "search", "model": "small"})
     for config, accuracy in ((default, 0.8), (better, 0.9)):
@@ -617,7 +617,7 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
     assert room - search._room() == pytest.approx(700.0, abs=1.0)
     # A fifth of 2,000 s holds one further seed of each, a fifth of 1,000 s holds none.
     for limit, seconds in ((2000.0, 350.0), (1000.0, 0.0)):
-        search.plan = search.plan.model_copy(update={"time_limit": limit})
+        search.plan.time_limit = limit
         room = search.seconds_left() - search.reserve()
         assert room - search._room() == pytest.approx(seconds, abs=1.0)
 
@@ -679,15 +679,15 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     assert search._to_compress(whole, 1).variants == ["a"]
     assert search._to_compress(TAUGHT * 20) is None
     # One that takes too long does not keep out those behind it.
-    search.plan = search.plan.model_copy(update={"variants": [variants[2], variants[1], variants[3]]})
+    search.plan.variants = [variants[2], variants[1], variants[3]]
     assert search._to_compress(TAUGHT * 20 + 2).variants == ["a"]
-    search.plan = search.plan.model_copy(update={"variants": variants})
+    search.plan.variants = variants
     # The search keeps a half for the first, and no more than a quarter for several: here 83 s are all.
     for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
-        search.plan = search.plan.model_copy(update={"time_limit": limit})
+        search.plan.time_limit = limit
         assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
     # Finalists and averages leave that alone.
-    search.plan = search.plan.model_copy(update={"time_limit": 4 * whole})
+    search.plan.time_limit = 4 * whole
     assert search._kept_for_compression() == pytest.approx(whole)
     # Nothing before a second known-good configuration had its turn.
     search.queue = [search.plan.default_config()]
@@ -705,7 +705,7 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     rescue = VariantPlan(name="quantization-aware+onnx-int8", chain=steps, trains=True, rescues="onnx-int8")
     plain = [VariantPlan(name="none", chain=[]), VariantPlan(name="onnx-int8", chain=steps[1:])]
     search = engine(tmp_path, catalog, variants=plain, rescues=[rescue], tolerance=0.01)
-    search.plan = search.plan.model_copy(update={"time_limit": 5000.0})
+    search.plan.time_limit = 5000.0
     monkeypatch.setattr(search.listener, "note", notes.append)
     trial = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     trial.seconds = {"train": 50.0, "total": 60.0}
@@ -863,7 +863,7 @@ def test_workers_are_taken_where_steps_show_that_they_pay(tmp_path, catalog, mon
         name: {"by_threads": {str(n): pace for n, pace in paces.items()}, "memory_bytes": 1000}
         for name in ("large", "small")
     }
-    alone = search._estimate(search.plan.default_config())
+    alone = search.pace.estimate(search.plan.default_config())
     search.plan.time_limit = 100 * alone
     search._take_workers(executor, probed)
     assert (search.plan.workers, search.plan.train_threads) == (workers, threads)
@@ -876,7 +876,9 @@ def test_workers_are_taken_where_steps_show_that_they_pay(tmp_path, catalog, mon
     assert json.loads(search.run.plan.read_text())["workers"] == 2
     # A step beside another worker's, and with one thread.
     fixed = search.pace.overhead["large"]
-    assert search._estimate(search.plan.default_config()) == pytest.approx(fixed + (alone - fixed) * 0.1 / 0.11 / 0.85)
+    assert search.pace.estimate(search.plan.default_config()) == pytest.approx(
+        fixed + (alone - fixed) * 0.1 / 0.11 / 0.85
+    )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
@@ -1044,7 +1046,7 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
     assert search._number() == 4
     # Whole it would take 30 seconds, and 20 are left for it.
     monkeypatch.setattr(search, "_room", lambda: 20.0)
-    assert search._estimate(cut_off) == 30.0
+    assert search.pace.estimate(cut_off) == 30.0
     assert search._set_aside() == cut_off
     search.trained.clear()
     assert search._set_aside() is None
@@ -1289,7 +1291,7 @@ def test_a_configuration_is_trained_on_one_fold_after_the_other_and_told_by_its_
     # Only configurations count, not their trainings; each takes three times as long.
     assert search._counted() == 1
     default = search.plan.default_config()
-    assert search._estimate(default) == pytest.approx(3 * search._estimate(asked[0]))
+    assert search.pace.estimate(default) == pytest.approx(3 * search.pace.estimate(asked[0]))
 
 
 def test_a_configuration_that_is_worse_on_the_first_three_folds_is_given_up(tmp_path, catalog):
@@ -1329,7 +1331,7 @@ def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
 
 def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog, trials_limit=5)
-    search.plan = search.plan.model_copy(update={"time_limit": 5000.0})
+    search.plan.time_limit = 5000.0
     monkeypatch.setattr(search, "reserve", lambda: 100.0)
     for number, seconds in enumerate((20.0, 40.0)):
         trial = untimed(done(search.study.ask(number), 0.5))
@@ -1338,7 +1340,7 @@ def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, c
     monkeypatch.setattr(search, "seconds_left", lambda: 4000.0)
     # Three more at the mean of the two, and what the end takes of the time that is kept for it.
     assert search.expected_left() == pytest.approx(3 * 30 + 70)
-    search.plan = search.plan.model_copy(update={"trials_limit": None})
+    search.plan.trials_limit = None
     # The budget, but for half of the shortest trial: an epoch of the small model, 1,000 rows, and its measuring.
     assert search.expected_left() == pytest.approx(4000 - (0.01 * 1000 + 10) / 2)
     search.ended = "the time is used up"
@@ -1358,10 +1360,10 @@ def test_what_waits_for_the_memory_of_a_gpu_is_given_up_once_no_time_is_left_for
     search.stages = {0: "train", 1: "wait for memory", 2: "wait for memory"}
     executor, idle = Unlucky(0, Event(0, "ready")), set[int]()
     search._finish(done(default.model_copy(update={"number": 3, "kind": "search"}), 0.5))
-    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search._expected(default) + 1.0)
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search.pace.expected(default) + 1.0)
     search._give_up_late(executor, idle)
     assert len(search.running) == 3
-    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search._expected(default) - 1.0)
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search.pace.expected(default) - 1.0)
     search._give_up_late(executor, idle)
     assert [config.number for config in search.running.values()] == [1, 0]
     assert (idle, executor.started) == ({1}, 1)

@@ -275,7 +275,7 @@ def test_trials_of_which_one_was_slow_teach_the_pace_of_one(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.study.ask(0, {"model": "large", "pipeline": "lora", "lora.start": "default"})
     result = trained(config).model_copy(update={"seconds": {"train": 40.0, "total": 50.0}, "together": 4})
-    search.pace.learn(result, 40, 0.0)
+    search.pace.learn(result)
     assert search.pace.seconds_per_sample["large lora"] == pytest.approx(1.0)
 
 

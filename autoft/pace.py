@@ -1,0 +1,273 @@
+"""What trainings and all that follows from them take, in seconds, learned from a few steps of each model and then from trials."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoft.hardware import memory_left
+from autoft.parallel import CONTENTION, workers_that_pay
+from autoft.plans.plan import Plan, epochs_again
+from autoft.rundir import TrialConfig, TrialResult
+from autoft.space import Categorical
+
+__all__ = [
+    "OTHER_PATIENCE",
+    "SLOW_ENCODING",
+    "SLOW_STAGE",
+    "TAUGHT",
+    "TRIAL_OVERHEAD_SECONDS",
+    "Pace",
+    "slower_beside_others",
+]
+
+TRIAL_OVERHEAD_SECONDS = 20.0
+"""Guess for compressing and measuring a trial's variants, until the first trial has shown it."""
+
+STARTUP_SECONDS = 6.0
+"""What a process takes at least to import the libraries; a slower machine shows it when its workers start."""
+
+TAUGHT = 1.0
+"""What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
+
+ASKED = 0.5
+"""What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
+
+UNKNOWN_CHAIN = 2.0
+"""How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
+
+WORKER_MEMORY = 1.5
+"""How many times as much as a few steps took a worker is reckoned with."""
+
+SLOW_STEP = 20.0
+"""How much longer a step and a validation may take than they were seen to, before the worker counts as hung."""
+
+SLOW_STAGE = 5.0
+"""How much longer something else of a trial may take than all else together was thought to."""
+
+SLOW_ENCODING = 0.01
+"""Seconds that encoding a training row may take, of which nothing is told; tokenizers take less than a tenth of it."""
+
+OTHER_PATIENCE = 3.0
+"""How much longer it is waited for exports, downloads and measurements, which tell of nothing while they go on."""
+
+
+class Pace:
+    """What the trials of a search take here, and how long nothing may be heard of one.
+
+    Args:
+        plan: of the search, with the sizes of its data; followed where it changes.
+        results: of the trials that are done, by number; likewise.
+    """
+
+    def __init__(self, plan: Plan, results: Mapping[int, TrialResult]) -> None:
+        self.plan, self.results = plan, results
+        self.seconds_per_sample: dict[str, float] = {}
+        """By model, and by model, pipeline and chain of regularizers once such a training was seen."""
+        self.validate_per_row: dict[str, float] = {}
+        """By model."""
+        self.overhead: dict[str, float] = {}
+        """By model, what compressing and measuring a trial's variants takes."""
+        self.startup = STARTUP_SECONDS
+        sizes = plan.data["sizes"]
+        self.train_rows, self.test_rows = int(sizes["train"]), int(sizes["test"])
+        self.validation_rows = int(sizes["validation"])
+        self.rows_at_checkpoint = plan.rows_of_validation(self.validation_rows)
+        for result in results.values():
+            self.learn(result)
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def begin(self, probed: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what a few steps of each model took, where no trial has shown it."""
+        for name, figures in probed.items():
+            self.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
+            self.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+
+    def slow_down(self, probed: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+        """Reckon with workers that have so many threads each, from now on."""
+        for name, figures in probed.items():
+            if name in self.seconds_per_sample:
+                self.seconds_per_sample[name] *= slower_beside_others(figures, threads)
+
+    def learn(self, result: TrialResult) -> None:
+        """Take over what a finished trial took."""
+        if not result.curve:
+            return
+        model, pipeline = result.config.model, _trained_by(result.config)
+        seen = result.curve[-1].samples
+        # So many steps of auxiliary tasks came with each of its own.
+        further = sum(self.plan.auxiliary_steps(result.config.params))
+        # Of trials that train together each waits for the others.
+        training = (result.seconds.get("train", 0.0) - result.seconds.get("validate", 0.0)) / result.together
+        self.seconds_per_sample[f"{model} {pipeline}"] = training / max(1, seen) / (1 + further)
+        rows = self.rows_at_checkpoint * len(result.curve)
+        self.validate_per_row[model] = result.seconds.get("validate", 0.0) / max(1, rows)
+        if any(variant.state == "complete" for variant in result.variants):
+            # A head is fitted once, for the trials after it too.
+            once = result.seconds.get("train", 0.0) + result.seconds.get("fit head", 0.0)
+            self.overhead[model] = result.seconds.get("total", once) - once
+
+    # -- what trials take ---------------------------------------------------------------------------------------
+
+    def once(self, config: TrialConfig) -> float:
+        """Return the seconds that one training of a configuration will take, to its last variant."""
+        model = config.model
+        per_sample = self.seconds_per_sample.get(f"{model} {_trained_by(config)}")
+        if per_sample is None:
+            per_sample = self.seconds_per_sample.get(f"{model} {config.pipeline}")
+            if per_sample is None:
+                per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
+            if _trained_by(config) != config.pipeline:
+                per_sample *= UNKNOWN_CHAIN
+        epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
+        batches = self.train_rows / int(config.params["train.batch_size"])  # type: ignore[arg-type]
+        checks = epochs * (2 if batches >= 60 else 1)
+        validating = checks * self.rows_at_checkpoint * self.validate_per_row.get(model, per_sample / 2)
+        known = self._overhead_like(model)
+        steps = 1 + sum(self.plan.auxiliary_steps(config.params))
+        return per_sample * steps * self.train_rows * epochs + validating + known
+
+    def estimate(self, config: TrialConfig) -> float:
+        """Return the seconds that a configuration will take: on all folds, unless it repeats another one."""
+        times = 1 if config.repeats else self.plan.folds
+        return times * self.once(config)
+
+    def together(self, configs: Sequence[TrialConfig]) -> float:
+        """Return the seconds that configurations will take, shared among the workers."""
+        return sum(self.estimate(config) for config in configs) / self.plan.workers
+
+    def expected(self, config: TrialConfig) -> float:
+        """Return the seconds that a trial is thought to take, of whatever kind it is."""
+        if config.kind in {"soup", "ensemble"}:
+            return self.averaging(config)
+        if config.kind == "compress":
+            return self.compressing(config)
+        return self.once(config)
+
+    def shortest(self) -> float:
+        """Return the seconds of the shortest configuration that the sampler may propose of the best model."""
+        if not self.seconds_per_sample:
+            return math.inf
+        default, domain = self.plan.default_config(), self.plan.domain("train.epochs")
+        fewest = min(domain.choices) if isinstance(domain, Categorical) else domain.low  # type: ignore[type-var]
+        found = []
+        for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
+            params = {**self.plan.default_params(pipeline.name), "train.epochs": fewest}
+            found.append(default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params}))
+        return min((self.estimate(config) for config in found), default=math.inf)
+
+    def compressing(self, config: TrialConfig) -> float:
+        """Return the seconds that variants take that train again: what is left of the model takes no longer than the whole."""
+        member = self.results[config.members[0]]
+        epoch = member.seconds.get("train", 0.0) / max(1.0, member.curve[-1].epoch if member.curve else 1.0)
+        plain = self.seconds_per_sample.get(f"{config.model} full")
+        if plain is not None:
+            # The trial may have been trained on changed rows or with further passes, which this training has not.
+            validating = 2 * self.rows_at_checkpoint * self.validate_per_row.get(config.model, 0.0)
+            epoch = min(epoch, plain * self.train_rows + validating)
+        took = [variant.seconds for variant in member.variants if variant.seconds] or [TRIAL_OVERHEAD_SECONDS]
+        variants = [variant for variant in self.plan.trained_again(member) if variant.name in config.variants]
+        measured = {beginning for variant in variants for beginning in variant.beginnings}
+        # What begins otherwise is traced anew, as the slowest variant was; the rest is compressed and measured.
+        traced = {variant.beginnings[0] for variant in variants}
+        compressing = max(took) * len(traced) + statistics.fmean(took) * len(measured)
+        further = sum(min(variant.teachers, len(config.members)) - 1 for variant in variants)
+        return epoch * (TAUGHT * epochs_again(variants) + ASKED * further) + compressing
+
+    def averaging(self, config: TrialConfig) -> float:
+        """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
+        overhead = self.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        row = self.validate_per_row.get(config.model, 0.01)
+        passes = len(config.members) * (1 if config.kind == "soup" else len(self.plan.variants))
+        return passes * self.validation_rows * row + overhead * (1 if config.kind == "soup" else len(config.members))
+
+    def closing(self, untrained: bool) -> float:
+        """Return the seconds that export, test and report will need.
+
+        Args:
+            untrained: the base models are served and scored as they are, too.
+        """
+        yardstick = next(
+            (v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None
+        )
+        if yardstick is not None and yardstick.seconds:
+            per_row = yardstick.seconds / max(1, self.validation_rows)
+        else:
+            # An untrained model that writes texts writes them to their limit; one that only reads is served in 32 bits.
+            per_row = 1.5 * max(self.validate_per_row.values(), default=0.01)
+        untouched = self.test_rows + self.validation_rows if untrained else 0
+        # Three processes import the libraries anew: for the model, the default and the baselines.
+        return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
+
+    def _overhead_like(self, model: str) -> float:
+        """Return what compressing and measuring is thought to take of a model: as of the slowest where it is not known."""
+        return self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+
+    # -- how long nothing may be heard of a worker --------------------------------------------------------------
+
+    def patience_in_training(self, model: str, step: float) -> float:
+        """Return for how many seconds a training may tell of nothing, whose steps take so many."""
+        validating = self.rows_at_checkpoint * self.validate_per_row.get(model, 0.0)
+        longest = SLOW_STEP * (step + validating) + SLOW_ENCODING * self.train_rows
+        return max(self.plan.patience, longest)
+
+    def patience_after_training(self, model: str, trials: int) -> float:
+        """Return the same for the rest of trials over a model: by what all but the training took in trials before."""
+        return self.patience(trials * self._overhead_like(model))
+
+    def patience(self, seconds: float) -> float:
+        """Return for how many seconds nothing may be heard of work that was thought to take so many."""
+        validating = self.validation_rows * max(self.validate_per_row.values(), default=0.0)
+        longest = SLOW_STAGE * (seconds + validating) + SLOW_ENCODING * self.train_rows
+        return max(OTHER_PATIENCE * self.plan.patience, longest)
+
+    # -- several workers ----------------------------------------------------------------------------------------
+
+    def workers_that_pay(
+        self, probed: Mapping[str, Mapping[str, Any]], seconds: float, trials: int | None
+    ) -> tuple[int, int, float]:
+        """Return how many workers pay, with how many threads each, and how many times as much they train as one.
+
+        Args:
+            probed: by model, what its steps took with each number of threads, and its memory.
+            seconds: that are left for trials.
+            trials: that are to come, or None for as many as the time allows.
+        """
+        plan, config = self.plan, self.plan.default_config()
+        paces = {int(threads): float(pace) for threads, pace in probed[config.model]["by_threads"].items()}
+        if not paces or not min(paces.values()) > 0:
+            return 1, max(paces, default=plan.threads), 1.0
+
+        def trial_seconds(threads: int, speed: float) -> float:
+            # What compressing and measuring takes, where it is known, it takes with any number of threads.
+            guessed = self.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+            fixed = self.overhead.get(config.model, 0.0)
+            return fixed + (self.estimate(config) - guessed) * paces[threads] / paces[max(paces)] / speed
+
+        _, enough = memory_left()
+        each = max(figures["memory_bytes"] for figures in probed.values())
+        return workers_that_pay(
+            trial_seconds,
+            paces,
+            cores=max(paces),
+            most=1 + int(max(0, memory_left()[0] - 2 * enough) // (WORKER_MEMORY * each)),
+            seconds=seconds,
+            trials=trials,
+            startup=self.startup,
+        )
+
+
+def slower_beside_others(figures: Mapping[str, Any], threads: int) -> float:
+    """Return how many times as long a step takes with so many threads beside other workers as alone with all."""
+    paces = {int(count): float(pace) for count, pace in figures["by_threads"].items()}
+    return paces[threads] / paces[max(paces)] / CONTENTION if paces else 1.0
+
+
+def _trained_by(config: TrialConfig) -> str:
+    """Return the pipeline, and the chain of regularizers where there is one: what the pace of a training depends on."""
+    chain = config.params.get("regularize") or "none"
+    return config.pipeline if chain == "none" else f"{config.pipeline} {chain}"
