@@ -241,7 +241,7 @@ def search(
             finally:
                 folder.clear_leftovers()
                 write_json(folder.path / "importance.json", engine.importance())
-                folder.write_trials_csv(engine.results.values())
+                folder.write_trials_csv(engine.trials.results.values())
                 _count_time(folder, used, started, worked=engine.began)
             if engine.ended:
                 listener.note(f"The search ended: {engine.ended}.")
@@ -859,7 +859,7 @@ def add(
                 if trial is None:
                     raise SearchFailed("stopped before it was done; nothing was added to the run")
                 write_json(folder.path / "importance.json", engine.importance())
-                folder.write_trials_csv(engine.results.values())
+                folder.write_trials_csv(engine.trials.results.values())
                 _finish(folder, plan, catalog, audience, started, used, worked=True, counted=False)
             finally:
                 folder.clear_leftovers()

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import re
 import shutil
 import statistics
 import time
-from bisect import insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.checkpoints import share_done
 from autoft.contracts import Task
-from autoft.errors import AutoftError, NothingFeasible, RunFolderError, SearchFailed
+from autoft.errors import AutoftError, RunFolderError, SearchFailed
 from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
@@ -36,7 +34,6 @@ from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import (
     Figure,
     RunDir,
-    Selection,
     TrialConfig,
     TrialResult,
     VariantResult,
@@ -45,10 +42,11 @@ from autoft.rundir import (
     read_typed,
     write_json,
 )
-from autoft.selection import best_trials, candidates, select, weights_to_keep
+from autoft.selection import best_trials, weights_to_keep
 from autoft.space import Categorical
 from autoft.study import GIVEN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
+from autoft.trials import Trials
 
 __all__ = ["Interruption", "Search"]
 
@@ -85,9 +83,6 @@ ELSEWHERE = 3
 WORD_SECONDS = 300.0
 """Between two words of a search that waits for machines."""
 
-FOLLOWED = 64
-"""Of the best trials, how many may still be compressed further, averaged or taught by, whatever else becomes of them."""
-
 TABLE_SHARE = 0.02
 """Of the time of a search, how much writing ``trials.csv`` may take while it goes on; at its end it is written in any case."""
 
@@ -107,36 +102,6 @@ class Interruption:
     """Set by Ctrl-C: once, finish with what there is."""
 
     asked: bool = False
-
-
-class _Listed:
-    """The results that belong to a list, by number: asked for many times between two trials, of which most add one.
-
-    Args:
-        results: by number; none is taken away.
-        belongs: whether one is of the list.
-    """
-
-    def __init__(self, results: dict[int, TrialResult], belongs: Callable[[TrialResult], bool]) -> None:
-        self.results, self.belongs = results, belongs
-        self.seen = 0
-        self.found: list[TrialResult] = []
-        self.counts = count_states([])
-        """By state, in which they were when they came."""
-
-    def __call__(self) -> list[TrialResult]:
-        """Return the list as it is now."""
-        new = [*itertools.islice(reversed(self.results.values()), len(self.results) - self.seen)]
-        for result in reversed(new):
-            if self.belongs(result):
-                insort(self.found, result, key=operator.attrgetter("number"))
-                self.counts[result.state] += 1
-        self.seen = len(self.results)
-        return self.found
-
-    def leave_out(self, numbers: Collection[int]) -> None:
-        """Take these out of the list."""
-        self.found = [result for result in self.found if result.number not in numbers]
 
 
 class Search:
@@ -171,31 +136,15 @@ class Search:
         self.listener, self.interruption = listener, interruption
         self.started, self.used = started, used
         self.exchange = exchange or Exchange()
-        self.results: dict[int, TrialResult] = {result.number: result for result in run.results()}
-        self.done: dict[Settings, int] = {}
-        """By configuration, the trial that it is done in; those that follow from trials are none of their own."""
-        self.bests: dict[tuple[Any, ...], dict[str, float]] = {}
-        """By model, what the training leaves and the rows' length, the best objective of each variant."""
-        self.beaten: set[int] = set()
-        """Trials without files that another one beats in all: nothing that is chosen or follows can be one of them."""
+        self.trials = Trials(self.plan, run.results())
         self.fits = False
         """A trial has left something that fits the budget."""
         self.table_due = -math.inf
-        self._told = _Listed(self.results, lambda result: not result.config.derived)
-        self._contended = _Listed(self.results, lambda result: result.number not in self.beaten)
-        for result in self.results.values():
-            self._remember(result)
         self.elsewhere: dict[Settings, Elsewhere] = {}
         """By configuration, what other searches have done."""
-        self.pace = Pace(self.plan, self.results)
+        self.pace = Pace(self.plan, self.trials.results)
         self.precision: dict[str, str] = {}
         self.study = Study(self.plan, self.exchange.seed)
-        self.running: dict[int, TrialConfig] = {}
-        """By worker, the trial that it is at, the first of them where they train together."""
-        self.mates: dict[int, list[TrialConfig]] = {}
-        """By worker, the others that train together with that one."""
-        self.aside: list[TrialConfig] = []
-        """Proposals that were not sent to a worker yet."""
         self.trained: dict[int, float] = {}
         """Of trials that were broken off, the share of the training that there is a checkpoint of."""
         self.stages: dict[int, str] = {}
@@ -203,16 +152,16 @@ class Search:
         self.steps: dict[int, float] = {}
         """Seconds that a step takes, of each worker that is seen to train."""
         done = []
-        for result in self._told():
-            if result.state == "complete" and self._missing_folds(result):
+        for result in self.trials.told():
+            if result.state == "complete" and self.trials.missing_folds(result):
                 self.study.reopen(result)
             else:
-                done.append((result, self._values(result)))
+                done.append((result, self.trials.values(result)))
                 self.exchange.ended(*done[-1])
         self.study.replay_all(done)
-        for result in self.results.values():
+        for result in self.trials.results.values():
             self._at_fold(result)
-        self.queue = [config for config in self._known_good() if not self._done_already(config)]
+        self.queue = [config for config in self._known_good() if not self.trials.done_already(config)]
         self.apart: dict[int, str] = {}
         """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
         self.cramped: set[int] = set()
@@ -238,7 +187,7 @@ class Search:
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
         self.too_much: dict[str, dict[str, dict[str, float]]] = {}
         """By model and variant, the screened costs of what cannot fit the budget."""
-        self._note_beaten(self._contenders())
+        self.trials.note_beaten()
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -258,16 +207,16 @@ class Search:
         """
         left, limit = self.seconds_left(), self.plan.trials_limit
         closing = CLOSING_SHARE * self.reserve()
-        told = self._told()
-        going = [config for config in self.running.values() if not config.derived]
-        following = sum(map(self.pace.expected, self.running.values())) / max(1, len(self.running))
+        told = self.trials.told()
+        going = [config for config in self.trials.running.values() if not config.derived]
+        following = sum(map(self.pace.expected, self.trials.running.values())) / max(1, len(self.trials.running))
         if not self.ended:
             took = [result.seconds["total"] for result in told if result.seconds.get("total")]
             shortest = self.pace.shortest()
             by_time = left - closing - (shortest / 2 if math.isfinite(shortest) else 0.0) - following
             if limit is not None:
                 mean = statistics.fmean(took) if took else self.pace.estimate(self.plan.default_config())
-                waiting = max(0, limit - self._counted() - len(going))
+                waiting = max(0, limit - self.trials.counted() - len(going))
                 by_time = min(by_time, mean * math.ceil(waiting / self.plan.workers))
             following += max(0.0, by_time)
         room = max(0.0, left - following - self.reserve())
@@ -284,11 +233,11 @@ class Search:
             RunFolderError: the disk is full.
         """
         limit = self.plan.trials_limit
-        if self._enough() and self._next_fold() is None:
+        if self.trials.enough() and self._next_fold() is None:
             self.ended = f"all {limit} trials are done"
             return
         # Without a result there is nothing to export: the default is trained, however short the time.
-        if self.results and self.seconds_left() < self.reserve():
+        if self.trials.results and self.seconds_left() < self.reserve():
             self.ended = "the time is used up"
             return
         with self._executor(self.plan.workers) as executor:
@@ -296,7 +245,7 @@ class Search:
                 self._start(executor)
             except _NoMachine:
                 # What there is is exported all the same, on this machine.
-                if not self._any_complete():
+                if not self.trials.any_complete():
                     raise
                 self.ended = "" if self.interruption.asked else "the time is used up"
                 return
@@ -321,7 +270,8 @@ class Search:
                         self._phase(phase)
                         self._loop(executor, following, None)
                 # What follows from trials may take less time than was kept for it: the rest is for further trials.
-                further = self._next() if followed and not self.interruption.asked and not self._enough() else None
+                over = not followed or self.interruption.asked or self.trials.enough()
+                further = None if over else self._next()
                 if further is None:
                     return
                 waiting.append(further)
@@ -337,11 +287,11 @@ class Search:
                 shutil.rmtree(folder.parent, ignore_errors=True)
                 continue
             # What follows from others is asked for again, and finds its checkpoint by its number.
-            if config.derived or config.kind == "added" or self._done_already(config) or self._illegal(config):
+            if config.derived or config.kind == "added" or self.trials.done_already(config) or self._illegal(config):
                 continue
             self.queue = [other for other in self.queue if not _same(other, config)]
             self.trained[number] = share
-            self.aside.append(self.study.fixed(config, number))
+            self.trials.aside.append(self.study.fixed(config, number))
             self.listener.note(f"Trial {number} goes on from its checkpoint, at {share:.0%} of its training.")
 
     def add(self, config: TrialConfig) -> TrialResult | None:
@@ -360,7 +310,7 @@ class Search:
             self._probe(executor, 1)
             self._phase("search")
             self._loop(executor, lambda: self.queue.pop(0) if self.queue else self._next_fold(number), None)
-        return self.results.get(number)
+        return self.trials.results.get(number)
 
     def times(self) -> list[TrialTime]:
         """Return what the default configuration of each pipeline over each model takes, from a few real steps of each.
@@ -473,7 +423,7 @@ class Search:
     def _workers_that_pay(self, probed: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, float]:
         """Return how many workers pay, with how many threads each, and how many times as much they train as one."""
         limit = self.plan.trials_limit
-        trials = None if limit is None else max(1, limit - self._counted())
+        trials = None if limit is None else max(1, limit - self.trials.counted())
         return self.pace.workers_that_pay(probed, self.seconds_left() - self.reserve(), trials)
 
     def _screen(self, executor: Executor) -> None:
@@ -515,7 +465,7 @@ class Search:
         self.queue, self.ended = [], "no compression of any model fits the budget, whatever is trained"
         for model in models:
             config = self.plan.default_config().model_copy(update={"number": self._number(), "model": model})
-            if self._done_already(config):
+            if self.trials.done_already(config):
                 continue
             variants = [
                 VariantResult(
@@ -615,7 +565,7 @@ class Search:
             self.listener.phase("wait for machines")
         if now >= self.word_due:
             self.word_due = now + WORD_SECONDS
-            ends = "finishes with what there is" if self._any_complete() else "ends it"
+            ends = "finishes with what there is" if self.trials.any_complete() else "ends it"
             left = self._time_to_wait()
             limit = f", and so does budget.time in {format_seconds(left)}" if math.isfinite(left) else ""
             self.listener.waits(
@@ -625,7 +575,7 @@ class Search:
 
     def _time_to_wait(self) -> float:
         """Return for how many seconds it may be waited for machines."""
-        return self.seconds_left() - (self.reserve() if self.results else 0.0)
+        return self.seconds_left() - (self.reserve() if self.trials.results else 0.0)
 
     def _no_machine(self) -> _NoMachine:
         until = "the search was stopped" if self.interruption.asked else "budget.time was used up"
@@ -636,16 +586,13 @@ class Search:
             f"goes on{more}"
         )
 
-    def _any_complete(self) -> bool:
-        return any(result.state == "complete" for result in self.results.values())
-
     def _patience(self, worker: int) -> float:
         """Return for how many seconds a worker may tell of no progress.
 
         Where a single training is seen to go on, by its steps and validations; else by what all but the training took in
         trials before, for within a stage as an export there may be nothing to tell of.
         """
-        config, mates = self.running[worker], self.mates.get(worker, [])
+        config, *mates = self.trials.of(worker)
         if self.stages.get(worker) == WAITS:
             return math.inf
         if worker in self.steps and not mates and self.stages.get(worker) == "train":
@@ -662,15 +609,15 @@ class Search:
         changed: int | None = None
 
         def another() -> TrialConfig | None:
-            going = sum(not config.derived for config in self._going())
-            if limit is not None and self._counted() + going >= limit and self._next_fold() is None:
+            going = sum(not config.derived for config in self.trials.going())
+            if limit is not None and self.trials.counted() + going >= limit and self._next_fold() is None:
                 self.ended = f"all {limit} trials are done"
                 return None
             return propose()
 
         while True:
-            while (free := idle & executor.placed) and (self.aside or not dry) and not self.interruption.asked:
-                at_work = len(self._at_work())
+            while (free := idle & executor.placed) and (self.trials.aside or not dry) and not self.interruption.asked:
+                at_work = len(self.trials.at_work())
                 fit = self._fit_on_disk() if at_work < crowded else 0
                 if at_work and not fit:
                     crowded = at_work
@@ -682,22 +629,22 @@ class Search:
                 # Where there is no room for the first one either, that is told.
                 self._send(executor, min(free), *self._with_mates(config, another)[: max(1, fit)])
                 idle.discard(min(free))
-            if not self.running and (free or not self._waits_for_machines(dry)):
+            if not self.trials.running and (free or not self._waits_for_machines(dry)):
                 return
-            if self.interruption.asked and self._any_complete():
-                for worker in list(self.running):
+            if self.interruption.asked and self.trials.any_complete():
+                for worker in list(self.trials.running):
                     executor.stop(worker)
-                for config in self._going():
+                for config in self.trials.going():
                     self.study.forget(config.number)
                     self.exchange.taken_back(config.number)
                     self.run.discard(config.number)
-                self.running.clear()
-                self.mates.clear()
-                self.aside.clear()
+                self.trials.running.clear()
+                self.trials.mates.clear()
+                self.trials.aside.clear()
                 return
             if changed is None:
-                executor.time_limits = {worker: self._patience(worker) for worker in self.running}
-            elif changed in self.running:
+                executor.time_limits = {worker: self._patience(worker) for worker in self.trials.running}
+            elif changed in self.trials.running:
                 # Of thousands of workers only the one that spoke is looked at anew.
                 executor.time_limits[changed] = self._patience(changed)
             event = executor.poll(0.25)
@@ -716,13 +663,13 @@ class Search:
         Raises:
             SearchFailed: the time is used up, or the user asked for an end, and there is nothing to end with.
         """
-        if dry and not self.aside:
+        if dry and not self.trials.aside:
             return False
-        if not self.results and (self.interruption.asked or self._time_to_wait() <= 0):
+        if not self.trials.results and (self.interruption.asked or self._time_to_wait() <= 0):
             raise self._no_machine()
         if self.interruption.asked:
             return False
-        if self.results and self.seconds_left() <= self.reserve():
+        if self.trials.results and self.seconds_left() <= self.reserve():
             self.ended = "the time is used up"
             # Trials that had begun are told as failed.
             self._set_aside()
@@ -750,9 +697,9 @@ class Search:
                 executor.send(event.worker, "decide", stop=stop or self.interruption.asked)
             case "done":
                 config = self._trial_of(event)
-                left = [c for c in [self.running.pop(event.worker), *self.mates.pop(event.worker, [])] if c != config]
+                left = [other for other in self.trials.leave(event.worker) if other != config]
                 if left:
-                    self.running[event.worker], self.mates[event.worker] = left[0], left[1:]
+                    self.trials.begin(event.worker, left)
                 else:
                     idle.add(event.worker)
                 self._finish(self.run.read_result(config.number))
@@ -761,54 +708,58 @@ class Search:
                     self.cramped.add(body["trial"])
                 executor.stop(event.worker)
                 executor.start(event.worker)
-                self._send(executor, event.worker, self.running[event.worker], *self.mates.get(event.worker, []))
+                self._send(executor, event.worker, *self.trials.of(event.worker))
             case "lost":
-                config_lost = self.running.pop(event.worker, None)
-                mates = self.mates.pop(event.worker, [])
-                executor.stop(event.worker)
-                executor.start(event.worker)
-                idle.add(event.worker)
-                if config_lost is not None and body.get("machine_lost"):
-                    self._begin_elsewhere([config_lost, *mates], body["reason"])
-                    return
-                if config_lost is not None and mates:
-                    # Whose fault it was shows when each is run by itself.
-                    for config in (config_lost, *mates):
-                        self.run.discard(config.number)
-                        self.apart[config.number] = body["reason"]
-                        self.aside.append(config)
-                    numbers = ", ".join(str(config.number) for config in (config_lost, *mates))
-                    self.listener.note(f"Trials {numbers} are begun again, each by itself: {body['reason']}.")
-                    return
-                if config_lost is not None:
-                    killed = body["code"] == -9 and not body.get("hung")
-                    stage = self.stages.get(event.worker)
-                    smaller = self._in_more_parts(config_lost, stage) if killed else None
-                    if smaller is not None:
-                        self.listener.note(
-                            f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: "
-                            f"{body['reason']}."
-                        )
-                        self.run.discard(smaller.number)
-                        idle.discard(event.worker)
-                        self._send(executor, event.worker, smaller)
-                        return
-                    result = TrialResult(
-                        number=config_lost.number,
-                        state="infeasible" if killed else "failed",
-                        reason=body["reason"] + (f"; stage: {stage}" if stage else ""),
-                        config=config_lost,
-                        violations={"memory": 1.0} if killed else {},
-                    )
-                    self.run.discard(config_lost.number)
-                    self.run.write_result(result)
-                    self._finish(result)
+                self._replace(executor, event, idle)
             case "restarted":
                 self._note_restart(event)
             case "waiting" | "note":
                 self._note_once(event)
             case "fatal":
                 raise _fatal(event)
+
+    def _replace(self, executor: Executor, event: Event, idle: set[int]) -> None:
+        """Start a worker anew that was lost, and have its trials begun again or told as failed."""
+        body, lost = event.body, self.trials.leave(event.worker)
+        executor.stop(event.worker)
+        executor.start(event.worker)
+        idle.add(event.worker)
+        if not lost:
+            return
+        if body.get("machine_lost"):
+            self._begin_elsewhere(lost, body["reason"])
+            return
+        if len(lost) > 1:
+            # Whose fault it was shows when each is run by itself.
+            for config in lost:
+                self.run.discard(config.number)
+                self.apart[config.number] = body["reason"]
+                self.trials.aside.append(config)
+            numbers = ", ".join(str(config.number) for config in lost)
+            self.listener.note(f"Trials {numbers} are begun again, each by itself: {body['reason']}.")
+            return
+        (config,) = lost
+        killed = body["code"] == -9 and not body.get("hung")
+        stage = self.stages.get(event.worker)
+        smaller = self._in_more_parts(config, stage) if killed else None
+        if smaller is not None:
+            self.listener.note(
+                f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: {body['reason']}."
+            )
+            self.run.discard(smaller.number)
+            idle.discard(event.worker)
+            self._send(executor, event.worker, smaller)
+            return
+        result = TrialResult(
+            number=config.number,
+            state="infeasible" if killed else "failed",
+            reason=body["reason"] + (f"; stage: {stage}" if stage else ""),
+            config=config,
+            violations={"memory": 1.0} if killed else {},
+        )
+        self.run.discard(config.number)
+        self.run.write_result(result)
+        self._finish(result)
 
     def _begin_elsewhere(self, configs: Sequence[TrialConfig], reason: str) -> None:
         """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again.
@@ -830,7 +781,7 @@ class Search:
             result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
             self.run.write_result(result)
             self._finish(result)
-        self.aside += again
+        self.trials.aside += again
         if again:
             numbers = ", ".join(str(config.number) for config in again)
             many = len(again) > 1
@@ -851,14 +802,14 @@ class Search:
         The default and what belongs to other trials are done all the same.
         """
         left = self.seconds_left() - self.reserve()
-        for worker, first in list(self.running.items()):
-            waits = self.stages.get(worker) == WAITS and bool(self.results)
+        for worker, first in list(self.trials.running.items()):
+            waits = self.stages.get(worker) == WAITS and bool(self.trials.results)
             if not waits or first.kind in {"default", "fold"} or self.pace.expected(first) <= left:
                 continue
             executor.stop(worker)
             executor.start(worker)
             idle.add(worker)
-            for config in (self.running.pop(worker), *self.mates.pop(worker, [])):
+            for config in self.trials.leave(worker):
                 reason = "other trials had the memory of the GPU until too little time was left for this one"
                 result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
                 self.run.discard(config.number)
@@ -883,13 +834,12 @@ class Search:
 
     def _send(self, executor: Executor, worker: int, *configs: TrialConfig) -> None:
         """Send trials to a worker; several train together."""
-        if not self.running:
+        if not self.trials.running:
             self._check_disk()
         self.began = True
-        self.running[worker], self.mates[worker] = configs[0], list(configs[1:])
+        self.trials.begin(worker, configs)
         self.stages.pop(worker, None)
         self.steps.pop(worker, None)
-        self.aside = [config for config in self.aside if config not in configs]
         requests = []
         for config in configs:
             folder = self.run.trial(config.number)
@@ -908,14 +858,14 @@ class Search:
         """Return what a worker is told of a trial, which is one of so many that train together."""
         model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
         # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
-        reserve = self.reserve() if self.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
+        reserve = self.reserve() if self.trials.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
         seconds = max(5.0, self.seconds_left() - reserve - together * model_overhead)
         return {
             "config": config.model_dump(mode="json"),
             "precision": self.precision,
             "screened": self.too_much.get(config.model, {}),
-            "reached": self._reached(config),
-            "competes": self._competes(config),
+            "reached": self.trials.reached(config),
+            "competes": self.trials.competes(config),
             "whole": config.number in self.cramped,
             "seconds": seconds if math.isfinite(seconds) else None,
             "expected": self.pace.expected(config),
@@ -923,17 +873,9 @@ class Search:
 
     # -- together -----------------------------------------------------------------------------------------------
 
-    def _at_work(self) -> list[TrialConfig]:
-        """Return the trials that workers are at."""
-        return [*self.running.values(), *(mate for mates in self.mates.values() for mate in mates)]
-
-    def _going(self) -> list[TrialConfig]:
-        """Return the trials that workers are at, and those that wait for one."""
-        return [*self._at_work(), *self.aside]
-
     def _trial_of(self, event: Event) -> TrialConfig:
         """Return the trial that a worker speaks of."""
-        there = [self.running[event.worker], *self.mates.get(event.worker, [])]
+        there = self.trials.of(event.worker)
         return next((config for config in there if config.number == event.body.get("trial")), there[0])
 
     def _set_aside(self) -> TrialConfig | None:
@@ -941,12 +883,12 @@ class Search:
 
         Those of a lost worker have begun: what is given up of them has failed, as where a worker had that one alone.
         """
-        while self.aside:
-            config = self.aside[0]
+        while self.trials.aside:
+            config = self.trials.aside[0]
             left = (1 - self.trained.get(config.number, 0.0)) * self.pace.estimate(config)
-            if config.derived or not self.results or left <= self._room():
+            if config.derived or not self.trials.results or left <= self._room():
                 return config
-            self.aside.pop(0)
+            self.trials.aside.pop(0)
             self.trained.pop(config.number, None)
             lost = [self.apart[config.number]] if config.number in self.apart else self.machines_lost.get(config.number)
             if lost:
@@ -983,47 +925,31 @@ class Search:
         kin = self._kin(config)
         if kin is None:
             return [config]
-        if config not in self.aside:
-            self.aside.insert(0, config)
-        found = [config]
-        found += [one for one in self.aside if one is not config and self._kin(one) == kin][: self.plan.together - 1]
-        while len(found) < self.plan.together > len(self.aside) - len(found):
-            room = self._room() if self.results else math.inf
+        if config not in self.trials.aside:
+            self.trials.aside.insert(0, config)
+        waiting = [one for one in self.trials.aside if one is not config and self._kin(one) == kin]
+        found = [config, *waiting[: self.plan.together - 1]]
+        while len(found) < self.plan.together > len(self.trials.aside) - len(found):
+            room = self._room() if self.trials.results else math.inf
             if sum(self.pace.estimate(one) for one in found) > room:
                 break
             further = another()
             if further is None:
                 break
-            self.aside.append(further)
+            self.trials.aside.append(further)
             if self._kin(further) == kin:
                 found.append(further)
         return found
 
-    def _reached(self, config: TrialConfig) -> dict[str, float]:
-        """Return the best that is known of each variant that would cost what this trial's does, by name.
-
-        Compressed alike, models of one architecture are equally large and fast. Nothing is said where a trial has a further
-        use: as a repeat, in an average, as a teacher, or where the objectives are several.
-        """
-        if not self._competes(config):
-            return {}
-        return dict(self.bests.get(self._alike(config), {}))
-
-    def _competes(self, config: TrialConfig) -> bool:
-        """Say whether a trial is of no use where another one scores more at the same cost."""
-        plan = self.plan
-        further = len(plan.objectives) > 1 or plan.folds > 1 or plan.ensemble > 1 or plan.teachers > 1
-        return not (further or config.derived or config.kind in GIVEN)
-
     def _finish(self, result: TrialResult) -> None:
         self.began = True
-        self.results[result.number] = result
-        self._remember(result)
+        self.trials.add(result)
         self.pace.learn(result)
         self._tell(result)
         if result.state == "infeasible":
             self.study.withdraw(result.number)
         self._drop_weights()
+        self.trials.note_beaten()
         self._write_table()
         write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
         self.listener.trial_done(result, self.standing())
@@ -1039,21 +965,21 @@ class Search:
         ):
             self._tell_all(result)
             return
-        first = result if config.parent is None else self.results[config.parent]
+        first = result if config.parent is None else self.trials.results[config.parent]
         if result.state != "complete" and first.number != 0:
             first.state, first.reason = result.state, f"fold {config.fold + 1}: {result.reason}"
         elif self._at_fold(result):
-            done = 1 + len(self._repeats(first))
+            done = 1 + len(self.trials.repeats(first))
             first.state, first.reason = "pruned", f"behind after {done} of {self.plan.folds} folds"
             self.listener.note(f"Trial {first.number} is given up: {first.reason}.")
-        if first.state == "complete" and self._missing_folds(first):
+        if first.state == "complete" and self.trials.missing_folds(first):
             return
         self.run.write_result(first)
         self._tell_all(first)
 
     def _tell_all(self, result: TrialResult) -> None:
         """Tell the study, and other searches, how a configuration ended."""
-        values = self._values(result)
+        values = self.trials.values(result)
         self.study.tell(result, values)
         if not result.config.derived:
             self.exchange.ended(result, values)
@@ -1085,33 +1011,20 @@ class Search:
             return False
         return self.study.behind_at_fold(first, result.config.fold, result.validation[self.plan.objective])
 
-    def _repeats(self, result: TrialResult) -> list[TrialResult]:
-        if self.plan.folds == 1:
-            return []
-        return [r for r in self.results.values() if r.config.kind == "fold" and r.config.parent == result.number]
-
-    def _missing_folds(self, result: TrialResult) -> list[int]:
-        """Return on which folds a complete trial has still to be trained; those that a worker is at count as done."""
-        if result.config.derived:
-            return []
-        going = [*(r.config for r in self._repeats(result)), *self._going()]
-        there = {config.fold for config in going if config.parent == result.number and config.kind == "fold"}
-        return [fold for fold in range(1, self.plan.folds) if fold not in there]
-
     def _next_fold(self, only: int | None = None) -> TrialConfig | None:
         if self.plan.folds == 1:
             return None
-        for result in self._told() if only is None else [self.results[only]]:
-            missing = self._missing_folds(result) if result.state == "complete" else []
+        for result in self.trials.told() if only is None else [self.trials.results[only]]:
+            missing = self.trials.missing_folds(result) if result.state == "complete" else []
             if missing:
                 update = {"kind": "fold", "parent": result.number, "fold": missing[0], "number": self._number()}
                 return result.config.model_copy(update=update)
         return None
 
     def _stop_if_all_fail(self) -> None:
-        if len(self.results) < 3 or any(r.state != "failed" for r in self.results.values()):
+        if len(self.trials.results) < 3 or any(r.state != "failed" for r in self.trials.results.values()):
             return
-        done = sorted(self.results.values(), key=lambda r: r.number)
+        done = sorted(self.trials.results.values(), key=lambda r: r.number)
         # In which hook a worker ended is not always known, and at which stage does not matter.
         reasons = {re.sub(r", in the hook .*|; stage: .*", "", r.reason or "") for r in done[:3]}
         if len(reasons) == 1:
@@ -1130,7 +1043,7 @@ class Search:
         rescue = self._without_which_nothing()
         if rescue is not None:
             return self.study.fixed(rescue, self._number())
-        if room <= 0 and self.results:
+        if room <= 0 and self.trials.results:
             self.ended = "the time is used up"
             return None
         further = self._next_fold()
@@ -1144,12 +1057,14 @@ class Search:
             if config.kind == "default":
                 # The yardstick runs whatever it takes, and ends with what it has when time is up; but one that cannot be
                 # shipped takes no time that what can would need.
-                if not self.results or not self._never_fits(config.model) or self._fits(config, room):
+                if not self.trials.results or not self._never_fits(config.model) or self._fits(config, room):
                     return self.study.fixed(config, 0)
             elif self._tried_elsewhere(config):
                 continue
             # Without a result there is nothing to export: what comes first is trained, however short the time.
-            elif (self._fits(config, room) or not (self.results or self._going())) and not self._illegal(config):
+            elif (self._fits(config, room) or not (self.trials.results or self.trials.going())) and not self._illegal(
+                config
+            ):
                 return self.study.fixed(config, self._number())
         given: list[dict[str, Any]] = []
         too_long = 0
@@ -1165,11 +1080,11 @@ class Search:
                 self.ended = "every configuration of the space has been tried"
                 return None
             illegal = self._illegal(proposal) or self.plan.other_models_rate(proposal)
-            known = self._known(proposal)
+            known = self.trials.known(proposal)
             if illegal:
                 self.study.reject(proposal, illegal)
             elif known is not None:
-                self.study.tell(known.model_copy(update={"number": proposal.number}), self._values(known))
+                self.study.tell(known.model_copy(update={"number": proposal.number}), self.trials.values(known))
             elif self._tried_elsewhere(proposal):
                 other = self.elsewhere.get(settings_of_trial(proposal))
                 if other is None:
@@ -1190,9 +1105,9 @@ class Search:
         It is trained even where the time left seems too short: it ends with what it has, and a model that was trained for
         a moment is more than none.
         """
-        if not self.results or self._going() or self.seconds_left() <= self.reserve():
+        if not self.trials.results or self.trials.going() or self.seconds_left() <= self.reserve():
             return None
-        self.fits = self.fits or any(self._values(result) is not None for result in self._told())
+        self.fits = self.fits or any(self.trials.values(result) is not None for result in self.trials.told())
         if self.fits:
             return None
         waiting = [config for config in self.queue if config.kind != "default" and not self._illegal(config)]
@@ -1211,7 +1126,7 @@ class Search:
         default = self.plan.default_config()
 
         def reached(model: str) -> float:
-            values = (self._values(r) for r in self._told() if r.config.model == model)
+            values = (self.trials.values(r) for r in self.trials.told() if r.config.model == model)
             return max((sign * value[0] for value in values if value is not None), default=-math.inf)
 
         domain = self.plan.domain("train.epochs")
@@ -1269,7 +1184,7 @@ class Search:
 
     def _queue_chains(self, configurations: int) -> None:
         """Queue published regularizers and augmenters, as many as leave half of the configurations to the sampler."""
-        chains = [config for config in self._published_chains() if not self._done_already(config)]
+        chains = [config for config in self._published_chains() if not self.trials.done_already(config)]
         self.queue += chains[: max(0, configurations // 2 - len(self.queue))]
 
     def _published_chains(self) -> list[TrialConfig]:
@@ -1311,14 +1226,14 @@ class Search:
 
         Both get the same seeds, for only then their means can be compared.
         """
-        contenders = self._contenders() if self.plan.finalist_seeds else []
-        chosen = self._chosen([r for r in contenders if not r.config.derived])
-        if chosen is None or chosen.trial == 0 or 0 not in self.results:
+        contenders = self.trials.contenders() if self.plan.finalist_seeds else []
+        chosen = self.trials.chosen([r for r in contenders if not r.config.derived])
+        if chosen is None or chosen.trial == 0 or 0 not in self.trials.results:
             return []
         have = {(r.config.parent, r.config.seed) for r in contenders if r.config.kind == "seed"}
         for seeds in range(self.plan.finalist_seeds, 0, -1):
             wanted = [
-                self.results[number].config.model_copy(
+                self.trials.results[number].config.model_copy(
                     update={"kind": "seed", "parent": number, "seed": self.plan.seed + i}
                 )
                 for i in range(1, seeds + 1)
@@ -1331,7 +1246,7 @@ class Search:
 
     def _ensembles(self) -> list[TrialConfig]:
         """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
-        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self._contenders())]
+        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.trials.contenders())]
         room = self.seconds_left() - self.reserve() - self._kept_for_compression()
         fitting: list[TrialConfig] = []
         for config in wanted:
@@ -1349,7 +1264,7 @@ class Search:
     def _averages(self) -> list[TrialConfig]:
         if self.plan.ensemble < 2:
             return []
-        best = best_trials(self.plan, self._contenders())
+        best = best_trials(self.plan, self.trials.contenders())
         if not best:
             return []
         top, found = best[0].config, []
@@ -1380,7 +1295,7 @@ class Search:
                 f"Of the best trial {', '.join(left_out)} {'was' if len(left_out) == 1 else 'were'} not made: training it "
                 f"again takes about {format_seconds(self.pace.compressing(config))} in all, more than is left"
             )
-        lost = self.plan.lost(self.results[config.members[0]])
+        lost = self.plan.lost(self.trials.results[config.members[0]])
         made = {v.rescues for v in self.plan.rescues if fitting is not None and v.name in fitting.variants}
         if told := ", ".join(f"{name} (by {by:.3g})" for name, by in lost.items() if name in made):
             self.listener.note(
@@ -1395,14 +1310,16 @@ class Search:
         They come in the order of the plan, ``most`` of them, and those that take too long beside the ones before are
         left out.
         """
-        best = best_trials(self.plan, self._contenders())
+        best = best_trials(self.plan, self.trials.contenders())
         there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
         if not best or best[0].number not in there:
             return None
         waiting = [variant.name for variant in self.plan.trained_again(best[0])]
         members = there[: self.plan.teachers]
         config = best[0].config.model_copy(update={"kind": "compress", "members": members})
-        done = {variant.name for r in self._contenders() if _same_members(r.config, config) for variant in r.variants}
+        done = {
+            variant.name for r in self.trials.contenders() if _same_members(r.config, config) for variant in r.variants
+        }
         for name in waiting:
             further = config.model_copy(update={"variants": [*config.variants, name]})
             if name not in done and len(config.variants) != most and self.pace.compressing(further) <= room:
@@ -1425,7 +1342,7 @@ class Search:
         share = FINALISTS_SHARE * self.plan.time_limit
         averaging = sum(self.pace.averaging(config) for config in self._averages())
         # A second known-good training lifts all that is made of the best one.
-        left -= 0.0 if self.queue and len(self._told()) < 2 else self._kept_for_compression()
+        left -= 0.0 if self.queue and len(self.trials.told()) < 2 else self._kept_for_compression()
         return left - self.pace.together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
@@ -1444,76 +1361,28 @@ class Search:
         refusal = adapter.check(replace(target, quantizer=pipeline.quantizer or ""))
         return refusal.reason if refusal else None
 
-    def _remember(self, result: TrialResult) -> None:
-        if result.config.derived:
-            return
-        self.done.setdefault(settings_of_trial(result.config), result.number)
-        sign, known = 1 if self.plan.higher_is_better else -1, self.bests.setdefault(self._alike(result.config), {})
-        for variant in result.variants:
-            value = variant.validation.get(self.plan.objective, math.nan)
-            if variant.state == "complete" and sign * value > sign * known.get(variant.name, -sign * math.inf):
-                known[variant.name] = value
-
-    def _alike(self, config: TrialConfig) -> tuple[Any, ...]:
-        """Return what trials have in common whose models, compressed alike, are equally large and fast."""
-        leaves = next((one.leaves for one in self.plan.pipelines if one.name == config.pipeline), None)
-        return config.model, leaves, config.params.get("train.max_length")
-
-    def _known(self, config: TrialConfig) -> TrialResult | None:
-        number = self.done.get(settings_of_trial(config))
-        return None if number is None else self.results[number]
-
-    def _done_already(self, config: TrialConfig) -> bool:
-        return self._known(config) is not None
-
     def _tried(self, config: TrialConfig) -> bool:
-        return self._done_already(config) or self._tried_elsewhere(config)
+        return self.trials.done_already(config) or self._tried_elsewhere(config)
 
     def _number(self) -> int:
         # Number 0 is the default's, also where it does not come first.
         kept = [0] if any(config.kind == "default" for config in self.queue) else []
-        taken = [*kept, *self.results, *(config.number for config in self._going())]
+        taken = [*kept, *self.trials.results, *(config.number for config in self.trials.going())]
         return max(taken, default=-1) + 1
 
     # -- standing -----------------------------------------------------------------------------------------------
 
-    def _contenders(self) -> list[TrialResult]:
-        """Return the results that may still be chosen or followed up: few, however many trials are done."""
-        return self._contended()
-
-    def _counted(self) -> int:
-        return len(self._told())
-
-    def _enough(self) -> bool:
-        limit = self.plan.trials_limit
-        return limit is not None and self._counted() >= limit
-
-    def _values(self, result: TrialResult) -> list[float] | None:
-        """Return what Optuna is told: the objectives of the best feasible variant, or None where there is none."""
-        if result.state != "complete":
-            return None
-        own = [c for c in candidates(self.plan, [_as_search(result), *self._repeats(result)]) if not c.violations]
-        if not own:
-            # What could not be better than what there is was not compressed: its score is known all the same.
-            known = any(variant.state == "pruned" for variant in result.variants)
-            return [result.validation[self.plan.objective]] if known and len(self.plan.objectives) == 1 else None
-        sign = 1 if self.plan.higher_is_better else -1
-        best = max(own, key=lambda c: sign * c.objective)
-        variant = next(v for v in result.variants if v.name == best.variant)
-        others = [variant.validation.get(n, variant.costs.get(n, math.nan)) for n in self.plan.objectives[1:]]
-        return [best.objective, *others]
-
     def standing(self) -> Standing:
         """Return how the search stands."""
-        told = self._told()
+        told = self.trials.told()
         # A fold may change how the first one of its configuration ended.
-        counts = dict(self._told.counts) if self.plan.folds == 1 else count_states(told)
+        counts = dict(self.trials.told.counts) if self.plan.folds == 1 else count_states(told)
         best = best_trial = best_variant = None
-        chosen = self._chosen(self._contenders())
+        chosen = self.trials.chosen(self.trials.contenders())
         if chosen is not None:
             candidate = next(c for c in chosen.candidates if (c.trial, c.variant) == (chosen.trial, chosen.variant))
             best, best_trial, best_variant = candidate.objective, chosen.trial, chosen.variant
-        default = self.results.get(0)
+        default = self.trials.results.get(0)
         yardstick = next((v for v in default.variants if v.name == "none"), None) if default else None
         value = yardstick.validation.get(self.plan.objective) if yardstick else None
         return Standing(
@@ -1523,17 +1392,10 @@ class Search:
             best_variant,
             value,
             self.seconds_left(),
-            self._counted(),
+            self.trials.counted(),
             self.plan.trials_limit,
             self.expected_left(),
         )
-
-    def _chosen(self, results: Sequence[TrialResult]) -> Selection | None:
-        """Return what would be shipped of these; a budget that was tightened between two calls may leave nothing."""
-        try:
-            return select(self.plan, results)
-        except NothingFeasible:
-            return None
 
     def importance(self) -> dict[str, float]:
         """Return the share of the objective that each parameter explains, or nothing where too few trials are done."""
@@ -1549,7 +1411,7 @@ class Search:
         """Return what the trials that workers are at may still write at most, in bytes."""
         return sum(
             max(0, self.plan.trial_bytes - folder_size(trial / "variants") - folder_size(trial / "adapter"))
-            for trial in (self.run.trial(config.number) for config in self._at_work())
+            for trial in (self.run.trial(config.number) for config in self.trials.at_work())
         )
 
     def _free(self, needed: float) -> float:
@@ -1562,7 +1424,7 @@ class Search:
 
     def _fit_on_disk(self) -> int:
         """Return how many further trials the disk has room for beside those that workers are at, at most one worker's."""
-        each, at_work = self.plan.trial_bytes, len(self._at_work())
+        each, at_work = self.plan.trial_bytes, len(self.trials.at_work())
         if not at_work and self.plan.together == 1:
             # Whether there is room for a single one is looked at when it is sent.
             return 1
@@ -1607,7 +1469,7 @@ class Search:
         if plan.disk_bytes is None:
             return plan
         weights = sum(self.sizes.values()) + sum(self.adapters.values())
-        further = max(1, plan.most_at_work - len(self._at_work()))
+        further = max(1, plan.most_at_work - len(self.trials.at_work()))
         room = plan.disk_bytes - self._unwritten() - further * plan.trial_bytes - (self.run.size() - weights)
         wanted = min(plan.storage_bytes, weights)
         if room < wanted:
@@ -1615,8 +1477,8 @@ class Search:
         return plan.model_copy(update={"storage_bytes": min(plan.storage_bytes, max(0, int(room)))})
 
     def _drop_weights(self) -> None:
-        """Delete the files of variants that are not on the front, and note which trials are beaten."""
-        results = self._contenders()
+        """Delete the files of variants that are not on the front."""
+        results = self.trials.contenders()
         there = {(r.number, v.name): v.folder for r in results for v in r.variants if v.folder}
         # What a trial left is not written again: its size is counted once.
         self.sizes = {
@@ -1639,30 +1501,12 @@ class Search:
                 shutil.rmtree(folder, ignore_errors=True)
             if not any(variant.folder for variant in result.variants):
                 shutil.rmtree(self.run.adapter(result.number), ignore_errors=True)
-        self._note_beaten(results)
-
-    def _note_beaten(self, results: Sequence[TrialResult]) -> None:
-        """Leave out of later comparisons what cannot be chosen any more, so that they take no longer the more trials are done.
-
-        Whoever beats a trial beats what it beats, too: the front is the same without it.
-        """
-        if len(results) < 2 * FOLLOWED:
-            return
-        most = max(FOLLOWED, self.plan.ensemble, self.plan.teachers)
-        still = {0, *(r.number for r in best_trials(self.plan, results)[:most])}
-        still |= {c.trial for c in candidates(self.plan, results) if c.front}
-        still |= {r.number for r in results if r.config.derived or any(v.folder for v in r.variants)}
-        still |= {r.number for r in results if r.state == "complete" and self._missing_folds(r)}
-        beaten = {r.number for r in results} - still
-        if beaten:
-            self.beaten |= beaten
-            self._contended.leave_out(beaten)
 
     def _write_table(self) -> None:
         """Write ``trials.csv`` where that was not just done: with many trials it takes longer than some trials."""
         now = time.monotonic()
         if now >= self.table_due:
-            self.run.write_trials_csv(self.results.values())
+            self.run.write_trials_csv(self.trials.results.values())
             took = time.monotonic() - now
             self.table_due = now + took + max(0.0, took - SHORT_TABLE) / TABLE_SHARE
 
@@ -1685,10 +1529,6 @@ def _same_members(one: TrialConfig, other: TrialConfig) -> bool:
 
 def _has_files(result: TrialResult, variant: str) -> bool:
     return any(v.name == variant and v.folder and v.state == "complete" for v in result.variants)
-
-
-def _as_search(result: TrialResult) -> TrialResult:
-    return result.model_copy(update={"config": result.config.model_copy(update={"kind": "search"})})
 
 
 def _fatal(event: Event) -> AutoftError:

@@ -270,11 +270,10 @@ class Replay(Search):
         while (config := self._next()) is not None:
             result = self._trial(config)
             self.clock += result.seconds["total"]
-            self.results[result.number] = result
-            self._remember(result)
+            self.trials.add(result)
             self.pace.learn(result)
             self._tell(result)
-        return self.truth[best_trials(self.plan, list(self.results.values()))[0].number]
+        return self.truth[best_trials(self.plan, list(self.trials.results.values()))[0].number]
 
     def _trial(self, config: TrialConfig) -> TrialResult:
         train, validate = self.world.seconds(config)
@@ -353,7 +352,7 @@ class Replay(Search):
 
     def _improvement(self, options: Sequence[TrialConfig]) -> list[float]:
         """Return the expected improvement of each over the best predicted mean, by a Gaussian process over all trials."""
-        told = [result for result in self._told() if result.validation]
+        told = [result for result in self.trials.told() if result.validation]
         seen = np.array([self._place(result.config) for result in told])
         asked = np.array([self._place(option) for option in options])
         figures = np.array([result.validation["accuracy"] for result in told])

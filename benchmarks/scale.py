@@ -315,7 +315,7 @@ class SimulatedSearch(Search):
         begin = time.thread_time()
         super()._finish(result)
         self.times["finish"].append(time.thread_time() - begin)
-        if len(self.results) in AT or len(self.results) == self.plan.trials_limit:
+        if len(self.trials.results) in AT or len(self.trials.results) == self.plan.trials_limit:
             self.reports.append(self.report())
             print(json.dumps(self.reports[-1]), flush=True)
 
@@ -323,7 +323,7 @@ class SimulatedSearch(Search):
         """Return how long the last 200 asks and results took, and how the search stands."""
         asked, finished = self.times["ask"][-200:], self.times["finish"][-200:]
         return {
-            "trials": len(self.results),
+            "trials": len(self.trials.results),
             "seconds": round(time.monotonic() - self.begun, 1),
             "ask_p50_ms": round(1e3 * statistics.median(asked), 2),
             "ask_p95_ms": round(1e3 * statistics.quantiles(asked, n=20)[-1], 2),
@@ -331,7 +331,7 @@ class SimulatedSearch(Search):
             "finish_p50_ms": round(1e3 * statistics.median(finished), 2),
             "finish_p95_ms": round(1e3 * statistics.quantiles(finished, n=20)[-1], 2),
             "resident_mb": resident(),
-            "best": round(max(quality(r.config) for r in self.results.values()), 5),
+            "best": round(max(quality(r.config) for r in self.trials.results.values()), 5),
         }
 
 
@@ -422,7 +422,9 @@ def search(
     engine = SimulatedSearch(
         run, found, load_plugins(), Listener(), Interruption(), started=time.monotonic(), exchange=shared
     )
-    print(json.dumps({"resumed": len(engine.results), "seconds": round(time.monotonic() - begin, 1)}), flush=True)
+    print(
+        json.dumps({"resumed": len(engine.trials.results), "seconds": round(time.monotonic() - begin, 1)}), flush=True
+    )
     try:
         engine.go()
     finally:
@@ -498,7 +500,7 @@ def regret(arguments: argparse.Namespace) -> dict[str, object]:
     for seed in range(arguments.regret):
         with tempfile.TemporaryDirectory() as folder:
             engine = search(Path(folder), arguments.trials, arguments.workers, seed)
-            found.append(max(quality(r.config) for r in engine.results.values()))
+            found.append(max(quality(r.config) for r in engine.trials.results.values()))
     error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
     return {"best": round(statistics.fmean(found), 5), "standard error": round(error, 5), "seeds": len(found)}
 

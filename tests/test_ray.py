@@ -233,7 +233,7 @@ class Machines:
             body = {"reason": "node n (1.2.3.4) was lost", "code": None, "hung": False, "machine_lost": True}
             self.events.append(Event(0, "lost", body))
             return
-        config = self.search.running[0]
+        config = self.search.trials.running[0]
         self.search.run.write_result(
             TrialResult(number=number, state="failed", reason=f"its own {number}", config=config)
         )
@@ -310,7 +310,7 @@ def test_a_trial_whose_machine_is_lost_is_begun_again_and_is_not_at_fault(search
     machines = Machines(search, losses=2)
     search._loop(machines, lambda: search.study.ask(search._number()), 2)
     assert machines.sent == [0, 0, 0, 1]
-    assert [result.reason for result in search.results.values()] == ["its own 0", "its own 1"]
+    assert [result.reason for result in search.trials.results.values()] == ["its own 0", "its own 1"]
     assert search.told == ["Trial 0 is begun again on another machine: node n (1.2.3.4) was lost."] * 2
 
 
@@ -318,8 +318,8 @@ def test_a_trial_that_loses_one_machine_after_the_other_is_given_up(search):
     machines = Machines(search, losses=4)
     search._loop(machines, lambda: search.study.ask(search._number()), 2)
     assert machines.sent == [0, 0, 0, 0, 1]
-    assert search.results[0].state == "failed"
-    assert search.results[0].reason == (
+    assert search.trials.results[0].state == "failed"
+    assert search.trials.results[0].reason == (
         "node n (1.2.3.4) was lost; 4 machines in a row were lost on which it got no further"
     )
 
@@ -335,7 +335,7 @@ def test_a_trial_that_gets_further_on_each_machine_before_that_is_lost_goes_on(s
     machines = Reclaimed(search, losses=9)
     search._loop(machines, lambda: search.study.ask(search._number()), 1)
     assert machines.sent == [0] * 10
-    assert search.results[0].reason == "its own 0"
+    assert search.trials.results[0].reason == "its own 0"
 
 
 def test_a_worker_without_a_machine_is_sent_nothing_until_it_has_one(search):
@@ -394,7 +394,7 @@ def test_a_search_that_lost_its_last_machine_before_there_is_a_result_ends_with_
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_search_without_machines_ends_with_what_an_earlier_call_has_done(search, monkeypatch, asked):
     config = search.study.ask(0, {"model": "tiny"})
-    search.results[0] = TrialResult(number=0, state="complete", config=config)
+    search.trials.results[0] = TrialResult(number=0, state="complete", config=config)
     said = without_room(search, monkeypatch)
     ends(search, monkeypatch, 100)
     monkeypatch.setattr(search, "reserve", lambda: 10.0)

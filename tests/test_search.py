@@ -506,7 +506,7 @@ def test_what_others_have_done_or_are_at_is_not_tried_again_and_known_to_the_sam
     proposal = search._next()
     assert (proposal.model, proposal.pipeline, proposal.params) == (free.model, free.pipeline, free.params)
     assert proposal.number == 0, "the numbers are those of this search alone"
-    assert (search._counted(), len(done_elsewhere) > 60) == (0, True)
+    assert (search.trials.counted(), len(done_elsewhere) > 60) == (0, True)
     states = [trial.state.name for trial in search.study.study.trials]
     assert (states.count("COMPLETE"), states.count("RUNNING")) == (len(done_elsewhere), 2)
     # What another one was at and has done is asked about no more; nothing is left.
@@ -545,7 +545,7 @@ def test_others_are_told_of_each_trial_that_the_sampler_knows(tmp_path, catalog)
     heard = Others([])
     Search(search.run, search.plan, catalog, Listener(), Interruption(), started=time.monotonic(), exchange=heard)
     assert heard.told == []
-    search.run.write_result(search.results[0])
+    search.run.write_result(search.trials.results[0])
     Search(search.run, search.plan, catalog, Listener(), Interruption(), started=time.monotonic(), exchange=heard)
     assert heard.told == [("ended", 0, [0.9])]
 
@@ -555,11 +555,11 @@ def test_a_grid_that_goes_on_passes_over_what_is_done(tmp_path, catalog):
     for number in range(70):
         proposal = search.study.ask(number)
         search._finish(untimed(done(proposal, 0.5)))
-        search.run.write_result(search.results[number])
+        search.run.write_result(search.trials.results[number])
     again = engine(tmp_path, catalog, sampler="grid")
     proposal = again._next()
     assert proposal is not None, again.ended
-    assert again._known(proposal) is None
+    assert again.trials.known(proposal) is None
     assert proposal.number == 70
 
 
@@ -610,7 +610,7 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
     for config, accuracy in ((default, 0.8), (better, 0.9)):
         result = untimed(done(search.study.fixed(config, config.number), accuracy))
         result.variants[0].folder = "somewhere"
-        search.results[config.number] = result
+        search.trials.results[config.number] = result
     # Three epochs of 1,000 rows: 310 s of the large default, 40 s of the small model; two seeds of both take 700 s.
     room = search.seconds_left() - search.reserve()
     assert [(c.parent, c.seed) for c in search._finalists()] == [(1, 4), (0, 4), (1, 5), (0, 5)]
@@ -671,7 +671,7 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     result = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     # An epoch took 10 s; a quick variant 1 s, as a chain's own and each of its beginnings will.
     result.variants[0].folder, result.variants[0].seconds, result.seconds["train"] = "somewhere", 1.0, 10.0
-    search.results[0] = result
+    search.trials.results[0] = result
     # Two begin otherwise, and are traced; three beginnings are measured.
     whole = TAUGHT * 10 * 6 + 2 + 3
     for room, names in ((whole, ["a", "b", "c"]), (whole - 1, ["a", "b"]), (TAUGHT * 20 + 2, ["a"])):
@@ -714,7 +714,7 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
         name="onnx-int8", state="complete", validation={"accuracy": 0.895}, costs={}, seconds=10.0
     )
     trial.variants.append(quantized)
-    search.results[0] = trial
+    search.trials.results[0] = trial
     assert search._further_compression() == []
     left = search.seconds_left() - search.reserve()
     assert left - search._room() == pytest.approx(0.0, abs=1.0)
@@ -730,7 +730,7 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     assert "quantization-aware+onnx-int8 was not made" in notes[1]
     further = done(config, 0.9)
     further.variants[0].name = rescue.name
-    search.results[1] = further
+    search.trials.results[1] = further
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 1000.0)
     assert search._further_compression() == []
     assert len(notes) == 2
@@ -817,7 +817,7 @@ def test_a_default_that_never_fits_takes_no_time_that_it_has_not_got(tmp_path, c
 def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_one(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.plan.default_config().model_copy(update={"number": 0})
-    search.running[0] = config
+    search.trials.running[0] = config
     asked = []
 
     class Recorder:
@@ -837,7 +837,7 @@ def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_
     search._handle(Recorder(), Event(0, "renew", {"trial": 0, "whole": True}), idle)
     search._handle(Recorder(), Event(0, "renew", {"trial": 0, "whole": False}), idle)
     assert [request[3] for request in asked if isinstance(request, tuple)] == [False, True, True]
-    assert (search.running, idle) == ({0: config}, set())
+    assert (search.trials.running, idle) == ({0: config}, set())
 
 
 class Grown:
@@ -908,7 +908,7 @@ def test_each_model_is_proposed_rates_of_its_own_range(tmp_path, catalog, sample
             break
         seen[config.model].append(config.params["full.learning_rate"])
         result = done(config, 0.5).model_copy(update={"number": config.number})
-        search.results[config.number] = result
+        search.trials.results[config.number] = result
         search.study.tell(result, [0.5])
     assert len(seen["large"]) > 3 < len(seen["small"])
     assert 4.9e-6 <= min(seen["large"]) <= max(seen["large"]) <= 2.02e-4
@@ -1055,21 +1055,21 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
 def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.plan.default_config().model_copy(update={"number": 0})
-    search.running[0] = config
+    search.trials.running[0] = config
     search.stages[0] = "train"
     worker, idle = Unlucky(0, Event(0, "ready")), set[int]()
     # SIGKILL, as it did not heed SIGTERM: no want of memory.
     body = {"reason": "the worker process was ended: no progress for 11 min 00 s", "code": -9, "hung": True}
     search._handle(worker, Event(0, "lost", body), idle)
-    assert (search.results[0].state, search.results[0].violations) == ("failed", {})
-    assert search.results[0].reason == f"{body['reason']}; stage: train"
+    assert (search.trials.results[0].state, search.trials.results[0].violations) == ("failed", {})
+    assert search.trials.results[0].reason == f"{body['reason']}; stage: train"
     assert (worker.started, worker.asked, idle) == (1, [], {0})
 
 
 def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_path, catalog):
     search = engine(tmp_path, catalog, patience=600.0)
     config = search.plan.default_config().model_copy(update={"number": 0})
-    search.running[0] = config
+    search.trials.running[0] = config
     search.pace.validate_per_row = {config.model: 0.001}
     # Exports and downloads tell of nothing: three times as long as training.
     assert search._patience(0) == 1800.0
@@ -1122,7 +1122,7 @@ def test_after_a_trial_no_files_of_earlier_ones_are_looked_at(tmp_path, catalog,
         (tmp_path / folder / "weights").write_bytes(b"x" * (number + 1))
         result.variants[0].folder, result.variants[0].costs = folder, {"model_size_bytes": number + 1.0}
         search.run.write_result(result)
-        search.running[0] = config
+        search.trials.running[0] = config
         LOOKED_AT.clear()
         search._handle(None, Event(0, "done", {"trial": number}), idle)
         assert [path for event, path in LOOKED_AT if event == "open" and path.endswith("result.json")] == [
@@ -1146,7 +1146,7 @@ def test_of_a_quota_caches_go_first_and_then_the_weights_that_matter_least(tmp_p
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "weights").write_bytes(b"x" * (10_000 + number))
         result.variants[0].folder, result.variants[0].costs = folder, {"model_size_bytes": 10_000.0 + number}
-        search.results[number] = result
+        search.trials.results[number] = result
     (tmp_path / "data/encoded").mkdir()
     features = tmp_path / "data/encoded/features-a.arrow"
     features.write_bytes(b"x" * 30_000)
@@ -1214,7 +1214,7 @@ class Writers:
         del self.at[worker]
         self.write(number, self.search.plan.trial_bytes)
         self.write(number, self.search.plan.trial_bytes // 5)
-        result = done(self.search.running[worker], 0.5 + number / 100)
+        result = done(self.search.trials.running[worker], 0.5 + number / 100)
         result.variants[0].folder = f"trials/{number:04d}/variants/none"
         result.variants[0].costs = {"model_size_bytes": number + 1.0}
         self.search.run.write_result(result)
@@ -1229,7 +1229,7 @@ def test_a_quota_is_kept_by_several_workers_of_which_some_wait(tmp_path, catalog
     search.plan.disk_bytes = int(room * search.plan.trial_bytes)
     writers = Writers(search, 4)
     search._loop(writers, lambda: search.study.ask(search._number()), 8)
-    assert len(search.results) == 8
+    assert len(search.trials.results) == 8
     assert writers.at_work == [min(number, at_once) for number in range(1, 9)]
     assert writers.largest <= search.plan.disk_bytes
     waits = f"storage.disk has room for {at_once} trial{'s' if at_once > 1 else ''} at once, of 50 MB each at most:"
@@ -1238,13 +1238,13 @@ def test_a_quota_is_kept_by_several_workers_of_which_some_wait(tmp_path, catalog
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_leaving_out_what_is_beaten_changes_neither_the_choice_nor_the_files(tmp_path, catalog, noise, monkeypatch):
-    monkeypatch.setattr(sys.modules[Search.__module__], "FOLLOWED", 3)
+    monkeypatch.setattr("autoft.trials.FOLLOWED", 3)
     search = engine(tmp_path, catalog, storage_bytes=10**9, ensemble=1, finalist_seeds=1)
     rng = random.Random(1)
     for number in range(60):
         config = search.plan.default_config().model_copy(update={"number": number, "kind": "search"})
         if number % 10 == 9:
-            chosen = search._chosen(search._contenders())
+            chosen = search.trials.chosen(search.trials.contenders())
             config = config.model_copy(update={"kind": "seed", "parent": chosen.trial, "seed": number})
         size, milliseconds = rng.uniform(1, 10), rng.uniform(1, 10)
         result = untimed(done(config, round(rng.uniform(0, noise) + 0.05 * math.log(size * milliseconds), 2)))
@@ -1252,16 +1252,16 @@ def test_leaving_out_what_is_beaten_changes_neither_the_choice_nor_the_files(tmp
         variant.folder = f"trials/{number:04d}/variants/none"
         variant.costs = {"model_size_bytes": size, "latency_p50_ms": milliseconds}
         search._finish(result)
-        everything = list(search.results.values())
-        chosen, expected = search._chosen(search._contenders()), select(search.plan, everything)
+        everything = list(search.trials.results.values())
+        chosen, expected = search.trials.chosen(search.trials.contenders()), select(search.plan, everything)
         assert (chosen.trial, chosen.variant, chosen.reason) == (expected.trial, expected.variant, expected.reason)
         front = {c.trial for c in expected.candidates if c.front}
         files = {r.number for r in everything if any(v.folder for v in r.variants)}
         assert files == weights_to_keep_of(search, everything)
-        assert front - search.beaten == front
+        assert front - search.trials.beaten == front
         best = best_trials(search.plan, everything)[:3]
-        assert [r.number for r in best_trials(search.plan, search._contenders())[:3]] == [r.number for r in best]
-    assert len(search.beaten) > 5
+        assert [r.number for r in best_trials(search.plan, search.trials.contenders())[:3]] == [r.number for r in best]
+    assert len(search.trials.beaten) > 5
 
 
 def weights_to_keep_of(search: Search, results: list[TrialResult]) -> set[int]:
@@ -1289,7 +1289,7 @@ def test_a_configuration_is_trained_on_one_fold_after_the_other_and_told_by_its_
     (told,) = search.study.study.trials
     assert told.value == pytest.approx(0.84)
     # Only configurations count, not their trainings; each takes three times as long.
-    assert search._counted() == 1
+    assert search.trials.counted() == 1
     default = search.plan.default_config()
     assert search.pace.estimate(default) == pytest.approx(3 * search.pace.estimate(asked[0]))
 
@@ -1301,7 +1301,7 @@ def test_a_configuration_that_is_worse_on_the_first_three_folds_is_given_up(tmp_
     asked = at_folds(search, number, [0.70, 0.72, 0.71])
     assert asked[1] is not None
     assert asked[2] is None
-    given_up = search.results[number]
+    given_up = search.trials.results[number]
     assert (given_up.state, given_up.reason) == ("pruned", "behind after 3 of 5 folds")
     assert [r.number for r in RunDir(tmp_path).results() if r.state == "pruned"] == [number]
     assert search.study.study.trials[-1].state.name == "PRUNED"
@@ -1320,7 +1320,7 @@ def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
     search = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
     at_folds(search, 0, [0.80, 0.84, 0.88])
     at_folds(search, search._number(), [0.81, 0.85])
-    for result in search.results.values():
+    for result in search.trials.results.values():
         search.run.write_result(result)
     again = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
     further = again._next_fold()
@@ -1356,16 +1356,16 @@ def test_what_waits_for_the_memory_of_a_gpu_is_given_up_once_no_time_is_left_for
     default = search.plan.default_config()
     for worker, number in enumerate((1, 2, 0)):
         kind = "default" if number == 0 else "search"
-        search.running[worker] = default.model_copy(update={"number": number, "kind": kind})
+        search.trials.running[worker] = default.model_copy(update={"number": number, "kind": kind})
     search.stages = {0: "train", 1: "wait for memory", 2: "wait for memory"}
     executor, idle = Unlucky(0, Event(0, "ready")), set[int]()
     search._finish(done(default.model_copy(update={"number": 3, "kind": "search"}), 0.5))
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search.pace.expected(default) + 1.0)
     search._give_up_late(executor, idle)
-    assert len(search.running) == 3
+    assert len(search.trials.running) == 3
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + search.pace.expected(default) - 1.0)
     search._give_up_late(executor, idle)
-    assert [config.number for config in search.running.values()] == [1, 0]
+    assert [config.number for config in search.trials.running.values()] == [1, 0]
     assert (idle, executor.started) == ({1}, 1)
-    assert search.results[2].state == "failed"
+    assert search.trials.results[2].state == "failed"
     assert search.run.read_result(2).reason.startswith("other trials had the memory of the GPU")

@@ -130,7 +130,7 @@ def well(workers, worker, numbers):
     """Each ends well, the last that was sent first."""
     found = []
     for number in reversed(numbers):
-        config = next(config for config in workers.search._going() if config.number == number)
+        config = next(config for config in workers.search.trials.going() if config.number == number)
         workers.search.run.trial(number).mkdir(parents=True, exist_ok=True)
         workers.search.run.write_result(trained(config, 0.5 + number / 100))
         found.append(Event(worker, "done", {"trial": number}))
@@ -148,10 +148,10 @@ def test_trials_of_one_base_are_sent_together_and_the_others_by_themselves(tmp_p
     workers = Workers(search, well)
     search._loop(workers, lambda: search.study.ask(search._number()), 30)
     assert sorted(number for numbers in workers.sent for number in numbers) == list(range(30))
-    assert search._counted() == 30
-    assert not search.aside
-    assert not search.running
-    configs = {number: result.config for number, result in search.results.items()}
+    assert search.trials.counted() == 30
+    assert not search.trials.aside
+    assert not search.trials.running
+    configs = {number: result.config for number, result in search.trials.results.items()}
     groups = [[configs[number] for number in numbers] for numbers in workers.sent]
     assert max(map(len, groups)) == 3
     for group in groups:
@@ -202,7 +202,7 @@ def test_trials_whose_worker_is_lost_are_run_one_by_one(tmp_path, catalog):
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
     search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
     assert workers.sent == [[0, 1, 2], [0], [1], [2]]
-    assert [result.state for result in search.results.values()] == ["complete"] * 3
+    assert [result.state for result in search.trials.results.values()] == ["complete"] * 3
     assert told == ["Trials 0, 1, 2 are begun again, each by itself: the worker process was killed by signal 9."]
 
 
@@ -220,9 +220,9 @@ def test_trials_of_a_lost_worker_that_no_time_is_left_for_have_failed(tmp_path, 
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
     search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
     assert workers.sent == [[0, 1, 2], [0]]
-    assert [search.results[number].state for number in (0, 1, 2)] == ["complete", "failed", "failed"]
+    assert [search.trials.results[number].state for number in (0, 1, 2)] == ["complete", "failed", "failed"]
     assert "signal 9; no time is left" in search.run.read_result(2).reason
-    assert not search._going()
+    assert not search.trials.going()
 
 
 def test_a_worker_that_is_replaced_gets_those_that_are_not_done(tmp_path, catalog):
@@ -239,14 +239,14 @@ def test_a_worker_that_is_replaced_gets_those_that_are_not_done(tmp_path, catalo
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
     search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
     assert workers.sent == [[0, 1, 2], [1, 2]]
-    assert sorted(search.results) == [0, 1, 2]
+    assert sorted(search.trials.results) == [0, 1, 2]
 
 
 def test_each_trial_is_told_to_stop_by_its_own_validations(tmp_path, catalog):
     search = engine(tmp_path, catalog, early_stopping="halving")
     given = {"model": "large", "pipeline": "lora", "lora.start": "default", "train.epochs": 4}
     asked = [search.study.ask(number, given) for number in range(3)]
-    search.running[0], search.mates[0] = asked[0], asked[1:]
+    search.trials.running[0], search.trials.mates[0] = asked[0], asked[1:]
     answers = {}
 
     class Recorder:
@@ -263,7 +263,7 @@ def test_no_more_are_sent_than_the_time_allows(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog, together=8)
     given = {"model": "large", "pipeline": "lora", "lora.start": "default", "train.epochs": 4}
     first = search.study.ask(0, given)
-    search.results[0] = trained(first)
+    search.trials.results[0] = trained(first)
     # One takes 100 rows, 4 epochs, .01 s a row: 4 s, 1 s for what follows, and what validations take.
     monkeypatch.setattr(search, "_room", lambda: 12.0)
     config = search.study.ask(search._number(), given)
