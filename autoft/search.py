@@ -19,6 +19,7 @@ from typing import Any
 
 from autoft.checkpoints import share_done
 from autoft.contracts import Task
+from autoft.disk import Disk
 from autoft.errors import AutoftError, RunFolderError, SearchFailed
 from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event, Executor, executor_of
@@ -30,7 +31,7 @@ from autoft.plans.plan import BudgetLimit, Plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog
 from autoft.portfolio import configuration
-from autoft.quantities import format_bytes, format_seconds
+from autoft.quantities import format_seconds
 from autoft.rundir import (
     Figure,
     RunDir,
@@ -38,11 +39,10 @@ from autoft.rundir import (
     TrialResult,
     VariantResult,
     count_states,
-    folder_size,
     read_typed,
     write_json,
 )
-from autoft.selection import best_trials, weights_to_keep
+from autoft.selection import best_trials
 from autoft.space import Categorical
 from autoft.study import GIVEN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
@@ -170,6 +170,7 @@ class Search:
         """By trial, how each machine was lost on which it got no further."""
         self.noted: set[str] = set()
         """What was said that may come up again and again."""
+        self.disk = Disk(run, self.plan, self.trials, self._say_once)
         self.phase = "measure models"
         """Where the search is."""
         self.needed = ""
@@ -178,10 +179,6 @@ class Search:
         """When it was found that none of the workers has a machine."""
         self.word_due = -math.inf
         """When that is said the next time."""
-        self.sizes: dict[tuple[int, str], int] = {}
-        """By trial and variant, the bytes of the files that there are."""
-        self.adapters: dict[int, int] = {}
-        """By trial, the bytes of what its adapter learned."""
         self.ended = ""
         self.began = False
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
@@ -377,14 +374,14 @@ class Search:
             trial_seconds=seconds,
             configurations=max(1, count) * self.plan.workers,
             memory_bytes=max(figures["memory_bytes"] for figures in probed.values()),
-            disk_bytes=self._disk_needed(),
+            disk_bytes=self.disk.needed(),
             precision=self.precision[default.model],
             time_limit=self.plan.time_limit,
         )
         write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": probed})
         self.listener.forecast(forecast)
         self._queue_chains(forecast.configurations)
-        self._check_disk()
+        self.disk.check()
         self._screen(executor)
 
     def _probe(self, executor: Executor, workers: int) -> dict[str, dict[str, Any]]:
@@ -618,7 +615,7 @@ class Search:
         while True:
             while (free := idle & executor.placed) and (self.trials.aside or not dry) and not self.interruption.asked:
                 at_work = len(self.trials.at_work())
-                fit = self._fit_on_disk() if at_work < crowded else 0
+                fit = self.disk.further_trials() if at_work < crowded else 0
                 if at_work and not fit:
                     crowded = at_work
                     break
@@ -835,7 +832,7 @@ class Search:
     def _send(self, executor: Executor, worker: int, *configs: TrialConfig) -> None:
         """Send trials to a worker; several train together."""
         if not self.trials.running:
-            self._check_disk()
+            self.disk.check()
         self.began = True
         self.trials.begin(worker, configs)
         self.stages.pop(worker, None)
@@ -948,7 +945,7 @@ class Search:
         self._tell(result)
         if result.state == "infeasible":
             self.study.withdraw(result.number)
-        self._drop_weights()
+        self.disk.drop_weights()
         self.trials.note_beaten()
         self._write_table()
         write_json(self.run.path / "time.json", {"seconds": self.used + time.monotonic() - self.started})
@@ -1400,107 +1397,6 @@ class Search:
     def importance(self) -> dict[str, float]:
         """Return the share of the objective that each parameter explains, or nothing where too few trials are done."""
         return self.study.importance()
-
-    # -- disk ---------------------------------------------------------------------------------------------------
-
-    def _disk_needed(self) -> float:
-        plan = self.plan
-        return float(min(plan.storage_bytes + plan.most_at_work * plan.trial_bytes, plan.disk_bytes or math.inf))
-
-    def _unwritten(self) -> float:
-        """Return what the trials that workers are at may still write at most, in bytes."""
-        return sum(
-            max(0, self.plan.trial_bytes - folder_size(trial / "variants") - folder_size(trial / "adapter"))
-            for trial in (self.run.trial(config.number) for config in self.trials.at_work())
-        )
-
-    def _free(self, needed: float) -> float:
-        """Return the bytes that are free; where those are fewer than needed, once what can be made again is deleted."""
-        free = self.run.free(self.plan.disk_bytes)
-        if free < needed:
-            self.run.drop_caches(needed - free)
-            free = self.run.free(self.plan.disk_bytes)
-        return free
-
-    def _fit_on_disk(self) -> int:
-        """Return how many further trials the disk has room for beside those that workers are at, at most one worker's."""
-        each, at_work = self.plan.trial_bytes, len(self.trials.at_work())
-        if not at_work and self.plan.together == 1:
-            # Whether there is room for a single one is looked at when it is sent.
-            return 1
-        free, unwritten = self.run.free(self.plan.disk_bytes), float(at_work * each)
-        if free < unwritten + self.plan.together * each:
-            # Only now it matters what of that they have written already.
-            unwritten = self._unwritten()
-            free = self._free(unwritten + each)
-        fit = int(max(0.0, free - unwritten) // each)
-        if at_work and not fit:
-            whose = "The disk" if self.plan.disk_bytes is None else "storage.disk"
-            self._say_once(
-                f"{whose} has room for {at_work} trial{'s' if at_work > 1 else ''} at once, of {format_bytes(each)} each at "
-                f"most: further ones wait until {'one' if at_work > 1 else 'it'} is done."
-            )
-        return min(fit, self.plan.together)
-
-    def _check_disk(self) -> None:
-        """Make room for a trial, of what can be made again.
-
-        Raises:
-            RunFolderError: there is none.
-        """
-        needed = self.plan.trial_bytes
-        free = self._free(needed)
-        if free >= needed:
-            return
-        if self.plan.disk_bytes is not None and free < shutil.disk_usage(self.run.path).free:
-            raise RunFolderError(
-                f"{self.run.path}: a trial needs about {format_bytes(needed)}, and of storage.disk, "
-                f"{format_bytes(self.plan.disk_bytes)}, {format_bytes(max(0.0, free))} are left; give it more, or "
-                "storage.weights less, and run the same command again to go on"
-            )
-        raise RunFolderError(
-            f"{self.run.path}: {format_bytes(free)} of disk are free and a trial needs about {format_bytes(needed)}; "
-            "free some space, or give --run a folder on another disk, and run the same command again to go on"
-        )
-
-    def _within_quota(self) -> Plan:
-        """Return the plan with as much room for weights as the quota leaves beside the trials; caches go before weights."""
-        plan = self.plan
-        if plan.disk_bytes is None:
-            return plan
-        weights = sum(self.sizes.values()) + sum(self.adapters.values())
-        further = max(1, plan.most_at_work - len(self.trials.at_work()))
-        room = plan.disk_bytes - self._unwritten() - further * plan.trial_bytes - (self.run.size() - weights)
-        wanted = min(plan.storage_bytes, weights)
-        if room < wanted:
-            room += self.run.drop_caches(wanted - room)
-        return plan.model_copy(update={"storage_bytes": min(plan.storage_bytes, max(0, int(room)))})
-
-    def _drop_weights(self) -> None:
-        """Delete the files of variants that are not on the front."""
-        results = self.trials.contenders()
-        there = {(r.number, v.name): v.folder for r in results for v in r.variants if v.folder}
-        # What a trial left is not written again: its size is counted once.
-        self.sizes = {
-            key: self.sizes[key] if key in self.sizes else folder_size(self.run.inside(folder))
-            for key, folder in there.items()
-        }
-        self.adapters = {
-            number: self.adapters[number] if number in self.adapters else folder_size(self.run.adapter(number))
-            for number in {number for number, _ in there}
-        }
-        keep = weights_to_keep(self._within_quota(), results, self.sizes, self.adapters)
-        for result in results:
-            dropped = [v for v in result.variants if v.folder and (result.number, v.name) not in keep]
-            folders = [self.run.inside(variant.folder) for variant in dropped if variant.folder]
-            for variant in dropped:
-                variant.folder = None
-            if dropped:
-                self.run.write_result(result)
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-            if not any(variant.folder for variant in result.variants):
-                shutil.rmtree(self.run.adapter(result.number), ignore_errors=True)
 
     def _write_table(self) -> None:
         """Write ``trials.csv`` where that was not just done: with many trials it takes longer than some trials."""

@@ -1130,7 +1130,7 @@ def test_after_a_trial_no_files_of_earlier_ones_are_looked_at(tmp_path, catalog,
         ]
         others = [path for _, path in LOOKED_AT if "/trials/" in path and f"/trials/{number:04d}" not in path]
         assert others == []
-    assert search.sizes == {(number, "none"): number + 1 for number in range(12)}
+    assert search.disk.sizes == {(number, "none"): number + 1 for number in range(12)}
     lines = (tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines] == ["trial", *(str(number) for number in range(12))]
 
@@ -1153,22 +1153,22 @@ def test_of_a_quota_caches_go_first_and_then_the_weights_that_matter_least(tmp_p
 
     def after(room: int) -> list[str]:
         search.plan.disk_bytes = search.plan.trial_bytes + room
-        search._drop_weights()
+        search.disk.drop_weights()
         return sorted(path.parts[-4] for path in tmp_path.glob("trials/*/variants/none/weights"))
 
     assert after(100_000) == ["0000", "0001", "0002", "0003"]
     assert features.exists()
     assert after(65_000) == ["0000", "0001", "0002", "0003"]
     assert not features.exists()
-    search._check_disk()
+    search.disk.check()
     assert search.run.size() <= 65_000
-    records = search.run.size() - sum(search.sizes.values())
+    records = search.run.size() - sum(search.disk.sizes.values())
     assert after(records + 35_000) == ["0000", "0002", "0003"]
-    search._check_disk()
+    search.disk.check()
     # The chosen one and the yardstick stay in any case.
     assert after(1_000) == ["0000", "0003"]
     with pytest.raises(RunFolderError, match=r"of storage\.disk, 50 MB, .* are left; give it more"):
-        search._check_disk()
+        search.disk.check()
 
 
 def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catalog, monkeypatch):
@@ -1182,7 +1182,7 @@ def test_before_a_disk_is_full_what_can_be_made_again_is_deleted(tmp_path, catal
         return SimpleNamespace(free=needed - (500 if graph.exists() else -500))
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    search._check_disk()
+    search.disk.check()
     assert not graph.exists()
 
 
@@ -1265,7 +1265,7 @@ def test_leaving_out_what_is_beaten_changes_neither_the_choice_nor_the_files(tmp
 
 
 def weights_to_keep_of(search: Search, results: list[TrialResult]) -> set[int]:
-    return {trial for trial, _ in weights_to_keep(search.plan, results, search.sizes)}
+    return {trial for trial, _ in weights_to_keep(search.plan, results, search.disk.sizes)}
 
 
 def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialConfig]:
