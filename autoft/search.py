@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.checkpoints import share_done
-from autoft.contracts import Task
 from autoft.disk import Disk
 from autoft.errors import AutoftError, RunFolderError, SearchFailed
 from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
+from autoft.follow_ups import FollowUps
 from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import violations
@@ -42,7 +42,6 @@ from autoft.rundir import (
     read_typed,
     write_json,
 )
-from autoft.selection import best_trials
 from autoft.space import Categorical
 from autoft.study import GIVEN, Settings, Study, settings_of_trial
 from autoft.trial import MOST_PARTS, strategy_params
@@ -61,15 +60,6 @@ YARDSTICK_SHARE = 0.5
 
 CLOSING_SHARE = 0.7
 """Of the time kept for export, test and report: what they took on average, as docs/log.md says."""
-
-FINALISTS_SHARE = 0.2
-"""Of the time budget: the search leaves so much at most for further seeds of the finalists."""
-
-COMPRESSION_SHARE = 0.5
-"""Of the time budget: the search leaves so much at most for the first variant of the best trial that is trained again."""
-
-FURTHER_SHARE = 0.25
-"""The same for all such variants together: another trial mostly brings more than a second one of them."""
 
 FOUNDED = 2
 """How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
@@ -143,6 +133,7 @@ class Search:
         self.elsewhere: dict[Settings, Elsewhere] = {}
         """By configuration, what other searches have done."""
         self.pace = Pace(self.plan, self.trials.results)
+        self.follow_ups = FollowUps(self.plan, catalog, self.trials, self.pace, self._spare, listener.note)
         self.precision: dict[str, str] = {}
         self.study = Study(self.plan, self.exchange.seed)
         self.trained: dict[int, float] = {}
@@ -196,6 +187,10 @@ class Search:
         """Return the seconds that export, test and report will need."""
         return self.pace.closing(untrained=self.catalog.task(self.plan.task).card.untrained)
 
+    def _spare(self) -> float:
+        """Return the seconds that are left for trials."""
+        return self.seconds_left() - self.reserve()
+
     def expected_left(self) -> float:
         """Return the seconds until the command is thought to end, as :class:`Standing` has them.
 
@@ -216,8 +211,7 @@ class Search:
                 waiting = max(0, limit - self.trials.counted() - len(going))
                 by_time = min(by_time, mean * math.ceil(waiting / self.plan.workers))
             following += max(0.0, by_time)
-        room = max(0.0, left - following - self.reserve())
-        following += min(room, self.pace.together(self._further_seeds(room)) + self._kept_for_compression())
+        following += self.follow_ups.expected(max(0.0, left - following - self.reserve()))
         return max(0.0, min(left, following + closing))
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -257,11 +251,11 @@ class Search:
                 self._loop(executor, lambda: following() or self._next(), limit)
                 followed = False
                 for phase, follow in (
-                    ("finalists", self._finalists),
-                    ("average", self._ensembles),
-                    ("compress", self._further_compression),
+                    ("finalists", self.follow_ups.finalists),
+                    ("average", self.follow_ups.averages),
+                    ("compress", self.follow_ups.further_compression),
                 ):
-                    waiting += [] if self.interruption.asked else follow()
+                    waiting += [] if self.interruption.asked else self._numbered(follow())
                     if waiting:
                         followed = True
                         self._phase(phase)
@@ -366,7 +360,7 @@ class Search:
             self.plan.time_limit = self.plan.time_multiple * seconds
             write_json(self.run.plan, self.plan.model_dump(mode="json"))
         mean = statistics.fmean(self.pace.estimate(default.model_copy(update={"model": name})) for name in models)
-        room = max(0.0, self.seconds_left() - self.reserve())
+        room = max(0.0, self._spare())
         count = int(room // mean) if room < seconds + mean else 1 + int((room - seconds) // mean)
         if self.plan.trials_limit:
             count = min(count, self.plan.trials_limit)
@@ -421,7 +415,7 @@ class Search:
         """Return how many workers pay, with how many threads each, and how many times as much they train as one."""
         limit = self.plan.trials_limit
         trials = None if limit is None else max(1, limit - self.trials.counted())
-        return self.pace.workers_that_pay(probed, self.seconds_left() - self.reserve(), trials)
+        return self.pace.workers_that_pay(probed, self._spare(), trials)
 
     def _screen(self, executor: Executor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""
@@ -798,7 +792,7 @@ class Search:
 
         The default and what belongs to other trials are done all the same.
         """
-        left = self.seconds_left() - self.reserve()
+        left = self._spare()
         for worker, first in list(self.trials.running.items()):
             waits = self.stages.get(worker) == WAITS and bool(self.trials.results)
             if not waits or first.kind in {"default", "fold"} or self.pace.expected(first) <= left:
@@ -1203,144 +1197,11 @@ class Search:
                     found.append(config)
         return found
 
-    def _finalists(self) -> list[TrialConfig]:
-        """Return further seeds of the chosen trial and of the default, as many as fit into the time left."""
-        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
-        wanted = self._further_seeds(room)
-        if not wanted:
-            all_seeds = self._further_seeds(math.inf)
-            if all_seeds:
-                self.listener.note(
-                    "The finalists were not trained with further seeds: that takes about "
-                    f"{format_seconds(self.pace.together(all_seeds))}, more than is left"
-                )
-            return []
-        number = self._number()
-        return [config.model_copy(update={"number": number + i}) for i, config in enumerate(wanted)]
-
-    def _further_seeds(self, room: float) -> list[TrialConfig]:
-        """Return the chosen trial and the default with further seeds, the most that take at most so many seconds.
-
-        Both get the same seeds, for only then their means can be compared.
-        """
-        contenders = self.trials.contenders() if self.plan.finalist_seeds else []
-        chosen = self.trials.chosen([r for r in contenders if not r.config.derived])
-        if chosen is None or chosen.trial == 0 or 0 not in self.trials.results:
-            return []
-        have = {(r.config.parent, r.config.seed) for r in contenders if r.config.kind == "seed"}
-        for seeds in range(self.plan.finalist_seeds, 0, -1):
-            wanted = [
-                self.trials.results[number].config.model_copy(
-                    update={"kind": "seed", "parent": number, "seed": self.plan.seed + i}
-                )
-                for i in range(1, seeds + 1)
-                for number in (chosen.trial, 0)
-                if (number, self.plan.seed + i) not in have
-            ]
-            if self.pace.together(wanted) <= room:
-                return wanted
-        return []
-
-    def _ensembles(self) -> list[TrialConfig]:
-        """Return what the best trials are averaged to, as far as the time allows: their weights, and their predictions."""
-        wanted = [c for c in self._averages() if not any(_same_members(r.config, c) for r in self.trials.contenders())]
-        room = self.seconds_left() - self.reserve() - self._kept_for_compression()
-        fitting: list[TrialConfig] = []
-        for config in wanted:
-            seconds = self.pace.averaging(config)
-            if seconds <= room:
-                fitting.append(config.model_copy(update={"number": self._number() + len(fitting)}))
-                room -= seconds
-            else:
-                self.listener.note(
-                    f"{'Weights' if config.kind == 'soup' else 'Predictions'} of the best trials were not averaged: that "
-                    f"takes about {format_seconds(seconds)}, more than is left"
-                )
-        return fitting
-
-    def _averages(self) -> list[TrialConfig]:
-        if self.plan.ensemble < 2:
-            return []
-        best = best_trials(self.plan, self.trials.contenders())
-        if not best:
-            return []
-        top, found = best[0].config, []
-
-        def shares_the_start(other: TrialConfig) -> bool:
-            chains = [self.plan.pipeline(c.pipeline) for c in (top, other)]
-            dense = all(chain.quantizer is None and chain.leaves == "dense" for chain in chains)
-            return other.model == top.model and other.seed == top.seed and dense
-
-        dense = [r.number for r in best if shares_the_start(r.config) and _has_files(r, "none")][: self.plan.ensemble]
-        if len(dense) > 1 and dense[0] == top.number:
-            found.append(top.model_copy(update={"kind": "soup", "members": dense}))
-        averaging = type(self.catalog.task(self.plan.task)).combine is not Task.combine
-        served = [r.number for r in best if any(_has_files(r, v.name) for v in self.plan.variants)]
-        if averaging and len(served) > 1:
-            found.append(top.model_copy(update={"kind": "ensemble", "members": served[: self.plan.ensemble]}))
-        return found
-
-    def _further_compression(self) -> list[TrialConfig]:
-        """Return the best trial, to be made smaller and trained again, in as many ways as the time allows."""
-        config, room = self._to_compress(math.inf), self.seconds_left() - self.reserve()
-        if config is None:
-            return []
-        fitting = self._to_compress(room)
-        left_out = [name for name in config.variants if fitting is None or name not in fitting.variants]
-        if left_out:
-            self.listener.note(
-                f"Of the best trial {', '.join(left_out)} {'was' if len(left_out) == 1 else 'were'} not made: training it "
-                f"again takes about {format_seconds(self.pace.compressing(config))} in all, more than is left"
-            )
-        lost = self.plan.lost(self.trials.results[config.members[0]])
-        made = {v.rescues for v in self.plan.rescues if fitting is not None and v.name in fitting.variants}
-        if told := ", ".join(f"{name} (by {by:.3g})" for name, by in lost.items() if name in made):
-            self.listener.note(
-                f"Of trial {config.members[0]}, what follows is worse than its uncompressed model by more than "
-                f"search.tolerance allows, and is made once more of weights that are trained for it: {told}"
-            )
-        return [fitting.model_copy(update={"number": self._number()})] if fitting else []
-
-    def _to_compress(self, room: float, most: int | None = None) -> TrialConfig | None:
-        """Return the best trial with the variants that train again and take at most so many seconds together.
-
-        They come in the order of the plan, ``most`` of them, and those that take too long beside the ones before are
-        left out.
-        """
-        best = best_trials(self.plan, self.trials.contenders())
-        there = [r.number for r in best if any(v.name == "none" and v.folder for v in r.variants)]
-        if not best or best[0].number not in there:
-            return None
-        waiting = [variant.name for variant in self.plan.trained_again(best[0])]
-        members = there[: self.plan.teachers]
-        config = best[0].config.model_copy(update={"kind": "compress", "members": members})
-        done = {
-            variant.name for r in self.trials.contenders() if _same_members(r.config, config) for variant in r.variants
-        }
-        for name in waiting:
-            further = config.model_copy(update={"variants": [*config.variants, name]})
-            if name not in done and len(config.variants) != most and self.pace.compressing(further) <= room:
-                config = further
-        return config if config.variants else None
-
-    def _kept_for_compression(self) -> float:
-        """Return the seconds that are left for variants of the best trial that are trained again."""
-        limit = self.plan.time_limit
-        wanted = [self._to_compress(COMPRESSION_SHARE * limit, 1), self._to_compress(FURTHER_SHARE * limit)]
-        return max((self.pace.compressing(config) for config in wanted if config), default=0.0)
-
     def _room(self) -> float:
-        """Return the seconds that are left for new configurations: export and test have theirs, and so have finalists.
-
-        Finalists get theirs where it is a small part of the whole budget. In a short search another configuration
-        brings more than another seed; in a long one the best of many figures is more and more the luckiest.
-        """
-        left = self.seconds_left() - self.reserve()
-        share = FINALISTS_SHARE * self.plan.time_limit
-        averaging = sum(self.pace.averaging(config) for config in self._averages())
+        """Return the seconds that are left for new configurations."""
         # A second known-good training lifts all that is made of the best one.
-        left -= 0.0 if self.queue and len(self.trials.told()) < 2 else self._kept_for_compression()
-        return left - self.pace.together(self._further_seeds(share)) - (averaging if averaging <= share else 0.0)
+        first = bool(self.queue) and len(self.trials.told()) < 2
+        return self.follow_ups.room(compression=not first)
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self.pace.estimate(config) <= room
@@ -1360,6 +1221,10 @@ class Search:
 
     def _tried(self, config: TrialConfig) -> bool:
         return self.trials.done_already(config) or self._tried_elsewhere(config)
+
+    def _numbered(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
+        first = self._number()
+        return [config.model_copy(update={"number": first + place}) for place, config in enumerate(configs)]
 
     def _number(self) -> int:
         # Number 0 is the default's, also where it does not come first.
@@ -1417,14 +1282,6 @@ def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:
 
 def _same(one: TrialConfig, other: TrialConfig) -> bool:
     return (one.model, one.pipeline, one.params, one.seed) == (other.model, other.pipeline, other.params, other.seed)
-
-
-def _same_members(one: TrialConfig, other: TrialConfig) -> bool:
-    return (one.kind, one.members) == (other.kind, other.members)
-
-
-def _has_files(result: TrialResult, variant: str) -> bool:
-    return any(v.name == variant and v.folder and v.state == "complete" for v in result.variants)
 
 
 def _fatal(event: Event) -> AutoftError:

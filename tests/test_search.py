@@ -613,7 +613,7 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
         search.trials.results[config.number] = result
     # Three epochs of 1,000 rows: 310 s of the large default, 40 s of the small model; two seeds of both take 700 s.
     room = search.seconds_left() - search.reserve()
-    assert [(c.parent, c.seed) for c in search._finalists()] == [(1, 4), (0, 4), (1, 5), (0, 5)]
+    assert [(c.parent, c.seed) for c in search.follow_ups.finalists()] == [(1, 4), (0, 4), (1, 5), (0, 5)]
     assert room - search._room() == pytest.approx(700.0, abs=1.0)
     # A fifth of 2,000 s holds one further seed of each, a fifth of 1,000 s holds none.
     for limit, seconds in ((2000.0, 350.0), (1000.0, 0.0)):
@@ -675,12 +675,12 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     # Two begin otherwise, and are traced; three beginnings are measured.
     whole = TAUGHT * 10 * 6 + 2 + 3
     for room, names in ((whole, ["a", "b", "c"]), (whole - 1, ["a", "b"]), (TAUGHT * 20 + 2, ["a"])):
-        assert search._to_compress(room).variants == names
-    assert search._to_compress(whole, 1).variants == ["a"]
-    assert search._to_compress(TAUGHT * 20) is None
+        assert search.follow_ups._to_compress(room).variants == names
+    assert search.follow_ups._to_compress(whole, 1).variants == ["a"]
+    assert search.follow_ups._to_compress(TAUGHT * 20) is None
     # One that takes too long does not keep out those behind it.
     search.plan.variants = [variants[2], variants[1], variants[3]]
-    assert search._to_compress(TAUGHT * 20 + 2).variants == ["a"]
+    assert search.follow_ups._to_compress(TAUGHT * 20 + 2).variants == ["a"]
     search.plan.variants = variants
     # The search keeps a half for the first, and no more than a quarter for several: here 83 s are all.
     for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
@@ -688,12 +688,12 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
         assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
     # Finalists and averages leave that alone.
     search.plan.time_limit = 4 * whole
-    assert search._kept_for_compression() == pytest.approx(whole)
+    assert search.follow_ups._kept_for_compression() == pytest.approx(whole)
     # Nothing before a second known-good configuration had its turn.
     search.queue = [search.plan.default_config()]
     assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(0.0, abs=0.5)
     result.variants.append(VariantResult(name="a", state="complete"))
-    assert search._to_compress(math.inf).variants == ["b", "c"]
+    assert search.follow_ups._to_compress(math.inf).variants == ["b", "c"]
 
 
 def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made(tmp_path, catalog, monkeypatch):
@@ -706,7 +706,7 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     plain = [VariantPlan(name="none", chain=[]), VariantPlan(name="onnx-int8", chain=steps[1:])]
     search = engine(tmp_path, catalog, variants=plain, rescues=[rescue], tolerance=0.01)
     search.plan.time_limit = 5000.0
-    monkeypatch.setattr(search.listener, "note", notes.append)
+    monkeypatch.setattr(search.follow_ups, "note", notes.append)
     trial = done(search.study.fixed(search.plan.default_config(), 0), 0.9)
     trial.seconds = {"train": 50.0, "total": 60.0}
     trial.variants[0].folder = "somewhere"
@@ -715,24 +715,24 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     )
     trial.variants.append(quantized)
     search.trials.results[0] = trial
-    assert search._further_compression() == []
+    assert search.follow_ups.further_compression() == []
     left = search.seconds_left() - search.reserve()
     assert left - search._room() == pytest.approx(0.0, abs=1.0)
     quantized.validation["accuracy"] = 0.85
     # Three epochs of 50 s, longer with a teacher and 2.5 times as long with rounded numbers; and 10 s for
     # its files, as for those of each of its two steps to be measured.
     assert left - search._room() == pytest.approx(3 * 50 * TAUGHT * 2.5 + 30, abs=1.0)
-    (config,) = search._further_compression()
+    (config,) = search._numbered(search.follow_ups.further_compression())
     assert (config.kind, config.members, config.number) == ("compress", [0], 1)
     assert "onnx-int8 (by 0.05)" in notes[0]
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 380.0)
-    assert search._further_compression() == []
+    assert search.follow_ups.further_compression() == []
     assert "quantization-aware+onnx-int8 was not made" in notes[1]
     further = done(config, 0.9)
     further.variants[0].name = rescue.name
     search.trials.results[1] = further
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 1000.0)
-    assert search._further_compression() == []
+    assert search.follow_ups.further_compression() == []
     assert len(notes) == 2
 
 
