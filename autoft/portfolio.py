@@ -1,4 +1,4 @@
-"""Configurations that did well elsewhere: what a search tries right after its default.
+"""Configurations that did well elsewhere or are published: what a search tries right after its default.
 
 An earlier run of the user's own (``search.like``) says most. Without one there is a portfolio: settings that served data
 sets and models like these best together, found by ``benchmarks/portfolio.py`` as AutoGluon's is (Salinas and Erickson
@@ -13,17 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from autoft.plans.plan import Plan, Setting, plan_of
+from autoft.plugins import Catalog
 from autoft.rundir import TrialConfig, read_run
 from autoft.selection import best_trials
 from autoft.space import Categorical, Int
 
-__all__ = ["PORTFOLIO", "configuration", "settings_like", "settings_of_run"]
+__all__ = [
+    "PORTFOLIO",
+    "configuration",
+    "known_good",
+    "published_chains",
+    "same_configuration",
+    "settings_like",
+    "settings_of_run",
+]
 
 PORTFOLIO = Path(__file__).with_name("portfolio.json")
 """Written by ``benchmarks/portfolio.py``: settings that served several data sets together, by task and size of the model."""
 
 SIMILAR = 4.0
 """How many times larger or smaller a model may be than the one that a setting was found with."""
+
+FOUNDED = 2
+"""How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
 
 def settings_of_run(run: Path, most: int) -> list[Setting]:
@@ -81,6 +93,61 @@ def configuration(plan: Plan, setting: Setting) -> TrialConfig | None:
         return None
     default = plan.default_config()
     return default.model_copy(update={"kind": "known", "model": model, "pipeline": setting.pipeline, "params": params})
+
+
+def known_good(plan: Plan, catalog: Catalog) -> list[TrialConfig]:
+    """Return the default, what did well elsewhere, the default of each further model, published settings of pipelines."""
+    default = plan.default_config()
+    configs = [default]
+    for known in plan.known:
+        config = configuration(plan, known)
+        if config is not None and not any(same_configuration(config, other) for other in configs):
+            configs.append(config)
+    for other in plan.models[1:]:
+        params = plan.default_params(default.pipeline, other.name)
+        configs.append(default.model_copy(update={"kind": "published", "model": other.name, "params": params}))
+    if plan.auxiliary and plan.domain("auxiliary.weight").contains(1.0):
+        params = {**default.params, "auxiliary.weight": 1.0}
+        configs.insert(1, default.model_copy(update={"kind": "published", "params": params}))
+    illegal = {(model, pipeline) for model, pipeline, _ in plan.illegal}
+    for pipeline in plan.pipelines:
+        adapter = catalog.adapters[pipeline.adapter]
+        settings = list(adapter.published[:1]) or ([{}] if pipeline.name != default.pipeline else [])
+        for setting in settings:
+            changes = {(f"{adapter.name}.{key}" if "." not in key else key): value for key, value in setting.items()}
+            rate = f"{adapter.name}.learning_rate"
+            if rate in changes:
+                changes[rate] = plan.rate_for(changes[rate], pipeline.name, default.model)
+            params = plan.default_params(pipeline.name, **changes)
+            config = default.model_copy(update={"kind": "published", "pipeline": pipeline.name, "params": params})
+            if (config.model, pipeline.name) not in illegal and not any(same_configuration(config, c) for c in configs):
+                configs.append(config)
+    return configs
+
+
+def published_chains(plan: Plan, catalog: Catalog) -> list[TrialConfig]:
+    """Return the default with each of the first regularizers and augmenters of the plan, set as their sources say."""
+    default = plan.default_config()
+    found = []
+    for place in range(FOUNDED):
+        for kind, known in (("regularize", catalog.regularizers), ("augment", catalog.augmenters)):
+            names = [name for name in plan.domain(kind).choices if name != "none"] if kind in plan.space else []  # type: ignore[union-attr]
+            if place >= len(names):
+                continue
+            changes: dict[str, Any] = {kind: names[place]}
+            for step in str(names[place]).split("+"):
+                for setting in known[step].published[:1]:
+                    changes.update({f"{step}.{key}": value for key, value in setting.items()})
+            params = plan.default_params(default.pipeline, **changes)
+            config = default.model_copy(update={"kind": "published", "params": params})
+            if not plan.unfit(config.model, config.pipeline, params.get("regularize")):
+                found.append(config)
+    return found
+
+
+def same_configuration(one: TrialConfig, other: TrialConfig) -> bool:
+    """Say whether two configurations train alike, whatever they are tried for."""
+    return (one.model, one.pipeline, one.params, one.seed) == (other.model, other.pipeline, other.params, other.seed)
 
 
 def _nearest(plan: Plan, name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What to try next, when to stop a trial, when to stop the search; what is tried is proposed by the study.
+"""The search itself: sends what comes next to workers, takes what comes of it, and ends in time.
 
 The study lives in memory and is rebuilt from the run folder: ``trials/*/result.json`` is the only record, so a search
 that was cut off goes on where it stopped.
@@ -14,13 +14,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from autoft.agenda import Agenda
 from autoft.checkpoints import share_done
 from autoft.disk import Disk
 from autoft.errors import AutoftError, RunFolderError, SearchFailed
-from autoft.exchange import Elsewhere, Exchange
+from autoft.exchange import Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
 from autoft.follow_ups import FollowUps
@@ -28,9 +29,7 @@ from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import violations
 from autoft.plans.plan import BudgetLimit, Plan
-from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog
-from autoft.portfolio import configuration
 from autoft.quantities import format_seconds
 from autoft.rundir import (
     Figure,
@@ -42,27 +41,17 @@ from autoft.rundir import (
     read_typed,
     write_json,
 )
-from autoft.space import Categorical
-from autoft.study import GIVEN, Settings, Study, settings_of_trial
-from autoft.trial import MOST_PARTS, strategy_params
+from autoft.study import GIVEN, Study
+from autoft.trial import MOST_PARTS
 from autoft.trials import Trials
 
 __all__ = ["Interruption", "Search"]
-
-ASK_LIMIT = 60
-"""Proposals that may be repeats, or too long for the time left, before the search ends."""
-
-FREE_ASKS = 12
-"""Proposals that may be too long for the time left, before the sampler is asked for shorter ones only."""
 
 YARDSTICK_SHARE = 0.5
 """Of the time budget: what export and test are thought to need at most, before anything is measured."""
 
 CLOSING_SHARE = 0.7
 """Of the time kept for export, test and report: what they took on average, as docs/log.md says."""
-
-FOUNDED = 2
-"""How many regularizers, and how many augmenters, a long search tries before the sampler chooses."""
 
 ATTEMPTS = 3
 """At measuring a model before anything is trained, where the worker is lost over it."""
@@ -127,11 +116,7 @@ class Search:
         self.started, self.used = started, used
         self.exchange = exchange or Exchange()
         self.trials = Trials(self.plan, run.results())
-        self.fits = False
-        """A trial has left something that fits the budget."""
         self.table_due = -math.inf
-        self.elsewhere: dict[Settings, Elsewhere] = {}
-        """By configuration, what other searches have done."""
         self.pace = Pace(self.plan, self.trials.results)
         self.follow_ups = FollowUps(self.plan, catalog, self.trials, self.pace, self._spare, listener.note)
         self.precision: dict[str, str] = {}
@@ -152,7 +137,9 @@ class Search:
         self.study.replay_all(done)
         for result in self.trials.results.values():
             self._at_fold(result)
-        self.queue = [config for config in self._known_good() if not self.trials.done_already(config)]
+        self.agenda = Agenda(
+            self.plan, catalog, self.trials, self.pace, self.study, self.exchange, self.follow_ups, self._spare
+        )
         self.apart: dict[int, str] = {}
         """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
         self.cramped: set[int] = set()
@@ -170,12 +157,14 @@ class Search:
         """When it was found that none of the workers has a machine."""
         self.word_due = -math.inf
         """When that is said the next time."""
-        self.ended = ""
         self.began = False
         """A trial was sent to a worker, or a model was found not to fit: this call has used time of the budget."""
-        self.too_much: dict[str, dict[str, dict[str, float]]] = {}
-        """By model and variant, the screened costs of what cannot fit the budget."""
         self.trials.note_beaten()
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more is tried; empty as long as something is."""
+        return self.agenda.ended
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -224,12 +213,12 @@ class Search:
             RunFolderError: the disk is full.
         """
         limit = self.plan.trials_limit
-        if self.trials.enough() and self._next_fold() is None:
-            self.ended = f"all {limit} trials are done"
+        if self.trials.enough() and self.agenda.next_fold() is None:
+            self.agenda.ended = f"all {limit} trials are done"
             return
         # Without a result there is nothing to export: the default is trained, however short the time.
         if self.trials.results and self.seconds_left() < self.reserve():
-            self.ended = "the time is used up"
+            self.agenda.ended = "the time is used up"
             return
         with self._executor(self.plan.workers) as executor:
             try:
@@ -238,7 +227,7 @@ class Search:
                 # What there is is exported all the same, on this machine.
                 if not self.trials.any_complete():
                     raise
-                self.ended = "" if self.interruption.asked else "the time is used up"
+                self.agenda.ended = "" if self.interruption.asked else "the time is used up"
                 return
             self._go_on()
             waiting: list[TrialConfig] = []
@@ -248,21 +237,21 @@ class Search:
 
             while True:
                 self._phase("search")
-                self._loop(executor, lambda: following() or self._next(), limit)
+                self._loop(executor, lambda: following() or self.agenda.next(), limit)
                 followed = False
                 for phase, follow in (
                     ("finalists", self.follow_ups.finalists),
                     ("average", self.follow_ups.averages),
                     ("compress", self.follow_ups.further_compression),
                 ):
-                    waiting += [] if self.interruption.asked else self._numbered(follow())
+                    waiting += [] if self.interruption.asked else self.agenda.numbered(follow())
                     if waiting:
                         followed = True
                         self._phase(phase)
                         self._loop(executor, following, None)
                 # What follows from trials may take less time than was kept for it: the rest is for further trials.
                 over = not followed or self.interruption.asked or self.trials.enough()
-                further = None if over else self._next()
+                further = None if over else self.agenda.next()
                 if further is None:
                     return
                 waiting.append(further)
@@ -278,9 +267,10 @@ class Search:
                 shutil.rmtree(folder.parent, ignore_errors=True)
                 continue
             # What follows from others is asked for again, and finds its checkpoint by its number.
-            if config.derived or config.kind == "added" or self.trials.done_already(config) or self._illegal(config):
+            other = config.derived or config.kind == "added"
+            if other or self.trials.done_already(config) or self.agenda.illegal(config):
                 continue
-            self.queue = [other for other in self.queue if not _same(other, config)]
+            self.agenda.leave_out(config)
             self.trained[number] = share
             self.trials.aside.append(self.study.fixed(config, number))
             self.listener.note(f"Trial {number} goes on from its checkpoint, at {share:.0%} of its training.")
@@ -295,12 +285,12 @@ class Search:
             SearchFailed: no worker starts.
             RunFolderError: the disk is full.
         """
-        number = self._number()
-        self.queue = [config.model_copy(update={"number": number})]
+        number = self.agenda.number()
+        queue = self.agenda.queue = [config.model_copy(update={"number": number})]
         with self._executor(1) as executor:
             self._probe(executor, 1)
             self._phase("search")
-            self._loop(executor, lambda: self.queue.pop(0) if self.queue else self._next_fold(number), None)
+            self._loop(executor, lambda: queue.pop(0) if queue else self.agenda.next_fold(number), None)
         return self.trials.results.get(number)
 
     def times(self) -> list[TrialTime]:
@@ -320,7 +310,7 @@ class Search:
             for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
                 params = self.plan.default_params(pipeline.name)
                 config = default.model_copy(update={"model": model.name, "pipeline": pipeline.name, "params": params})
-                if self._illegal(config):
+                if self.agenda.illegal(config):
                     continue
                 event = self._asked(executor, "timed", "time", model=model.name, pipeline=pipeline.name)
                 self.pace.seconds_per_sample[f"{model.name} {pipeline.name}"] = (
@@ -374,7 +364,7 @@ class Search:
         )
         write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": probed})
         self.listener.forecast(forecast)
-        self._queue_chains(forecast.configurations)
+        self.agenda.queue_chains(forecast.configurations)
         self.disk.check()
         self._screen(executor)
 
@@ -428,34 +418,22 @@ class Search:
         costs |= self._served(executor, [model.name for model in self.plan.models if model.name not in costs])
         write_json(path, costs)
         for model, variants in costs.items():
-            self.too_much[model] = {
+            self.agenda.too_much[model] = {
                 name: figures
                 for name, figures in variants.items()
                 if any(_surely_over(figures, limit) for limit in served)
             }
         models = [model.name for model in self.plan.models]
-        if all(self._never_fits(model) for model in models):
+        if self.agenda.nothing_fits():
             self._record_misses(models)
-        self._put_the_yardstick_second()
-
-    def _never_fits(self, model: str) -> bool:
-        return all(variant.name in self.too_much.get(model, {}) for variant in self.plan.variants)
-
-    def _put_the_yardstick_second(self) -> None:
-        """Have the soonest configuration that can be shipped go before a default that never fits the budget."""
-        if not self.queue or self.queue[0].kind != "default" or not self._never_fits(self.queue[0].model):
-            return
-        shipped = [config for config in self.queue[1:] if not self._illegal(config)]
-        if shipped:
-            soonest = min(shipped, key=self.pace.estimate)
-            self.queue.remove(soonest)
-            self.queue.insert(0, soonest)
+        self.agenda.put_the_yardstick_second()
 
     def _record_misses(self, models: Sequence[str]) -> None:
         """Nothing can fit: write each model's default as infeasible, with what was measured, and train nothing."""
-        self.queue, self.ended = [], "no compression of any model fits the budget, whatever is trained"
+        self.agenda.queue = []
+        self.agenda.ended = "no compression of any model fits the budget, whatever is trained"
         for model in models:
-            config = self.plan.default_config().model_copy(update={"number": self._number(), "model": model})
+            config = self.plan.default_config().model_copy(update={"number": self.agenda.number(), "model": model})
             if self.trials.done_already(config):
                 continue
             variants = [
@@ -466,7 +444,7 @@ class Search:
                     violations=violations(costs, self.plan.budget),
                     reason="over the budget",
                 )
-                for name, costs in self.too_much[model].items()
+                for name, costs in self.agenda.too_much[model].items()
             ]
             result = TrialResult(
                 number=config.number,
@@ -601,8 +579,8 @@ class Search:
 
         def another() -> TrialConfig | None:
             going = sum(not config.derived for config in self.trials.going())
-            if limit is not None and self.trials.counted() + going >= limit and self._next_fold() is None:
-                self.ended = f"all {limit} trials are done"
+            if limit is not None and self.trials.counted() + going >= limit and self.agenda.next_fold() is None:
+                self.agenda.ended = f"all {limit} trials are done"
                 return None
             return propose()
 
@@ -661,7 +639,7 @@ class Search:
         if self.interruption.asked:
             return False
         if self.trials.results and self.seconds_left() <= self.reserve():
-            self.ended = "the time is used up"
+            self.agenda.ended = "the time is used up"
             # Trials that had begun are told as failed.
             self._set_aside()
             return False
@@ -854,7 +832,7 @@ class Search:
         return {
             "config": config.model_dump(mode="json"),
             "precision": self.precision,
-            "screened": self.too_much.get(config.model, {}),
+            "screened": self.agenda.too_much.get(config.model, {}),
             "reached": self.trials.reached(config),
             "competes": self.trials.competes(config),
             "whole": config.number in self.cramped,
@@ -877,7 +855,7 @@ class Search:
         while self.trials.aside:
             config = self.trials.aside[0]
             left = (1 - self.trained.get(config.number, 0.0)) * self.pace.estimate(config)
-            if config.derived or not self.trials.results or left <= self._room():
+            if config.derived or not self.trials.results or left <= self.agenda.room():
                 return config
             self.trials.aside.pop(0)
             self.trained.pop(config.number, None)
@@ -921,7 +899,7 @@ class Search:
         waiting = [one for one in self.trials.aside if one is not config and self._kin(one) == kin]
         found = [config, *waiting[: self.plan.together - 1]]
         while len(found) < self.plan.together > len(self.trials.aside) - len(found):
-            room = self._room() if self.trials.results else math.inf
+            room = self.agenda.room() if self.trials.results else math.inf
             if sum(self.pace.estimate(one) for one in found) > room:
                 break
             further = another()
@@ -975,21 +953,6 @@ class Search:
         if not result.config.derived:
             self.exchange.ended(result, values)
 
-    def _bring_in(self) -> None:
-        """Enter what other searches have done since the last look into the study, and what they are at."""
-        news = self.exchange.news()
-        self.study.replay_all([(other.result, other.values) for other in news])
-        for other in news:
-            # Of many thousand trials the curves would be the most of it.
-            known = replace(other, result=other.result.model_copy(update={"curve": []}))
-            self.elsewhere[settings_of_trial(other.result.config)] = known
-        self.study.going_elsewhere(self.exchange.going())
-
-    def _tried_elsewhere(self, config: TrialConfig) -> bool:
-        """Say whether another search has done a configuration, or is at it."""
-        settings = settings_of_trial(config)
-        return settings in self.elsewhere or settings in self.study.elsewhere
-
     def _at_fold(self, result: TrialResult) -> bool:
         """Report what a configuration scored on a fold, and say whether it should be given up."""
         first = result.config.number if result.config.parent is None else result.config.parent
@@ -1002,16 +965,6 @@ class Search:
             return False
         return self.study.behind_at_fold(first, result.config.fold, result.validation[self.plan.objective])
 
-    def _next_fold(self, only: int | None = None) -> TrialConfig | None:
-        if self.plan.folds == 1:
-            return None
-        for result in self.trials.told() if only is None else [self.trials.results[only]]:
-            missing = self.trials.missing_folds(result) if result.state == "complete" else []
-            if missing:
-                update = {"kind": "fold", "parent": result.number, "fold": missing[0], "number": self._number()}
-                return result.config.model_copy(update=update)
-        return None
-
     def _stop_if_all_fail(self) -> None:
         if len(self.trials.results) < 3 or any(r.state != "failed" for r in self.trials.results.values()):
             return
@@ -1023,214 +976,6 @@ class Search:
             # A worker that is lost leaves none.
             where = f"\nThe whole error is in {whole}" if whole.is_file() else ""
             raise SearchFailed(f"the first three trials failed alike: {reasons.pop()}{where}")
-
-    # -- what to try --------------------------------------------------------------------------------------------
-
-    def _next(self) -> TrialConfig | None:
-        if all(self._never_fits(model.name) for model in self.plan.models):
-            return None
-        self._bring_in()
-        room = self._room()
-        rescue = self._without_which_nothing()
-        if rescue is not None:
-            return self.study.fixed(rescue, self._number())
-        if room <= 0 and self.trials.results:
-            self.ended = "the time is used up"
-            return None
-        further = self._next_fold()
-        if further is not None:
-            if self._fits(further, room):
-                return further
-            self.ended = "the time left is too short for a further fold"
-            return None
-        while self.queue:
-            config = self.queue.pop(0)
-            if config.kind == "default":
-                # The yardstick runs whatever it takes, and ends with what it has when time is up; but one that cannot be
-                # shipped takes no time that what can would need.
-                if not self.trials.results or not self._never_fits(config.model) or self._fits(config, room):
-                    return self.study.fixed(config, 0)
-            elif self._tried_elsewhere(config):
-                continue
-            # Without a result there is nothing to export: what comes first is trained, however short the time.
-            elif (self._fits(config, room) or not (self.trials.results or self.trials.going())) and not self._illegal(
-                config
-            ):
-                return self.study.fixed(config, self._number())
-        given: list[dict[str, Any]] = []
-        too_long = 0
-        for attempt in range(ASK_LIMIT):
-            if too_long == FREE_ASKS:
-                # The sampler prefers what is too long for the time left: it is asked for the rest of what fits.
-                given = self._affordable(room)
-                if not given:
-                    self.ended = "the time left is too short for another trial"
-                    return None
-            proposal = self.study.ask(self._number(), given[attempt % len(given)] if given else None, self._tried)
-            if proposal is None:
-                self.ended = "every configuration of the space has been tried"
-                return None
-            illegal = self._illegal(proposal) or self.plan.other_models_rate(proposal)
-            known = self.trials.known(proposal)
-            if illegal:
-                self.study.reject(proposal, illegal)
-            elif known is not None:
-                self.study.tell(known.model_copy(update={"number": proposal.number}), self.trials.values(known))
-            elif self._tried_elsewhere(proposal):
-                other = self.elsewhere.get(settings_of_trial(proposal))
-                if other is None:
-                    self.study.forget(proposal.number)
-                else:
-                    self.study.tell(other.result.model_copy(update={"number": proposal.number}), other.values)
-            elif not self._fits(proposal, room):
-                self.study.forget(proposal.number)
-                too_long += 1
-            else:
-                return proposal
-        self.ended = f"of {ASK_LIMIT} proposals none was new and short enough for the time left"
-        return None
-
-    def _without_which_nothing(self) -> TrialConfig | None:
-        """Return the known-good configuration that is done soonest, as long as no trial has left anything that fits the budget.
-
-        It is trained even where the time left seems too short: it ends with what it has, and a model that was trained for
-        a moment is more than none.
-        """
-        if not self.trials.results or self.trials.going() or self.seconds_left() <= self.reserve():
-            return None
-        self.fits = self.fits or any(self.trials.values(result) is not None for result in self.trials.told())
-        if self.fits:
-            return None
-        waiting = [config for config in self.queue if config.kind != "default" and not self._illegal(config)]
-        if not waiting:
-            return None
-        soonest = min(waiting, key=self.pace.estimate)
-        self.queue.remove(soonest)
-        return soonest
-
-    def _affordable(self, room: float) -> list[dict[str, Any]]:
-        """Return choices of model, pipeline and epochs that fit into so many seconds: the best model's, else the next's.
-
-        Of each pipeline, the most epochs that fit are taken.
-        """
-        sign = 1 if self.plan.higher_is_better else -1
-        default = self.plan.default_config()
-
-        def reached(model: str) -> float:
-            values = (self.trials.values(r) for r in self.trials.told() if r.config.model == model)
-            return max((sign * value[0] for value in values if value is not None), default=-math.inf)
-
-        domain = self.plan.domain("train.epochs")
-        lengths: list[Any] = (
-            list(domain.choices)
-            if isinstance(domain, Categorical)
-            else list(range(int(domain.low), int(domain.high) + 1))
-        )
-        for model in sorted((model.name for model in self.plan.models), key=reached, reverse=True):
-            found = []
-            for pipeline in self.plan.pipelines:
-                config = default.model_copy(update={"model": model, "pipeline": pipeline.name})
-                if self._illegal(config):
-                    continue
-                for epochs in sorted(lengths, reverse=True):
-                    params = {**self.plan.default_params(pipeline.name), "train.epochs": epochs}
-                    if self._fits(config.model_copy(update={"params": params}), room):
-                        found.append({"model": model, "pipeline": pipeline.name, "train.epochs": epochs})
-                        break
-            if found:
-                return found
-        return []
-
-    def _known_good(self) -> list[TrialConfig]:
-        """Return the default, what did well elsewhere, the default of each further model, published settings of pipelines."""
-        plan = self.plan
-        default = plan.default_config()
-        configs = [default]
-        for known in plan.known:
-            config = configuration(plan, known)
-            if config is not None and not any(_same(config, other) for other in configs):
-                configs.append(config)
-        for other in plan.models[1:]:
-            params = plan.default_params(default.pipeline, other.name)
-            configs.append(default.model_copy(update={"kind": "published", "model": other.name, "params": params}))
-        if plan.auxiliary and plan.domain("auxiliary.weight").contains(1.0):
-            params = {**default.params, "auxiliary.weight": 1.0}
-            configs.insert(1, default.model_copy(update={"kind": "published", "params": params}))
-        illegal = {(model, pipeline) for model, pipeline, _ in plan.illegal}
-        for pipeline in plan.pipelines:
-            adapter = self.catalog.adapters[pipeline.adapter]
-            settings = list(adapter.published[:1]) or ([{}] if pipeline.name != default.pipeline else [])
-            for setting in settings:
-                changes = {
-                    (f"{adapter.name}.{key}" if "." not in key else key): value for key, value in setting.items()
-                }
-                rate = f"{adapter.name}.learning_rate"
-                if rate in changes:
-                    changes[rate] = plan.rate_for(changes[rate], pipeline.name, default.model)
-                params = plan.default_params(pipeline.name, **changes)
-                config = default.model_copy(update={"kind": "published", "pipeline": pipeline.name, "params": params})
-                if (config.model, pipeline.name) not in illegal and not any(_same(config, c) for c in configs):
-                    configs.append(config)
-        return configs
-
-    def _queue_chains(self, configurations: int) -> None:
-        """Queue published regularizers and augmenters, as many as leave half of the configurations to the sampler."""
-        chains = [config for config in self._published_chains() if not self.trials.done_already(config)]
-        self.queue += chains[: max(0, configurations // 2 - len(self.queue))]
-
-    def _published_chains(self) -> list[TrialConfig]:
-        """Return the default with each of the first regularizers and augmenters of the plan, set as their sources say."""
-        plan, default = self.plan, self.plan.default_config()
-        found = []
-        for place in range(FOUNDED):
-            for kind, known in (("regularize", self.catalog.regularizers), ("augment", self.catalog.augmenters)):
-                names = [name for name in plan.domain(kind).choices if name != "none"] if kind in plan.space else []  # type: ignore[union-attr]
-                if place >= len(names):
-                    continue
-                changes: dict[str, Any] = {kind: names[place]}
-                for step in str(names[place]).split("+"):
-                    for setting in known[step].published[:1]:
-                        changes.update({f"{step}.{key}": value for key, value in setting.items()})
-                params = plan.default_params(default.pipeline, **changes)
-                config = default.model_copy(update={"kind": "published", "params": params})
-                if not plan.unfit(config.model, config.pipeline, params.get("regularize")):
-                    found.append(config)
-        return found
-
-    def _room(self) -> float:
-        """Return the seconds that are left for new configurations."""
-        # A second known-good training lifts all that is made of the best one.
-        first = bool(self.queue) and len(self.trials.told()) < 2
-        return self.follow_ups.room(compression=not first)
-
-    def _fits(self, config: TrialConfig, room: float) -> bool:
-        return self.pace.estimate(config) <= room
-
-    def _illegal(self, config: TrialConfig) -> str | None:
-        if self._never_fits(config.model):
-            return f"no compression of {config.model} fits the budget"
-        if reason := self.plan.unfit(config.model, config.pipeline, config.params.get("regularize")):
-            return reason
-        pipeline = self.plan.pipeline(config.pipeline)
-        task, model = self.catalog.task(self.plan.task), self.plan.model(config.model)
-        adapter = self.catalog.adapters[pipeline.adapter]
-        reserved = adapter.positions(strategy_params(config.params, adapter.name))
-        target = plan_target(self.plan, task, model, params=config.params, reserved=reserved)
-        refusal = adapter.check(replace(target, quantizer=pipeline.quantizer or ""))
-        return refusal.reason if refusal else None
-
-    def _tried(self, config: TrialConfig) -> bool:
-        return self.trials.done_already(config) or self._tried_elsewhere(config)
-
-    def _numbered(self, configs: Sequence[TrialConfig]) -> list[TrialConfig]:
-        first = self._number()
-        return [config.model_copy(update={"number": first + place}) for place, config in enumerate(configs)]
-
-    def _number(self) -> int:
-        # Number 0 is the default's, also where it does not come first.
-        kept = [0] if any(config.kind == "default" for config in self.queue) else []
-        taken = [*kept, *self.trials.results, *(config.number for config in self.trials.going())]
-        return max(taken, default=-1) + 1
 
     # -- standing -----------------------------------------------------------------------------------------------
 
@@ -1278,10 +1023,6 @@ SCREEN_MARGIN = {"model_size_bytes": 1.005}
 
 def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:
     return costs.get(limit.column, 0.0) > limit.limit * SCREEN_MARGIN.get(limit.column, 1.25)
-
-
-def _same(one: TrialConfig, other: TrialConfig) -> bool:
-    return (one.model, one.pipeline, one.params, one.seed) == (other.model, other.pipeline, other.params, other.seed)
 
 
 def _fatal(event: Event) -> AutoftError:

@@ -267,7 +267,7 @@ class Replay(Search):
 
     def play(self) -> float:
         """Search until the time is used up, and return the true accuracy of the trial that is chosen."""
-        while (config := self._next()) is not None:
+        while (config := self.agenda.next()) is not None:
             result = self._trial(config)
             self.clock += result.seconds["total"]
             self.trials.add(result)
@@ -336,7 +336,7 @@ class Replay(Search):
             if self.rule == "cheapest":
                 place = min(range(count), key=seconds.__getitem__)
             elif self.rule == "drawn":
-                fits = [one <= self._room() for one in seconds]
+                fits = [one <= self.agenda.room() for one in seconds]
                 shares = [one**-weight if fit or not any(fits) else 0.0 for one, fit in zip(seconds, fits, strict=True)]
                 place = random.Random(f"{self.plan.seed} {number}").choices(range(count), shares)[0]
             else:

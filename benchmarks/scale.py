@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -287,29 +287,39 @@ class SimulatedSearch(Search):
 
     times: dict[str, list[float]]
 
+    def __init__(self, *words: Any, **named: Any) -> None:
+        super().__init__(*words, **named)
+        agenda = self.agenda
+        # The models are none: there is nothing that an adapter could look at.
+        agenda.illegal = lambda config: None
+        agenda.next, agenda._bring_in = self._timed(agenda.next), self._counted(agenda._bring_in)
+
     def _executor(self, workers: int) -> Any:
         self.times = {"ask": [], "ask, waited": [], "finish": []}
         self.reports: list[dict[str, float]] = []
         self.begun = time.monotonic()
         return SimulatedExecutor(self.run, workers)
 
-    def _illegal(self, config: TrialConfig) -> str | None:
-        # The models are none: there is nothing that an adapter could look at.
-        return None
+    def _timed(self, following: Callable[[], TrialConfig | None]) -> Callable[[], TrialConfig | None]:
+        def asked() -> TrialConfig | None:
+            begin, since = time.thread_time(), time.monotonic()
+            found = following()
+            self.times["ask"].append(time.thread_time() - begin)
+            self.times["ask, waited"].append(time.monotonic() - since)
+            return found
 
-    def _next(self) -> TrialConfig | None:
-        begin, since = time.thread_time(), time.monotonic()
-        found = super()._next()
-        self.times["ask"].append(time.thread_time() - begin)
-        self.times["ask, waited"].append(time.monotonic() - since)
-        return found
+        return asked
 
-    def _bring_in(self) -> None:
-        begin, known = time.monotonic(), len(self.elsewhere)
-        super()._bring_in()
-        if len(self.elsewhere) - known > 100:
-            entered = {"entered of others": len(self.elsewhere) - known, "seconds": round(time.monotonic() - begin, 1)}
-            print(json.dumps({**entered, "resident_mb": resident()}), flush=True)
+    def _counted(self, bring_in: Callable[[], None]) -> Callable[[], None]:
+        def brought_in() -> None:
+            begin, known = time.monotonic(), len(self.agenda.elsewhere)
+            bring_in()
+            entered = len(self.agenda.elsewhere) - known
+            if entered > 100:
+                told = {"entered of others": entered, "seconds": round(time.monotonic() - begin, 1)}
+                print(json.dumps({**told, "resident_mb": resident()}), flush=True)
+
+        return brought_in
 
     def _finish(self, result: TrialResult) -> None:
         begin = time.thread_time()

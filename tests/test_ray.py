@@ -300,7 +300,7 @@ def search(tmp_path, catalog):
     run = RunDir(tmp_path / "run")
     run.create()
     found = Search(run, plan, catalog, Listener(), Interruption(), started=time.monotonic())
-    found.queue = []
+    found.agenda.queue = []
     found.told = []
     found.listener.note = found.told.append
     return found
@@ -308,7 +308,7 @@ def search(tmp_path, catalog):
 
 def test_a_trial_whose_machine_is_lost_is_begun_again_and_is_not_at_fault(search):
     machines = Machines(search, losses=2)
-    search._loop(machines, lambda: search.study.ask(search._number()), 2)
+    search._loop(machines, lambda: search.study.ask(search.agenda.number()), 2)
     assert machines.sent == [0, 0, 0, 1]
     assert [result.reason for result in search.trials.results.values()] == ["its own 0", "its own 1"]
     assert search.told == ["Trial 0 is begun again on another machine: node n (1.2.3.4) was lost."] * 2
@@ -316,7 +316,7 @@ def test_a_trial_whose_machine_is_lost_is_begun_again_and_is_not_at_fault(search
 
 def test_a_trial_that_loses_one_machine_after_the_other_is_given_up(search):
     machines = Machines(search, losses=4)
-    search._loop(machines, lambda: search.study.ask(search._number()), 2)
+    search._loop(machines, lambda: search.study.ask(search.agenda.number()), 2)
     assert machines.sent == [0, 0, 0, 0, 1]
     assert search.trials.results[0].state == "failed"
     assert search.trials.results[0].reason == (
@@ -333,18 +333,18 @@ def test_a_trial_that_gets_further_on_each_machine_before_that_is_lost_goes_on(s
             super().send(worker, op, **body)
 
     machines = Reclaimed(search, losses=9)
-    search._loop(machines, lambda: search.study.ask(search._number()), 1)
+    search._loop(machines, lambda: search.study.ask(search.agenda.number()), 1)
     assert machines.sent == [0] * 10
     assert search.trials.results[0].reason == "its own 0"
 
 
 def test_a_worker_without_a_machine_is_sent_nothing_until_it_has_one(search):
     machines = Machines(search, losses=0, waits=3)
-    search._loop(machines, lambda: search.study.ask(search._number()), 2)
+    search._loop(machines, lambda: search.study.ask(search.agenda.number()), 2)
     assert machines.sent == [0, 1]
     # And where the time is up there is nothing to wait for.
     search.plan.trials_limit, search.plan.time_limit, machines.waits = 3, 1.0, 10**9
-    search._loop(machines, lambda: search.study.ask(search._number()), 3)
+    search._loop(machines, lambda: search.study.ask(search.agenda.number()), 3)
     assert machines.sent == [0, 1]
     assert search.ended == "the time is used up"
 
@@ -387,7 +387,7 @@ def test_a_search_that_lost_its_last_machine_before_there_is_a_result_ends_with_
     said = without_room(search, monkeypatch)
     ends(search, monkeypatch, 5)
     with pytest.raises(SearchFailed, match=r"once one has, the same command goes on$"):
-        search._loop(search._executor(1), lambda: search.study.ask(search._number()), 2)
+        search._loop(search._executor(1), lambda: search.study.ask(search.agenda.number()), 2)
     assert said[:3] == ["wait for machines", WORD, WORD]
 
 

@@ -18,7 +18,7 @@ from autoft.hardware import Hardware
 from autoft.listener import Listener
 from autoft.pace import TAUGHT
 from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
-from autoft.portfolio import configuration
+from autoft.portfolio import configuration, published_chains
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.search import Interruption, Search
 from autoft.selection import best_trials, select, weights_to_keep
@@ -157,7 +157,7 @@ def test_what_did_well_elsewhere_comes_after_the_default_and_once(tmp_path, cata
     search = Search(
         RunDir(tmp_path), make_plan(known=known), catalog, Listener(), Interruption(), started=time.monotonic()
     )
-    kinds = [(config.kind, config.model, config.params["full.learning_rate"]) for config in search.queue[:3]]
+    kinds = [(config.kind, config.model, config.params["full.learning_rate"]) for config in search.agenda.queue[:3]]
     assert kinds == [("default", "large", 1e-5), ("known", "large", 3e-4), ("known", "small", 3e-4)]
 
 
@@ -215,8 +215,8 @@ def test_what_does_not_suit_is_told_to_the_sampler_and_another_configuration_is_
     search = engine(tmp_path, catalog, space=plan.space, unsuited=plan.unsuited)
     default = search.plan.default_config()
     bad = default.model_copy(update={"pipeline": "lora", "params": {**default.params, "regularize": "mixout"}})
-    assert search._illegal(bad) == "needs all weights"
-    assert search._illegal(bad.model_copy(update={"pipeline": "full"})) is None
+    assert search.agenda.illegal(bad) == "needs all weights"
+    assert search.agenda.illegal(bad.model_copy(update={"pipeline": "full"})) is None
 
 
 def test_a_training_with_regularizers_has_a_pace_of_its_own(tmp_path, catalog):
@@ -455,7 +455,7 @@ def engine(tmp_path, catalog, **changes) -> Search:
     engine.pace.seconds_per_sample = {"large": 0.1, "small": 0.01}
     engine.pace.validate_per_row = {"large": 0.0, "small": 0.0}
     engine.pace.overhead = {"large": 10.0, "small": 10.0}
-    engine.queue = []
+    engine.agenda.queue = []
     return engine
 
 
@@ -501,9 +501,14 @@ def test_what_others_have_done_or_are_at_is_not_tried_again_and_known_to_the_sam
         everything.append(config)
         other.forget(config.number)
     free, at, *done_elsewhere = everything
-    search.exchange = Others([elsewhere(one, 0.5, -1 - n) for n, one in enumerate(done_elsewhere)], [at])
-    search.queue = [done_elsewhere[0].model_copy(update={"kind": "published"}), at.model_copy(update={"kind": "known"})]
-    proposal = search._next()
+    search.exchange = search.agenda.exchange = Others(
+        [elsewhere(one, 0.5, -1 - n) for n, one in enumerate(done_elsewhere)], [at]
+    )
+    search.agenda.queue = [
+        done_elsewhere[0].model_copy(update={"kind": "published"}),
+        at.model_copy(update={"kind": "known"}),
+    ]
+    proposal = search.agenda.next()
     assert (proposal.model, proposal.pipeline, proposal.params) == (free.model, free.pipeline, free.params)
     assert proposal.number == 0, "the numbers are those of this search alone"
     assert (search.trials.counted(), len(done_elsewhere) > 60) == (0, True)
@@ -512,7 +517,7 @@ def test_what_others_have_done_or_are_at_is_not_tried_again_and_known_to_the_sam
     # What another one was at and has done is asked about no more; nothing is left.
     search.exchange.at = []
     search.exchange.unheard = [Elsewhere(elsewhere(at, 0.6, -999), [0.6])]
-    assert search._next() is None
+    assert search.agenda.next() is None
     assert search.ended == "every configuration of the space has been tried"
     states = [trial.state.name for trial in search.study.study.trials]
     assert (states.count("COMPLETE"), states.count("RUNNING")) == (len(everything) - 1, 1)
@@ -520,12 +525,12 @@ def test_what_others_have_done_or_are_at_is_not_tried_again_and_known_to_the_sam
 
 def test_a_trial_is_behind_those_of_other_searches_too(tmp_path, catalog):
     search = engine(tmp_path, catalog)
-    search.exchange = Others([])
+    search.exchange = search.agenda.exchange = Others([])
     values = [0.80, 0.82, 0.84]
     theirs = [done(config(-1 - n, "large"), value) for n, value in enumerate(values)]
     theirs = [r.model_copy(update={"config": r.config.model_copy(update={"seed": n})}) for n, r in enumerate(theirs)]
     search.exchange.unheard = [Elsewhere(one, [one.validation["accuracy"]]) for one in theirs]
-    search._bring_in()
+    search.agenda._bring_in()
     assert search.study.behind(config(3, "large"), 1.0, 0.60)
     # Begun anew, as after a trial that did not fit, it still knows them.
     own = untimed(done(config(7, "small"), 0.5, "infeasible"))
@@ -536,7 +541,7 @@ def test_a_trial_is_behind_those_of_other_searches_too(tmp_path, catalog):
 
 def test_others_are_told_of_each_trial_that_the_sampler_knows(tmp_path, catalog):
     search = engine(tmp_path, catalog)
-    search.exchange = Others([])
+    search.exchange = search.agenda.exchange = Others([])
     first = search.study.fixed(search.plan.default_config(), 0)
     search._finish(untimed(done(first, 0.9)))
     again = first.model_copy(update={"number": 1, "kind": "seed", "parent": 0, "seed": 4})
@@ -557,7 +562,7 @@ def test_a_grid_that_goes_on_passes_over_what_is_done(tmp_path, catalog):
         search._finish(untimed(done(proposal, 0.5)))
         search.run.write_result(search.trials.results[number])
     again = engine(tmp_path, catalog, sampler="grid")
-    proposal = again._next()
+    proposal = again.agenda.next()
     assert proposal is not None, again.ended
     assert again.trials.known(proposal) is None
     assert proposal.number == 70
@@ -567,9 +572,9 @@ def test_what_the_sampler_is_asked_for_fits_into_the_time_left(tmp_path, catalog
     search = engine(tmp_path, catalog)
     search._finish(untimed(done(search.study.fixed(search.plan.default_config(), 0), 0.9)))
     # The large model is the better one; 1,000 rows take it 100 s an epoch.
-    assert [(c["model"], c["train.epochs"]) for c in search._affordable(250.0)] == [("large", 2), ("large", 2)]
-    assert [(c["model"], c["train.epochs"]) for c in search._affordable(105.0)] == [("small", 4), ("small", 4)]
-    assert search._affordable(15.0) == []
+    assert [(c["model"], c["train.epochs"]) for c in search.agenda._affordable(250.0)] == [("large", 2), ("large", 2)]
+    assert [(c["model"], c["train.epochs"]) for c in search.agenda._affordable(105.0)] == [("small", 4), ("small", 4)]
+    assert search.agenda._affordable(15.0) == []
 
 
 def test_a_value_that_an_adapter_refuses_over_its_base_is_proposed_to_nobody(tmp_path, catalog):
@@ -593,7 +598,7 @@ def test_a_value_that_an_adapter_refuses_over_its_base_is_proposed_to_nobody(tmp
     search = engine(tmp_path, catalog, pipelines=pipelines, models=models, space=json_space, sampler="random")
     proposed = set()
     for number in range(40):
-        config = search._next()
+        config = search.agenda.next()
         if config is None:
             break
         proposed.add((config.pipeline, config.params.get("lora.start")))
@@ -614,12 +619,12 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
     # Three epochs of 1,000 rows: 310 s of the large default, 40 s of the small model; two seeds of both take 700 s.
     room = search.seconds_left() - search.reserve()
     assert [(c.parent, c.seed) for c in search.follow_ups.finalists()] == [(1, 4), (0, 4), (1, 5), (0, 5)]
-    assert room - search._room() == pytest.approx(700.0, abs=1.0)
+    assert room - search.agenda.room() == pytest.approx(700.0, abs=1.0)
     # A fifth of 2,000 s holds one further seed of each, a fifth of 1,000 s holds none.
     for limit, seconds in ((2000.0, 350.0), (1000.0, 0.0)):
         search.plan.time_limit = limit
         room = search.seconds_left() - search.reserve()
-        assert room - search._room() == pytest.approx(seconds, abs=1.0)
+        assert room - search.agenda.room() == pytest.approx(seconds, abs=1.0)
 
 
 def test_the_first_regularizers_and_augmenters_are_tried_as_published(tmp_path, catalog):
@@ -636,7 +641,7 @@ def test_the_first_regularizers_and_augmenters_are_tried_as_published(tmp_path, 
     space = {**plan.space, **{name: domain_to_json(domain) for name, domain in further.items()}}
     search = engine(tmp_path, catalog, space=space, unsuited=plan.unsuited)
     default = search.plan.default_config()
-    chains = search._published_chains()
+    chains = published_chains(search.plan, catalog)
     assert {chain.kind for chain in chains} == {"published"}
     changed = [{n: v for n, v in chain.params.items() if default.params.get(n) != v} for chain in chains]
     # The first two of each, but what does not go with the default's pipeline.
@@ -653,9 +658,9 @@ def test_published_chains_leave_the_sampler_half_of_the_trials(tmp_path, catalog
     further["swa.start"] = Categorical((0.75,))
     space = {**plan.space, **{name: domain_to_json(domain) for name, domain in further.items()}}
     search = engine(tmp_path, catalog, space=space)
-    search.queue = [search.plan.default_config()] * 2
-    search._queue_chains(configurations)
-    assert len(search.queue) == 2 + queued
+    search.agenda.queue = [search.plan.default_config()] * 2
+    search.agenda.queue_chains(configurations)
+    assert len(search.agenda.queue) == 2 + queued
 
 
 def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_path, catalog):
@@ -685,13 +690,13 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     # The search keeps a half for the first, and no more than a quarter for several: here 83 s are all.
     for limit, kept in ((4 * whole, whole), (2 * whole, TAUGHT * 20 + 2), (TAUGHT * 30, 0.0)):
         search.plan.time_limit = limit
-        assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(kept, abs=0.5)
+        assert search.seconds_left() - search.reserve() - search.agenda.room() == pytest.approx(kept, abs=0.5)
     # Finalists and averages leave that alone.
     search.plan.time_limit = 4 * whole
     assert search.follow_ups._kept_for_compression() == pytest.approx(whole)
     # Nothing before a second known-good configuration had its turn.
-    search.queue = [search.plan.default_config()]
-    assert search.seconds_left() - search.reserve() - search._room() == pytest.approx(0.0, abs=0.5)
+    search.agenda.queue = [search.plan.default_config()]
+    assert search.seconds_left() - search.reserve() - search.agenda.room() == pytest.approx(0.0, abs=0.5)
     result.variants.append(VariantResult(name="a", state="complete"))
     assert search.follow_ups._to_compress(math.inf).variants == ["b", "c"]
 
@@ -717,12 +722,12 @@ def test_the_time_of_a_rescue_is_kept_once_it_is_due_and_without_it_none_is_made
     search.trials.results[0] = trial
     assert search.follow_ups.further_compression() == []
     left = search.seconds_left() - search.reserve()
-    assert left - search._room() == pytest.approx(0.0, abs=1.0)
+    assert left - search.agenda.room() == pytest.approx(0.0, abs=1.0)
     quantized.validation["accuracy"] = 0.85
     # Three epochs of 50 s, longer with a teacher and 2.5 times as long with rounded numbers; and 10 s for
     # its files, as for those of each of its two steps to be measured.
-    assert left - search._room() == pytest.approx(3 * 50 * TAUGHT * 2.5 + 30, abs=1.0)
-    (config,) = search._numbered(search.follow_ups.further_compression())
+    assert left - search.agenda.room() == pytest.approx(3 * 50 * TAUGHT * 2.5 + 30, abs=1.0)
+    (config,) = search.agenda.numbered(search.follow_ups.further_compression())
     assert (config.kind, config.members, config.number) == ("compress", [0], 1)
     assert "onnx-int8 (by 0.05)" in notes[0]
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 380.0)
@@ -742,10 +747,10 @@ def test_a_search_whose_time_is_too_short_for_its_best_model_goes_on_with_what_f
         config = search.study.ask(number, {"model": "large" if number % 2 else "small"})
         search._finish(untimed(done(config, 0.9 if number % 2 else 0.5)))
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 60.0)
-    proposals = [search._next() for _ in range(3)]
+    proposals = [search.agenda.next() for _ in range(3)]
     assert all(p is not None and p.model == "small" for p in proposals)
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 12.0)
-    assert search._next() is None
+    assert search.agenda.next() is None
     assert search.ended == "the time left is too short for another trial"
 
 
@@ -753,18 +758,18 @@ def test_as_long_as_nothing_fits_the_soonest_known_good_is_trained_whatever_the_
     search = engine(tmp_path, catalog)
     default = search.plan.default_config()
     small = default.model_copy(update={"kind": "published", "model": "small"})
-    search.queue = [default.model_copy(update={"kind": "published", "pipeline": "lora"}), small]
-    assert search._without_which_nothing() is None, "nothing is done yet: the default comes first"
+    search.agenda.queue = [default.model_copy(update={"kind": "published", "pipeline": "lora"}), small]
+    assert search.agenda._without_which_nothing() is None, "nothing is done yet: the default comes first"
     search._finish(untimed(done(search.study.fixed(default, 0), 0.9, state="infeasible")))
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 1.0)
-    chosen = search._next()
+    chosen = search.agenda.next()
     assert (chosen.model, chosen.number) == ("small", 1)
-    assert len(search.queue) == 1
+    assert len(search.agenda.queue) == 1
     search._finish(untimed(done(chosen, 0.5)))
-    assert search._next() is None, "there is a model to ship, and no time for another"
+    assert search.agenda.next() is None, "there is a model to ship, and no time for another"
     assert search.ended == "the time left is too short for another trial"
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() - 1.0)
-    assert search._without_which_nothing() is None
+    assert search.agenda._without_which_nothing() is None
 
 
 def test_what_can_fit_goes_before_a_default_that_never_fits(tmp_path, catalog):
@@ -773,44 +778,44 @@ def test_what_can_fit_goes_before_a_default_that_never_fits(tmp_path, catalog):
     slow = default.model_copy(update={"kind": "published", "model": "small"})
     slow.params = {**default.params, "train.epochs": 4}
     soon = default.model_copy(update={"kind": "published", "model": "small"})
-    search.queue = [default, slow, soon]
-    search._put_the_yardstick_second()
-    assert search.queue[0] is default, "nothing says that it does not fit"
-    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
-    search._put_the_yardstick_second()
-    first = search._next()
+    search.agenda.queue = [default, slow, soon]
+    search.agenda.put_the_yardstick_second()
+    assert search.agenda.queue[0] is default, "nothing says that it does not fit"
+    search.agenda.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search.agenda.put_the_yardstick_second()
+    first = search.agenda.next()
     assert (first.number, first.model, first.params["train.epochs"]) == (1, "small", 3), "number 0 is the default's"
     search._finish(untimed(done(first, 0.8)))
-    second = search._next()
+    second = search.agenda.next()
     assert (second.number, second.kind, second.model) == (0, "default", "large")
     search._finish(untimed(done(second, 0.9)))
-    assert search._next().number == 2
+    assert search.agenda.next().number == 2
 
 
 def test_what_can_fit_goes_before_such_a_default_however_short_the_time(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog)
     default = search.plan.default_config()
-    search.queue = [default, default.model_copy(update={"kind": "published", "model": "small"})]
-    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
-    search._put_the_yardstick_second()
+    search.agenda.queue = [default, default.model_copy(update={"kind": "published", "model": "small"})]
+    search.agenda.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search.agenda.put_the_yardstick_second()
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() - 5.0)
-    first = search._next()
+    first = search.agenda.next()
     assert (first.number, first.model) == (1, "small")
     search._finish(untimed(done(first, 0.8)))
-    assert search._next() is None
+    assert search.agenda.next() is None
 
 
 def test_a_default_that_never_fits_takes_no_time_that_it_has_not_got(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog)
     default = search.plan.default_config()
     small = default.model_copy(update={"kind": "published", "model": "small"})
-    search.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
-    search.queue = [default, small]
-    search._put_the_yardstick_second()
-    search._finish(untimed(done(search._next(), 0.8)))
+    search.agenda.too_much = {"large": {"none": {"model_size_bytes": 90.0}}}
+    search.agenda.queue = [default, small]
+    search.agenda.put_the_yardstick_second()
+    search._finish(untimed(done(search.agenda.next(), 0.8)))
     # The default takes 310 s; one of the small model takes 40.
     monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + 200.0)
-    following = search._next()
+    following = search.agenda.next()
     assert (following.kind, following.model) == ("search", "small")
 
 
@@ -900,10 +905,10 @@ def test_each_model_is_proposed_rates_of_its_own_range(tmp_path, catalog, sample
         pipelines=[PipelinePlan(name="full", quantizer=None, adapter="full", rate_scales={"large": 1.0, "small": 6.0})],
     )
     search.plan.time_limit = 1e6
-    search.queue = []
+    search.agenda.queue = []
     seen = {"large": [], "small": []}
     for _ in range(40):
-        config = search._next()
+        config = search.agenda.next()
         if config is None:
             break
         seen[config.model].append(config.params["full.learning_rate"])
@@ -1034,7 +1039,7 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
     assert not search.run.trial(6).exists()
     assert {path.name for path in search.run.trial(3).iterdir()} == {"config.json", "checkpoint"}
     search = engine(tmp_path, catalog)
-    search.queue = [cut_off.model_copy(update={"number": 0, "kind": "published"})]
+    search.agenda.queue = [cut_off.model_copy(update={"number": 0, "kind": "published"})]
     notes = []
     monkeypatch.setattr(search.listener, "note", notes.append)
     search._go_on()
@@ -1042,10 +1047,10 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
     assert notes[1].startswith("Trial 5, which was broken off, is not gone on with: ")
     assert len(notes) == 2
     assert not search.run.trial(5).exists()
-    assert search.queue == []
-    assert search._number() == 4
+    assert search.agenda.queue == []
+    assert search.agenda.number() == 4
     # Whole it would take 30 seconds, and 20 are left for it.
-    monkeypatch.setattr(search, "_room", lambda: 20.0)
+    monkeypatch.setattr(search.agenda, "room", lambda: 20.0)
     assert search.pace.estimate(cut_off) == 30.0
     assert search._set_aside() == cut_off
     search.trained.clear()
@@ -1228,7 +1233,7 @@ def test_a_quota_is_kept_by_several_workers_of_which_some_wait(tmp_path, catalog
     search.listener.note = told.append
     search.plan.disk_bytes = int(room * search.plan.trial_bytes)
     writers = Writers(search, 4)
-    search._loop(writers, lambda: search.study.ask(search._number()), 8)
+    search._loop(writers, lambda: search.study.ask(search.agenda.number()), 8)
     assert len(search.trials.results) == 8
     assert writers.at_work == [min(number, at_once) for number in range(1, 9)]
     assert writers.largest <= search.plan.disk_bytes
@@ -1276,7 +1281,7 @@ def at_folds(search: Search, number: int, figures: list[float]) -> list[TrialCon
         if number == 0 and config.fold == 0:
             config = search.study.fixed(config, 0)
         search._finish(untimed(done(config, figure)))
-        config = search._next_fold()
+        config = search.agenda.next_fold()
         asked.append(config)
     return asked
 
@@ -1297,7 +1302,7 @@ def test_a_configuration_is_trained_on_one_fold_after_the_other_and_told_by_its_
 def test_a_configuration_that_is_worse_on_the_first_three_folds_is_given_up(tmp_path, catalog):
     search = engine(tmp_path, catalog, folds=5, early_stopping="wilcoxon")
     at_folds(search, 0, [0.80, 0.84, 0.88, 0.82, 0.86])
-    number = search._number()
+    number = search.agenda.number()
     asked = at_folds(search, number, [0.70, 0.72, 0.71])
     assert asked[1] is not None
     assert asked[2] is None
@@ -1306,24 +1311,24 @@ def test_a_configuration_that_is_worse_on_the_first_three_folds_is_given_up(tmp_
     assert [r.number for r in RunDir(tmp_path).results() if r.state == "pruned"] == [number]
     assert search.study.study.trials[-1].state.name == "PRUNED"
     # Better on one of three, it goes on.
-    number = search._number()
+    number = search.agenda.number()
     assert at_folds(search, number, [0.70, 0.90, 0.71])[2] is not None
 
 
 def test_without_the_wilcoxon_test_all_folds_are_trained(tmp_path, catalog):
     search = engine(tmp_path, catalog, folds=4, early_stopping="none")
     at_folds(search, 0, [0.80, 0.84, 0.88, 0.82])
-    assert at_folds(search, search._number(), [0.10, 0.10, 0.10])[2] is not None
+    assert at_folds(search, search.agenda.number(), [0.10, 0.10, 0.10])[2] is not None
 
 
 def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
     search = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
     at_folds(search, 0, [0.80, 0.84, 0.88])
-    at_folds(search, search._number(), [0.81, 0.85])
+    at_folds(search, search.agenda.number(), [0.81, 0.85])
     for result in search.trials.results.values():
         search.run.write_result(result)
     again = engine(tmp_path, catalog, folds=3, early_stopping="wilcoxon")
-    further = again._next_fold()
+    further = again.agenda.next_fold()
     assert (further.parent, further.fold) == (3, 2)
     again._finish(untimed(done(further, 0.89)))
     assert sorted(trial.value for trial in again.study.study.trials) == pytest.approx([0.84, 0.85])
@@ -1343,7 +1348,7 @@ def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, c
     search.plan.trials_limit = None
     # The budget, but for half of the shortest trial: an epoch of the small model, 1,000 rows, and its measuring.
     assert search.expected_left() == pytest.approx(4000 - (0.01 * 1000 + 10) / 2)
-    search.ended = "the time is used up"
+    search.agenda.ended = "the time is used up"
     assert search.expected_left() == pytest.approx(70)
     monkeypatch.setattr(search, "seconds_left", lambda: 25.0)
     assert search.expected_left() == 25.0, "never more than the budget leaves"

@@ -81,7 +81,7 @@ def engine(tmp_path, catalog, together=3, **changes):
     search.pace.seconds_per_sample = {"large": 0.01, "small": 0.01}
     search.pace.validate_per_row = {"large": 0.0, "small": 0.0}
     search.pace.overhead = {"large": 1.0, "small": 1.0}
-    search.queue = []
+    search.agenda.queue = []
     return search
 
 
@@ -146,7 +146,7 @@ def test_trials_of_one_base_are_sent_together_and_the_others_by_themselves(tmp_p
         space={name: domain_to_json(domain) for name, domain in space.items()},
     )
     workers = Workers(search, well)
-    search._loop(workers, lambda: search.study.ask(search._number()), 30)
+    search._loop(workers, lambda: search.study.ask(search.agenda.number()), 30)
     assert sorted(number for numbers in workers.sent for number in numbers) == list(range(30))
     assert search.trials.counted() == 30
     assert not search.trials.aside
@@ -166,7 +166,7 @@ def test_trials_of_one_base_are_sent_together_and_the_others_by_themselves(tmp_p
 def test_one_at_a_time_is_what_it_was(tmp_path, catalog):
     search = engine(tmp_path, catalog, together=1, trials_limit=8)
     workers = Workers(search, well)
-    search._loop(workers, lambda: search.study.ask(search._number()), 8)
+    search._loop(workers, lambda: search.study.ask(search.agenda.number()), 8)
     assert workers.sent == [[number] for number in range(8)]
 
 
@@ -200,7 +200,7 @@ def test_trials_whose_worker_is_lost_are_run_one_by_one(tmp_path, catalog):
 
     workers = Workers(search, ends)
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
-    search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
+    search._loop(workers, lambda: search.study.ask(search.agenda.number(), given), 3)
     assert workers.sent == [[0, 1, 2], [0], [1], [2]]
     assert [result.state for result in search.trials.results.values()] == ["complete"] * 3
     assert told == ["Trials 0, 1, 2 are begun again, each by itself: the worker process was killed by signal 9."]
@@ -218,7 +218,7 @@ def test_trials_of_a_lost_worker_that_no_time_is_left_for_have_failed(tmp_path, 
 
     workers = Workers(search, ends)
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
-    search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
+    search._loop(workers, lambda: search.study.ask(search.agenda.number(), given), 3)
     assert workers.sent == [[0, 1, 2], [0]]
     assert [search.trials.results[number].state for number in (0, 1, 2)] == ["complete", "failed", "failed"]
     assert "signal 9; no time is left" in search.run.read_result(2).reason
@@ -237,7 +237,7 @@ def test_a_worker_that_is_replaced_gets_those_that_are_not_done(tmp_path, catalo
 
     workers = Workers(search, ends)
     given = {"model": "large", "pipeline": "lora", "lora.start": "default"}
-    search._loop(workers, lambda: search.study.ask(search._number(), given), 3)
+    search._loop(workers, lambda: search.study.ask(search.agenda.number(), given), 3)
     assert workers.sent == [[0, 1, 2], [1, 2]]
     assert sorted(search.trials.results) == [0, 1, 2]
 
@@ -265,9 +265,9 @@ def test_no_more_are_sent_than_the_time_allows(tmp_path, catalog, monkeypatch):
     first = search.study.ask(0, given)
     search.trials.results[0] = trained(first)
     # One takes 100 rows, 4 epochs, .01 s a row: 4 s, 1 s for what follows, and what validations take.
-    monkeypatch.setattr(search, "_room", lambda: 12.0)
-    config = search.study.ask(search._number(), given)
-    group = search._with_mates(config, lambda: search.study.ask(search._number(), given))
+    monkeypatch.setattr(search.agenda, "room", lambda: 12.0)
+    config = search.study.ask(search.agenda.number(), given)
+    group = search._with_mates(config, lambda: search.study.ask(search.agenda.number(), given))
     assert len(group) == 3
 
 
