@@ -454,8 +454,7 @@ class Search:
                 violations=min((v.violations for v in variants), key=lambda over: sum(over.values())),
                 variants=variants,
             )
-            self.run.write_result(result)
-            self._finish(result)
+            self._record(result)
 
     def _await(self, executor: Executor) -> Event:
         """Return the next event; a worker that is lost is replaced, and one that does not start ends the search."""
@@ -727,8 +726,7 @@ class Search:
             violations={"memory": 1.0} if killed else {},
         )
         self.run.discard(config.number)
-        self.run.write_result(result)
-        self._finish(result)
+        self._record(result)
 
     def _begin_elsewhere(self, configs: Sequence[TrialConfig], reason: str) -> None:
         """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again.
@@ -747,9 +745,7 @@ class Search:
                 again.append(config)
                 continue
             reason = f"{reason}; {len(lost)} machines in a row were lost on which it got no further"
-            result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
-            self.run.write_result(result)
-            self._finish(result)
+            self._fail(config, reason)
         self.trials.aside += again
         if again:
             numbers = ", ".join(str(config.number) for config in again)
@@ -779,11 +775,8 @@ class Search:
             executor.start(worker)
             idle.add(worker)
             for config in self.trials.leave(worker):
-                reason = "other trials had the memory of the GPU until too little time was left for this one"
-                result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
                 self.run.discard(config.number)
-                self.run.write_result(result)
-                self._finish(result)
+                self._fail(config, "other trials had the memory of the GPU until too little time was left for this one")
 
     def _limit_memory(self, executor: Executor, worker: int, stage: str) -> None:
         """Have a worker ended whose training takes more than the budget allows; other stages have no limit of their own."""
@@ -861,10 +854,7 @@ class Search:
             self.trained.pop(config.number, None)
             lost = [self.apart[config.number]] if config.number in self.apart else self.machines_lost.get(config.number)
             if lost:
-                reason = f"{lost[-1]}; no time is left to begin it again"
-                result = TrialResult(number=config.number, state="failed", reason=reason, config=config)
-                self.run.write_result(result)
-                self._finish(result)
+                self._fail(config, f"{lost[-1]}; no time is left to begin it again")
             else:
                 self.study.forget(config.number)
         return None
@@ -909,6 +899,15 @@ class Search:
             if self._kin(further) == kin:
                 found.append(further)
         return found
+
+    def _fail(self, config: TrialConfig, reason: str) -> None:
+        """Have a trial fail that no worker ends."""
+        self._record(TrialResult(number=config.number, state="failed", reason=reason, config=config))
+
+    def _record(self, result: TrialResult) -> None:
+        """Take a trial as done of which no worker writes the result."""
+        self.run.write_result(result)
+        self._finish(result)
 
     def _finish(self, result: TrialResult) -> None:
         self.began = True
