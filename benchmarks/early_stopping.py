@@ -35,7 +35,7 @@ from scipy.stats import spearmanr
 
 from autoft.plans.plan import Plan, plan_of
 from autoft.rundir import TrialResult, read_run
-from autoft.search import _Study
+from autoft.study import Study
 
 FURTHER = 0.25
 """Of a default training: what compressing and measuring takes."""
@@ -76,14 +76,14 @@ def curves_of(folder: Path) -> tuple[Plan, list[Curve]]:
     return plan, found
 
 
-class Strict(_Study):
+class Strict(Study):
     """The same, and what is within chance of the best is stopped too."""
 
     def _standard_error(self, value: float) -> float:
         return 0.0
 
 
-def stopped_by(rule: str, kind: type[_Study]) -> Callable[[Plan, Sequence[Curve], float], Outcome]:
+def stopped_by(rule: str, kind: type[Study]) -> Callable[[Plan, Sequence[Curve], float], Outcome]:
     """Return a replay under one of the rules that stop a trial for good."""
 
     def replay(plan: Plan, order: Sequence[Curve], budget: float) -> Outcome:
@@ -170,11 +170,11 @@ def paused(plan: Plan, order: Sequence[Curve], budget: float) -> Outcome:
 
 
 RULES: dict[str, Callable[[Plan, Sequence[Curve], float], Outcome]] = {
-    "none": stopped_by("none", _Study),
-    "halving": stopped_by("halving", _Study),
+    "none": stopped_by("none", Study),
+    "halving": stopped_by("halving", Study),
     "strict halving": stopped_by("halving", Strict),
-    "median": stopped_by("median", _Study),
-    "hyperband": stopped_by("hyperband", _Study),
+    "median": stopped_by("median", Study),
+    "hyperband": stopped_by("hyperband", Study),
     "by epochs": by_epochs,
     "paused": paused,
 }
