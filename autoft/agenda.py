@@ -11,6 +11,7 @@ from autoft.exchange import Elsewhere, Exchange
 from autoft.follow_ups import FollowUps
 from autoft.pace import Pace
 from autoft.plans.plan import Plan
+from autoft.plans.screening import never_fits
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog
 from autoft.portfolio import known_good, published_chains, same_configuration
@@ -90,7 +91,7 @@ class Agenda:
             if config.kind == "default":
                 # The yardstick runs whatever it takes, and ends with what it has when time is up; but one that cannot be
                 # shipped takes no time that what can would need.
-                if not self.trials.results or not self._never_fits(config.model) or self._fits(config, room):
+                if not self.trials.results or not self.never_fits(config.model) or self._fits(config, room):
                     return self.study.fixed(config, 0)
             elif self._tried_elsewhere(config):
                 continue
@@ -224,7 +225,7 @@ class Agenda:
 
     def put_the_yardstick_second(self) -> None:
         """Have the soonest configuration that can be shipped go before a default that never fits the budget."""
-        if not self.queue or self.queue[0].kind != "default" or not self._never_fits(self.queue[0].model):
+        if not self.queue or self.queue[0].kind != "default" or not self.never_fits(self.queue[0].model):
             return
         shipped = [config for config in self.queue[1:] if not self.illegal(config)]
         if shipped:
@@ -234,7 +235,7 @@ class Agenda:
 
     def illegal(self, config: TrialConfig) -> str | None:
         """Return why a configuration cannot be tried, or None where it can."""
-        if self._never_fits(config.model):
+        if self.never_fits(config.model):
             return f"no compression of {config.model} fits the budget"
         if reason := self.plan.unfit(config.model, config.pipeline, config.params.get("regularize")):
             return reason
@@ -248,14 +249,15 @@ class Agenda:
 
     def nothing_fits(self) -> bool:
         """Say whether no model can fit the budget, whatever is trained."""
-        return all(self._never_fits(model.name) for model in self.plan.models)
+        return all(self.never_fits(model.name) for model in self.plan.models)
 
     def leave_out(self, config: TrialConfig) -> None:
         """Take a configuration that is tried otherwise out of the queue."""
         self.queue = [other for other in self.queue if not same_configuration(other, config)]
 
-    def _never_fits(self, model: str) -> bool:
-        return all(variant.name in self.too_much.get(model, {}) for variant in self.plan.variants)
+    def never_fits(self, model: str) -> bool:
+        """Say whether no compression of a model fits the budget, whatever is trained."""
+        return never_fits(self.plan, model, self.too_much.get(model, {}))
 
     def _fits(self, config: TrialConfig, room: float) -> bool:
         return self.pace.estimate(config) <= room

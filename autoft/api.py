@@ -50,6 +50,7 @@ from autoft.plans.budgets import budget_limits, violations
 from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
+from autoft.plans.screening import known_fallbacks, with_fallbacks
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, load_plugins
 from autoft.portfolio import settings_like, settings_of_run
@@ -222,7 +223,7 @@ def search(
             listener.note(sentence)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note)
         plan = _with_scales(_with_known_pace(plan, folder), folder, listener)
-        plan = plan.model_copy(update={"known": _known_settings(plan, loaded)})
+        plan = _with_known_fallbacks(plan.model_copy(update={"known": _known_settings(plan, loaded)}), folder)
         write_text(folder.recipe, dump_recipe(loaded))
         write_json(folder.plan, plan.model_dump(mode="json"))
         folder.clear_partial()
@@ -420,6 +421,12 @@ def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
     if plan.by_pace and known.by_pace and known.hardware.get("cores") == plan.hardware["cores"]:
         found |= {"workers": known.workers, "train_threads": known.train_threads}
     return plan.model_copy(update=found)
+
+
+def _with_known_fallbacks(plan: Plan, run: RunDir) -> Plan:
+    """Return the plan with the fallbacks that models need, by what an earlier call of the run measured of them."""
+    costs = read_typed(run.screening, dict[str, dict[str, dict[str, Figure]]], {})
+    return with_fallbacks(plan, known_fallbacks(plan, costs))
 
 
 def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:

@@ -565,6 +565,7 @@ def plan_tables(plan: Plan) -> Group:
         "pipelines": ", ".join(pipeline.name for pipeline in plan.pipelines),
         "compression": ", ".join(variant.name for variant in plan.variants),
         "where it costs too much": ", ".join(variant.name for variant in plan.rescues) or "nothing else",
+        "where none of them fits": ", ".join(variant.name for variant in plan.fallbacks) or "nothing else",
         "tolerance": plan.tolerance,
         "finalist seeds": plan.finalist_seeds,
         "folds": plan.folds,

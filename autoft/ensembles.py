@@ -85,7 +85,7 @@ def _soup(
     model.load_state_dict(mean)
     result.validation = best
     trial_run = Trial(place, config, callbacks, None, result)
-    for variant in place.plan.variants:
+    for variant in place.plan.variants_of(config):
         if variant.trains:
             continue
         outcome = trial_run.variant(model, target, variant, dict(memory))

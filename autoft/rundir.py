@@ -413,6 +413,11 @@ class RunDir:
         return self.path / "recipe.yaml"
 
     @property
+    def screening(self) -> Path:
+        """What each model costs by compression, measured before the first trial, where the budget limits that."""
+        return self.path / "screening.json"
+
+    @property
     def plan(self) -> Path:
         """What was decided before the first trial."""
         return self.path / "plan.json"

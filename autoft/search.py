@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from autoft.agenda import Agenda
@@ -28,7 +29,8 @@ from autoft.follow_ups import FollowUps
 from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import violations
-from autoft.plans.plan import BudgetLimit, Plan
+from autoft.plans.plan import Plan, VariantPlan
+from autoft.plans.screening import fits_budget, gentlest_fallback, known_fallbacks, too_much, with_fallbacks
 from autoft.plugins import Catalog
 from autoft.quantities import format_seconds
 from autoft.rundir import (
@@ -330,10 +332,14 @@ class Search:
             SearchFailed: no worker starts, or one ends.
         """
         with self._executor(1) as executor:
-            return self._served(executor, [model.name for model in self.plan.models])
+            variants = [variant.name for variant in self.plan.variants]
+            return {model.name: self._served(executor, model.name, variants) for model in self.plan.models}
 
-    def _served(self, executor: Executor, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-        return {model: self._asked(executor, "screened", "screen", model=model).body["costs"] for model in models}
+    def _served(self, executor: Executor, model: str, variants: Sequence[str]) -> dict[str, dict[str, float]]:
+        costs: dict[str, dict[str, float]] = self._asked(
+            executor, "screened", "screen", model=model, variants=list(variants)
+        ).body["costs"]
+        return costs
 
     def _executor(self, workers: int) -> Executor:
         return executor_of(self.plan, self.run, workers, OTHER_PATIENCE * self.plan.patience)
@@ -409,24 +415,55 @@ class Search:
 
     def _screen(self, executor: Executor) -> None:
         """Find what cannot fit the budget before anything is trained: costs do not depend on what weights learned."""
-        served = [limit for limit in self.plan.budget if limit.column != "train_memory_bytes"]
-        if not served:
+        if not self.plan.served_limits:
             return
         self._phase("screen")
-        path = self.run.path / "screening.json"
-        costs = read_typed(path, dict[str, dict[str, dict[str, Figure]]], {})
-        costs |= self._served(executor, [model.name for model in self.plan.models if model.name not in costs])
-        write_json(path, costs)
-        for model, variants in costs.items():
-            self.agenda.too_much[model] = {
-                name: figures
-                for name, figures in variants.items()
-                if any(_surely_over(figures, limit) for limit in served)
-            }
+        costs = read_typed(self.run.screening, dict[str, dict[str, dict[str, Figure]]], {})
         models = [model.name for model in self.plan.models]
+        for model in models:
+            if model not in costs:
+                costs[model] = self._served(executor, model, [variant.name for variant in self.plan.variants])
+        self.agenda.too_much = {model: too_much(self.plan, costs[model]) for model in models}
+        self._fall_back(executor, costs)
+        write_json(self.run.screening, costs)
+        self.agenda.too_much = {model: too_much(self.plan, costs[model]) for model in models}
         if self.agenda.nothing_fits():
             self._record_misses(models)
         self.agenda.put_the_yardstick_second()
+
+    def _fall_back(self, executor: Executor, costs: dict[str, dict[str, dict[str, float]]]) -> None:
+        """Have models that fit by none of their variants made in one more way, as far as there is one that fits.
+
+        Args:
+            executor: measures them.
+            costs: by model and variant; what is measured here is added.
+        """
+        models = [model.name for model in self.plan.models]
+        hopeless = [model for model in models if self.agenda.never_fits(model)]
+        for model in hopeless:
+            config = self.plan.default_config().model_copy(update={"model": model})
+            # Where another model fits, one that cannot be trained in time is none to measure.
+            if len(hopeless) == len(models) or self.pace.estimate(config) <= self._spare():
+                gentlest_fallback(self.plan, partial(self._fits_untrained, executor, model, costs[model]))
+        taken = known_fallbacks(self.plan, costs)
+        if not taken:
+            return
+        self.plan.variants = with_fallbacks(self.plan, taken).variants
+        write_json(self.run.plan, self.plan.model_dump(mode="json"))
+        for worker in range(self.plan.workers):
+            executor.send(worker, "plan")
+        for name, needy in taken.items():
+            self.listener.note(
+                f"{', '.join(needy)}: none of the compressions of effort {self.plan.effort} fits the budget; {name} does, and is made too"
+            )
+
+    def _fits_untrained(
+        self, executor: Executor, model: str, costs: dict[str, dict[str, float]], variant: VariantPlan
+    ) -> bool:
+        """Say whether a compression of a model fits the budget; it is measured, where its costs are not known."""
+        if variant.name not in costs:
+            costs.update(self._served(executor, model, [variant.name]))
+        return fits_budget(self.plan, costs, variant)
 
     def _record_misses(self, models: Sequence[str]) -> None:
         """Nothing can fit: write each model's default as infeasible, with what was measured, and train nothing."""
@@ -1014,14 +1051,6 @@ class Search:
             self.run.write_trials_csv(self.trials.results.values())
             took = time.monotonic() - now
             self.table_due = now + took + max(0.0, took - SHORT_TABLE) / TABLE_SHARE
-
-
-SCREEN_MARGIN = {"model_size_bytes": 1.005}
-"""Size is exact; a time or a memory has to be 25 % over its limit before a variant is given up untrained."""
-
-
-def _surely_over(costs: Mapping[str, float], limit: BudgetLimit) -> bool:
-    return costs.get(limit.column, 0.0) > limit.limit * SCREEN_MARGIN.get(limit.column, 1.25)
 
 
 def _fatal(event: Event) -> AutoftError:

@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -344,9 +344,9 @@ def variant_folder(trial: int, variant: str) -> str:
 
 
 def screen(
-    place: Workplace, model: str, on_variant: Callable[[str], None] = lambda name: None
+    place: Workplace, model: str, variants: Collection[str], on_variant: Callable[[str], None] = lambda name: None
 ) -> dict[str, dict[str, float]]:
-    """Measure what each compression of a model costs to serve, before anything is trained.
+    """Measure what compressions of a model cost to serve, before anything is trained.
 
     Size, latency and memory do not depend on what the weights have learned, so a limit that no training can meet is
     found in seconds, and graphs that are exported here serve all trials of the model.
@@ -354,6 +354,7 @@ def screen(
     Args:
         place: the run's plan and data.
         model: the recipe's name for it.
+        variants: names of the compressions, of the plan's own and those that it falls back upon.
         on_variant: is told each compression before it is made.
 
     Returns:
@@ -365,7 +366,7 @@ def screen(
     dense = place.task.load_model(target.source, target.context).eval()
     _tell_apart(dense)
     costs: dict[str, dict[str, float]] = {}
-    for variant in plan.variants:
+    for variant in (one for one in (*plan.variants, *plan.fallbacks) if one.name in variants):
         on_variant(variant.name)
         with tempfile.TemporaryDirectory(dir=place.run.path, prefix=".screen-") as folder:
             try:
@@ -547,7 +548,7 @@ class Trial:
         with self._stage("merge"):
             dense = self._merge(model, target)
         variants = self._variants()
-        again = len(variants) < len(plan.variants_of(config.pipeline))
+        again = len(variants) < len(plan.variants_of(config))
         wanted = config.number == 0 or plan.ensemble > 1 or again or bool(plan.rescues)
         if wanted and all(v.name != "none" for v in variants):
             # The yardstick of the report: the default fine-tune as transformers serves it. And weights to average, or
@@ -652,7 +653,7 @@ class Trial:
 
     def _variants(self) -> list[VariantPlan]:
         """Return which variants are made of every trial: those that need no training, if any of them can fit."""
-        every = self.plan.variants_of(self.config.pipeline)
+        every = self.plan.variants_of(self.config)
         quick = [variant for variant in every if not variant.trains]
         return quick if any(variant.name not in self.screened for variant in quick) else every
 
@@ -922,7 +923,7 @@ class Trial:
         plain = variant.name == "none"
         yardstick = plain and self.config.number == 0
         # What variants of the best trial start from that are trained again, whether it fits the budget itself or not.
-        again = any(other.trains for other in self.plan.variants_of(self.config.pipeline, rescues=True))
+        again = any(other.trains for other in self.plan.variants_of(self.config, rescues=True))
         kept = yardstick or (plain and again)
         if variant.name in self.screened and not kept:
             outcome.costs = {**self.screened[variant.name], **memory}

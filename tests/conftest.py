@@ -6,6 +6,7 @@ import csv
 import gc
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,20 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "small-bert", width=16)
 
 
-def make_tiny_model(folder: Path, width: int) -> Path:
-    """Write a BERT encoder with random weights and a word tokenizer."""
+@pytest.fixture(scope="session")
+def wordy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder most of whose weights are embeddings of words that no text has."""
+    further = [f"word{number}" for number in range(6000)]
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "wordy-bert", width=32, further=further)
+
+
+def make_tiny_model(folder: Path, width: int, further: Sequence[str] = ()) -> Path:
+    """Write a BERT encoder with random weights and a word tokenizer, which knows ``further`` words too."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN, *further]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

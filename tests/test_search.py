@@ -1009,13 +1009,13 @@ class Unlucky:
 def test_a_worker_that_is_lost_while_models_are_measured_is_replaced_and_asked_again(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     worker = Unlucky(2, Event(0, "screened", {"costs": {"none": {"model_size_bytes": 3.0}}}))
-    assert search._served(worker, ["small"]) == {"small": {"none": {"model_size_bytes": 3.0}}}
+    assert search._served(worker, "small", ["none"]) == {"none": {"model_size_bytes": 3.0}}
     assert (worker.asked, worker.started) == (["screen"] * 3, 2)
     with pytest.raises(SearchFailed, match="3 workers were lost over it: the worker process was"):
-        search._served(Unlucky(3, Event(0, "screened", {"costs": {}})), ["small"])
+        search._served(Unlucky(3, Event(0, "screened", {"costs": {}})), "small", ["none"])
     # Machines come and go.
     unlucky = Unlucky(5, Event(0, "screened", {"costs": {}}), machine_lost=True)
-    assert search._served(unlucky, ["small"]) == {"small": {}}
+    assert search._served(unlucky, "small", ["none"]) == {}
     assert len(unlucky.asked) == 6
 
 

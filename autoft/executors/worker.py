@@ -350,7 +350,8 @@ class _Worker(Channel):
             elif request["op"] == "time":
                 self.say("timed", seconds=time_pipeline(self.place, model, request["pipeline"]))
             else:
-                self.say("screened", costs=screen(self.place, model, lambda name: self.say("screening", variant=name)))
+                found = screen(self.place, model, request["variants"], lambda name: self.say("screening", variant=name))
+                self.say("screened", costs=found)
         except AutoftError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin or a library raises

@@ -8,7 +8,7 @@ from autoft.losses import LOSSES
 from autoft.optimizers import OPTIMIZERS
 from autoft.space import Categorical, Domain, Float, Int
 
-__all__ = ["AUXILIARY_SPACE", "EFFORTS", "TRAIN_SPACE", "WIDE"]
+__all__ = ["AUXILIARY_SPACE", "EFFORTS", "FALLBACKS", "INT8", "TRAIN_SPACE", "WIDE"]
 
 TRAIN_SPACE: dict[str, Domain] = {
     "train.epochs": Int(1, 100, 3),
@@ -120,3 +120,14 @@ EFFORTS: dict[str, dict[str, Any]] = {
 """What the words of ``effort`` stand for: None means what the task names or all that are legal, of pipelines those of
 :data:`WIDE`; parameters not named keep their default. Of compressions with ``|`` the first legal one is taken. In lists of
 augmenters and regularizers the best founded come first: a long search tries these before the sampler chooses."""
+FALLBACKS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("vocabulary-pruning",),
+    ("layer-pruning",),
+    ("layer-pruning", "vocabulary-pruning"),
+    ("layer-pruning", "ffn-pruning"),
+    ("layer-pruning", "ffn-pruning", "vocabulary-pruning"),
+)
+"""What is taken from a model that fits the budget by none of the effort's compressions, least first, before it is quantized."""
+INT8 = ("onnx-int8", "dynamic-int8", "torchao-int8", "bnb-int8")
+"""What it is quantized by then: the first that is legal."""

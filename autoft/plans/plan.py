@@ -88,6 +88,8 @@ class VariantPlan(_Plan):
     """Name of the variant that quantizes alike without training for it; empty for variants that are made in any case."""
     starts: list[State] = ["dense"]
     """From which states of a trained model the chain can start."""
+    models: list[str] = []
+    """Names of the models that it is made of, where others fit the budget without it; empty for all."""
 
     @property
     def beginnings(self) -> list[str]:
@@ -99,6 +101,15 @@ class VariantPlan(_Plan):
     def teachers(self) -> int:
         """Of how many trials the models are wanted to learn from."""
         return max((int(step.params.get("teachers") or 1) for step in self.chain), default=1)
+
+    @property
+    def text(self) -> str:
+        """Its name, and of which models it is made, where that is not all."""
+        return f"{self.name} (of {', '.join(self.models)}, which fits by no other)" if self.models else self.name
+
+    def takes(self, model: str) -> bool:
+        """Say whether it is made of a model."""
+        return not self.models or model in self.models
 
 
 class AuxiliaryPlan(_Plan):
@@ -182,6 +193,8 @@ class Plan(_Plan):
     variants: list[VariantPlan]
     rescues: list[VariantPlan] = []
     """Variants that are made only where the one that each rescues is too much worse than the uncompressed model."""
+    fallbacks: list[VariantPlan] = []
+    """What a model is made smaller or faster by that fits the budget by none of the variants: the gentlest first."""
     space: dict[str, dict[str, Any]]
     """Domains by parameter, as JSON; ``model`` and ``pipeline`` among them."""
     origins: dict[str, str]
@@ -285,10 +298,11 @@ class Plan(_Plan):
             f"the plan of the run has no {what} {name!r}; it has {', '.join(one.name for one in offered)}"
         )
 
-    def variants_of(self, pipeline: str, *, rescues: bool = False) -> list[VariantPlan]:
-        """Return the compressions of models that a pipeline trains, and on demand those that rescue others of them."""
+    def variants_of(self, config: TrialConfig, *, rescues: bool = False) -> list[VariantPlan]:
+        """Return the compressions of what a configuration trains, and on demand those that rescue others of them."""
         offered = self.every_variant if rescues else self.variants
-        return [variant for variant in offered if self.pipeline(pipeline).leaves in variant.starts]
+        leaves = self.pipeline(config.pipeline).leaves
+        return [variant for variant in offered if leaves in variant.starts and variant.takes(config.model)]
 
     def parameters(self, pipeline: str, augment: str | None, regularize: str | None = None) -> list[str]:
         """Return the names of the parameters that a configuration has, ``model`` and ``pipeline`` left out."""
@@ -383,6 +397,11 @@ class Plan(_Plan):
         return next((limit.limit for limit in self.budget if limit.column == "train_memory_bytes"), None)
 
     @property
+    def served_limits(self) -> list[BudgetLimit]:
+        """The limits on what a model costs where it is served: all but that on the memory of its training."""
+        return [limit for limit in self.budget if limit.column != "train_memory_bytes"]
+
+    @property
     def threads_text(self) -> str:
         """How many workers there are and with how many threads each, for people to read."""
         each = self.train_threads or self.threads
@@ -418,7 +437,7 @@ class Plan(_Plan):
     def trained_again(self, result: TrialResult) -> list[VariantPlan]:
         """Return the variants with a training that are due for a trial, those that it has already left out."""
         lost, there = self.lost(result), {variant.name for variant in result.variants}
-        offered = self.variants_of(result.config.pipeline, rescues=True)
+        offered = self.variants_of(result.config, rescues=True)
         wanted = [variant for variant in offered if variant.trains and (not variant.rescues or variant.rescues in lost)]
         return [variant for variant in wanted if variant.name not in there]
 

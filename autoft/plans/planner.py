@@ -31,7 +31,7 @@ from autoft.hardware import Hardware
 from autoft.optimizers import OPTIMIZERS, refused_optimizers
 from autoft.paths import named_path
 from autoft.plans.budgets import budget_limits
-from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, TRAIN_SPACE, WIDE
+from autoft.plans.efforts import AUXILIARY_SPACE, EFFORTS, FALLBACKS, INT8, TRAIN_SPACE, WIDE
 from autoft.plans.environment import environment, used_plugins
 from autoft.plans.models import base_model, earlier_model, hub_models, kept_commit
 from autoft.plans.plan import (
@@ -138,6 +138,8 @@ class _Planner:
         variants = self.variants(targets)
         pipelines = self.compressible(pipelines, variants)
         rescues = self.rescues(variants, targets) if search.quantization_aware == "auto" else []
+        budget = self.budget()
+        fallbacks = self.fallbacks(variants, targets, budget)
         augmenters = self.augmenters(targets)
         regularizers = self.regularizers(targets)
         unsuited = self.unsuited(pipelines, regularizers)
@@ -177,9 +179,9 @@ class _Planner:
         if recipe.executor.kind == "ray" and getattr(importlib.util.find_spec("ray"), "origin", None) is None:
             self.fault("executor.kind", 'ray is not installed; pip install "autoft[ray]"')
         self.launcher()
-        budget, multiple = self.budget(), parse_multiple(recipe.budget.time)
+        multiple = parse_multiple(recipe.budget.time)
         together = self.together(objectives)
-        named = self.named(space, [*variants, *rescues])
+        named = self.named(space, [*variants, *rescues, *fallbacks])
         if self.faults:
             raise recipe.error(self.faults, self.source)
         request = recipe.budget.latency or LatencyLimit()
@@ -205,6 +207,7 @@ class _Planner:
             pipelines=pipelines,
             variants=variants,
             rescues=rescues,
+            fallbacks=fallbacks,
             space={name: domain_to_json(domain) for name, domain in space.items()},
             origins=origins,
             illegal=illegal,
@@ -556,7 +559,7 @@ class _Planner:
                     self.warnings.append(f"compression {name} is left out: {reason}")
                 continue
             chosen.add(place)
-            variants.extend(self.expand(name, [known[step] for step in steps]))
+            variants.extend(self.expand([known[step] for step in steps]))
         tried = {variant.name.split("(")[0].split("+")[0] for variant in variants}
         tried.update(itertools.chain.from_iterable(offered))
         for name, compressor in known.items():
@@ -591,11 +594,26 @@ class _Planner:
             chain = [known[step.strategy] for step in before] + [aware] + [known[step.strategy] for step in behind]
             if self.chain_refusal(chain, targets):
                 continue
-            for training in self.expand(aware.name, [aware]):
+            for training in self.expand([aware]):
                 steps = [*before, *training.chain, *behind]
                 name = "+".join(step.label for step in steps)
                 if training.trains and all(name != other.name for other in variants):
                     found.append(VariantPlan(name=name, chain=steps, trains=True, rescues=variant.name))
+        return found
+
+    def fallbacks(
+        self, variants: Sequence[VariantPlan], targets: Sequence[Target], budget: Sequence[BudgetLimit]
+    ) -> list[VariantPlan]:
+        """Return stronger compressions than the effort's, where nobody chose these and what is served has limits."""
+        if self.recipe.compress or all(limit.column == "train_memory_bytes" for limit in budget):
+            return []
+        known, found = self.catalog.compressors, list[VariantPlan]()
+        offered = {tuple(step.strategy for step in variant.chain) for variant in variants}
+        for beginning in FALLBACKS:
+            chains = [[known[step] for step in (*beginning, end) if step in known] for end in INT8]
+            legal = next((chain for chain in chains if chain and not self.chain_refusal(chain, targets)), None)
+            if legal is not None and tuple(step.name for step in legal) not in offered:
+                found += self.expand(legal, EFFORTS["best"]["space"])
         return found
 
     def chain_refusal(self, chain: Sequence[Compressor], targets: Sequence[Target]) -> str | None:
@@ -622,13 +640,19 @@ class _Planner:
             reasons.append(next((reason for reason in told if reason), None))
         return reasons[0] if reasons and all(reasons) else None
 
-    def expand(self, name: str, chain: Sequence[Compressor]) -> list[VariantPlan]:
-        """Return a variant for each combination of the compressors' parameter values, defaults where none is given."""
+    def expand(self, chain: Sequence[Compressor], space: Mapping[str, Domain] | None = None) -> list[VariantPlan]:
+        """Return a variant for each combination of the compressors' parameter values, defaults where none is given.
+
+        Args:
+            chain: compressors, one behind the other.
+            space: domains by parameter, where the recipe gives none; the effort's if it is None.
+        """
+        space = self.effort["space"] if space is None else space
         axes: list[list[tuple[str, str, Any]]] = []
         for compressor in chain:
             for parameter, known in compressor.space.items():
                 key = f"{compressor.name}.{parameter}"
-                domain: Domain = self.effort["space"].get(key, Categorical((known.default,)))
+                domain: Domain = space.get(key, Categorical((known.default,)))
                 if key in self.recipe.space:
                     try:
                         domain = domain_from_recipe(self.recipe.space[key], known)
@@ -640,7 +664,7 @@ class _Planner:
                 )
                 axes.append([(compressor.name, parameter, value) for value in dict.fromkeys(values)])
         variants = []
-        changed = {*self.recipe.space, *self.effort["space"]}
+        changed = {*self.recipe.space, *space}
         for combination in itertools.product(*axes):
             params: dict[str, dict[str, Any]] = {compressor.name: {} for compressor in chain}
             for owner, parameter, value in combination:

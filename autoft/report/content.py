@@ -299,7 +299,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
         ("objectives" if len(objectives) > 1 else "objective", "; ".join(objectives)),
         ("effort", plan.effort),
         ("pipelines", ", ".join(pipeline.name for pipeline in plan.pipelines)),
-        ("compression", ", ".join(variant.name for variant in plan.variants)),
+        ("compression", ", ".join(variant.text for variant in plan.variants)),
         ("where it costs too much", ", ".join(variant.name for variant in plan.rescues) or "nothing else"),
         ("sampler", plan.sampler),
         ("early stopping", plan.early_stopping),

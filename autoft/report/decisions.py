@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoft.plans.plan import Plan
 from autoft.quantities import format_seconds
 from autoft.report.views import TableView, counted, figure_text, short_model
-from autoft.rundir import Figure, RunRecord, TrialResult, read_typed
+from autoft.rundir import Figure, RunDir, RunRecord, TrialResult, read_typed
 
 __all__ = ["QUARTERS", "Forecasts", "Rung", "failures", "forecasts", "rung_table", "rungs", "to_the_end"]
 
@@ -132,7 +132,7 @@ class Forecasts:
 
 def forecasts(record: RunRecord) -> Forecasts:
     """Return what the run predicted of its trials beside what was measured."""
-    known = read_typed(record.path / "screening.json", dict[str, dict[str, dict[str, Figure]]], {})
+    known = read_typed(RunDir(record.path).screening, dict[str, dict[str, dict[str, Figure]]], {})
     seconds, memory, size = [], [], []
     for trial in record.trials:
         took, taken = trial.seconds.get("total"), trial.train_memory_bytes

@@ -531,6 +531,50 @@ def compressions(plan: Plan) -> list[str]:
     return ["+".join(step.strategy for step in variant.chain) or "none" for variant in plan.variants]
 
 
+def test_stronger_compressions_wait_for_a_model_that_fits_by_none_of_the_efforts(catalog, tiny_model):
+    limited = {"time": "10m", "model_size": "20MB"}
+    found = planned(catalog, tiny_model, effort="quick", budget=limited).fallbacks
+    tokens, layers, columns = "vocabulary-pruning", "layer-pruning", "ffn-pruning"
+    # Each way to choose tokens makes a variant.
+    assert ["+".join(step.strategy for step in variant.chain) for variant in found] == [
+        f"{chain}+onnx-int8"
+        for chain in (
+            *2 * [tokens],
+            layers,
+            *2 * [f"{layers}+{tokens}"],
+            f"{layers}+{columns}",
+            *2 * [f"{layers}+{columns}+{tokens}"],
+        )
+    ]
+    unseen = [step.params["unseen"] for variant in found for step in variant.chain if step.strategy == tokens]
+    assert unseen == [0.005, 1.0] * 3
+    assert [variant.trains for variant in found] == [False, False, *6 * [True]]
+
+
+def test_models_that_write_have_no_graph_and_keep_their_vocabulary(catalog, tiny_model):
+    limited = {"time": "10m", "model_size": "20MB"}
+    found = planned(catalog, tiny_model, task="translation", effort="quick", budget=limited).fallbacks
+    assert ["+".join(step.strategy for step in variant.chain) for variant in found] == [
+        "dynamic-int8",
+        "layer-pruning+dynamic-int8",
+        "layer-pruning+ffn-pruning+dynamic-int8",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"budget": {"time": "10m", "train_memory": "4GB"}},
+        {"budget": {"time": "10m", "model_size": "20MB"}, "compress": ["onnx-int8"]},
+        {"budget": {"time": "10m", "model_size": "20MB"}, "effort": "best"},
+    ],
+    ids=["nothing is limited", "training alone is limited", "the recipe chose", "the effort makes them"],
+)
+def test_nothing_is_fallen_back_upon_where(catalog, tiny_model, changes):
+    assert planned(catalog, tiny_model, **changes).fallbacks == []
+
+
 def test_of_compressions_with_a_stroke_the_first_legal_one_is_taken(catalog, tiny_model):
     """Classifiers can be traced to a graph, models that write cannot; and this machine has no bf16."""
     graphs = compressions(planned(catalog, tiny_model, effort="best"))

@@ -348,8 +348,10 @@ def plan_for(tiny_model, **changes):
 
 def test_only_compressions_that_take_it_follow(tiny_model):
     plan = plan_for(tiny_model, pipelines=["full", "prompt-tuning"], compress=["none", "dynamic-int8"])
-    assert [variant.name for variant in plan.variants_of("full")] == ["none", "dynamic-int8"]
-    assert [variant.name for variant in plan.variants_of("prompt-tuning")] == ["none"]
+    full = plan.default_config()
+    assert [variant.name for variant in plan.variants_of(full)] == ["none", "dynamic-int8"]
+    virtual = full.model_copy(update={"pipeline": "prompt-tuning"})
+    assert [variant.name for variant in plan.variants_of(virtual)] == ["none"]
     assert [note.reason for note in plan.refusals if note.what == "prompt-tuning"] == [
         "prompt-tuning keeps what it learned beside the base, and such a model is not taken by dynamic-int8"
     ]
