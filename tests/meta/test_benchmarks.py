@@ -78,7 +78,7 @@ def test_of_the_proposals_the_cheapest_is_entered_and_the_others_leave_no_trace(
     for _ in range(4):
         proposals.append(plain.study.ask(0))
         plain.study.forget(0)
-    seconds = [plain._estimate(proposal) for proposal in proposals]
+    seconds = [plain.pace.estimate(proposal) for proposal in proposals]
     config = chosen.study.ask(0)
     assert len(set(seconds)) > 1
     assert config == proposals[seconds.index(min(seconds))]
@@ -93,12 +93,14 @@ def test_a_replay_repeats_itself_and_ends_with_its_time(cost_aware, catalog, tmp
         cost_aware.Replay(world, cost_aware.plan_of(world, 1), 6.0, "drawn", tmp_path / name, catalog) for name in "ab"
     ]
     assert replays[0].play() == replays[1].play()
-    assert [r.config for r in replays[0].results.values()] == [r.config for r in replays[1].results.values()]
+    assert [r.config for r in replays[0].trials.results.values()] == [
+        r.config for r in replays[1].trials.results.values()
+    ]
     for one in replays:
-        assert one.clock == pytest.approx(sum(r.seconds["total"] for r in one.results.values()))
+        assert one.clock == pytest.approx(sum(r.seconds["total"] for r in one.trials.results.values()))
         # The last training may take longer than expected, by its noise.
         assert one.clock < 1.1 * one.plan.time_limit
-        assert len(one.results) >= 4
+        assert len(one.trials.results) >= 4
 
 
 @pytest.fixture(scope="module")
