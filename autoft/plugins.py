@@ -11,9 +11,12 @@ import functools
 import importlib.metadata
 import re
 import sys
+import threading
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, MappingProxyType, TracebackType
 from typing import TypeVar
 
@@ -32,7 +35,7 @@ from autoft.contracts import (
     Task,
     TaskCard,
 )
-from autoft.errors import AutoftError, PluginError, first_line, kind_and_line, unknown_name
+from autoft.errors import AutoftError, PluginError, first_line, kind_and_line, unknown_name, without_controls
 
 __all__ = ["BrokenPlugin", "Catalog", "Plugin", "described", "hook_of", "load_plugins"]
 
@@ -41,6 +44,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Names become parts of parameter names (``lora.rank``), of pipelines (``nf4+lora``) and of folders."""
 IGNORABLE = frozenset({"train.dropout", "train.label_smoothing", "train.class_weights", "train.loss"})
 """What a task may leave unused: the training loop itself reads the other parameters."""
+LONG = 30.0
+"""Seconds from which on it is told that a plugin is still being imported."""
 Kind = TypeVar("Kind", bound=Strategy)
 
 
@@ -136,6 +141,14 @@ def _installed() -> importlib.metadata.EntryPoints:
     Raises:
         PluginError: the list of a distribution, whether it has plugins or not, cannot be read.
     """
+    for folder in sys.path:
+        for name in ("entry_points.txt", "METADATA"):
+            for path in Path(folder).glob(f"*-info/{name}"):
+                if not path.is_file():
+                    raise PluginError(
+                        f"{path}: is no file, but a pipe or a device, which a program that lists what is installed would read without "
+                        f"end; install {path.parent.name.partition('-')[0]} again, or remove {path.parent}"
+                    )
     try:
         return importlib.metadata.entry_points(group=GROUP)
     except (TypeError, ValueError) as error:
@@ -162,6 +175,39 @@ def _named(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
         return distribution.name or "unknown distribution", distribution.version or ""
     except (TypeError, ValueError, KeyError):
         return "a damaged distribution", ""
+
+
+@contextlib.contextmanager
+def _told_where_long(point: importlib.metadata.EntryPoint) -> Iterator[None]:
+    """Say on the error stream, once, that a plugin is still being imported: one that waits without end leaves a command mute.
+
+    It is not ended: what it is at cannot be known, as on a slow disk, and no thread can be ended from outside.
+    """
+    loading = threading.get_ident()
+
+    def tell() -> None:
+        package = point.module.partition(".")[0]
+        frames = traceback.walk_stack(sys._current_frames().get(loading))
+        own = (
+            f", at {frame.f_code.co_filename}:{line}"
+            for frame, line in frames
+            if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+        )
+        said = (
+            f"warning: the plugin {point.name} ({_distribution(point)[0]}) has been loading for {LONG:.0f} s{next(own, '')}; the command "
+            "goes on once that ends. If it does not, press Ctrl-C and uninstall it"
+        )
+        print(without_controls(said), file=sys.stderr, flush=True)  # noqa: T201 - a command that hangs has no other word
+
+    timer = threading.Timer(LONG, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        # No other thread may be left where a worker is forked.
+        timer.cancel()
+        timer.join()
 
 
 def _is_object(point: importlib.metadata.EntryPoint) -> bool:
@@ -257,7 +303,8 @@ class _Fold:
     def add(self, point: importlib.metadata.EntryPoint) -> None:
         distribution, version = _distribution(point)
         try:
-            tasks, strategies, metrics = _offers(point)
+            with _told_where_long(point):
+                tasks, strategies, metrics = _offers(point)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code, which must not stop the other plugins

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
+import os
+import re
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -202,6 +206,24 @@ def test_what_a_plugin_prints_is_no_part_of_what_a_command_prints(install, capsy
     assert capsys.readouterr() == ("", "HELLO\n")
 
 
+def test_a_plugin_whose_import_takes_long_is_told_with_the_place(install, monkeypatch):
+    class Screen(io.StringIO):
+        told = threading.Event()
+
+        def flush(self):
+            self.told.set()
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr(plugins, "LONG", 0.05)
+    waits = "import sys\nassert sys.stderr.told.wait(60)\n" + textwrap.dedent(AUGMENTER)
+    point = install("autoft-slow", "slow", waits)
+    assert list(load_plugins([point]).augmenters) == ["shout"]
+    said = r"warning: the plugin slow \(autoft-slow\) has been loading for 0 s, at \S+autoft_slow_module\.py:2; the command"
+    assert re.match(said, screen.getvalue())
+    assert screen.getvalue().count("\n") == 1
+
+
 def test_two_plugins_with_the_same_name_are_an_error_that_names_both(install):
     points = [install("autoft-shout", "shout", AUGMENTER), install("autoft-yell", "yell", AUGMENTER)]
     with pytest.raises(PluginError, match=r"strategy 'shout': autoft-shout \(shout\) and autoft-yell \(yell\)"):
@@ -275,6 +297,18 @@ def test_a_distribution_whose_metadata_are_damaged_stops_nobody(metadata, listed
 def test_a_list_of_entry_points_that_cannot_be_read_is_told_with_its_distribution(listed, damaged):
     damaged(NAMED, listed)
     with pytest.raises(PluginError, match=r"the entry_points\.txt of autoft-odd is damaged \(.*\), so that no program"):
+        load_plugins()
+
+
+@pytest.mark.parametrize("name", ["entry_points.txt", "METADATA"])
+def test_a_pipe_in_the_place_of_what_a_distribution_says_of_itself_is_told_and_not_read(name, damaged, tmp_path):
+    damaged(NAMED, LISTED)
+    pipe = tmp_path / "autoft_odd-1.dist-info" / name
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(
+        PluginError, match=f"{re.escape(str(pipe))}: is no file, but a pipe .* install autoft_odd again"
+    ):
         load_plugins()
 
 
