@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
+import os
 import signal
 import tempfile
 import threading
@@ -46,6 +48,7 @@ from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
 from autoft.listener import Listener, TrialTime
+from autoft.paths import cache_folder
 from autoft.plans.budgets import budget_limits, violations
 from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
@@ -173,6 +176,7 @@ def search(
     *,
     overrides: Sequence[str] = (),
     run: str | Path | None = None,
+    trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> Run:
     """Search, select, export, test and report, all within the recipe's time.
@@ -185,6 +189,8 @@ def search(
             table, or a list of dicts. It is kept in the run folder, as a file that ``recipe.yaml`` there names.
         overrides: as ``("space.train.epochs=3",)``.
         run: the run folder; default: ``runs/`` and the recipe's name.
+        trust_remote_code: where the recipe lets code run that comes with a model, let what is in a run folder from elsewhere say
+            which; one that was begun on this machine needs no leave.
         listener: told what happens.
 
     Raises:
@@ -194,7 +200,8 @@ def search(
         PluginError: the task is not installed.
         NothingFeasible: nothing fits the budget; the report shows the nearest misses.
         StudyError: the study that the recipe shares with other searches cannot be reached at the start.
-        RunFolderError: the folder is busy, damaged, full or of another recipe.
+        RunFolderError: the folder is busy, damaged, full or of another recipe; or it is from elsewhere, code of models may run, and
+            you do not say that you trust it.
         ExportMismatch: the exported files do not score what was measured.
         SearchFailed: the first three trials failed alike; or a process of the test was killed or hung, and the same call goes on.
     """
@@ -203,10 +210,17 @@ def search(
     given = _GivenRecipe(recipe, overrides)
     folder = RunDir(run or Path("runs") / given.name)
     loaded, base = given.read(folder)
+    if loaded.trust_remote_code and not trust_remote_code:
+        _check_begun_here(folder)
     catalog = load_plugins()
     earlier = _earlier_revisions(folder)
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe), revisions=earlier)
     folder.create()
+    if loaded.trust_remote_code:
+        # Without a place to remember it in, the next call asks.
+        with suppress(OSError):
+            _begun_here(folder).parent.mkdir(parents=True, exist_ok=True)
+            _begun_here(folder).touch()
     with (
         folder.lock(),
         ProgressWriter(folder) as progress,
@@ -248,6 +262,28 @@ def search(
                 listener.note(f"The search ended: {engine.ended}.")
             _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
+
+
+def _check_begun_here(folder: RunDir) -> None:
+    """Raise where code of models would run as a run folder from elsewhere says.
+
+    Its plan names the commits, which may be those of pull requests, its trials name models, and weights that are loaded from it
+    may have code beside them.
+
+    Raises:
+        RunFolderError: the folder was begun elsewhere.
+    """
+    if (folder.plan.exists() or folder.numbers()) and not _begun_here(folder).is_file():
+        raise RunFolderError(
+            f"{folder.path}: was not begun at this place by you, and the recipe lets code run that comes with a model: this folder would "
+            "say which; give --trust-remote-code if you trust whoever made it"
+        )
+
+
+def _begun_here(folder: RunDir) -> Path:
+    """Return the file which says that a run folder was begun here: a copy, or what is unpacked in its place, is another."""
+    identity = f"{folder.path.resolve()}:{folder.path.stat().st_ino}"
+    return cache_folder() / "begun" / hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]
 
 
 def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from autoft.errors import ModelError, first_line
+from autoft.paths import cache_folder
 
 __all__ = ["converted", "drop_unused"]
 
@@ -29,14 +30,14 @@ def converted(file: Path, cache: Path | None = None) -> Path:
 
     Args:
         file: a ``.gguf`` file of an architecture that transformers reads (Llama, Qwen, Mistral, Phi ...).
-        cache: where folders are kept; default: ``$XDG_CACHE_HOME/autoft/gguf`` or ``~/.cache/autoft/gguf``.
+        cache: where folders are kept; default: ``gguf`` in :func:`~autoft.paths.cache_folder`.
 
     Raises:
         ModelError: the library to read it is missing, or the file is damaged or of an unknown architecture.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{file}: GGUF files need the library gguf, which is not installed; pip install gguf")
-    base = cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "autoft" / "gguf"
+    base = cache or cache_folder() / "gguf"
     with file.open("rb") as content:
         digest = _digest(content)
     folder = base / f"{file.stem}-{digest.hexdigest()[:16]}"

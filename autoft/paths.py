@@ -1,4 +1,4 @@
-"""Files and folders by the words that a user has for them."""
+"""Files and folders by the words that a user has for them, and where this machine keeps what is of no run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pathlib import Path
 
 from autoft.errors import DataError, closest
 
-__all__ = ["file_digest", "named_path", "near_name", "package_path"]
+__all__ = ["cache_folder", "file_digest", "named_path", "near_name", "package_path"]
+
+
+def cache_folder() -> Path:
+    """Return where what this machine found out is kept: ``$XDG_CACHE_HOME/autoft`` or ``~/.cache/autoft``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "autoft"
 
 
 def named_path(name: str, *folders: Path) -> Path | None:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 import autoft
 from autoft.api import _place
-from autoft.errors import RecipeError, RunFolderError
+from autoft.errors import DataError, RecipeError, RunFolderError
 from autoft.hardware import Hardware
 from autoft.plans.plan import read_plan
 from autoft.plans.planner import make_plan
@@ -116,6 +117,32 @@ def test_code_of_models_in_a_stranger_s_run_runs_only_where_it_is_said(run, tiny
         autoft.add(run.path, ["train.epochs=2"])
     with pytest.raises(RunFolderError, match="no trial is done"):
         autoft.add(run.path, ["train.epochs=2"], trust_remote_code=True)
+
+
+def test_a_search_goes_on_in_a_folder_from_elsewhere_with_code_of_models_only_where_it_is_said(
+    run, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = {"task": "text-classification", "model": str(tiny_model), "data": "absent.csv", "trust_remote_code": True}
+    run.write_result(result(0))
+    asks = r"run: was not begun at this place by you.*; give --trust-remote-code"
+    with pytest.raises(RunFolderError, match=asks):
+        autoft.search(recipe, run=run.path)
+    # What is said once holds for this folder, and for no copy of it.
+    for trusted in (True, False):
+        with pytest.raises(DataError, match=r"absent\.csv"):
+            autoft.search(recipe, run=run.path, trust_remote_code=trusted)
+    run.path.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", run.path)
+    with pytest.raises(RunFolderError, match=asks):
+        autoft.search(recipe, run=run.path)
+    with pytest.raises(DataError, match=r"absent\.csv"):
+        autoft.search({**recipe, "trust_remote_code": False}, run=run.path)
+    # What a search began itself it goes on with.
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"absent\.csv"):
+            autoft.search(recipe, run=tmp_path / "new")
+        write_json(RunDir(tmp_path / "new").plan, {})
 
 
 def test_a_stranger_s_run_connects_to_the_cluster_that_the_user_names_and_to_no_other(run, tiny_model, catalog):

@@ -27,6 +27,12 @@ def search(
         str | None,
         typer.Option(help="Of the Ray cluster: auto, or host:port; default: a cluster of this machine alone."),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Go on in a run folder from elsewhere where the recipe lets code of models run."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Search, compress, test and report within the recipe's budget; the same command goes on where it was cut off."""
@@ -45,7 +51,9 @@ def search(
     listener = choose_listener(as_json, where)
     with outliving_its_terminal(), listener:
         try:
-            done = api.search(recipe, overrides=overrides, run=run, listener=listener)
+            done = api.search(
+                recipe, overrides=overrides, run=run, trust_remote_code=trust_remote_code, listener=listener
+            )
             missed = None
         except NothingFeasible as error:
             missed = error

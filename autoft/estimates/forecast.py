@@ -12,7 +12,6 @@ from autoft.estimates.verdicts import (
     TRACED,
     Prediction,
     Verdict,
-    cache_folder,
     calibrate,
     constants_of,
     judge,
@@ -23,6 +22,7 @@ from autoft.estimates.verdicts import (
     serving_setting,
     setting_of,
 )
+from autoft.paths import cache_folder
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 
@@ -74,7 +74,7 @@ def forecast(plan: Plan, catalog: Catalog, cache: Path | None = None) -> list[Me
     Args:
         plan: of a recipe; with or without the facts of its data.
         catalog: what plugins offer.
-        cache: folder of constants and traces; default: :func:`autoft.estimates.verdicts.cache_folder`.
+        cache: folder of constants and traces; default: :func:`autoft.paths.cache_folder`.
 
     Raises:
         ModelError: a model cannot be loaded.

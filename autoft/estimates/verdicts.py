@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from autoft.errors import AutoftError
 from autoft.estimates.probe import probe
 from autoft.estimates.setting import Setting
 from autoft.hardware import MAPPED, Hardware
+from autoft.paths import cache_folder
 from autoft.plans.plan import ModelPlan, PipelinePlan, Plan
 from autoft.plugins import Catalog
 from autoft.rundir import read_json, write_json
@@ -355,11 +355,6 @@ def serving_setting(setting: Setting, length: int | None) -> Setting:
 
 
 # ------------------------------------------------------------------------------------------------------ constants
-
-
-def cache_folder() -> Path:
-    """Return where figures of this machine are kept: ``$XDG_CACHE_HOME/autoft`` or ``~/.cache/autoft``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoft"
 
 
 def constants_of(setting: Setting, catalog: Catalog, cache: Path | None = None) -> Constants | None:
