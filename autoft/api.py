@@ -517,7 +517,7 @@ def _finish(
         final.notes.extend(_gain_of_auxiliary(plan, results))
         for note in final.notes:
             listener.note(note)
-        write_card(folder.best, plan, catalog.task(plan.task), selection, results, final)
+        write_card(folder.best, plan, catalog, selection, results, final)
     if worked:
         final.seconds = _count_time(folder, used, started, worked=True) if counted else used
         write_json(final_path, final.model_dump(mode="json"))
@@ -750,7 +750,7 @@ def pick(
         export_variant(folder, plan, selection, results, target)
         final = measure_pick(folder, plan, selection, results, target)
         final.example = record.final.example if record.final else final.example
-        write_card(target, plan, catalog.task(plan.task), selection, results, final)
+        write_card(target, plan, catalog, selection, results, final)
     return Picked(target, selection, final.validation["best"], final.costs["best"])
 
 

@@ -5,20 +5,55 @@ Method: https://cyclonedx.org/docs/1.6/json, written by hand: its library for Py
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from autoft.card import library_licenses, license_of
+from autoft.card import library_licenses, license_of, stated_license
+from autoft.contracts import Strategy
+from autoft.errors import AutoftError
+from autoft.plans.models import named_models
 from autoft.plans.plan import Plan
-from autoft.rundir import write_json
+from autoft.pretrained import trained_model
+from autoft.rundir import TrialResult, write_json
 
-__all__ = ["BILL", "write_bill"]
+__all__ = ["BILL", "models_behind", "write_bill"]
 
 BILL = "sbom.json"
 
 
-def write_bill(folder: Path, plan: Plan, model: str) -> None:
+def models_behind(
+    plan: Plan, strategies: Mapping[str, Strategy], results: Sequence[TrialResult], trial: int, variant: str
+) -> list[str]:
+    """Return the models that a variant of a trial was made with: bases, students, teachers, translators, as the recipe names them.
+
+    Those of the trials that it averages, was compressed from or learned from are among them.
+
+    Args:
+        plan: of the run.
+        strategies: by name; they say which of their parameters name models.
+        results: of all trials.
+        trial: its number.
+        variant: its name.
+    """
+    known = {result.number: result for result in results}
+    averaged = next((one.members for one in known[trial].variants if one.name == variant), [])
+    chain = next((one.chain for one in plan.every_variant if one.name == variant), [])
+    params = [(f"{step.strategy}.{name}", value) for step in chain for name, value in step.params.items()]
+    bases, waiting = list[str](), [trial]
+    # What was made of trials has a higher number than they.
+    for number in waiting:
+        if number in known:
+            config = known[number].config
+            waiting += [one for one in averaged or config.members if one < number]
+            averaged = []
+            bases.append(config.model)
+            params += config.params.items()
+    return list(dict.fromkeys([*bases, *named_models(strategies, params)]))
+
+
+def write_bill(folder: Path, plan: Plan, models: Sequence[str]) -> None:
     """Write ``sbom.json`` into the folder of a model: weights before training, data, and the software of the run.
 
     It holds no time and no number of its own, so that the same run gives the same bytes.
@@ -26,13 +61,16 @@ def write_bill(folder: Path, plan: Plan, model: str) -> None:
     Args:
         folder: of the model.
         plan: of its run.
-        model: that it was trained from, as the plan names it.
+        models: that it was made with, as the recipe names them; the first is the one that was trained.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
     parts = [
-        _part("machine-learning-model", model, plan.revisions.get(model, ""), license_of(model, plan)),
+        *(
+            _part("machine-learning-model", name, plan.revisions.get(name, ""), _license(name, plan))
+            for name in dict.fromkeys(models)
+        ),
         _part("data", plan.data.get("source") or "own files", plan.data["fingerprint"], plan.data.get("license")),
     ]
     for name, version, license in library_licenses(plan.environment):
@@ -52,6 +90,18 @@ def write_bill(folder: Path, plan: Plan, model: str) -> None:
             "dependencies": [{"ref": whole["bom-ref"], "dependsOn": [part["bom-ref"] for part in parts]}],
         },
     )
+
+
+def _license(model: str, plan: Plan) -> str | None:
+    """Return the licence that the card beside the weights of a model states, whether the plan or a strategy names it."""
+    if any(one.name == model for one in plan.models):
+        return license_of(model, plan)
+    try:
+        card = Path(trained_model(model).path) / "README.md"
+    except AutoftError:
+        # It is not here any more.
+        return None
+    return stated_license(card) if card.is_file() else None
 
 
 def _part(kind: str, name: str, version: str, license: str | None) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
-from autoft.bill import write_bill
+from autoft.bill import models_behind, write_bill
 from autoft.card import front_matter, library_licenses, license_of, templates, usage, write_settings
-from autoft.contracts import Task
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
 from autoft.pace import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.plans.plan import Plan
+from autoft.plugins import Catalog
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import (
@@ -203,13 +203,13 @@ def _measured_again(
 def write_card(
     folder: Path,
     plan: Plan,
-    task: Task,
+    catalog: Catalog,
     selection: Selection,
     results: Sequence[TrialResult],
     final: Final,
 ) -> None:
     """Write the model card of an exported folder, its labels, preprocessing and bill of materials, and the figures into its manifest."""
-    result = next(r for r in results if r.number == selection.trial)
+    task, result = catalog.task(plan.task), next(r for r in results if r.number == selection.trial)
     manifest = read_manifest(folder)
     if final.operating_point:
         manifest.facts["operating_point"] = final.operating_point
@@ -223,7 +223,8 @@ def write_card(
     if manifest.format != ENSEMBLE:
         write_settings(task, manifest, folder)
         shown |= usage(task, manifest, folder, folder.name) or {}
-    write_bill(folder, plan, manifest.model)
+    others = models_behind(plan, catalog.strategies, results, selection.trial, selection.variant)
+    write_bill(folder, plan, [manifest.model, *others])
     manifest.files = file_digests(folder)
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     library = {"transformers": "transformers", "onnx": "onnx"}.get(shown["runtime"], "autoft")

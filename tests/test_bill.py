@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-from autoft.bill import write_bill
+from autoft.bill import models_behind, write_bill
+from autoft.rundir import TrialConfig, TrialResult, VariantResult
 
 
 def test_the_bill_names_weights_data_and_software_with_version_and_licence(tmp_path):
@@ -17,7 +18,7 @@ def test_the_bill_names_weights_data_and_software_with_version_and_licence(tmp_p
         data={"source": None, "fingerprint": "f00d", "license": None},
         environment={"python": "3.11.4", "no_such": "2.13.0+cpu"},
     )
-    write_bill(tmp_path, plan, "me/encoder")
+    write_bill(tmp_path, plan, ["me/encoder"])
     bill = json.loads((tmp_path / "sbom.json").read_text())
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     model, data, python, library = bill["components"]
@@ -32,6 +33,41 @@ def test_the_bill_names_weights_data_and_software_with_version_and_licence(tmp_p
         "ref": bill["metadata"]["component"]["bom-ref"],
         "dependsOn": [one["bom-ref"] for one in bill["components"]],
     }
-    write_bill(tmp_path, plan, "a/student")
-    student = json.loads((tmp_path / "sbom.json").read_text())["components"][0]
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    (teacher / "README.md").write_text("---\nlicense: mit\n---\n# Teacher\n")
+    write_bill(tmp_path, plan, ["a/student", "me/encoder", "a/student", str(teacher), "./gone"])
+    student, base, taught, gone, data, *_ = json.loads((tmp_path / "sbom.json").read_text())["components"]
     assert (student["name"], student["version"]) == ("a/student", "c0de")
+    assert (base["name"], base["version"], data["type"]) == ("me/encoder", "c0ffee", "data")
+    assert (taught["name"], taught["licenses"]) == (str(teacher), [{"license": {"name": "mit"}}])
+    assert (gone["name"], gone.get("licenses")) == ("./gone", None)
+
+
+def test_the_models_behind_a_variant_are_those_of_its_trials_and_those_that_strategies_name(catalog):
+    def trial(number: int, model: str, kind="search", members=(), **params) -> TrialResult:
+        config = TrialConfig(
+            number=number, kind=kind, model=model, pipeline="full", params=params, seed=0, members=list(members)
+        )
+        chosen = VariantResult(name="distilled", state="complete", members=[2] if kind == "ensemble" else [])
+        return TrialResult(number=number, state="complete", config=config, variants=[chosen])
+
+    there = {"back-translation.forward": "me/there", "back-translation.backward": None, "train.loss": "focal"}
+    results = [
+        trial(0, "base"),
+        trial(2, "other", **there),
+        trial(5, "base", "compress", [0, 2]),
+        trial(6, "base", "ensemble", [0, 2]),
+    ]
+    taught = SimpleNamespace(strategy="distillation", params={"student": "a/student", "teacher": "runs/x", "epochs": 2})
+    plan = SimpleNamespace(every_variant=[SimpleNamespace(name="distilled", chain=[taught])])
+
+    def found(number: int, variant: str) -> list[str]:
+        return models_behind(plan, catalog.strategies, results, number, variant)
+
+    assert found(0, "none") == ["base"]
+    assert found(2, "none") == ["other", "me/there"]
+    assert found(5, "distilled") == ["base", "other", "a/student", "runs/x", "me/there"]
+    assert found(6, "none") == ["base", "other", "me/there"]
+    assert found(6, "distilled") == ["base", "other", "a/student", "runs/x", "me/there"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoft.bill import write_bill
+from autoft.bill import models_behind, write_bill
 from autoft.card import front_matter, templates, usage
 from autoft.formats.agreement import Agreement
 from autoft.formats.base import EXACT, Format, Origin
@@ -37,7 +37,12 @@ def write_readme(origin: Origin, wanted: Format, folder: Path, name: str, agreem
         own = {agreement.metric: agreement.exported_quality} if agreement.metric else {}
         told = manifest.model_copy(update={"measured": {"validation": own}})
     if plan is not None:
-        write_bill(folder, plan, manifest.model)
+        others = (
+            models_behind(plan, origin.catalog.strategies, record.trials, origin.trial, origin.variant)
+            if record and origin.trial is not None
+            else []
+        )
+        write_bill(folder, plan, [manifest.model, *others])
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     text = (
         templates()

@@ -14,7 +14,7 @@ from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
 from autoft.pretrained import check_folder, dense_folder, on_hub
 
-__all__ = ["base_model", "earlier_model", "hub_models", "kept_commit"]
+__all__ = ["base_model", "earlier_model", "hub_models", "kept_commit", "named_models"]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """One of these files holds a model's weights, or says where they are."""
@@ -66,8 +66,8 @@ def earlier_model(name: str, base: Path) -> ModelPlan:
     return _local_model(name, found)
 
 
-def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
-    """Return the models of the hub that parameters of strategies name, each with the full name of the first that does.
+def named_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return the models that parameters of strategies name, of the hub or not, each with the full name of the first that does.
 
     Args:
         strategies: by name; they say which of their parameters name models.
@@ -76,9 +76,14 @@ def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, o
     found: dict[str, str] = {}
     for full, value in params:
         owner, _, parameter = full.partition(".")
-        if owner in strategies and parameter in strategies[owner].models and isinstance(value, str) and on_hub(value):
+        if owner in strategies and parameter in strategies[owner].models and isinstance(value, str):
             found.setdefault(value, full)
     return found
+
+
+def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return those of :func:`named_models` that are on the hub."""
+    return {name: full for name, full in named_models(strategies, params).items() if on_hub(name)}
 
 
 def kept_commit(name: str, earlier: str | None = None) -> str | None:
