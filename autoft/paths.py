@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from autoft.errors import DataError, closest
 
-__all__ = ["cache_folder", "file_digest", "named_path", "near_name", "package_path"]
+__all__ = ["cache_folder", "digest_line", "file_digest", "named_path", "near_name", "package_path"]
 
 
 def cache_folder() -> Path:
@@ -81,3 +82,18 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_line(path: Path) -> str:
+    """Return the SHA-256 of a file as ``sha256sum --check`` reads it; a process reads the file once as long as nobody writes it anew.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    there = path.stat()
+    return f"{_digest(path, there.st_ino, there.st_size, there.st_mtime_ns)}  {path.name}\n"
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: Path, *state: int) -> str:
+    return file_digest(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from autoft.contracts import Task, TaskContext
 from autoft.data.rows import Ints, Split
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import PluginError, RunFolderError, first_line
-from autoft.paths import file_digest
+from autoft.paths import digest_line
 from autoft.rundir import write_text, writing
 from autoft.version import __version__
 
@@ -120,24 +119,12 @@ def encoded(
         digest = path.with_suffix(".sha256")
         if path.is_file() and digest.is_file():
             with suppress(RunFolderError):
-                if digest.read_bytes() == _digest_line(path):
+                if digest.read_text(encoding="utf-8", errors="replace") == digest_line(path):
                     return Features(open_arrow(path))
             note(f"{path}: is not as it was written; its rows are encoded again.")
         _encode(split, task, context, path)
-        write_text(digest, _digest_line(path).decode())
+        write_text(digest, digest_line(path))
         return Features(open_arrow(path))
-
-
-def _digest_line(path: Path) -> bytes:
-    """Return the digest of a file as ``sha256sum --check`` reads it."""
-    there = path.stat()
-    return f"{_digest(path, there.st_ino, there.st_size, there.st_mtime_ns)}  {path.name}\n".encode()
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest(path: Path, *state: int) -> str:
-    # Read once by a process as long as nobody writes it anew.
-    return file_digest(path)
 
 
 def _encode(split: Split, task: Task, context: TaskContext, path: Path) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State, Target, WeightFormat
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
+from autoft.paths import digest_line
 from autoft.pretrained import DROPOUTS
 from autoft.strategies.first_token import first_token_traced
 from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
@@ -216,7 +217,7 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
         [target.cache / "onnx" / f"{_key(model, spec, exact)}.onnx" for exact in (False, True)] if target.cache else []
     )
     for cache in caches:
-        proto = _filled(cache, model) if cache.is_file() else None
+        proto = _filled(cache, model) if _is_whole(cache) else None
         if proto is not None and _answers_alike(proto, model, spec):
             return proto
     proto = _trace(model, spec)
@@ -227,7 +228,7 @@ def _verified_graph(model: torch.nn.Module, target: Target, spec: ExportSpec) ->
             f"shapes than it was traced at (allowed {TOLERANCE:g})"
         )
     if caches:
-        _remember(next((cache for cache in caches if not cache.is_file()), caches[-1]), proto, model)
+        _remember(next((cache for cache in caches if not _is_whole(cache)), caches[-1]), proto, model)
     return proto
 
 
@@ -414,13 +415,25 @@ def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> No
             initializer.ClearField("raw_data")
             initializer.ClearField("float_data")
     cache.parent.mkdir(parents=True, exist_ok=True)
-    for path, content in (
-        (cache.with_suffix(".json"), json.dumps(origin).encode()),
-        (cache, shell.SerializeToString()),
-    ):
+    files = {cache.with_suffix(".json"): json.dumps(origin).encode(), cache: shell.SerializeToString()}
+    digests = [f"{hashlib.sha256(content).hexdigest()}  {path.name}\n" for path, content in files.items()]
+    files[cache.with_suffix(".sha256")] = "".join(digests).encode()
+    for path, content in files.items():
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_bytes(content)
         partial.replace(path)
+
+
+def _digests(cache: Path) -> str:
+    return digest_line(cache.with_suffix(".json")) + digest_line(cache)
+
+
+def _is_whole(cache: Path) -> bool:
+    """Say whether a graph is kept there, and as it was written: what is compared with the model are two inputs."""
+    try:
+        return cache.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace") == _digests(cache)
+    except OSError:
+        return False
 
 
 def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:

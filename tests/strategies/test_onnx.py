@@ -20,7 +20,7 @@ from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.pretrained import DROPOUTS
 from autoft.strategies.layer_pruning import FfnPruning
-from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _key, graph_of
+from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _digests, _key, graph_of
 
 MODELS = ["bert", "distilbert", "roberta", "gpt2"]
 
@@ -182,20 +182,30 @@ def test_a_cached_graph_that_does_not_fit_is_traced_anew(traced, load, tmp_path)
     (table,) = [one for one in proto.graph.initializer if "word_embeddings" in one.name]
     table.name = "another"
     cached.write_bytes(proto.SerializeToString())
+    cached.with_suffix(".sha256").write_text(_digests(cached))
     graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
     inputs = batch(target, "the film was good")
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "json"])
-def test_a_damaged_cache_is_traced_anew(suffix, traced, load, tmp_path):
+def test_a_cached_graph_that_is_not_as_it_was_written_is_traced_anew_in_its_place(suffix, traced, load, tmp_path):
     target = traced("bert")
     model = load(target)
     (cached,) = (target.cache / "onnx").glob(f"*.{suffix}")
-    cached.write_bytes(cached.read_bytes()[:50])
+    whole = {path.name: path.stat().st_size for path in cached.parent.iterdir()}
+    if suffix == "onnx":
+        # It answers as the model does still.
+        changed = onnx.load(str(cached))
+        changed.producer_name = "another"
+        cached.write_bytes(changed.SerializeToString())
+    else:
+        cached.write_bytes(cached.read_bytes()[:50])
     graph = OnnxModel(written(tmp_path / "second", Onnx(), model, target))
     inputs = batch(target, "the film was good")
     np.testing.assert_allclose(graph(**inputs).logits, torch_logits(model, inputs), rtol=1e-3, atol=1e-4)
+    assert {path.name: path.stat().st_size for path in cached.parent.iterdir()} == whole
+    assert b"another" not in cached.read_bytes()
 
 
 def test_nothing_of_a_traced_graph_stays_with_the_process(make_checkpoint, make_target, load, task, caplog):
