@@ -46,6 +46,9 @@ MOST_TAKEN_BACK = 10_000
 
 READING = frozenset({"GET", "HEAD"})
 
+OWN = frozenset({"same-origin", "none"})
+"""What browsers say of a request by a page of the dashboard's own, and of one that a person typed (https://www.w3.org/TR/fetch-metadata)."""
+
 
 def study_of(view: View, run: RunDir) -> optuna.Study:
     """Return a study in memory with all trials of a run, under the numbers that they have there.
@@ -202,6 +205,9 @@ class Dashboard:
                 start_response, "403 Forbidden", "asked for under a name that this dashboard is not known by"
             )
         if environ.get("PATH_INFO", "").startswith(("/api", "/csv")):
+            # Its plots take a second and more of computing; a link to the page itself may come from anywhere.
+            if environ.get("HTTP_SEC_FETCH_SITE", "none") not in OWN:
+                return _refused(start_response, "403 Forbidden", "asked for by a page that is not this dashboard's")
             try:
                 self.refresh()
             except AutoftError as error:

@@ -214,6 +214,14 @@ def test_a_page_from_elsewhere_cannot_read_along(served):
     assert ask("GET", "/api/studies", Host="[::1]:80")[0] == 200
 
 
+def test_a_page_from_elsewhere_cannot_have_plots_computed(served):
+    ask, _ = served
+    for site, status in {"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200}.items():
+        for path in ("/api/studies/0", "/csv/0"):
+            assert ask("GET", path, **{"Sec-Fetch-Site": site})[0] == status, (path, site)
+        assert ask("GET", "/dashboard", **{"Sec-Fetch-Site": site})[0] == 200
+
+
 def test_a_header_that_does_not_end_keeps_no_thread(served, monkeypatch, capfd):
     ask, _ = served
     assert _Handler.timeout is not None
