@@ -114,7 +114,11 @@ def draft_recipe(
     """
     sources = find_sources(data, output)
     tables = {name: load_source(source, base=sources.base, where=name) for name, source in sources.given.items()}
-    seen = survey(tables["train"])
+    names = [
+        *(columns or {}).values(),
+        *(name for one in catalog.tasks.values() for c in one.card.columns for name in (c.role, *c.guesses)),
+    ]
+    seen = survey(tables["train"], named={name.strip().lower() for name in names})
     guess = _decided(catalog, seen, task, dict(columns or {}), ask)
     card = guess.task.card
     drafted = Draft("", card.name, dict(guess.columns))
@@ -133,7 +137,7 @@ def draft_recipe(
         for other, first in sources.unread
     ]
     drafted.found.append(("task", f"{card.name}: {', '.join(guess.reasons)}"))
-    unused = [name for name in seen.columns if name not in guess.columns.values()]
+    unused = [name for name in seen.names if name not in guess.columns.values()]
     if unused:
         drafted.found.append(("not read", listed(unused)))
     drafted.warnings += _about_header(card, guess, seen)
@@ -183,7 +187,9 @@ def _decided(
     if not guesses or (task is None and guesses[0].score <= 0):
         lines = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in refused.items())
         hint = "" if task is not None else "; --task NAME says which it should be, --column ROLE=NAME what a column is"
-        raise DataError(f"no installed task takes rows with the columns {listed(seen.columns)}{hint}\n{lines}")
+        raise DataError(
+            f"no installed task takes rows with the columns {listed(seen.names)}{_unseen(seen)}{hint}\n{lines}"
+        )
     best = guesses[0]
     if task is None:
         _refuse_less(best, [catalog.task(name).card for name in refused], seen, refused)
@@ -248,8 +254,15 @@ def _about_rows(sources: Sources, tables: Mapping[str, pa.Table], seen: Survey) 
     cut = [name for name in ("validation", "test") if name not in tables]
     beside = f" ({' and '.join(sources.beside)} stood beside the file)" if sources.beside else ""
     told = f"{sizes}{beside}" + (f"; {' and '.join(cut)} will be cut from the training rows" if cut else "")
-    columns = listed(_column(view) for view in seen.columns.values())
+    views = seen.columns
+    columns = listed(_column(views[name]) if name in views else name for name in seen.names) + _unseen(seen)
     return [("rows", told), ("columns", columns)]
+
+
+def _unseen(seen: Survey) -> str:
+    """Return what is to be said where not all columns were looked at."""
+    unseen = len(seen.names) - len(seen.columns)
+    return f"; {unseen:,} were not looked at: --column ROLE=NAME names one of them" if unseen else ""
 
 
 def _column(view: ColumnView) -> str:

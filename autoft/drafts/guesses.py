@@ -319,7 +319,7 @@ def _lacking(card: TaskCard, data: Survey) -> str:
             f"the column {unfit[0]} has other values than such a column: {len(set(map(str, view.values)))} different"
             + (f", as {str(view.values[0])[:50]!r}" if view.values else "")
         )
-    return f"no columns for {' and '.join(roles)} among {listed(data.columns)}"
+    return f"no columns for {' and '.join(roles)} among {listed(data.names)}"
 
 
 def _reasons(card: TaskCard, data: Survey, matched: Mapping[str, _Match]) -> tuple[str, ...]:

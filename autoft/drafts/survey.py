@@ -7,7 +7,7 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """Scripts written without spaces between words, as Unicode's names begin."""
 
 MOST_LABELS = 1000
+MOST_COLUMNS = 500
+"""Columns that are looked at: of a hundred thousand, as genes have them, nearly all are numbers, and to look at each takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,40 @@ class ColumnView:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a table holds: its columns by name, the number of rows, and a sample of them."""
+    """What a table holds.
+
+    Attributes:
+        columns: by name, as many as are looked at.
+        rows: of the table.
+        sample: rows of these columns.
+        names: of all columns, those that are not looked at among them.
+    """
 
     columns: dict[str, ColumnView]
     rows: int
     sample: pa.Table
+    names: tuple[str, ...]
 
 
-def survey(table: pa.Table, seed: int = 0) -> Survey:
-    """Look at a table; a sample of rows drawn with the seed stands for all where that is enough."""
+def survey(table: pa.Table, seed: int = 0, named: Collection[str] = ()) -> Survey:
+    """Look at a table; a sample of rows drawn with the seed stands for all where that is enough, and its first columns likewise.
+
+    Args:
+        table: of rows.
+        seed: of the sample.
+        named: names, in small letters, of columns that are looked at wherever they stand.
+    """
+    wanted = sorted(table.column_names, key=lambda name: name.strip().lower() not in named)[:MOST_COLUMNS]
+    names = tuple(table.column_names)
+    if len(wanted) < len(names):
+        seen = set(wanted)
+        table = table.select([name for name in names if name in seen])
     rows = table.num_rows
     # Rows are often sorted by label: the first ones say little.
     drawn = sorted(random.Random(seed).sample(range(rows), SAMPLE)) if rows > SAMPLE else list(range(rows))
     sample = table.take(pa.array(drawn, pa.int64()))
     columns = {name: _view(name, table[name], sample[name].to_pylist()) for name in table.column_names}
-    return Survey(columns, rows, sample)
+    return Survey(columns, rows, sample, names)
 
 
 def _view(name: str, column: pa.ChunkedArray, drawn: list[Any]) -> ColumnView:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from autoft.cli import app
 from autoft.drafts.models import TRIALS, Candidate, kind_of, proposed_models, time_budget, training_seconds
 from autoft.drafts.sources import find_sources
+from autoft.drafts.survey import MOST_COLUMNS
 from autoft.errors import DataError
 from autoft.hardware import Hardware
 from autoft.plugins import load_plugins
@@ -64,6 +65,19 @@ def test_a_recipe_is_written_that_the_next_commands_take(place, tiny_model):
     checked = CliRunner().invoke(app, ["check", "recipe.yaml"])
     assert checked.exit_code == 0, checked.stderr
     assert "The recipe works." in checked.stdout
+
+
+def test_of_very_many_columns_the_first_are_looked_at_and_those_that_a_name_speaks_for(place, tiny_model):
+    genes = {f"gene {number}": number for number in range(MOST_COLUMNS + 20)}
+    write(place / "genes.csv", [{**genes, "said": row["comment"], "sentiment": row["stars"]} for row in reviews(40)])
+    done = init("genes.csv", "--model", tiny_model, "--column", "text=said")
+    assert done.exit_code == 0, done.stderr
+    assert load_recipe("recipe.yaml").data.columns == {"text": "said", "label": "sentiment"}
+    assert "22 were not looked at: --column ROLE=NAME" in " ".join(done.stdout.split())
+    Path("recipe.yaml").unlink()
+    refused = init("genes.csv", "--model", tiny_model)
+    assert refused.exit_code == 2
+    assert "22 were not looked at" in refused.stderr
 
 
 def test_what_is_commented_out_is_right_once_it_is_put_in(place, tiny_model):
