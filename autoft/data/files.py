@@ -207,8 +207,13 @@ def _delimited_table(reader: Any, path: Path, delimiter: str) -> pa.Table:
         raise DataError(f'{path}: {"; ".join(wrong)}{more}; a value that holds {mark} or a line break needs "quotes"')
     if rows:
         chunks.append(_text_arrays(rows))
-    columns = [pa.chunked_array([chunk[i] for chunk in chunks], pa.string()) for i in range(len(names))]
-    return pa.table([_numbers(column) for column in columns], names=names)
+    table = pa.table(
+        [pa.chunked_array([chunk[i] for chunk in chunks], pa.string()) for i in range(len(names))], names=names
+    )
+    if most < CHUNK:
+        # Of very many columns only few rows are read at once, and each part of each column is gone through by itself.
+        table = table.combine_chunks()
+    return pa.table([_numbers(column) for column in table.columns], names=names)
 
 
 def _delimited_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
