@@ -8,5 +8,5 @@ Modules, from the recipe to the model: :mod:`~autoft.data.sources` finds what a 
 reads csv, json and the like, :mod:`~autoft.data.columns` maps columns to roles, :mod:`~autoft.data.splits` cleans and cuts,
 :mod:`~autoft.data.prepared` writes and opens the splits of a run, :mod:`~autoft.data.features` encodes them, and
 :mod:`~autoft.data.batches` groups them. Below all of them, :mod:`~autoft.data.rows` holds rows in Arrow,
-:mod:`~autoft.data.encodings` writes out what Arrow encodes, and :mod:`~autoft.data.storage` writes rows to disk.
+:mod:`~autoft.data.encodings` writes out what Arrow encodes, :mod:`~autoft.data.parquet_pages` says how much a Parquet file holds, and :mod:`~autoft.data.storage` writes rows to disk.
 """

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from autoft.data.encodings import Room, plain, plain_type, sound
+from autoft.data.parquet_pages import page_values
 from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
 from autoft.errors import DataError, closest, first_line
 
@@ -96,6 +97,9 @@ _TEXT = 2**24
 
 _WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 """Bytes of a number of a Parquet file."""
+
+_LEVELS = 4
+"""Bytes that say of each value of a list in a Parquet file where it stands."""
 
 _PART = 2**28
 """Bytes of a Parquet file that are read at a time, where its rows are of one size."""
@@ -461,11 +465,13 @@ def _read_parquet(path: Path) -> pa.Table:
         # pyarrow ends the process where what a file says of a part of a column is damaged; of groups of rows it is not asked.
         groups = [file.metadata.row_group(place).total_byte_size for place in range(file.metadata.num_row_groups)]
         rows, size = max(1, file.metadata.num_rows), max(1, sum(groups))
-        widths = [
-            max(_WIDTHS.get(one.physical_type, 1), one.length) for one in columns if one.max_repetition_level == 0
-        ]
-        room.check(rows * max(8, sum(widths)))
+        widths = [max(_WIDTHS.get(one.physical_type, 1), one.length) for one in columns]
+        nested = {place for place, one in enumerate(columns) if one.max_repetition_level}
+        room.check(rows * max(8, sum(width for place, width in enumerate(widths) if place not in nested)))
         room.check(size)
+    if nested:
+        # Beside each value it is kept where in its lists it stands.
+        room.check(sum(count * (widths[place] + _LEVELS) for place, count in page_values(path, nested).items()))
     most = min(CHUNK, max(1, _PART * rows // size))
     try:
         return _parquet_table(path, texts, most)

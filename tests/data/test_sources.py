@@ -24,6 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoft.data.parquet_pages import page_values
 from autoft.data.sources import load_source, source_card
 from autoft.errors import DataError
 from autoft.paths import package_path
@@ -435,13 +436,14 @@ def test_a_parquet_file_of_any_encoding_is_read(tmp_path, encoding):
     assert load(tmp_path / "rows.parquet").to_pydict() == {"text": texts, "lists": lists}
 
 
-@pytest.mark.parametrize("kind", ["text", "list", "bytes"])
+@pytest.mark.parametrize("kind", ["text", "list", "bytes", "numbers in lists"])
 def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, monkeypatch, kind):
     known = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["y" * 10_000])
     values = {
         "text": lambda: known,
         "list": lambda: pa.ListArray.from_arrays([0, 2000], known),
         "bytes": lambda: pa.array([b"y" * 10_000] * 2000, pa.binary(10_000)),
+        "numbers in lists": lambda: pa.ListArray.from_arrays([0, 2_000_000], pa.repeat(7, 2_000_000)),
     }[kind]()
     pq.write_table(pa.table({"text": values}), tmp_path / "rows.parquet")
     assert (tmp_path / "rows.parquet").stat().st_size < 100_000
@@ -453,6 +455,22 @@ def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, mo
     finally:
         pa.set_memory_pool(usual)
     assert pool.max_memory() < 2 * 10**6
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_the_values_in_the_pages_of_a_parquet_file_are_counted(tmp_path, version):
+    lists = [[1, 2, 3], [], None, [4], [5, None]] * 100
+    table = pa.table({"flat": range(500), "lists": lists, "texts": [[str(n), "b"] for n in range(500)]})
+    path, sizes = tmp_path / "rows.parquet", {"row_group_size": 300, "data_page_size": 64, "write_batch_size": 16}
+    pq.write_table(table, path, use_dictionary=["texts.list.element"], data_page_version=version, **sizes)
+    # An empty list and an absent one stand for a value each.
+    assert page_values(path, [1, 2]) == {1: 800, 2: 1000}
+    damaged = path.read_bytes()
+    at = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    for change in (b"\xff" * 12, b"\x15\x00\x15\x01\x15\x01", b"\x15\x00\x15\x02\x15\x02\x25\x02\x00"):
+        path.write_bytes(damaged[:at] + change + damaged[at + len(change) :])
+        with pytest.raises(pa.ArrowInvalid, match="of its columns or pages is damaged"):
+            page_values(path, [1, 2])
 
 
 def test_every_encoding_of_arrow_gives_the_same_rows(tmp_path):
