@@ -24,6 +24,7 @@ from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
 from autoft.card import stated_license
 from autoft.contracts import Row
+from autoft.data.features import expected_bytes
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
 from autoft.data.rows import SPLITS
 from autoft.data.sources import hub_commit, pinned_source, source_card
@@ -382,6 +383,7 @@ def _with_prepared_data(
         prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds, note)
         prepare_folds(prepared, task, plan.folds, plan.seed, run.data, note)
     plan = plan.with_data(prepared.facts, data_summary(prepared, recipe.data, base), prepared.warnings)
+    plan = plan.model_copy(update={"encoded_bytes": expected_bytes(prepared.train, task.card)})
     with _at_its_line(recipe):
         return _with_auxiliary(plan, recipe, catalog, run, base, note)
 

@@ -110,6 +110,14 @@ def test_nothing_is_left_among_the_temporary_files(finished):
     assert [*(finished / "tmp").iterdir()] == []
 
 
+def test_what_encoded_rows_take_of_the_disk_is_about_what_was_expected(finished):
+    run = finished / "runs/tiny"
+    expected = json.loads((run / "plan.json").read_text())["encoded_bytes"]
+    taken = [path.stat().st_size for path in (run / "data/encoded").glob("features-*.arrow")]
+    assert taken
+    assert all(size / 3 < expected < 3 * size for size in taken), (taken, expected)
+
+
 def test_report_json_keeps_its_promised_keys(finished):
     report = json.loads((finished / "runs/tiny/report.json").read_text())
     assert report["objective"] == "accuracy"

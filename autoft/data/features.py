@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from autoft.contracts import Task, TaskContext
+from autoft.contracts import Task, TaskCard, TaskContext
+from autoft.data.columns import FILE_KINDS
 from autoft.data.rows import Ints, Split
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
 from autoft.errors import PluginError, RunFolderError, first_line
@@ -22,7 +23,7 @@ from autoft.paths import digest_line
 from autoft.rundir import write_text, writing
 from autoft.version import __version__
 
-__all__ = ["Features", "encoded"]
+__all__ = ["Features", "encoded", "expected_bytes"]
 
 _ENCODE_CHUNK = 256
 _LENGTH = "_autoft_length"
@@ -69,6 +70,20 @@ class Features(Sequence[dict[str, Any]]):
             if value is not None:
                 feature[field.name] = value
         return feature
+
+
+def expected_bytes(split: Split, card: TaskCard) -> int:
+    """Return about how many bytes the features of a split will take, before any is encoded.
+
+    A token is three to four bytes of text and becomes three numbers of 32 bits: its own, that it is to be read, and of which text it
+    is. A picture becomes a byte for each colour of each point, 224 times 224 of them as most models read them. A row takes a little
+    beside that.
+    """
+    files = [
+        column.role for column in card.columns if column.kind in FILE_KINDS and column.role in split.table.column_names
+    ]
+    text = split.table.drop_columns(files).nbytes
+    return 4 * int(text) + len(split) * (40 + len(files) * 3 * 224**2)
 
 
 def encoded(

@@ -228,6 +228,8 @@ class Plan(_Plan):
     folds: int = Field(default=1, ge=1)
     ensemble: Count = 0
     storage_bytes: Count
+    encoded_bytes: Count = 0
+    """About what the encoded training rows take of the disk."""
     disk_bytes: Count | None = None
     """Of all files of the run; None for as much as the disk has."""
     trackers: list[str] = []
@@ -422,7 +424,7 @@ class Plan(_Plan):
     @property
     def trial_bytes(self) -> int:
         """What a trial takes of the disk at most, before its weights are looked through."""
-        return (2 + self.at_once) * max(model.size_bytes for model in self.models) + 50_000_000
+        return (2 + self.at_once) * max(model.size_bytes for model in self.models) + max(50_000_000, self.encoded_bytes)
 
     @property
     def every_variant(self) -> list[VariantPlan]:

@@ -104,6 +104,12 @@ def test_a_scalar_pins_a_list_is_a_choice_and_a_range_narrows(catalog, tiny_mode
     assert {plan.origins[name] for name in space} == {"recipe"}
 
 
+def test_a_trial_needs_room_on_the_disk_for_its_encoded_rows_too(catalog, tiny_model):
+    made = planned(catalog, tiny_model)
+    few, many = (made.model_copy(update={"encoded_bytes": size}).trial_bytes for size in (10**6, 10**9))
+    assert (few, many - few) == (made.trial_bytes, 10**9 - 50_000_000)
+
+
 def test_names_that_do_not_resolve_are_told_all_at_once_with_the_closest(catalog, tiny_model):
     text = faults(
         catalog,
