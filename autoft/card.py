@@ -317,7 +317,7 @@ def _examples(task: Task, context: TaskContext, settings: Mapping[str, Any]) -> 
     rows = list(task.demo_rows())[:EXAMPLES]
     roles = [column.role for column in task.card.inputs]
     found = [{role: row[role] for role in roles if role in row} for row in rows]
-    if context.facts.get("pair"):
+    if context.facts.get("pair") and "text_pair" in roles:
         found = [{**row, "text_pair": row["text"]} for row in found]
     texts = settings.get("example_texts")
     return [{**row, "ready": text} for row, text in zip(found, texts, strict=False)] if texts else found

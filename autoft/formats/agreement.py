@@ -94,7 +94,7 @@ def shown_rows(origin: Origin) -> Shown:
     else:
         rows = list(origin.task.demo_rows())
         known, source = False, f"{len(rows)} demo rows of the task"
-        if origin.context.facts.get("pair"):
+        if origin.context.facts.get("pair") and any(column.role == "text_pair" for column in card.inputs):
             # What the demo rows of classification lack; any second text serves a comparison.
             rows = [{**row, "text_pair": row["text"]} for row in rows]
     if not rows:

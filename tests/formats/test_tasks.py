@@ -88,6 +88,21 @@ def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path
         assert len(said) == len(expected)
 
 
+def exported(tmp_path):
+    """A model of medical questions, which are pairs of texts in columns of their own."""
+    catalog = load_plugins()
+    bench = Workbench(catalog.task("medical-qa-yes-no"), catalog)
+    save_artifact(
+        tmp_path / "model", bench.load_model(), bench.target, writer=None, variant="none", objective="accuracy"
+    )
+    return autoft.export(tmp_path / "model", "safetensors", output=tmp_path / "out")
+
+
+def test_pairs_in_columns_of_their_own_are_exported(tmp_path):
+    done = exported(tmp_path)
+    assert (done.agreement.rows, done.agreement.agreement) == (6, 1.0)
+
+
 def test_the_page_has_all_tasks_and_formats():
     assert set(table()) >= {(task, format) for task in KINDS for format in FORMATS}
 
