@@ -249,6 +249,8 @@ def write_settings(task: Task, manifest: Manifest, folder: Path) -> None:
             "pad_token_id": tokenizer.pad_token_id,
         }
     settings |= task.export_settings(context)
+    if point := manifest.facts.get("operating_point"):
+        settings["operating_point"] = point
     write_json(folder / PREPROCESSING, settings)
     if context.labels:
         write_json(folder / LABELS, {"labels": list(context.labels)})

@@ -275,15 +275,21 @@ def measure_folder(
         result["length"] = tokens
     measured = time.monotonic()
     metrics = catalog.metrics_of(loaded.task)
+    plain = {name: value for name, value in loaded.context.facts.items() if name != "operating_point"}
+    point = loaded.context.facts.get("operating_point")
     if validation:
+        # Trials are compared by what their models say before anything is decided.
+        loaded.context = replace(loaded.context, facts=plain)
         rows, predictions, refs = _predicted(loaded, prepared.validation)
         if scored:
             result["validation"] = score(metrics, predictions, refs, loaded.context)
         else:
             result |= {"predictions": predictions, "references": refs}
-        if (test or decide) and (point := loaded.task.operating_point(rows, predictions, loaded.context)):
-            result["operating_point"] = point
-            loaded.context = replace(loaded.context, facts={**loaded.context.facts, "operating_point": point})
+        if test or decide:
+            point = point or loaded.task.operating_point(rows, predictions, loaded.context)
+    if point:
+        result["operating_point"] = point
+        loaded.context = replace(loaded.context, facts={**plain, "operating_point": point})
     if test:
         rows, predictions, refs = _predicted(loaded, prepared.test)
         result["test"] = {

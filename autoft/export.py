@@ -108,12 +108,19 @@ def measure_final(
     yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
     if yardstick is not None and yardstick.folder:
         final.validation["default"] = yardstick.validation
-        if yardstick is chosen and not final.operating_point:
+        if yardstick is chosen:
             # The very files that were just measured; writing texts for the test rows again may take minutes.
             final.test["default"], final.costs["default"] = final.test["best"], final.costs["best"]
         else:
             folder = str(run.inside(yardstick.folder))
-            request = {**common, "kind": "model", "folder": folder, "validation": False, "test": True}
+            # It decides as the chosen one did, as on a threshold: else that would be part of the difference.
+            request = {
+                **common,
+                "kind": "model",
+                "folder": folder,
+                "validation": bool(final.operating_point),
+                "test": True,
+            }
             figures = _fresh(run, plan, "default", request, note)
             final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
             _keep_train_memory(final.costs["default"], yardstick)

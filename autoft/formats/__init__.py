@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoft.artifact import ENSEMBLE, MANIFEST, check_links, load, read_manifest
+from autoft.artifact import ENSEMBLE, MANIFEST, LoadedModel, check_links, load, read_manifest
 from autoft.card import write_settings
-from autoft.contracts import Exporter, PostTrainingQuantizer
+from autoft.contracts import Exporter, PostTrainingQuantizer, Task
+from autoft.data.prepared import open_data
 from autoft.errors import ExportMismatch, ModelError, PluginError, RunFolderError, unknown_name
+from autoft.evaluation import judged
 from autoft.formats.agreement import Agreement, compare, shown_rows
 from autoft.formats.base import Format, Origin, Tolerance, is_generative
 from autoft.formats.graphs import OnnxFormat, OnnxHalf, OnnxInteger, OpenVino
@@ -230,7 +232,27 @@ def _loaded(
     loaded = load(folder, catalog=catalog, device="cpu")
     if loaded.manifest.task not in catalog.tasks:
         raise PluginError(f"{folder}: needs the task {loaded.manifest.task}")
-    return Origin(folder, loaded, catalog, variant, trial, run, record)
+    return Origin(folder, _decided(loaded, trial, record), catalog, variant, trial, run, record)
+
+
+def _decided(loaded: LoadedModel, trial: int | None, record: RunRecord | None) -> LoadedModel:
+    """Return the model with its operating point, which only the chosen model's files hold: a trial's are from before."""
+    if record is None or "operating_point" in loaded.manifest.facts:
+        return loaded
+    task, final = loaded.task, record.final
+    if type(task).operating_point is Task.operating_point or (final is not None and not final.operating_point):
+        return loaded
+    if final is not None and record.selection is not None and record.selection.trial == trial:
+        point = final.operating_point
+    else:
+        rows = open_data(RunDir(record.path).data).validation[:]
+        predictions = judged(task, loaded.model, rows, loaded.context)
+        point = task.operating_point(rows, predictions, loaded.context)
+    if not point:
+        return loaded
+    facts = {**loaded.manifest.facts, "operating_point": point}
+    context = replace(loaded.context, facts={**loaded.context.facts, "operating_point": point})
+    return replace(loaded, manifest=loaded.manifest.model_copy(update={"facts": facts}), context=context)
 
 
 def _run_around(folder: Path) -> RunRecord | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,21 +88,29 @@ def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path
         assert said == expected
     else:
         assert len(said) == len(expected)
+    if task in {"token-classification", "question-answering"}:
+        assert "autoft reads longer ones in\nwindows" in (done.path / "README.md").read_text(encoding="utf-8")
 
 
-def exported(tmp_path):
-    """A model of medical questions, which are pairs of texts in columns of their own."""
+def exported(tmp_path, **facts):
+    """A model of medical questions, which are pairs of texts in columns of their own, with further facts."""
     catalog = load_plugins()
     bench = Workbench(catalog.task("medical-qa-yes-no"), catalog)
-    save_artifact(
-        tmp_path / "model", bench.load_model(), bench.target, writer=None, variant="none", objective="accuracy"
-    )
+    target = replace(bench.target, context=replace(bench.context, facts={**bench.context.facts, **facts}))
+    save_artifact(tmp_path / "model", bench.load_model(), target, writer=None, variant="none", objective="accuracy")
     return autoft.export(tmp_path / "model", "safetensors", output=tmp_path / "out")
 
 
 def test_pairs_in_columns_of_their_own_are_exported(tmp_path):
     done = exported(tmp_path)
     assert (done.agreement.rows, done.agreement.agreement) == (6, 1.0)
+
+
+def test_what_was_decided_on_validation_goes_with_an_exported_model(tmp_path):
+    point = {"temperature": 2.0, "threshold": 0.75, "coverage": 0.5, "risk": 0.1, "risk_of_all": 0.2}
+    done = exported(tmp_path, operating_point=point)
+    assert json.loads((done.path / "preprocessing.json").read_text())["operating_point"] == point
+    assert "This code answers every question" in (done.path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_all_tasks_and_formats():

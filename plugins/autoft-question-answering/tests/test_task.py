@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from autoft.contracts import MarkedText, Matrix, ModelSource, Table
 from autoft.errors import ModelError
+from autoft.evaluation import measure_folder
 
 FAMILIES = ["bert", "distilbert", "roberta", "deberta-v2", "longformer"]
 LETTER = "Anna wrote the letter in 1903, in a small town called Brig. It was found by Carl Meier under a floor in 1998."
@@ -441,6 +442,28 @@ def test_a_search_ends_with_models_that_answer_and_a_report_that_shows_it(folder
     threshold = run.best.context.facts["operating_point"]["no_answer_threshold"]
     (found,) = run.best.predict([{"question": "Who wrote the letter?", "context": lines[0]["context"]}])
     assert (found["answer"] == "") == (found["no_answer"] > threshold)
+    # Exports are made from the trial's files, which are from before the threshold was decided.
+    for model in (run.path, run.path / "trials/0000/variants/none"):
+        exported = api.export(model, "safetensors", output=tmp_path / "exported").path
+        assert json.loads((exported / "preprocessing.json").read_text())["no_answer_threshold"] == threshold
+        assert api.load(exported).context.facts["operating_point"]["no_answer_threshold"] == threshold
+    final = run.record.final
+    # The chosen one is the default itself, and so decided too.
+    assert (final.test["default"], final.costs["default"]) == (final.test["best"], final.costs["best"])
+    again = measure_folder(
+        *(run.path / "best", run.path / "data"),
+        validation=True,
+        test=True,
+        costs=False,
+        batch_size=1,
+        length=None,
+        device="cpu",
+        threads=1,
+    )
+    assert again["validation"] == pytest.approx(final.validation["best"])
+    assert {name: one["value"] for name, one in again["test"].items()} == pytest.approx(
+        {name: one.value for name, one in final.test["best"].items()}
+    )
     page = run.report.read_text(encoding="utf-8")
     for shown in ("Figures by question word", "Figures by length", "Answers in their contexts", "span nearest"):
         assert shown in page
