@@ -224,8 +224,13 @@ def load_network(kind: str, source: ModelSource, context: TaskContext, **setting
         for name, value in settings.items():
             setattr(config, name, value)
         set_dropout(config, context.params.get("train.dropout"))
-        if config.pad_token_id is None and context.processor is not None:
-            config.pad_token_id = context.processor.pad_token_id
+        tokenizer = context.processor
+        if tokenizer is not None:
+            # Classification over a decoder reads the last token that is not this one. The padding token of a checkpoint
+            # whose tokenizer has none, and so pads with its end token, pads nothing.
+            pads_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
+            if config.pad_token_id is None or pads_with_end:
+                config.pad_token_id = tokenizer.pad_token_id
         model: torch.nn.Module = getattr(transformers, kind).from_pretrained(
             source.path,
             config=config,

@@ -117,6 +117,24 @@ def test_a_network_gets_its_head_its_dropout_and_32_bits(tmp_path):
     assert load_network("AutoModelForSequenceClassification", halved, context, num_labels=3).dtype == torch.bfloat16
 
 
+def test_a_decoder_classifies_a_text_as_it_does_beside_a_longer_one(tmp_path):
+    import torch
+
+    folder = write_tiny_model("decoder", tmp_path / "llama", ["two words and more"])
+    config = json.loads((folder / "config.json").read_text())
+    # As of checkpoints that name a padding token which their tokenizer does not know.
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 0}))
+    source = ModelSource(name="m", path=str(folder))
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.pad_token_id != 0
+    context = TaskContext(facts={}, options={}, params={}, max_length=16, processor=tokenizer)
+    model = load_network("AutoModelForSequenceClassification", source, context, num_labels=3).eval()
+    with torch.inference_mode():
+        alone = model(**tokenizer(["two"], return_tensors="pt")).logits
+        beside = model(**tokenizer(["two", "two words and more"], padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(beside[:1], alone)
+
+
 def test_converted_models_that_nobody_asked_for_in_a_month_are_deleted(tmp_path):
     from autoft import gguf
 
