@@ -35,6 +35,8 @@ class QualityMetric(ABC):
     """Tasks that it is a metric of although their cards do not name it, as those of other plugins."""
     uses: ClassVar[Literal["predictions", "targets"]] = "predictions"
     """``targets``: it reads only what :meth:`~autoft.contracts.Task.score_targets` says, as perplexity does."""
+    per_token: ClassVar[bool] = False
+    """It counts the tokens of a model's own tokenizer: models with different ones cannot be compared by it."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext) -> float:

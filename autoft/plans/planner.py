@@ -144,7 +144,7 @@ class _Planner:
         regularizers = self.regularizers(targets)
         unsuited = self.unsuited(pipelines, regularizers)
         space, origins = self.space(models, pipelines, augmenters, regularizers)
-        objectives = self.objectives()
+        objectives = self.objectives(models)
         # Folds are the instances that the Wilcoxon test compares; without them trials are compared at their rungs.
         single = "wilcoxon" if search.folds > 1 else "halving"
         early_stopping = search.early_stopping or (single if len(objectives) == 1 else "none")
@@ -891,7 +891,7 @@ class _Planner:
             names.update({f"{strategy.name}.{parameter}": strategy.name for parameter in strategy.space})
         return names
 
-    def objectives(self) -> list[str]:
+    def objectives(self, models: Sequence[ModelPlan]) -> list[str]:
         quality = self.quality()
         if not quality:
             self.fault(
@@ -899,6 +899,17 @@ class _Planner:
             )
             return [""]
         given = self.recipe.search.objectives or [quality[0]]
+        metrics = self.catalog.metrics_of(self.task)
+        kinds = {(model.config.get("model_type"), model.config.get("vocab_size")) for model in models}
+        if len(kinds) > 1 and given[0] in metrics and metrics[given[0]].per_token:
+            self.warnings.append(
+                f"{given[0]} counts the tokens of each model's own tokenizer, and models with different ones cannot be "
+                "compared by it"
+            )
+            like = [name for name, one in metrics.items() if one.uses == metrics[given[0]].uses and not one.per_token]
+            if like and not self.recipe.search.objectives:
+                given = like[:1]
+                self.warnings[-1] += f"; the objective is {given[0]} instead (search.objectives says otherwise)"
         columns = {column: metric for metric in self.catalog.cost_metrics.values() for column in metric.columns}
         for name in given:
             if name in columns:

@@ -157,6 +157,20 @@ def test_fewer_rows_are_judged_at_a_checkpoint_where_texts_are_written(catalog, 
     assert plan.rows_of_validation(100) == min(100, rows or 100)
 
 
+def test_models_with_other_tokenizers_are_not_compared_by_figures_per_token(catalog, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 1}))
+    models = [str(tiny_model), str(other)]
+    plan = planned(catalog, tiny_model, task="generation", model=models)
+    assert plan.objective == "bits_per_byte"
+    assert any("perplexity counts the tokens" in warning for warning in plan.warnings)
+    plan = planned(catalog, tiny_model, task="generation", model=models, search={"objectives": "perplexity"})
+    assert plan.objective == "perplexity"
+    assert any("perplexity counts the tokens" in warning for warning in plan.warnings)
+    assert planned(catalog, tiny_model, task="generation").objective == "perplexity"
+
+
 def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, tiny_model):
     text = faults(
         catalog,

@@ -30,6 +30,7 @@ class Perplexity(QualityMetric):
 
     higher_is_better = False
     uses = "targets"
+    per_token = True
 
     def __init__(self, name: str = "perplexity") -> None:
         self.name = name

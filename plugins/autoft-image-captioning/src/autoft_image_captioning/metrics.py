@@ -191,6 +191,7 @@ class CaptionPerplexity(QualityMetric):
     summary = "perplexity of the first reference, over the model's own tokens"
     higher_is_better: ClassVar[bool] = False
     uses: ClassVar[Literal["predictions", "targets"]] = "targets"
+    per_token: ClassVar[bool] = True
 
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext) -> float:
         """Return the perplexity over all tokens; NaN where targets were not scored."""
