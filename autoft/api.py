@@ -744,7 +744,7 @@ def pick(
         raise RecipeError([*faults, *unknown], source="limits")
     with folder.lock():
         results = folder.results()
-        selection = _selected(plan.model_copy(update={"budget": [*plan.budget, *further]}), results, quality)
+        selection = select(plan.model_copy(update={"budget": [*plan.budget, *further]}), results, quality)
         slug = Path(variant_folder(selection.trial, selection.variant)).name
         target = Path(output).absolute() if output else folder.path / "picks" / f"{selection.trial:04d}-{slug}"
         if target.exists() and not (target / MANIFEST).is_file():
@@ -797,22 +797,6 @@ def push(model: str | Path, repo: str, *, public: bool = False) -> str:
         HubError: the name, the token or the hub is at fault.
     """
     return push_folder(model, repo, public=public)
-
-
-def _selected(plan: Plan, results: Sequence[TrialResult], quality: float | None) -> Selection:
-    """Return what is chosen within the plan's limits, the cheapest that is good enough where that is given."""
-    chosen = select(plan, results)
-    if quality is None:
-        return chosen
-    sign = 1 if plan.higher_is_better else -1
-    single = select(plan.model_copy(update={"tolerance": 0.0}), results)
-    best = next(c.objective for c in single.candidates if (c.trial, c.variant) == (single.trial, single.variant))
-    if sign * best < sign * quality:
-        raise NothingFeasible(
-            f"the best {plan.objective} within these limits is {best:.4f}, and {quality:g} was asked for"
-        )
-    slack = sign * (best - quality) / max(1.0, abs(best))
-    return select(plan.model_copy(update={"tolerance": slack}), results)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
-def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
+def select(plan: Plan, results: Sequence[TrialResult], quality: float | None = None) -> Selection:
     """Choose what is shipped.
 
     Among the feasible variants whose objective is within ``tolerance`` of the best (its share, for a best above 1), the
@@ -108,14 +108,25 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     default. With several folds the means over them are compared, among the trials that were validated on the most. Where the trial so chosen was trained with further seeds, means decide, among the trials that have them;
     a trial that a later call found has to be trained with further seeds itself before it is compared by them.
 
+    Args:
+        plan: with objective, budget and tolerance.
+        results: of all trials.
+        quality: takes the place of the tolerance: the cheapest whose objective is at least as good as this is taken, and the
+            mean over its seeds, too.
+
     Raises:
-        NothingFeasible: no scored variant fits the budget.
+        NothingFeasible: no scored variant fits the budget, or is as good as asked.
     """
     everything = candidates(plan, results)
     weights = {(r.number, v.name) for r in results for v in r.variants if v.folder}
     feasible = _comparable([c for c in everything if not c.violations and (c.trial, c.variant) in weights])
     if not feasible:
         raise NothingFeasible(_nothing(plan, everything, results))
+    if quality is not None:
+        chosen, why = _choice(plan, _as_good(plan, feasible, quality), quality)
+        return Selection(
+            trial=chosen.trial, variant=chosen.variant, objective=plan.objective, reason=why, candidates=everything
+        )
     # Means and single figures are not compared: the best of many single figures is partly luck.
     single = [c if len(c.folds) > 1 else c.model_copy(update={"objective": c.seeds[0]}) for c in feasible]
     chosen, why = _choice(plan, single)
@@ -127,12 +138,29 @@ def select(plan: Plan, results: Sequence[TrialResult]) -> Selection:
     )
 
 
-def _choice(plan: Plan, pool: Sequence[Candidate]) -> tuple[Candidate, str]:
+def _as_good(plan: Plan, pool: Sequence[Candidate], quality: float) -> list[Candidate]:
+    """Return those that reach a quality, by the figure of the very model and by the mean over its seeds.
+
+    Raises:
+        NothingFeasible: none does.
+    """
+    sign = 1 if plan.higher_is_better else -1
+    # Over several folds only the mean is compared.
+    reached = [min(sign * v for v in ([c.objective] if len(c.folds) > 1 else [c.objective, c.seeds[0]])) for c in pool]
+    good = [c for c, value in zip(pool, reached, strict=True) if value >= sign * quality - 1e-9]
+    if not good:
+        raise NothingFeasible(
+            f"the best {plan.objective} within these limits is {sign * max(reached):.4f}, and {quality:g} was asked for"
+        )
+    return good
+
+
+def _choice(plan: Plan, pool: Sequence[Candidate], quality: float | None = None) -> tuple[Candidate, str]:
     """Return the cheapest of those that are about as good as the best of the pool, and why it is the one."""
     sign = 1 if plan.higher_is_better else -1
     best = max(sign * c.objective for c in pool)
     # Means of shares are rarely exact: what is one rounding error outside is inside.
-    slack = plan.tolerance * max(1.0, abs(best))
+    slack = plan.tolerance * max(1.0, abs(best)) if quality is None else best - sign * quality
     near = [c for c in pool if sign * c.objective >= best - slack - 1e-9]
     cheapest = min(near, key=_cost)
     equal = [c for c in near if _cost(c) <= _cost(cheapest) * _noise(c, cheapest)]

@@ -148,6 +148,28 @@ def test_the_default_can_still_be_shipped_when_seeds_show_that_what_beat_it_was_
     assert chosen(plan, *results) == (0, "int8")
 
 
+def test_of_those_as_good_as_asked_the_cheapest_is_taken_be_they_trained_with_further_seeds_or_not():
+    results = [
+        trial(0, ("none", 0.80, 90, 10), kind="default"),
+        trial(1, ("none", 0.88, 90, 10)),
+        trial(2, ("none", 0.92, 90, 10), kind="seed", parent=1, seed=1),
+        trial(3, ("none", 0.84, 9, 1)),
+        trial(4, ("none", 0.91, 9, 1)),
+        trial(5, ("none", 0.75, 9, 1), kind="seed", parent=4, seed=1),
+    ]
+
+    def asked(quality):
+        selection = select(make_plan(), results, quality)
+        return selection.trial
+
+    assert asked(0.84) == 3
+    # The mean of trial 4, which was lucky, is .83.
+    assert asked(0.845) == 1
+    # The mean of trial 1 is .90, and the model itself is not as good.
+    with pytest.raises(NothingFeasible, match=r"the best accuracy within these limits is 0\.8800, and 0\.89 was asked"):
+        asked(0.89)
+
+
 def test_means_over_folds_decide_and_the_model_of_the_first_fold_is_shipped():
     lucky, steady = trial(0, ("none", 0.90, 90, 10)), trial(1, ("none", 0.85, 90, 10))
     results = [
