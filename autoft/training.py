@@ -442,7 +442,8 @@ def train(
                         with accelerator.autocast():
                             given = {k: v.to(accelerator.device) for k, v in next(further[i]).items()}
                             other = one.task.loss(one.model, given, one.context)
-                        accelerator.backward(one.weight * other)
+                        # It divides by the batches of a step, of which this is the only one.
+                        accelerator.backward(accumulation * one.weight * other)
                         torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)

@@ -363,6 +363,20 @@ def test_an_auxiliary_task_over_the_same_weights_moves_them(tmp_path):
     assert not np.allclose(weights(together), weights(alone), rtol=1e-2)
 
 
+def test_accumulation_leaves_the_steps_of_an_auxiliary_task_as_they_are(tmp_path):
+    # Of plain gradients, whose size decides the step.
+    settings = {"train.optimizer": "sgd", "train.epochs": 1, "train.max_grad_norm": 1e9}
+    others = []
+    for accumulation in (1, 2):
+        other = line()
+        further = along(other, points(20, seed=1), 1.0, tmp_path / str(accumulation))
+        rows = points(4 * accumulation)
+        fit(line(), rows, auxiliary=[further], **settings, **{"train.gradient_accumulation": accumulation})
+        others.append(weights(other))
+    assert not np.allclose(others[0], weights(line()), rtol=1e-2)
+    np.testing.assert_allclose(others[1], others[0], rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------- optimisers, losses and regularizers
 
 
