@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from autoft.artifact import save_artifact
+from autoft.artifact import load, read_manifest, save_artifact
 from autoft.checkpoints import Checkpoints, plain
 from autoft.contracts import (
     Adapter,
@@ -151,14 +151,19 @@ class Workplace:
 
     def trained(self, result: TrialResult, context: TaskContext) -> torch.nn.Module:
         """Return the model of a trial as it was trained and merged, from its files."""
+        folder, trusted = self.kept(result), self.plan.trust_remote_code
+        if read_manifest(folder).format != "transformers":
+            # What its adapter keeps beside the base is a part of it.
+            whole = load(folder, catalog=self.catalog, device=context.device, trust_remote_code=trusted)
+            return cast("torch.nn.Module", whole.model)
+        source = ModelSource(name=result.config.model, path=str(folder), trust_remote_code=trusted)
+        return self.task.load_model(source, context).to(context.device).eval()
+
+    def kept(self, result: TrialResult) -> Path:
+        """Return the folder of a trial's uncompressed files."""
         folder = next(variant.folder for variant in result.variants if variant.name == "none")
         assert folder is not None
-        source = ModelSource(
-            name=result.config.model,
-            path=str(self.run.inside(folder)),
-            trust_remote_code=self.plan.trust_remote_code,
-        )
-        return self.task.load_model(source, context).to(context.device).eval()
+        return self.run.inside(folder)
 
     @cached_property
     def activations(self) -> ActivationStore:
@@ -1031,7 +1036,8 @@ class _Recovery:
         found = [Teacher("", self.teacher, self.taught.context)]
         for number in self.trial.config.members[1:count]:
             config = known[number].config
-            context = place.target(config.model, config.params, config.seed).context
+            reserved = read_manifest(place.kept(known[number])).reserved
+            context = place.target(config.model, config.params, config.seed, reserved).context
             found.append(Teacher(f"trial {number}", place.trained(known[number], context), context))
         return found
 

@@ -10,16 +10,21 @@ import torch
 from autoft.artifact import load as load_artifact
 from autoft.artifact import save_artifact
 from autoft.contracts import Adapter
+from autoft.data.prepared import PreparedData
+from autoft.data.rows import Split
 from autoft.errors import ModelError
 from autoft.hardware import Hardware
+from autoft.plans.plan import Plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import load_plugins
 from autoft.recipe import Recipe
+from autoft.rundir import RunDir, TrialConfig, TrialResult, VariantResult
 from autoft.strategies.virtual_tokens import FOLDER, PrefixTuning, PromptTuning, PTuning
 from autoft.testing.probe import Praise
 from autoft.testing.strategies import Pipeline, defaults, merges_and_loads
 from autoft.testing.workbench import Workbench
+from autoft.trial import Workplace
 
 KINDS = [PromptTuning, PTuning, PrefixTuning]
 IN_FRONT = [PromptTuning, PTuning]
@@ -184,6 +189,16 @@ def test_the_artifact_says_who_wrote_it_and_how_many_positions_are_taken():
     assert (loaded.manifest.format, loaded.context.reserved) == ("prompt-tuning", 5)
     said, expected = loaded.predict(bench.inputs), bench.judge(model)
     assert [one["label"] for one in said] == [one["label"] for one in expected]
+    assert [one["score"] for one in said] == pytest.approx([one["score"] for one in expected])
+    # As the teacher that a run takes from there.
+    plan = Plan.model_construct(trust_remote_code=False)
+    place = Workplace(
+        RunDir(folder.parent), plan, bench.catalog, bench.task, PreparedData(*[Split.from_rows([])] * 3, "", {}, {})
+    )
+    config = TrialConfig(number=0, kind="search", model="tiny", pipeline="prompt-tuning", params={}, seed=0)
+    variant = VariantResult(name="none", state="complete", folder=folder.name)
+    trial = TrialResult(number=0, state="complete", config=config, variants=[variant])
+    said = bench.judge(place.trained(trial, bench.context))
     assert [one["score"] for one in said] == pytest.approx([one["score"] for one in expected])
 
 
