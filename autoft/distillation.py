@@ -22,6 +22,7 @@ from autoft.plans.targets import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model
 from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 from autoft.strategies.head_only import find_head
+from autoft.strategies.passes import encodes_and_decodes
 from autoft.training import Progress, TrainOutcome, train
 
 if TYPE_CHECKING:
@@ -301,8 +302,10 @@ class _Lesson:
         if not taught:
             return own
         loss = (1 - self.teaching) * own
+        # What a decoder writes may be as long as what the encoder reads; only its labels tell where it is padded.
+        written = {"labels": given["labels"]} if encodes_and_decodes(model) and "labels" in given else given
         for name, logits in self.said.logits.items():
-            loss = loss + self.teaching * distillation_loss(logits, taught[name], _mask(name, logits, given))
+            loss = loss + self.teaching * distillation_loss(logits, taught[name], _mask(name, logits, written))
         mask = given.get("attention_mask")
         first = self.teachers[0].said
         for mine, theirs in zip(self.said.names, first.names, strict=True):

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from autoft.artifact import save_artifact
-from autoft.distillation import ROW, _Asked, _Lesson, _watched, alike, named_teacher
+from autoft.distillation import ROW, _Asked, _Lesson, _watched, alike, distillation_loss, named_teacher
 from autoft.errors import ModelError
 from autoft.pretrained import dense_folder, trained_model
 from autoft.rundir import RunDir, TrialResult, read_run
@@ -251,6 +251,26 @@ def test_models_read_alike_where_all_but_the_labels_is_the_same():
     # Beyond the rows that are looked at, lengths still tell.
     many = [[1]] * 100
     assert not alike(features(many), features([*many[:99], [1, 2]]))
+
+
+def test_a_decoder_is_taught_where_it_writes_though_it_writes_as_much_as_is_read(catalog):
+    bench = Workbench(catalog.task("translation"), catalog)
+    student, teacher = bench.load_model().eval(), bench.load_model().eval()
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    features = bench.task.encode(bench.rows, bench.context)
+    batch = bench.task.collate(features, bench.context)
+    length = max(batch[name].shape[1] for name in ("attention_mask", "labels"))
+    for name, filler in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        batch[name] = torch.nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=filler)
+    batch["labels"][0, 3:] = -100
+    lesson = _Lesson(bench.task, 1.0, {}, True)
+    with _watched(student, []) as lesson.said, _watched(teacher, []) as taught, torch.no_grad():
+        lesson.teachers.append(_Asked(teacher, taught, None))
+        found = lesson.loss(student, {**batch, ROW: torch.arange(len(features))}, bench.context)
+        said = lesson.said.logits["logits"], taught.logits["logits"]
+    assert float(found) == pytest.approx(float(distillation_loss(*said, batch["labels"] != -100)))
 
 
 def test_words_of_tokens_that_the_student_does_not_read_are_no_lesson(catalog):
