@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_what_was_decided_on_validation_goes_with_an_exported_model(tmp_path):
     done = exported(tmp_path, operating_point=point)
     assert json.loads((done.path / "preprocessing.json").read_text())["operating_point"] == point
     assert "This code answers every question" in (done.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_card_reads_the_end_of_a_prompt_that_is_too_long(trained, without, tmp_path):
+    model = Path(shutil.copytree(trained("generation", KINDS["generation"]), tmp_path / "model"))
+    manifest = json.loads((model / "autoft.json").read_text())
+    (model / "autoft.json").write_text(json.dumps({**manifest, "max_length": 4}))
+    done = autoft.export(model, "safetensors", output=tmp_path / "out")
+    first, last = (row["prompt"] for row in load_plugins().task("generation").demo_rows()[:2])
+    (ready, *_) = json.loads((done.path / "preprocessing.json").read_text())["example_texts"]
+    said = [answer["text"] for answer in autoft.load(model).predict([{"prompt": f"{first} {last}"}, {"prompt": first}])]
+    assert said[0] != said[1]
+    assert without.answers(done.path, [ready.replace(first, f"{first} {last}")]) == said[:1]
 
 
 def test_the_page_has_all_tasks_and_formats():

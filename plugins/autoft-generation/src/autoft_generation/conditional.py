@@ -415,6 +415,8 @@ class ConditionalGeneration(Task):
             ready = [prefix + self._source(row, i, context) for i, row in enumerate(rows, 1)]
         return {
             "max_length": room,
+            # A prompt that is too long loses its beginning.
+            "truncation_side": "left" if self._causal(context) else context.processor.source.truncation_side,
             "prefix": prefix,
             "generation": {name: value for name, value in settings.items() if name in kept and value is not None},
             "example_texts": ready,
