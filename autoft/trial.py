@@ -421,6 +421,7 @@ def write_variant(
     after_step: Callable[[str, Callable[[Path], None]], None] | None = None,
     begun: Begun | None = None,
     adapter: Adapter | None = None,
+    fold: int = 0,
 ) -> None:
     """Compress a trained model as a variant says, and write its files into the folder.
 
@@ -434,6 +435,7 @@ def write_variant(
             what the model is then.
         begun: where chains begin alike, what they have in common is taken from there, and put there.
         adapter: what trained the model; it writes the files of what it does not merge.
+        fold: whose training rows calibrate; those of another one hold its validation rows.
     """
     model: Any = dense
     writer: Compressor | Adapter | None = None if adapter is None or adapter.merges else adapter
@@ -449,7 +451,7 @@ def write_variant(
             model, known = begun.made[beginning]
             target = replace(known, recover=target.recover)
         else:
-            rows = place.data.train[: compressor.calibration_rows]
+            rows = place.splits(fold).train[: compressor.calibration_rows]
             target = replace(target, weight_format=format_behind(chain[number:]))
             with place.quiet.working():
                 model, target = compressor.transform(model, target, rows, step.params)
@@ -961,6 +963,7 @@ class Trial:
                 measure_step if variant.trains else None,
                 self.begun,
                 self.adapter,
+                self.config.fold,
             )
             self.result.seconds["compress"] = self.result.seconds.get("compress", 0.0) + time.monotonic() - begin
             measuring = time.monotonic()

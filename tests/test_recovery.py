@@ -15,8 +15,13 @@ import yaml
 
 import autoft
 from autoft.artifact import load
+from autoft.contracts import PostTrainingQuantizer
+from autoft.data.prepared import PreparedData
+from autoft.data.rows import Split
+from autoft.plans.plan import Plan, StepPlan, VariantPlan
 from autoft.rundir import RunDir, read_run
-from autoft.trial import Callbacks, Workplace, compress_further
+from autoft.testing.workbench import Workbench
+from autoft.trial import Callbacks, Workplace, compress_further, write_variant
 
 CHAIN = "layer-pruning+vocabulary-pruning"
 
@@ -53,6 +58,30 @@ def run(tmp_path_factory, tiny_model, reviews):
     folder, said = search(tmp_path_factory.mktemp("recovered"), tiny_model, reviews)
     (folder.parent / "said.txt").write_text(said)
     return folder
+
+
+class Looks(PostTrainingQuantizer):
+    name = "looks"
+    summary = "keeps what it is calibrated with"
+
+    def apply(self, model, target, rows, params):
+        self.rows = list(rows)
+        return model
+
+
+def test_compressions_of_a_further_fold_are_calibrated_with_its_training_rows(catalog, tmp_path):
+    looks = Looks()
+    bench = Workbench(catalog.task("text-classification"), catalog, strategies=[looks])
+    rows = bench.rows
+    first, second = (
+        PreparedData(Split.from_rows(train), Split.from_rows(held), Split.from_rows([]), "", {}, {})
+        for train, held in ((rows[2:], rows[:2]), (rows[:2], rows[2:]))
+    )
+    plan = Plan.model_construct(objective="accuracy", workers=1)
+    place = Workplace(RunDir(tmp_path), plan, bench.catalog, bench.task, first, folds={1: second})
+    variant = VariantPlan(name="looks", chain=[StepPlan(strategy="looks")])
+    write_variant(place, bench.load_model(), bench.target, variant, tmp_path / "model", fold=1)
+    assert looks.rows == rows[:2]
 
 
 def further(run: Path):
