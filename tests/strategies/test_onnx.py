@@ -20,7 +20,7 @@ from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.pretrained import DROPOUTS
 from autoft.strategies.layer_pruning import FfnPruning
-from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _digests, _key, graph_of
+from autoft.strategies.onnx import GRAPH, Onnx, OnnxInt8, OnnxModel, _answers_alike, _digests, _key, graph_of
 
 MODELS = ["bert", "distilbert", "roberta", "gpt2"]
 
@@ -289,6 +289,16 @@ def test_a_graph_that_answers_otherwise_is_refused(make_checkpoint, make_target,
     model.classifier = noisy
     with pytest.raises(ModelError, match="does not answer as the model does"):
         Onnx().apply(model, target, [], {})
+
+
+def test_a_graph_whose_answers_are_no_numbers_does_not_answer_alike(traced, load, task):
+    target = traced("bert")
+    model = load(target)
+    graph = graph_of(model, target)
+    assert _answers_alike(graph, model, task.export_inputs(target.context))
+    with torch.no_grad():
+        model.classifier.bias.fill_(torch.nan)
+    assert not _answers_alike(graph, model, task.export_inputs(target.context))
 
 
 def test_absent_token_types_are_zeros_and_unknown_inputs_are_left_out(
