@@ -733,8 +733,9 @@ class _Plateau:
         self.best: float | None = None
 
     def step(self, value: float) -> None:
-        improved = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
-        if improved:
+        best = self.best
+        # A metric that was not defined is improved upon by any figure.
+        if best is None or math.isnan(best) or (value > best if self.higher_is_better else value < best):
             self.best = value
         else:
             # LambdaLR multiplies its base rates, so these are what has to fall.

@@ -272,13 +272,21 @@ def test_a_loss_that_is_no_number_is_told_with_the_rate():
         fit(line(), rows)
 
 
-def test_the_rate_halves_when_validation_stalls():
-    script = iter([0.5, 0.6, 0.4, 0.4])
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ([0.5, 0.6, 0.4, 0.4], [0.05, 0.05, 0.025, 0.025]),
+        # A metric that is not defined yet is nothing to stall at.
+        ([math.nan, 0.5, 0.4, 0.3], [0.05, 0.05, 0.05, 0.05]),
+    ],
+)
+def test_the_rate_halves_when_validation_stalls(figures, expected):
+    script = iter(figures)
     outcome = fit(
         line(), points(), lambda model: {"error": next(script)}, **{"train.epochs": 4, "train.schedule": "plateau"}
     )
     rates = [point.learning_rate for point in outcome.curve]
-    assert rates == pytest.approx([0.05, 0.05, 0.025, 0.025])
+    assert rates == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------------- auxiliary tasks
