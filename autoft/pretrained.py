@@ -225,7 +225,7 @@ def load_network(kind: str, source: ModelSource, context: TaskContext, **setting
             setattr(config, name, value)
         set_dropout(config, context.params.get("train.dropout"))
         tokenizer = context.processor
-        if tokenizer is not None:
+        if tokenizer is not None and tokenizer.pad_token_id is not None:
             # Classification over a decoder reads the last token that is not this one. The padding token of a checkpoint
             # whose tokenizer has none, and so pads with its end token, pads nothing.
             pads_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
