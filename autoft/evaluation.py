@@ -25,7 +25,7 @@ from autoft.contracts import Baseline, CostMetric, Prediction, QualityMetric, Ro
 from autoft.data.prepared import open_data
 from autoft.data.rows import Split
 from autoft.fork_server import CAN_FORK, ForkServer
-from autoft.hardware import MAPPED, peak_resident_bytes
+from autoft.hardware import MAPPED, OtherLoad, peak_resident_bytes
 from autoft.measures import Latency
 from autoft.plans.plan import read_plan
 from autoft.plans.targets import plan_target
@@ -254,7 +254,7 @@ def measure_folder(
         seed: of the bootstrap.
 
     Returns:
-        ``{"costs": {...}, "length": tokens, "validation": {...}, "predictions": [...], "references": [...],
+        ``{"costs": {...}, "other_load": share of the processors that others took, "length": tokens, "validation": {...}, "predictions": [...], "references": [...],
         "operating_point": {...}, "test": {...}, "details": [...], "slices": [...], "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
@@ -269,7 +269,9 @@ def measure_folder(
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)
         wanted = wanted_costs(catalog, asked, tested=test or decide)
         with Quiet(quiet).measuring():
+            load_of_others = OtherLoad()
             result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
+            result["other_load"] = load_of_others.share
         if scales:
             result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded.folder, catalog)))
         result["length"] = tokens

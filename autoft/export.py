@@ -14,6 +14,7 @@ from autoft.bill import models_behind, write_bill
 from autoft.card import front_matter, library_licenses, license_of, templates, usage, write_settings
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
+from autoft.hardware import OtherLoad
 from autoft.pace import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.plans.plan import Plan
 from autoft.plugins import Catalog
@@ -202,6 +203,11 @@ def _measured_again(
     final = Final()
     final.validation["best"], final.costs["best"] = again["validation"], again["costs"]
     final.operating_point = again.get("operating_point", {})
+    if again["other_load"] >= OtherLoad.BUSY:
+        final.notes.append(
+            f"Other processes took {again['other_load']:.0%} of the processors while the chosen model was measured: its latency is higher "
+            "than on a quiet machine."
+        )
     final.costs["best"]["request_length"] = float(again["length"])
     _keep_train_memory(final.costs["best"], chosen)
     return final, again

@@ -225,3 +225,32 @@ def _torch_for_cpu() -> bool:
         return importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+class OtherLoad:
+    """What other processes take of the processors from now on: a latency that is measured meanwhile is too high.
+
+    Those of other containers on the machine, and what its host gives to others ("steal"), are among it.
+    """
+
+    BUSY = 0.2
+    """From this share on it is told."""
+
+    def __init__(self) -> None:
+        self._busy, self._all, self._own = self._times()
+
+    @staticmethod
+    def _times() -> tuple[float, float, float]:
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        # What guests take is counted as the user's, too.
+        found = {name: value for name, value in times._asdict().items() if not name.startswith("guest")}
+        every = sum(found.values())
+        return every - found["idle"] - found.get("iowait", 0.0), every, own.user + own.system
+
+    @property
+    def share(self) -> float:
+        """Of all processors together, from 0 to 1."""
+        busy, every, own = (
+            now - then for now, then in zip(self._times(), (self._busy, self._all, self._own), strict=True)
+        )
+        return min(1.0, max(0.0, (busy - own) / every)) if every > 0 else 0.0

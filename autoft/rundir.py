@@ -228,6 +228,8 @@ class VariantResult(_Record):
     validation: dict[str, float] = {}
     costs: dict[str, float] = {}
     """By column: ``model_size_bytes``, ``latency_p50_ms``, ``latency_p95_ms``, ``inference_memory_bytes`` ..."""
+    other_load: Figure = 0.0
+    """Share of the processors that other processes took while that was measured."""
     violations: dict[str, float] = {}
     """By budget key, how far over the limit: measured / limit - 1; only those above 0."""
     folder: str | None = None

@@ -26,6 +26,7 @@ from autoft.exchange import Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
 from autoft.follow_ups import FollowUps
+from autoft.hardware import OtherLoad
 from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import violations
@@ -951,6 +952,11 @@ class Search:
         self.trials.add(result)
         self.pace.learn(result)
         self._tell(result)
+        if any(variant.other_load >= OtherLoad.BUSY for variant in result.variants):
+            self._say_once(
+                f"Other processes took more than {OtherLoad.BUSY:.0%} of the processors while models were measured: their latency is "
+                "higher than on a quiet machine, and limits on it are harder to keep."
+            )
         if result.state == "infeasible":
             self.study.withdraw(result.number)
         self.disk.drop_weights()

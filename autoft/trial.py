@@ -1022,6 +1022,7 @@ class Trial:
             **request_settings(self.plan, self.place.quiet),
         )
         outcome.validation, outcome.costs = figures["validation"], {**figures.get("costs", {}), **memory}
+        outcome.other_load = figures.get("other_load", 0.0)
         outcome.violations = violations(outcome.costs, self.plan.budget)
         outcome.state = "infeasible" if outcome.violations else "complete"
         if outcome.violations:

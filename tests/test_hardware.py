@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
-from autoft.hardware import Gpu, Hardware, available_cores
+from autoft.hardware import Gpu, Hardware, OtherLoad, available_cores
 
 posix = pytest.mark.skipif(os.name != "posix", reason="puts a shell script in place of nvidia-smi")
 
@@ -90,3 +91,22 @@ def test_the_peak_memory_is_that_of_the_largest_moment():
     code += "del held; print(peak() - before)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 180_000_000 < int(answer.stdout) < 260_000_000
+
+
+def test_what_other_processes_take_of_the_processors_is_told_and_the_own_work_is_not():
+    spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(psutil.cpu_count())]
+    try:
+        load = OtherLoad()
+        time.sleep(1.0)
+        assert load.share > OtherLoad.BUSY
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    load, begin, user = OtherLoad(), time.monotonic(), psutil.Process().cpu_times().user
+    while psutil.Process().cpu_times().user < user + 1.0:
+        pass
+    # However busy the machine is with other work, this process's own second is no part of it.
+    own = 1.0 / (psutil.cpu_count() * (time.monotonic() - begin))
+    assert load.share <= 1 - own + 0.05
