@@ -683,6 +683,9 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
         assert search.follow_ups._to_compress(room).variants == names
     assert search.follow_ups._to_compress(whole, 1).variants == ["a"]
     assert search.follow_ups._to_compress(TAUGHT * 20) is None
+    search.plan.folds = 5
+    assert search.follow_ups._to_compress(whole) is None, "it would be of one fold, and no candidate"
+    search.plan.folds = 1
     # One that takes too long does not keep out those behind it.
     search.plan.variants = [variants[2], variants[1], variants[3]]
     assert search.follow_ups._to_compress(TAUGHT * 20 + 2).variants == ["a"]

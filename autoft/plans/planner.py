@@ -137,7 +137,14 @@ class _Planner:
         pipelines, illegal = self.pipelines(targets)
         variants = self.variants(targets)
         pipelines = self.compressible(pipelines, variants)
-        rescues = self.rescues(variants, targets) if search.quantization_aware == "auto" else []
+        rescued = search.quantization_aware == "auto" and search.folds == 1
+        rescues = self.rescues(variants, targets) if rescued else []
+        again = [variant.name for variant in variants if variant.trains]
+        if search.folds > 1 and recipe.compress and again:
+            self.warnings.append(
+                f"{', '.join(again)}: what trains the best model again would be of one fold, and is left out with search.folds "
+                "unless a model fits the budget by nothing else"
+            )
         budget = self.budget()
         fallbacks = self.fallbacks(variants, targets, budget)
         augmenters = self.augmenters(targets)

@@ -381,6 +381,10 @@ def test_what_quantizes_without_training_for_it_can_be_rescued(catalog, tiny_mod
     assert all(variant.trains for variant in plan.rescues)
     assert plan.rescues[0].chain[0].params == {"epochs": 3, "learning_rate": 2e-5, "teaching": 0.9, "teachers": 1}
     assert planned(catalog, tiny_model, compress=compress, search={"quantization_aware": "never"}).rescues == []
+    folds = planned(catalog, tiny_model, compress=compress, search={"folds": 5})
+    assert folds.rescues == []
+    (warning,) = [one for one in folds.warnings if "trains the best model again" in one]
+    assert warning.startswith("layer-pruning+onnx-int8, quantization-aware+dynamic-int8: ")
     pinned = {"quantization-aware": {"epochs": 1, "teaching": [0.0, 0.5]}}
     plan = planned(catalog, tiny_model, compress=["onnx-int8"], space=pinned)
     assert [variant.name for variant in plan.rescues] == [
