@@ -34,7 +34,7 @@ def run(tmp_path_factory, tiny_model, reviews) -> Path:
         "effort": "quick",
         "pipelines": ["full", "lora"],
         "compress": ["none", "dynamic-int8"],
-        "space": {"full.learning_rate": 5e-3, "train.epochs": 6, "train.batch_size": 8},
+        "space": {"full.learning_rate": 4e-3, "train.epochs": 8, "train.batch_size": 8},
         "search": {"finalist_seeds": 0, "portfolio": False, "early_stopping": "none"},
     }
     path = folder / "tiny.yaml"
