@@ -419,6 +419,10 @@ class Search:
         if not self.plan.served_limits:
             return
         self._phase("screen")
+        if any(limit.column.startswith("latency") for limit in self.plan.served_limits):
+            # A worker that still starts takes what a model needs that is measured beside it.
+            while executor.placed - executor.ready:
+                self._await(executor)
         costs = read_typed(self.run.screening, dict[str, dict[str, dict[str, Figure]]], {})
         models = [model.name for model in self.plan.models]
         for model in models:
@@ -952,10 +956,11 @@ class Search:
         self.trials.add(result)
         self.pace.learn(result)
         self._tell(result)
-        if any(variant.other_load >= OtherLoad.BUSY for variant in result.variants):
+        slow = (variant for variant in result.variants if any(key.startswith("latency") for key in variant.violations))
+        if any(variant.other_load >= OtherLoad.BUSY for variant in slow):
             self._say_once(
-                f"Other processes took more than {OtherLoad.BUSY:.0%} of the processors while models were measured: their latency is "
-                "higher than on a quiet machine, and limits on it are harder to keep."
+                f"Other processes took more than {OtherLoad.BUSY:.0%} of the processors while models were measured that are over the limit "
+                "on latency: on a quiet machine they are faster."
             )
         if result.state == "infeasible":
             self.study.withdraw(result.number)
