@@ -1022,6 +1022,30 @@ def test_a_worker_that_is_lost_while_models_are_measured_is_replaced_and_asked_a
     assert len(unlucky.asked) == 6
 
 
+@pytest.mark.parametrize(("limit", "waits"), [("latency_p50_ms", True), ("model_size_bytes", False)])
+def test_a_latency_is_not_screened_beside_a_worker_that_still_starts(tmp_path, catalog, limit, waits):
+    search = engine(tmp_path, catalog, budget=[BudgetLimit(key="limit", column=limit, limit=50.0, given="50")])
+
+    class Starting(Unlucky):
+        placed, ready = frozenset({0, 1}), frozenset({0})
+
+        def send(self, worker, op, **body):
+            ready_when_asked.append(self.ready)
+            super().send(worker, op, **body)
+
+        def poll(self, timeout):
+            event = super().poll(timeout)
+            if event is None:
+                self.ready = self.placed
+                return Event(1, "ready", {})
+            return event
+
+    ready_when_asked = list[frozenset[int]]()
+    executor = Starting(0, Event(0, "screened", {"costs": {"none": {limit: 3.0}}}))
+    search._screen(executor)
+    assert ready_when_asked == 2 * [frozenset({0, 1} if waits else {0})]
+
+
 def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkpoint(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog)
     default = search.plan.default_config()
