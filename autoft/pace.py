@@ -123,8 +123,8 @@ class Pace:
                 per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
             if _trained_by(config) != config.pipeline:
                 per_sample *= UNKNOWN_CHAIN
-        epochs = int(config.params["train.epochs"])  # type: ignore[arg-type]
-        batches = self.train_rows / int(config.params["train.batch_size"])  # type: ignore[arg-type]
+        epochs = int(config.params["train.epochs"] or 1)
+        batches = self.train_rows / int(config.params["train.batch_size"] or 1)
         checks = epochs * (2 if batches >= 60 else 1)
         validating = checks * self.rows_at_checkpoint * self.validate_per_row.get(model, per_sample / 2)
         known = self._overhead_like(model)
@@ -153,7 +153,8 @@ class Pace:
         if not self.seconds_per_sample:
             return math.inf
         default, domain = self.plan.default_config(), self.plan.domain("train.epochs")
-        fewest = min(domain.choices) if isinstance(domain, Categorical) else domain.low  # type: ignore[type-var]
+        lengths = domain.choices if isinstance(domain, Categorical) else (domain.low,)
+        fewest = min(int(length or 1) for length in lengths)
         found = []
         for model, pipeline in itertools.product(self.plan.models, self.plan.pipelines):
             params = {**self.plan.default_params(pipeline.name), "train.epochs": fewest}

@@ -131,7 +131,8 @@ def published_chains(plan: Plan, catalog: Catalog) -> list[TrialConfig]:
     found = []
     for place in range(FOUNDED):
         for kind, known in (("regularize", catalog.regularizers), ("augment", catalog.augmenters)):
-            names = [name for name in plan.domain(kind).choices if name != "none"] if kind in plan.space else []  # type: ignore[union-attr]
+            domain = plan.domain(kind) if kind in plan.space else None
+            names = [name for name in domain.choices if name != "none"] if isinstance(domain, Categorical) else []
             if place >= len(names):
                 continue
             changes: dict[str, Any] = {kind: names[place]}

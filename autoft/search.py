@@ -832,7 +832,7 @@ class Search:
     def _in_more_parts(self, config: TrialConfig, stage: str | None) -> TrialConfig | None:
         """Return what computes the same with less memory in each step, for a trial that was ended at a stage, or None."""
         parts = 2 * config.parts
-        if stage != "train" or parts > min(MOST_PARTS, int(config.params["train.batch_size"])):  # type: ignore[arg-type]
+        if stage != "train" or parts > min(MOST_PARTS, int(config.params["train.batch_size"] or 1)):
             return None
         return config.model_copy(update={"parts": parts})
 
