@@ -24,6 +24,7 @@ from autoft.strategies.first_token import first_token_alone, shortest_and_longes
 from autoft.strategies.head_only import find_head
 from autoft.strategies.passes import encodes_and_decodes
 from autoft.training import Progress, TrainOutcome, train
+from autoft.used_rows import asked_for, used_rows_alone
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,10 @@ def distill(
             return lesson.loss(student, batch, context)
 
         ends = shortest_and_longest(numbered, features.lengths)
+        # Who looks at the weights between two steps, as a pruner does, finds those that are there.
+        if after_step is None:
+            tokens = asked_for(features, student, context.processor)
+            stack.enter_context(used_rows_alone(student, tokens, lambda: loss_of(ends)))
         stack.enter_context(first_token_alone(student, lambda: loss_of(ends)))
         return train(
             student,

@@ -53,6 +53,7 @@ from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResu
 from autoft.shared_base import Seat
 from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 from autoft.training import Augmentation, Auxiliary, Progress, Regularization, TrainOutcome, share_body, train
+from autoft.used_rows import BY_WEIGHT, asked_for, tokens_trained, used_rows_alone
 
 if TYPE_CHECKING:
     import torch
@@ -628,7 +629,12 @@ class Trial:
             rows = _some_rows(place.splits(config.fold).train, features)
             setting = setting_of(plan, place.catalog, plan.model(config.model), pipeline, rows, **config.params)
             precision = place.precision.get(config.model, "fp32")
-            setting = replace(setting, length=int(features.lengths.max()), precision=precision)
+            setting = replace(
+                setting,
+                length=int(features.lengths.max()),
+                precision=precision,
+                tokens=tokens_trained(config.params, features),
+            )
             smallest = min(plan.models, key=lambda model: model.size_bytes or math.inf)
             likeness = replace(setting_of(plan, place.catalog, smallest, pipeline, rows), precision=precision)
             try:
@@ -845,7 +851,7 @@ class Trial:
     def _less(
         self, model: torch.nn.Module, target: Target, features: Features | None, rows: Sequence[Row]
     ) -> Iterator[None]:
-        """Have the model compute less of what it says: not what it said before, nor what nothing reads.
+        """Have the model compute less: not what it said before, nor what nothing reads, and train no tokens that no row has.
 
         Args:
             model: with its adapter.
@@ -872,6 +878,9 @@ class Trial:
             some = place.task.encode(rows[:64], context)
             ends = shortest_and_longest(some, [place.task.length(one) for one in some])
         with ExitStack() as stack:
+            if features is not None and config.params["train.optimizer"] in BY_WEIGHT:
+                tokens = asked_for(features, model, context.processor)
+                stack.enter_context(used_rows_alone(model, tokens, lambda: loss_of(ends)))
             if features is not None:
                 # In this trial or an earlier one.
                 stack.enter_context(recalled(model, place.activations, recalled_loss_of, ends, precision))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from autoft.hardware import Hardware
 from autoft.optimizers import OPTIMIZERS
 from autoft.testing.models import texts_of, tiny_model
 from autoft.training import Augmentation, Regularization, train
+from autoft.used_rows import asked_for, used_rows_alone
 
 STEPS = 24
 
@@ -35,10 +37,12 @@ class Broken(Exception):
 class Training:
     """The same training as often as it is called, with dropout: 3 epochs of 8 batches, a checkpoint after each step."""
 
-    def __init__(self, catalog, model_folder, folder, *, adapter="full", regularize=None, augment=None, **changes):
+    def __init__(
+        self, catalog, model_folder, folder, *, adapter="full", regularize=None, augment=None, small=False, **changes
+    ):
         from autoft.plans.efforts import TRAIN_SPACE
 
-        self.catalog, self.folder, self.adapter = catalog, folder, catalog.adapters[adapter]
+        self.catalog, self.folder, self.adapter, self.small = catalog, folder, catalog.adapters[adapter], small
         self.task = task = catalog.task("text-classification")
         self.chain = (
             [(catalog.regularizers[regularize], defaults(catalog.regularizers[regularize]))] if regularize else []
@@ -75,8 +79,16 @@ class Training:
                 # It rises and falls, so that the best is in the middle.
                 return {"x": math.sin(20 * float(self.task.loss(network.eval(), batch, self.context)))}
 
+        def loss():
+            return self.task.loss(model, self.task.collate([features[0]], self.context), self.context)
+
+        tokens = asked_for(features, model, self.context.processor)
         kept = Checkpoints(self.folder / place, {"of": of}, self.notes.append, every=0, share=math.inf)
-        with Regularization(self.chain, model, target) as regularization:
+        with (
+            used_rows_alone(model, tokens, loss) if self.small else nullcontext((0, 1)) as (rows, of),
+            Regularization(self.chain, model, target) as regularization,
+        ):
+            assert rows < of
             assert plain(regularization.states)
             outcome = train(
                 model, task=self.task, context=self.context, features=None if self.augmenter else features, rows=self.rows,
@@ -120,6 +132,7 @@ def training(catalog, model_folder, tmp_path):
         *({"train.optimizer": name} for name in OPTIMIZERS if "8bit" not in name),
         {"train.gradient_accumulation": 2, "train.schedule": "plateau"},
         {"adapter": "lora", "augment": "random-swap"},
+        {"small": True},
         {"regularize": "ema"},
         {"regularize": "l2-sp"},
     ],

@@ -71,6 +71,14 @@ class Features(Sequence[dict[str, Any]]):
                 feature[field.name] = value
         return feature
 
+    def whole_numbers(self) -> Ints:
+        """Return the whole numbers that stand in any field, each once, in rising order; of arrays those of 16 bits and more."""
+        found: list[Any] = [np.empty(0, dtype=np.int64)]
+        for batch in self._batches:
+            for field in self._fields:
+                found += _whole_numbers(batch.column(field.name), field)
+        return np.unique(np.concatenate(found))
+
 
 def expected_bytes(split: Split, card: TaskCard) -> int:
     """Return about how many bytes the features of a split will take, before any is encoded.
@@ -242,3 +250,14 @@ def _feature_value(scalar: Any, field: pa.Field) -> Any:
         # Ten times faster than as_py, which makes a scalar of every token.
         return scalar.values.to_numpy(zero_copy_only=True).tolist()
     return scalar.as_py()
+
+
+def _whole_numbers(values: pa.Array, field: pa.Field) -> Iterator[Ints]:
+    if field.metadata == _ARRAY:
+        arrays = (_feature_value(value, field) for value in values if value.is_valid)
+        yield from (np.unique(one).astype(np.int64) for one in arrays if one.dtype.kind in "iu" and one.itemsize > 1)
+        return
+    while pa.types.is_list(values.type):
+        values = values.flatten()
+    if pa.types.is_integer(values.type):
+        yield pc.drop_null(pc.unique(values)).to_numpy(zero_copy_only=False).astype(np.int64)

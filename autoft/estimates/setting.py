@@ -33,6 +33,8 @@ class Setting:
         threads: of torch.
         mapped: tensors are mapped one by one (:data:`autoft.hardware.MAPPED`), so that the process has what its
             tensors need and no more.
+        tokens: rows of the table of tokens that the data asks for, where a training has these alone
+            (:mod:`autoft.used_rows`); None for the whole table.
         rows: some of the data that the facts are of; without, the facts are those of the task's demo rows.
         revisions: as of a :class:`Target`.
     """
@@ -50,6 +52,7 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     mapped: bool = True
+    tokens: int | None = None
     rows: Sequence[Row] = field(default_factory=list)
     revisions: Mapping[str, str] = field(default_factory=dict)
 

@@ -18,6 +18,7 @@ from autoft.estimates.setting import Setting, Work, longest_features, own_params
 from autoft.estimates.storages import KnownIntegers, StorageTracker, Timeline, empty_model, fake_model
 from autoft.plugins import Catalog
 from autoft.training import Regularization, checkpoint_gradients, optimizer_of, snapshot
+from autoft.used_rows import leave_rows
 
 __all__ = ["CannotTrace", "Trace", "run_steps", "skeleton", "trace_training"]
 
@@ -135,6 +136,8 @@ def run_steps(
     params, task, context = setting.params, work.task, work.target.context
     learning_rate = float(params.get(f"{setting.adapter}.learning_rate") or 1e-4)
     model.train()
+    if setting.tokens is not None:
+        leave_rows(model, setting.tokens)
     with Regularization(work.regularizers, model, work.target) as regularization:
         optimizer = optimizer_of(
             [model],

@@ -40,6 +40,7 @@ from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
 from autoft.shared_base import Cohort, Seat
 from autoft.training import Progress
 from autoft.trial import Callbacks, FreshWorkerNeeded, Trial, Workplace, compress_further, run_trial, screen
+from autoft.used_rows import asked_for, tokens_trained, used_rows_alone
 from autoft.watched import Channel, end_with, own_channels
 
 __all__ = ["fitting", "limit_gpu_memory", "main", "needed", "probe_model", "time_pipeline"]
@@ -171,28 +172,32 @@ def _seconds_per_sample(
     import torch
 
     context = target.context
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
+
+    def loss_of(indices: Sequence[int]) -> Any:
+        batch = place.task.collate([features[int(i)] for i in indices], context)
+        return place.task.loss(model, {key: value.to(context.device) for key, value in batch.items()}, context)
+
     samples, seconds = 0, dict.fromkeys(precisions, 0.0)
-    for step, indices in enumerate(batches):
-        if step == 1:
-            samples, seconds = 0, dict.fromkeys(precisions, 0.0)
-        # In turns, so that whatever else the machine does slows both down.
-        for precision in precisions:
-            begin = time.perf_counter()
-            batch = place.task.collate([features[int(i)] for i in indices], context)
-            batch = {key: value.to(context.device) for key, value in batch.items()}
-            with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                loss = place.task.loss(model, batch, context)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if context.device == "cuda":
-                torch.cuda.synchronize()
-            seconds[precision] += time.perf_counter() - begin
-        samples += len(indices)
-        if step >= 2 and sum(seconds.values()) > PROBED_SECONDS:
-            break
+    with used_rows_alone(model, asked_for(features, model, context.processor), lambda: loss_of(batches[0][:1])):
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
+        for step, indices in enumerate(batches):
+            if step == 1:
+                samples, seconds = 0, dict.fromkeys(precisions, 0.0)
+            # In turns, so that whatever else the machine does slows both down.
+            for precision in precisions:
+                begin = time.perf_counter()
+                with torch.autocast(context.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    loss = loss_of(indices)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if context.device == "cuda":
+                    torch.cuda.synchronize()
+                seconds[precision] += time.perf_counter() - begin
+            samples += len(indices)
+            if step >= 2 and sum(seconds.values()) > PROBED_SECONDS:
+                break
     return {precision: took / max(1, samples) for precision, took in seconds.items()}
 
 
@@ -253,6 +258,7 @@ def needed(place: Workplace, config: TrialConfig) -> int | None:
         setting_of(plan, place.catalog, model, pipeline, rows, **config.params),
         length=int(features.lengths.max()),
         precision=place.precision.get(config.model, "fp32"),
+        tokens=tokens_trained(config.params, features),
     )
     known = constants_of(setting, place.catalog) or Constants(WORKSPACE_BYTES)
     prediction = predict(setting, place.catalog, known, place.run.cache)

@@ -241,6 +241,27 @@ def test_features_come_back_as_they_were(data):
     assert [{k: type(v) for k, v in f.items()} for f in got] == [{k: type(v) for k, v in f.items()} for f in features]
 
 
+def whole_numbers_in(value):
+    if isinstance(value, list):
+        return {number for one in value for number in whole_numbers_in(one)}
+    return {value} if isinstance(value, int) and not isinstance(value, bool) else set()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    features=st.lists(st.fixed_dictionaries({}, optional={"a": st.lists(st.integers(0, 9)), "b": whole}), min_size=1)
+)
+def test_whole_numbers_are_all_that_stand_in_the_features(features):
+    features = [{"always": [[1, 70_000]], "text": "5", "yes": [True], "real": [0.5]}, *features]
+    array = np.array([[3, 500], [3, 9]], dtype=np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        split = Split.from_rows([{"i": i} for i in range(len(features))])
+        given = [{**feature, "array": array} for feature in features]
+        found = encoded(split, Given(given), context(), Path(folder), "p").whole_numbers()
+    expected = {3, 500, 9}.union(*(whole_numbers_in(value) for feature in features for value in feature.values()))
+    assert found.tolist() == sorted(expected)
+
+
 @pytest.mark.parametrize("first", [{"n": 0}, {"pixels": None}], ids=["absent", "none"])
 def test_arrays_and_tensors_come_back_as_arrays(first, tmp_path):
     import torch

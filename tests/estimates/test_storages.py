@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from autoft.estimates.storages import KnownIntegers, StorageTracker, Timeline, f
 from autoft.plugins import load_plugins
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
+from autoft.used_rows import used_rows_alone
 
 KIB = 1024
 FLOATS = KIB // 4
@@ -206,6 +209,29 @@ def test_bf16_too(catalog):
     bench = Workbench(catalog.tasks["text-classification"], catalog)
     setting = Setting.from_json({**setting_of(bench, "full", catalog).to_json(), "precision": "bf16"})
     assert trace_training(setting, catalog).timeline.peak == pytest.approx(really(setting, catalog).peak, rel=0.002)
+
+
+def test_so_does_a_table_of_some_tokens(catalog):
+    bench = Workbench(catalog.tasks["text-classification"], catalog)
+    setting = setting_of(bench, "full", catalog)
+    work = Work.of(setting, catalog)
+    target = work.target
+    model = work.adapter.attach(work.task.load_model(target.source, target.context), target, {})
+    batch = task_batch(work, setting.batch_size)
+    tokens = np.unique(batch["input_ids"].numpy())
+    gc.collect()
+    with StorageTracker() as tracker:
+        tracker.add(*model.parameters(), *model.buffers())
+        given = {name: tensor.clone() for name, tensor in batch.items()}
+        tracker.add(*given.values())
+        with used_rows_alone(model, tokens, lambda: work.task.loss(model, given, target.context)) as (rows, of):
+            run_steps(model, work, setting, given, tracker.timeline)
+    fake = trace_training(dataclasses.replace(setting, tokens=rows), catalog).timeline.peak
+    assert fake == pytest.approx(tracker.timeline.peak, rel=0.01)
+    # Of each row that is left out two moments, and what is there with them at the peak: a gradient or a copy of the best weights.
+    row = 4 * model.get_input_embeddings().embedding_dim
+    spared = trace_training(setting, catalog).timeline.peak - fake
+    assert spared > 2 * (of - rows) * row
 
 
 def test_the_profiler_of_torch_agrees(catalog):
