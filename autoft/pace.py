@@ -30,6 +30,9 @@ TRIAL_OVERHEAD_SECONDS = 20.0
 STARTUP_SECONDS = 6.0
 """What a process takes at least to import the libraries; a slower machine shows it when its workers start."""
 
+CLOSING_SECONDS = 15.0
+"""For fitting the baselines, exporting the model and writing the report: about twice what they took of a thousand rows."""
+
 TAUGHT = 1.0
 """What an epoch with a teacher takes, as a share of one of the whole model: less is left, and the teacher speaks once."""
 
@@ -72,6 +75,8 @@ class Pace:
         self.overhead: dict[str, float] = {}
         """By model, what compressing and measuring a trial's variants takes."""
         self.startup = STARTUP_SECONDS
+        self.imports = STARTUP_SECONDS
+        """Seconds that a processor computes until a worker is ready."""
         sizes = plan.data["sizes"]
         self.train_rows, self.test_rows = int(sizes["train"]), int(sizes["test"])
         self.validation_rows = int(sizes["validation"])
@@ -196,13 +201,15 @@ class Pace:
             (v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None
         )
         if yardstick is not None and yardstick.seconds:
-            per_row = yardstick.seconds / max(1, self.validation_rows)
+            # Results of an earlier version do not say how much of it was for the rows.
+            per_row = (yardstick.score_seconds or yardstick.seconds) / max(1, self.validation_rows)
         else:
             # An untrained model that writes texts writes them to their limit; one that only reads is served in 32 bits.
             per_row = 1.5 * max(self.validate_per_row.values(), default=0.01)
         untouched = self.test_rows + self.validation_rows if untrained else 0
-        # Three processes import the libraries anew: for the model, the default and the baselines.
-        return 8.0 + 3 * self.startup + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
+        # Three processes import the libraries anew: for the model, the default and the baselines. They do so on a machine that does
+        # nothing else, and have fewer to import than a worker.
+        return CLOSING_SECONDS + 3 * self.imports + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
 
     def _overhead_like(self, model: str) -> float:
         """Return what compressing and measuring is thought to take of a model: as of the slowest where it is not known."""

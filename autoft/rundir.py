@@ -239,6 +239,8 @@ class VariantResult(_Record):
     steps: list[StepResult] = []
     """Of a chain that trains: all but the last, which the figures of the variant itself are of."""
     seconds: Seconds = 0.0
+    score_seconds: Seconds = 0.0
+    """Of them, those in which it predicted the validation rows and was scored."""
 
 
 class TrialResult(_Record):

@@ -53,7 +53,7 @@ __all__ = ["Interruption", "Search"]
 YARDSTICK_SHARE = 0.5
 """Of the time budget: what export and test are thought to need at most, before anything is measured."""
 
-CLOSING_SHARE = 0.7
+CLOSING_SHARE = 0.8
 """Of the time kept for export, test and report: what they took on average, as docs/log.md says."""
 
 ATTEMPTS = 3
@@ -383,6 +383,7 @@ class Search:
             (ready.add if event.kind == "ready" else ready.discard)(event.worker)
             (waiting.add if event.kind == "waiting" else waiting.discard)(event.worker)
         self.pace.startup = max(self.pace.startup, executor.startup)
+        self.pace.imports = executor.imports or self.pace.imports
         probed: dict[str, dict[str, Any]] = {
             model.name: self._asked(executor, "probed", "probe", model=model.name).body["figures"]
             for model in self.plan.models

@@ -1031,6 +1031,7 @@ class Trial:
             **request_settings(self.plan, self.place.quiet),
         )
         outcome.validation, outcome.costs = figures["validation"], {**figures.get("costs", {}), **memory}
+        outcome.score_seconds = figures["seconds"]["score"]
         outcome.other_load = figures.get("other_load", 0.0)
         outcome.violations = violations(outcome.costs, self.plan.budget)
         outcome.state = "infeasible" if outcome.violations else "complete"

@@ -134,7 +134,7 @@ class SimulatedExecutor:
         self.run, self.workers = run, workers
         self.time_limits: dict[int, float] = {}
         self.memory_limits: dict[int, float] = {}
-        self.startup = 0.0
+        self.startup = self.imports = 0.0
         self.ready = self.placed = set(range(workers))
         self.events: deque[Event] = deque(Event(worker, "ready") for worker in range(workers))
         self.at: dict[int, tuple[TrialConfig, int, float]] = {}

@@ -926,7 +926,7 @@ def test_each_model_is_proposed_rates_of_its_own_range(tmp_path, catalog, sample
 class Timing(Grown):
     """One worker that says what a step takes."""
 
-    ready, startup = frozenset({0}), 1.0
+    ready, startup, imports = frozenset({0}), 1.0, 1.0
 
     def __init__(self, figures):
         super().__init__()
@@ -1361,6 +1361,19 @@ def test_folds_of_an_earlier_call_are_not_trained_again(tmp_path, catalog):
     assert sorted(trial.value for trial in again.study.study.trials) == pytest.approx([0.84, 0.85])
 
 
+def test_what_is_kept_for_the_end_goes_by_what_rows_took_and_not_by_what_was_done_once(tmp_path, catalog):
+    search = engine(tmp_path, catalog)
+    sizes = search.plan.data["sizes"]
+    result = untimed(done(search.study.fixed(search.plan.default_config(), 0), 0.5))
+    (variant,) = result.variants
+    assert variant.name == "none"
+    variant.seconds, variant.score_seconds, search.pace.imports = 14.0, 8.0, 5.0
+    search._finish(result)
+    # Written, loaded and timed once it took 6 s, and 8 s for the validation rows; as a final model it is tested too.
+    rows = 1.5 * sizes["test"] + sizes["validation"]
+    assert search.reserve() == pytest.approx(15 + 3 * 5 + 8.0 / sizes["validation"] * rows)
+
+
 def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, catalog, monkeypatch):
     search = engine(tmp_path, catalog, trials_limit=5)
     search.plan.time_limit = 5000.0
@@ -1371,12 +1384,12 @@ def test_the_end_is_expected_when_the_trials_or_the_time_are_used_up(tmp_path, c
         search._finish(trial)
     monkeypatch.setattr(search, "seconds_left", lambda: 4000.0)
     # Three more at the mean of the two, and what the end takes of the time that is kept for it.
-    assert search.expected_left() == pytest.approx(3 * 30 + 70)
+    assert search.expected_left() == pytest.approx(3 * 30 + 80)
     search.plan.trials_limit = None
     # The budget, but for half of the shortest trial: an epoch of the small model, 1,000 rows, and its measuring.
     assert search.expected_left() == pytest.approx(4000 - (0.01 * 1000 + 10) / 2)
     search.agenda.ended = "the time is used up"
-    assert search.expected_left() == pytest.approx(70)
+    assert search.expected_left() == pytest.approx(80)
     monkeypatch.setattr(search, "seconds_left", lambda: 25.0)
     assert search.expected_left() == 25.0, "never more than the budget leaves"
     monkeypatch.setattr(search, "seconds_left", lambda: -5.0)

@@ -165,6 +165,8 @@ class Executor(ABC):
         """Seconds by worker, after which it is ended if it told of no progress in them; likewise."""
         self.startup = 0.0
         """Seconds that a worker took at most to be ready, once it had a machine."""
+        self.imports = 0.0
+        """Seconds that a processor computed for it: imports, and little else."""
         self.admission = Admission(workers)
         """What trials may take of GPUs that workers share: what these ask for is answered by :meth:`poll`."""
         self._clock, self._looked = 0.0, time.monotonic()
@@ -257,6 +259,7 @@ class Executor(ABC):
                 there.process.write(line)
             there.waiting, there.moved = None, self._clock
             self.startup = max(self.startup, self._clock - there.placed)
+            self.imports = max(self.imports, event.body.get("processor_seconds", 0.0))
         elif event.kind == "needs":
             self.admission.ask(event.worker, **event.body)
         elif event.kind == "freed":

@@ -317,9 +317,9 @@ class _Worker(Channel):
             self.followers = Followers(self.run, plan, self.give_up)
         if plan.device == "cuda":
             limit_gpu_memory(plan.train_memory)
-        # As any process that serves a model does: how long a worker takes to be ready says how long those will.
+        # As any process that serves a model does: what a worker computes until it is ready says how long those will take.
         import_for_models_in_torch()
-        self.say("ready")
+        self.say("ready", processor_seconds=time.process_time())
         for number, line in enumerate(self.requests):
             request = json.loads(line)
             self.shared = request["shared"]
