@@ -29,6 +29,9 @@ ASK_LIMIT = 60
 FREE_ASKS = 12
 """Proposals that may be too long for the time left, before the sampler is asked for shorter ones only."""
 
+LITTLE = 0.3
+"""Share of the time left that a model may take that is trained before a default which does not end in it."""
+
 
 class Agenda:
     """Says what a search tries next.
@@ -89,9 +92,10 @@ class Agenda:
         while self.queue:
             config = self.queue.pop(0)
             if config.kind == "default":
-                # The yardstick runs whatever it takes, and ends with what it has when time is up; but one that cannot be
-                # shipped takes no time that what can would need.
-                if not self.trials.results or not self.never_fits(config.model) or self._fits(config, room):
+                # The yardstick runs whatever it takes, and ends with what it has when time is up. Where others were put before
+                # it, one that is to be shipped needs time for half of it, and one that cannot be for all.
+                time = room if self.never_fits(config.model) else 2 * room
+                if not self.trials.results or self._fits(config, time):
                     return self.study.fixed(config, 0)
             elif self._tried_elsewhere(config):
                 continue
@@ -224,12 +228,21 @@ class Agenda:
         self.queue += chains[: max(0, configurations // 2 - len(self.queue))]
 
     def put_the_yardstick_second(self) -> None:
-        """Have the soonest configuration that can be shipped go before a default that never fits the budget."""
-        if not self.queue or self.queue[0].kind != "default" or not self.never_fits(self.queue[0].model):
+        """Have the soonest configuration go before a default that never fits the budget, or does not end in its time.
+
+        Before the latter only one of another model that takes little of that time.
+        """
+        if not self.queue or self.queue[0].kind != "default":
             return
-        shipped = [config for config in self.queue[1:] if not self.illegal(config)]
-        if shipped:
-            soonest = min(shipped, key=self.pace.estimate)
+        default, room = self.queue[0], self.spare()
+        waiting = [config for config in self.queue[1:] if not self.illegal(config)]
+        if not self.never_fits(default.model):
+            if self._fits(default, room):
+                return
+            others = [config for config in waiting if config.model != default.model]
+            waiting = [config for config in others if self._fits(config, LITTLE * room)]
+        if waiting:
+            soonest = min(waiting, key=self.pace.estimate)
             self.queue.remove(soonest)
             self.queue.insert(0, soonest)
 

@@ -374,6 +374,7 @@ class Search:
         self.agenda.queue_chains(forecast.configurations)
         self.disk.check()
         self._screen(executor)
+        self.agenda.put_the_yardstick_second()
 
     def _probe(self, executor: Executor, workers: int) -> dict[str, dict[str, Any]]:
         """Wait for the workers, those left out for which no machine has room, and return what a step of each model takes."""
@@ -435,7 +436,6 @@ class Search:
         self.agenda.too_much = {model: too_much(self.plan, costs[model]) for model in models}
         if self.agenda.nothing_fits():
             self._record_misses(models)
-        self.agenda.put_the_yardstick_second()
 
     def _fall_back(self, executor: Executor, costs: dict[str, dict[str, dict[str, float]]]) -> None:
         """Have models that fit by none of their variants made in one more way, as far as there is one that fits.

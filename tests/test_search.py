@@ -822,6 +822,35 @@ def test_a_default_that_never_fits_takes_no_time_that_it_has_not_got(tmp_path, c
     assert (following.kind, following.model) == ("search", "small")
 
 
+@pytest.mark.parametrize(
+    ("left", "first", "second"),
+    [
+        # The default takes 310 s; one of the small model takes 40, a quarter of which is compressed and measured.
+        (400.0, ("default", "large"), ("published", "small")),
+        (250.0, ("published", "small"), ("default", "large")),
+        (150.0, ("published", "small"), ("search", "small")),
+        (100.0, ("default", "large"), None),
+    ],
+    ids=["ends in time", "half of it would be trained", "less would", "nor is there time for the small one"],
+)
+def test_a_model_that_ends_in_time_goes_before_a_default_that_does_not(
+    left, first, second, tmp_path, catalog, monkeypatch
+):
+    search = engine(tmp_path, catalog)
+    search.plan.time_limit = 10_000.0
+    default = search.plan.default_config()
+    search.agenda.queue = [default, default.model_copy(update={"kind": "published", "model": "small"})]
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + left)
+    search.agenda.put_the_yardstick_second()
+    trial = search.agenda.next()
+    assert (trial.kind, trial.model) == first
+    search._finish(untimed(done(trial, 0.8)))
+    spent = search.pace.estimate(trial)
+    monkeypatch.setattr(search, "seconds_left", lambda: search.reserve() + left - spent)
+    trial = search.agenda.next()
+    assert (trial and (trial.kind, trial.model)) == second
+
+
 def test_a_worker_that_holds_too_much_is_replaced_and_its_trial_sent_to_the_new_one(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.plan.default_config().model_copy(update={"number": 0})
