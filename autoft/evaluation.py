@@ -167,11 +167,13 @@ def measure_costs(
     batch_size: int,
     metrics: Iterable[CostMetric],
     workers: int = 1,
+    asked: Collection[str] = (),
 ) -> dict[str, float]:
     """Return the cost figures of a served model that can be measured here; memory is that of this process so far.
 
     Raises:
-        MeasureError: a metric measures other columns than it names, or a figure that is no finite number.
+        MeasureError: a metric measures other columns than it names, or a figure that is no finite number; or one of the
+            ``asked`` columns cannot be measured.
     """
     served = Served(
         folder=loaded.folder,
@@ -182,7 +184,10 @@ def measure_costs(
     )
     costs: dict[str, float] = {}
     for metric in metrics:
-        if metric.check(loaded.context.device, workers) is not None:
+        refusal = metric.check(loaded.context.device, workers)
+        if refusal is not None:
+            if not set(metric.columns).isdisjoint(asked):
+                raise MeasureError(f"the cost metric {metric.name} cannot be measured any more: {refusal.reason}")
             continue
         figures = metric.measure(served)
         if set(figures) != set(metric.columns):
@@ -270,7 +275,7 @@ def measure_folder(
         wanted = wanted_costs(catalog, asked, tested=test or decide)
         with Quiet(quiet).measuring():
             load_of_others = OtherLoad()
-            result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers)
+            result["costs"] = measure_costs(loaded, rows, batch_size, wanted, workers, asked)
             result["other_load"] = load_of_others.share
         if scales:
             result["costs"] = _elsewhere(result["costs"], scales.get(_workload(loaded.folder, catalog)))

@@ -29,7 +29,7 @@ from autoft.follow_ups import FollowUps
 from autoft.hardware import OtherLoad
 from autoft.listener import Forecast, Listener, Standing, TrialTime
 from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
-from autoft.plans.budgets import violations
+from autoft.plans.budgets import unmeasured, violations
 from autoft.plans.plan import Plan, VariantPlan
 from autoft.plans.screening import fits_budget, gentlest_fallback, known_fallbacks, too_much, with_fallbacks
 from autoft.plugins import Catalog
@@ -428,7 +428,9 @@ class Search:
         costs = read_typed(self.run.screening, dict[str, dict[str, dict[str, Figure]]], {})
         models = [model.name for model in self.plan.models]
         for model in models:
-            if model not in costs:
+            # Of an earlier call, with other limits, what is limited now may not be known.
+            known = costs.get(model, {}).values()
+            if model not in costs or any(unmeasured(one, self.plan.served_limits) for one in known):
                 costs[model] = self._served(executor, model, [variant.name for variant in self.plan.variants])
         self.agenda.too_much = {model: too_much(self.plan, costs[model]) for model in models}
         self._fall_back(executor, costs)

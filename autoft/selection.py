@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autoft.errors import NothingFeasible
-from autoft.plans.budgets import violations
+from autoft.plans.budgets import keeps, unmeasured, violations
 from autoft.plans.plan import Plan
 from autoft.rundir import Candidate, Selection, TrialResult, VariantResult
 
@@ -44,7 +44,7 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
                 seeds=[value],
                 folds=[value],
                 costs=variant.costs,
-                violations=violations(variant.costs, plan.budget),
+                violations={**violations(variant.costs, plan.budget), **unmeasured(variant.costs, plan.budget)},
             )
     for result in results:
         if not result.config.repeats or result.config.parent is None:
@@ -90,7 +90,7 @@ def best_variant(plan: Plan, result: TrialResult) -> VariantResult | None:
     """Return the variant of a trial with the best objective: of those that fit the budget, else of all; None without a figure."""
     sign = 1 if plan.higher_is_better else -1
     scored = [v for v in result.variants if math.isfinite(v.validation.get(plan.objective, math.nan))]
-    fitting = [v for v in scored if not violations(v.costs, plan.budget)]
+    fitting = [v for v in scored if keeps(v.costs, plan.budget)]
     return max(fitting or scored, key=lambda v: sign * v.validation[plan.objective], default=None)
 
 
@@ -313,7 +313,7 @@ def _vector(candidate: Candidate, plan: Plan) -> tuple[float, ...]:
 
 
 def _cost(candidate: Candidate) -> float:
-    return math.prod(candidate.costs.get(column, 1.0) for column in COST_COLUMNS)
+    return math.prod(candidate.costs.get(column, math.inf) for column in COST_COLUMNS)
 
 
 def _noise(one: Candidate, other: Candidate) -> float:
@@ -330,4 +330,9 @@ def _nothing(plan: Plan, everything: Sequence[Candidate], results: Sequence[Tria
     if not everything and not any(result.variants for result in results):
         reasons = sorted({result.reason or result.state for result in results})
         return f"no trial left a model: {'; '.join(reasons)}"
-    return f"nothing that was tried fits the budget ({limits})"
+    known = {column for candidate in everything for column in candidate.costs}
+    unknown = [limit.key for limit in plan.budget if everything and limit.column not in known]
+    why = (
+        f"; {' and '.join(unknown)} was measured of none: it is where the recipe's budget limits it" if unknown else ""
+    )
+    return f"nothing that was tried fits the budget ({limits}){why}"

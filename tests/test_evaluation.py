@@ -12,7 +12,7 @@ from scipy import stats
 
 from autoft import evaluation
 from autoft.artifact import LoadedModel
-from autoft.contracts import Column, CostMetric, QualityMetric, Task, TaskCard, TaskContext
+from autoft.contracts import Column, CostMetric, QualityMetric, Refusal, Task, TaskCard, TaskContext
 from autoft.evaluation import (
     MeasureError,
     bootstrap_interval,
@@ -124,6 +124,22 @@ def test_a_cost_metric_that_does_not_measure_what_it_names_is_told(figures, expe
     loaded = LoadedModel(None, None, CONTEXT, None, tmp_path)
     with pytest.raises(MeasureError, match=expected):
         measure_costs(loaded, [], 1, [Reads()])
+
+
+def test_a_figure_that_is_asked_for_is_not_left_out_where_it_cannot_be_measured(tmp_path):
+    class Reads(CostMetric):
+        name, summary, unit, columns = "reads", "reads of the disk", "count", ("disk_reads",)
+
+        def check(self, device, workers):
+            return Refusal("the counter stands still")
+
+        def measure(self, served):
+            raise AssertionError
+
+    loaded = LoadedModel(None, None, CONTEXT, None, tmp_path)
+    assert measure_costs(loaded, [], 1, [Reads()]) == {}
+    with pytest.raises(MeasureError, match="reads cannot be measured any more: the counter stands still"):
+        measure_costs(loaded, [], 1, [Reads()], asked=["disk_reads"])
 
 
 def test_a_metric_without_statistics_is_scored_anew_for_each_resample():

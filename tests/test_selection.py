@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.errors import NothingFeasible
+from autoft.plans.budgets import keeps
 from autoft.plans.plan import BudgetLimit, PipelinePlan, Plan, VariantPlan
 from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.selection import candidates, knees, select, weights_to_keep
@@ -92,6 +93,22 @@ def test_what_breaks_a_limit_is_not_chosen_however_good():
     limit = BudgetLimit(key="model_size", column="model_size_bytes", limit=50, given="50B")
     results = [trial(0, ("none", 0.99, 90, 10), ("int8", 0.7, 23, 2))]
     assert chosen(make_plan(budget=[limit]), *results) == (0, "int8")
+
+
+def test_what_nobody_measured_a_limit_of_is_not_within_it():
+    limit = BudgetLimit(key="cpu_energy", column="cpu_energy_j", limit=1, given="1")
+    known, unknown = trial(0, ("none", 0.7, 90, 10)), trial(1, ("none", 0.99, 90, 10))
+    known.variants[0].costs["cpu_energy_j"] = 0.5
+    assert chosen(make_plan(budget=[limit]), known, unknown) == (0, "none")
+    assert not keeps(unknown.variants[0].costs, [limit])
+    with pytest.raises(NothingFeasible, match="cpu_energy was measured of none"):
+        select(make_plan(budget=[limit]), [unknown])
+
+
+def test_a_cost_that_nobody_measured_is_not_the_lowest():
+    known, unknown = trial(0, ("none", 0.8, 90, 10)), trial(1, ("none", 0.8, 90, 10))
+    del unknown.variants[0].costs["latency_p50_ms"]
+    assert chosen(make_plan(), known, unknown) == (0, "none")
 
 
 def test_nothing_feasible_names_the_budget():

@@ -11,7 +11,7 @@ from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import BudgetSection
 
-__all__ = ["budget_limits", "violations"]
+__all__ = ["budget_limits", "keeps", "unmeasured", "violations"]
 
 
 def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[BudgetLimit], list[Fault]]:
@@ -43,9 +43,19 @@ def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[Budget
 
 
 def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
-    """Return by how much each limit is exceeded, as a share of the limit; those kept are left out."""
+    """Return by how much each limit is exceeded, as a share of the limit; those kept, and those on what is not among the costs, are left out."""
     over = {limit.key: costs[limit.column] / limit.limit - 1 for limit in limits if limit.column in costs}
     return {key: value for key, value in over.items() if value > 0}
+
+
+def unmeasured(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
+    """Return infinity for each limit on what was not measured: how far it is exceeded nobody knows, nor that it is kept."""
+    return {limit.key: math.inf for limit in limits if limit.column not in costs}
+
+
+def keeps(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> bool:
+    """Say whether all that is limited was measured, and is within its limit."""
+    return all(costs.get(limit.column, math.inf) <= limit.limit for limit in limits)
 
 
 def _limit(key: str, column: str, limit: float, given: str) -> BudgetLimit:

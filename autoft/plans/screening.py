@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from autoft.plans.budgets import violations
+from autoft.plans.budgets import keeps
 from autoft.plans.plan import Plan, VariantPlan
 
 __all__ = [
@@ -68,7 +68,7 @@ def gentlest_fallback(plan: Plan, fits: Callable[[VariantPlan], bool]) -> Varian
 
 def fits_budget(plan: Plan, costs: Costs, variant: VariantPlan) -> bool:
     """Say whether a variant was measured and keeps all limits."""
-    return variant.name in costs and not violations(costs[variant.name], plan.budget)
+    return variant.name in costs and keeps(costs[variant.name], plan.served_limits)
 
 
 def known_fallbacks(plan: Plan, costs: Mapping[str, Costs]) -> dict[str, list[str]]:

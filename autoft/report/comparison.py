@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from autoft.errors import RunFolderError
-from autoft.plans.budgets import violations
+from autoft.plans.budgets import keeps
 from autoft.plans.plan import Plan, plan_of
 from autoft.quantities import format_seconds
 from autoft.report.summary import summary
@@ -453,7 +453,7 @@ def _progress(runs: Sequence[_Run]) -> Figure | None:
             # Workers train beside each other.
             spent += trial.seconds.get("total", 0.0) / max(1, run.plan.workers)
             one = best_variant(run.plan, trial)
-            if trial.config.derived or one is None or violations(one.costs, run.plan.budget):
+            if trial.config.derived or one is None or not keeps(one.costs, run.plan.budget):
                 continue
             best = max(best, sign * one.validation[objective])
             xs.append(round(spent / 60, 4))

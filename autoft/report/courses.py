@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from autoft.plans.budgets import violations
+from autoft.plans.budgets import keeps
 from autoft.plans.plan import Plan
 from autoft.report.decisions import forecasts, rungs
 from autoft.report.drawing import (
@@ -69,7 +69,7 @@ def _best_so_far(trials: Sequence[TrialResult], values: Mapping[int, float], pla
     best, line = -math.inf, []
     for trial in trials:
         one = best_variant(plan, trial)
-        if trial.state == "complete" and one is not None and not violations(one.costs, plan.budget):
+        if trial.state == "complete" and one is not None and keeps(one.costs, plan.budget):
             best = max(best, sign * values[trial.number])
         if best > -math.inf:
             line.append((trial.number, sign * best))

@@ -140,7 +140,10 @@ def _candidate_text(candidate: Candidate, trial: TrialResult, plan: Plan, *, c_i
         ),
     ]
     if candidate.violations:
-        over = ", ".join(f"{plain(limit)} {share:.1%} over" for limit, share in candidate.violations.items())
+        over = ", ".join(
+            f"{plain(limit)} {share:.1%} over" if math.isfinite(share) else f"{plain(limit)} was not measured"
+            for limit, share in candidate.violations.items()
+        )
         lines.append(f"does not fit: {over}")
     elif plan.budget:
         lines.append("fits the budget")
