@@ -76,8 +76,6 @@ class Adalora(PeftAdapter):
     def attach(self, model: torch.nn.Module, target: Target, params: Mapping[str, Any]) -> torch.nn.Module:
         """Return a ``PeftModel`` over the model, as every adapter by PEFT, with the penalty in its gradients."""
         attached = super().attach(model, target, params)
-        # Gradients of several batches are added up before a step.
-        weight = self.orthogonality / int(target.context.params.get("train.gradient_accumulation", 1))
         factors = {
             name: factor
             for name, factor in attached.named_parameters()
@@ -85,7 +83,7 @@ class Adalora(PeftAdapter):
         }
         for name, factor in factors.items():
             hooked: Any = factor  # torch leaves the method without types
-            hooked.register_hook(_Penalty(factor, ".lora_A." in name, weight / len(factors)))
+            hooked.register_hook(_Penalty(factor, ".lora_A." in name, self.orthogonality / len(factors)))
         return attached
 
     def after_step(self, model: torch.nn.Module, step: int, total: int) -> None:
@@ -104,7 +102,7 @@ class Adalora(PeftAdapter):
 
 
 class _Penalty:
-    """Adds to a factor's gradient that of ``weight |F F' - I|``, the Frobenius norm of what is not orthonormal."""
+    """Adds to a factor's gradient, once a step, that of ``weight |F F' - I|``, the Frobenius norm of what is not orthonormal."""
 
     def __init__(self, factor: torch.Tensor, rows: bool, weight: float) -> None:
         self.factor, self.rows, self.weight = factor, rows, weight
@@ -112,6 +110,9 @@ class _Penalty:
     def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
         import torch
 
+        if self.factor.grad is not None:
+            # A further part of the step's batch, or a further batch of it.
+            return gradient
         factor = (self.factor if self.rows else self.factor.T).detach().float()
         rest = factor @ factor.T - torch.eye(len(factor), device=factor.device)
         # Of the norm of F F' - I, whose gradient is 2 (F F' - I) F divided by that norm.

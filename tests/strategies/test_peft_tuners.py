@@ -259,7 +259,8 @@ def test_adalora_ends_with_the_rank_that_was_asked_for(make_checkpoint, make_tar
     torch.testing.assert_close(merged[f"{QUERY}.weight"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_penalty_is_the_gradient_of_the_papers_regularizer(make_checkpoint, make_target, load):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_penalty_is_the_gradient_of_the_papers_regularizer_once_a_step(make_checkpoint, make_target, load, parts):
     target = make_target(make_checkpoint("bert"))
     task, context = target.task, target.context
     batch = task.collate(task.encode(task.demo_rows(), context), context)
@@ -269,7 +270,8 @@ def test_the_penalty_is_the_gradient_of_the_papers_regularizer(make_checkpoint, 
     with torch.no_grad():
         for value in factors.values():
             value.normal_()
-    task.loss(model, batch, context).backward()
+    for _ in range(parts):
+        (task.loss(model, batch, context) / parts).backward()
     got = {name: value.grad.clone() for name, value in factors.items() if value.grad is not None}
     plain = {name: value.detach().clone().requires_grad_() for name, value in factors.items()}
     total = sum(
