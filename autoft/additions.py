@@ -87,6 +87,12 @@ def added_configuration(
         except ValueError as error:
             known = _range(domains[name])
             found.append(Fault(f"--set {name}={value}", f"{error}{'' if known in str(error) else known}"))
+    metric = catalog.metrics_of(catalog.task(plan.task))[plan.objective]
+    length = plan.domain("train.max_length").default
+    if metric.uses == "targets" and params["train.max_length"] != length:
+        # As the planner says of a recipe that searches it.
+        told = f"{plan.objective} is of answers that are cut at this length; to be compared it has to be {length}, as in the run"
+        found.append(Fault("--set train.max_length", told))
     config = default.model_copy(
         update={
             "kind": "added",

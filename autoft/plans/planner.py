@@ -152,6 +152,7 @@ class _Planner:
         unsuited = self.unsuited(pipelines, regularizers)
         space, origins = self.space(models, pipelines, augmenters, regularizers)
         objectives = self.objectives(models)
+        self.same_answers(objectives, space)
         # Folds are the instances that the Wilcoxon test compares; without them trials are compared at their rungs.
         single = "wilcoxon" if search.folds > 1 else "halving"
         early_stopping = search.early_stopping or (single if len(objectives) == 1 else "none")
@@ -926,6 +927,21 @@ class _Planner:
         if given[0] not in quality:
             self.fault("search.objectives", f"the first has to be a quality metric: {', '.join(quality)}")
         return given
+
+    def same_answers(self, objectives: Sequence[str], space: Mapping[str, Domain]) -> None:
+        """Tell where trials would be compared by how likely they find answers that each of them cuts elsewhere."""
+        length, metrics = space["train.max_length"], self.catalog.metrics_of(self.task)
+        if isinstance(length, Categorical) and len(length.choices) == 1:
+            return
+        for name in objectives:
+            if name in metrics and metrics[name].uses == "targets":
+                like = next((other for other, one in metrics.items() if one.uses != "targets"), None)
+                self.fault(
+                    "space.train.max_length",
+                    f"{name} is of answers that are cut at this length, so that trials of different lengths would be "
+                    "compared by different texts; give one length"
+                    + (f", or search.objectives: {like}" if like else ""),
+                )
 
     def measurable(self, key: str, metric: CostMetric) -> None:
         refusal = metric.check(self.hardware.device, self.workers)

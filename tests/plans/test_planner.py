@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoft.additions import added_configuration
 from autoft.api import _with_known_pace
 from autoft.errors import PluginError, RecipeError
 from autoft.hardware import Hardware
@@ -169,6 +170,23 @@ def test_models_with_other_tokenizers_are_not_compared_by_figures_per_token(cata
     assert plan.objective == "perplexity"
     assert any("perplexity counts the tokens" in warning for warning in plan.warnings)
     assert planned(catalog, tiny_model, task="generation").objective == "perplexity"
+
+
+def test_lengths_are_not_searched_by_how_likely_answers_are_that_are_cut_there(catalog, tiny_model):
+    def lengths(given, **search):
+        changes = {"task": "generation", "space": {"train.max_length": given}, "search": search}
+        return planned(catalog, tiny_model, **changes).domain("train.max_length")
+
+    for several in ([64, 128], {"low": 32, "high": 64}):
+        with pytest.raises(
+            RecipeError, match=r"perplexity is of answers that are cut at this length.*objectives: chrf"
+        ):
+            lengths(several)
+    assert lengths([64, 128], objectives="chrf").choices == (64, 128)
+    assert lengths(64).choices == (64,)
+    plan = planned(catalog, tiny_model, task="generation", space={"train.max_length": 64})
+    with pytest.raises(RecipeError, match="it has to be 64, as in the run"):
+        added_configuration(plan, catalog, [], {"train.max_length": 32})
 
 
 def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, tiny_model):
