@@ -20,6 +20,7 @@ from autoft.errors import ModelError, PluginError, first_line, unknown_name
 from autoft.hardware import Hardware
 from autoft.paths import file_digest
 from autoft.plugins import Catalog, load_plugins
+from autoft.rundir import Final, read_typed
 from autoft.version import __version__
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "read_manifest",
     "save_artifact",
     "save_ensemble",
+    "undecided",
 ]
 
 MANIFEST = "autoft.json"
@@ -248,6 +250,24 @@ def load(
         if hasattr(model, "eval"):
             model.eval()
     return LoadedModel(model, task, context, manifest, folder)
+
+
+def undecided(loaded: LoadedModel) -> str | None:
+    """Return what to tell of a trial's model that answers otherwise than it would if the run had chosen it; None of all others.
+
+    Raises:
+        RunFolderError: what was found of the run's chosen model is damaged.
+    """
+    folder, decides = loaded.folder, type(loaded.task).operating_point is not Task.operating_point
+    if not decides or folder.parent.name != "variants" or "operating_point" in loaded.manifest.facts:
+        return None
+    final = folder.parents[3] / "final.json"
+    if final.is_file() and not read_typed(final, Final).operating_point:
+        return None
+    return (
+        f"{folder}: is from before {loaded.task.card.name} decides on validation when to answer and how sure it is, as it does "
+        "of the model that a run chooses; autoft pick and autoft export write it with that"
+    )
 
 
 def file_digests(folder: Path) -> dict[str, str]:

@@ -53,6 +53,7 @@ def predict(
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
     from autoft.api import load
+    from autoft.artifact import undecided
     from autoft.errors import DataError
     from autoft.processes import silence_libraries
 
@@ -60,6 +61,8 @@ def predict(
         raise DataError(f"--output {output}: is the file of --input, which would be lost; give another one")
     silence_libraries()
     loaded = load(model)
+    if told_first := undecided(loaded):
+        print(f"warning: {told_first}", file=sys.stderr)
     rows = _rows(text, source, loaded, _mapping(columns))
     empty: list[int] = []
     predicted: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import math
 import os
 import signal
@@ -120,11 +121,13 @@ def serve(
         os.environ.update(thread_environment(count))
         import torch
 
-        from autoft.artifact import load
+        from autoft.artifact import load, undecided
 
         torch.set_num_threads(count)
         silence_libraries()
         loaded = load(model, device=device)
+        if said := undecided(loaded):
+            logging.getLogger(__name__).warning(said)
         app = make_app(loaded, limits)
         return _run(app, listener, host, limits or Limits(), ready)
     finally:

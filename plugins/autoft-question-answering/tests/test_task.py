@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from autoft.cli import app
 from autoft.contracts import MarkedText, Matrix, ModelSource, Table
 from autoft.errors import ModelError
 from autoft.evaluation import measure_folder
@@ -443,7 +445,12 @@ def test_a_search_ends_with_models_that_answer_and_a_report_that_shows_it(folder
     (found,) = run.best.predict([{"question": "Who wrote the letter?", "context": lines[0]["context"]}])
     assert (found["answer"] == "") == (found["no_answer"] > threshold)
     # Exports are made from the trial's files, which are from before the threshold was decided.
-    for model in (run.path, run.path / "trials/0000/variants/none"):
+    variant = run.path / "trials/0000/variants/none"
+    asked = json.dumps({"question": "Who wrote the letter?", "context": lines[0]["context"]})
+    for model, told in ((run.path, False), (variant, True)):
+        done = CliRunner().invoke(app, ["predict", str(model)], input=asked)
+        assert ("decides on validation" in done.stderr) == told
+    for model in (run.path, variant):
         exported = api.export(model, "safetensors", output=tmp_path / "exported").path
         assert json.loads((exported / "preprocessing.json").read_text())["no_answer_threshold"] == threshold
         assert api.load(exported).context.facts["operating_point"]["no_answer_threshold"] == threshold
