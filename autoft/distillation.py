@@ -447,6 +447,9 @@ def _mask(name: str, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) ->
         mask = batch.get(key)
         if mask is None or mask.dim() != 2:
             continue
+        if key == "attention_mask" and logits.dim() == 3:
+            # Of a prompt that is not learned a causal model says nothing: its logits are those of the last tokens.
+            mask = mask[:, -logits.shape[1] :]
         if logits.dim() == 3 and mask.shape == logits.shape[:2]:
             return mask.bool() if key == "attention_mask" else mask != IGNORED
         if key == "attention_mask" and logits.dim() == 2 and name != "logits" and mask.shape == logits.shape:

@@ -273,6 +273,28 @@ def test_a_decoder_is_taught_where_it_writes_though_it_writes_as_much_as_is_read
     assert float(found) == pytest.approx(float(distillation_loss(*said, batch["labels"] != -100)))
 
 
+def test_a_model_that_goes_on_from_prompts_is_not_taught_what_stands_behind_the_shorter_texts(catalog):
+    bench = Workbench(catalog.task("generation"), catalog)
+    student, teacher = bench.load_model().eval(), bench.load_model().eval()
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    rows = [
+        {"prompt": "A dog says", "completion": " woof."},
+        {"prompt": "A dog says", "completion": " woof. A cat says meow."},
+    ]
+    batch = bench.task.collate(bench.task.encode(rows, bench.context), bench.context)
+    lesson = _Lesson(bench.task, 1.0, {}, True)
+    with _watched(student, []) as lesson.said, _watched(teacher, []) as taught, torch.no_grad():
+        lesson.teachers.append(_Asked(teacher, taught, None))
+        found = lesson.loss(student, {**batch, ROW: torch.arange(2)}, bench.context)
+        said = lesson.said.logits["logits"], taught.logits["logits"]
+    mask = batch["attention_mask"][:, -said[0].shape[1] :]
+    assert said[0].shape[1] < batch["input_ids"].shape[1]
+    assert not mask.all()
+    assert float(found) == pytest.approx(float(distillation_loss(*said, mask)))
+
+
 def test_words_of_tokens_that_the_student_does_not_read_are_no_lesson(catalog):
     """Without a teacher that has to be there, the task's own loss is what is left."""
     bench = Workbench(catalog.task("token-classification"), catalog, kind="encoder")
