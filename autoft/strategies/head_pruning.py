@@ -84,7 +84,7 @@ class HeadPruning(ReshapedFiles, Recovered):
             away = _difference(_inside(model, found, target, batch), wanted)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ModelError(self._wrong(model, first_line(error))) from error
-        if away > TOLERANCE:
+        if not away <= TOLERANCE:
             raise ModelError(self._wrong(model, f"its heads differ by {away:.2g} from what they were in the whole"))
         _say(model)
         return model, layer_pairs(model, target)
@@ -154,13 +154,13 @@ def _inside(
 
 
 def _difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    return max(
-        (
-            float((one - other).abs().max() / other.abs().max().clamp(min=1e-6))
-            for one, other in zip(found, wanted, strict=True)
-        ),
-        default=0.0,
-    )
+    """Return the largest difference, relative to the largest number of each; NaN where there is any."""
+    import torch
+
+    pairs = zip(found, wanted, strict=True)
+    away = [(one - other).abs().max() / other.abs().max().clamp(min=1e-6) for one, other in pairs]
+    # Unlike Python's, torch's largest of numbers and NaN is NaN.
+    return float(torch.stack(away).max()) if away else 0.0
 
 
 def _say(model: Any) -> None:

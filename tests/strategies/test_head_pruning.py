@@ -347,3 +347,9 @@ def test_a_model_that_does_not_work_with_fewer_heads_is_told(make):
         attention.register_forward_hook(lambda module, given, out: (out[0] * out[0].shape[-1], *out[1:]))
     with pytest.raises(ModelError, match=r"its heads differ by 0\.5 from what they were in the whole"):
         HeadPruning().apply(model, target, target.task.demo_rows(), PARAMS)
+    _, model = make("bert")
+    # With all of its heads the first layer gives numbers.
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.register_forward_hook(lambda module, given, out: (out[0] / (out[0].shape[-1] == 64), *out[1:]))
+    with pytest.raises(ModelError, match="its heads differ by nan"):
+        HeadPruning().apply(model, target, target.task.demo_rows(), PARAMS)
