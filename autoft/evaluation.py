@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from autoft.watched import Channel, end_with, own_channels
 
 __all__ = [
     "MeasureError",
+    "best_scored",
     "bootstrap_interval",
     "import_for_any_model",
     "import_for_models_in_torch",
@@ -54,6 +55,9 @@ __all__ = [
     "start_measuring",
     "wanted_costs",
 ]
+
+
+Model = TypeVar("Model")
 
 
 class MeasureError(Exception):
@@ -96,6 +100,12 @@ def score(
 ) -> dict[str, float]:
     """Return each metric over all rows; NaN where it is not defined for them."""
     return {name: float(metric.score(predictions, refs, context)) for name, metric in metrics.items()}
+
+
+def best_scored(models: Sequence[Model], scored: Callable[[Model], float]) -> Model:
+    """Return the model with the highest figure, the first of equal ones; one with NaN only where no other has more."""
+    figures = [scored(model) for model in models]
+    return models[int(np.nanargmax(figures))] if not np.isnan(figures).all() else models[0]
 
 
 def bootstrap_interval(

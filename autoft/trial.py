@@ -37,7 +37,7 @@ from autoft.data.prepared import PreparedData, open_data
 from autoft.data.rows import Split
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
-from autoft.evaluation import MeasureError, judged, measure_in_process, references, score
+from autoft.evaluation import MeasureError, best_scored, judged, measure_in_process, references, score
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
@@ -925,7 +925,7 @@ class Trial:
         ]
         merged = [self.adapter.merge(model, base, target).eval().to(target.context.device) for base in bases]
         sign, validate = 1 if self.plan.higher_is_better else -1, self._validator(target)
-        return max(merged, key=lambda dense: sign * validate(dense)[self.plan.objective])
+        return best_scored(merged, lambda dense: sign * validate(dense)[self.plan.objective])
 
     def variant(
         self, dense: torch.nn.Module, target: Target, variant: VariantPlan, memory: dict[str, float]

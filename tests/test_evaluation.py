@@ -15,6 +15,7 @@ from autoft.artifact import LoadedModel
 from autoft.contracts import Column, CostMetric, QualityMetric, Refusal, Task, TaskCard, TaskContext
 from autoft.evaluation import (
     MeasureError,
+    best_scored,
     bootstrap_interval,
     example_input,
     judged,
@@ -171,6 +172,16 @@ def test_all_right_has_no_width_and_an_undefined_figure_none_at_all():
 def test_scores_of_several_metrics():
     found = score({"share": Share(), "median": Median()}, [1, 0, 1], [1, 1, 1], CONTEXT)
     assert found == {"share": pytest.approx(2 / 3), "median": 1.0}
+
+
+def test_of_several_models_one_without_a_figure_is_not_the_best():
+    def best(**figures):
+        return best_scored(list(figures), figures.__getitem__)
+
+    assert best(full=float("nan"), dequantized=-0.3) == "dequantized"
+    assert best(full=0.4, dequantized=float("nan")) == "full"
+    assert best(full=0.4, dequantized=0.4) == "full"
+    assert best(full=float("nan"), dequantized=float("nan")) == "full"
 
 
 class Parrot(Task):
