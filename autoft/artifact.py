@@ -228,7 +228,7 @@ def load(
     catalog = catalog or load_plugins()
     task = catalog.task(manifest.task)
     hardware = Hardware.probe()
-    source = ModelSource(name=manifest.model, path=str(folder), trust_remote_code=trust_remote_code)
+    source = ModelSource(name=manifest.model, path=str(folder), trust_remote_code=trust_remote_code, finished=True)
     context = context_of(manifest, device or hardware.device)
     if manifest.format == ENSEMBLE:
         members = [load(_member(folder, name), catalog=catalog, device=context.device) for name in manifest.members]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DROPOUTS",
+    "check_fit",
     "check_folder",
     "dense_folder",
     "load_network",
@@ -27,6 +28,7 @@ __all__ = [
     "loading",
     "named_model",
     "on_hub",
+    "read_weights",
     "set_dropout",
     "trained_by",
     "trained_model",
@@ -231,16 +233,53 @@ def load_network(kind: str, source: ModelSource, context: TaskContext, **setting
             pads_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
             if config.pad_token_id is None or pads_with_end:
                 config.pad_token_id = tokenizer.pad_token_id
-        model: torch.nn.Module = getattr(transformers, kind).from_pretrained(
-            source.path,
+        model: torch.nn.Module = read_weights(
+            getattr(transformers, kind),
+            source,
             config=config,
             ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            **source.from_pretrained_kwargs(),
             # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
             **{"dtype": torch.float32, **source.load_kwargs},
         )
     return model
+
+
+def read_weights(kind: Any, source: ModelSource, **settings: Any) -> Any:
+    """Return a model of a class of transformers with the weights of a checkpoint.
+
+    Args:
+        kind: the class.
+        source: what is loaded.
+        settings: of ``from_pretrained``, beside those that every source takes.
+
+    Raises:
+        ModelError: the files are those of a finished model, and do not fit the model that its configuration describes.
+    """
+    model, told = kind.from_pretrained(
+        source.path, use_safetensors=True, output_loading_info=True, **source.from_pretrained_kwargs(), **settings
+    )
+    if source.finished:
+        check_fit(told, source.path)
+    return model
+
+
+def check_fit(told: Mapping[str, Any], path: str | Path) -> None:
+    """Raise where weights are not those of the model that they were read into: what is not there would be chance.
+
+    Args:
+        told: what ``from_pretrained`` says of the loading.
+        path: of the files.
+
+    Raises:
+        ModelError: names the first weights that are missing, of another shape, or of no use.
+    """
+    wrong = [
+        one if isinstance(one, str) else one[0]
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for one in sorted(told[key])
+    ]
+    if wrong:
+        raise ModelError(f"{path}: the weights do not fit the model: {', '.join(wrong[:3])}")
 
 
 def set_dropout(config: Any, value: Any) -> None:

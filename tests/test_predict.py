@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from autoft.artifact import load, save_artifact
 from autoft.cli import app
+from autoft.errors import ModelError
 from autoft.testing.workbench import Workbench
 
 TEXTS = ["a warm film", "flat jokes, flat ending", "", "  ", "the cast is superb"]
@@ -146,3 +149,31 @@ def test_an_argument_that_is_not_utf_8_is_told(classifier):
     done = predict(classifier, "fine", "a\udcff")
     assert done.exit_code == 2
     assert done.stderr == "error: row 2: holds what is not UTF-8 text\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"intermediate_size": 48}, "intermediate"),
+        ({"num_hidden_layers": 3}, "layer.2"),
+        ({"num_hidden_layers": 1}, "layer.1"),
+    ],
+    ids=["another-width", "more-layers", "fewer-layers"],
+)
+def test_weights_that_are_not_those_of_the_configuration_are_no_model(changed, named, classifier, tmp_path):
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ModelError, match=rf"the weights do not fit the model: .*{named}"):
+        load(folder)
+
+
+def test_a_model_without_the_weights_of_its_head_answers_nothing(classifier, tmp_path):
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    weights = {
+        name: value for name, value in load_file(folder / "model.safetensors").items() if "classifier" not in name
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = predict(folder, "a warm film")
+    assert done.exit_code == 2
+    assert "the weights do not fit the model: classifier" in done.stderr

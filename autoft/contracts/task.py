@@ -167,6 +167,7 @@ class ModelSource:
         revision: of the hub repository.
         load_kwargs: passed on to ``from_pretrained``; the door through which a quantizer comes.
         trust_remote_code: from the recipe; off by default.
+        finished: the files are those of a model that autoft wrote, whose weights all have to be there: none is new.
     """
 
     name: str
@@ -174,6 +175,7 @@ class ModelSource:
     revision: str | None = None
     load_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    finished: bool = False
 
     def from_pretrained_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments that every ``from_pretrained`` of this source takes."""

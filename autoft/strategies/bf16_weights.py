@@ -62,6 +62,7 @@ class Bf16Weights(PostTrainingQuantizer):
             path=str(folder),
             load_kwargs={"dtype": getattr(torch, self.format)},
             trust_remote_code=target.source.trust_remote_code,
+            finished=True,
         )
         return target.task.load_model(source, target.context).to(target.context.device).eval()
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoft.contracts import Compressor, Target
 from autoft.errors import ModelError
+from autoft.pretrained import check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -193,13 +194,7 @@ def read_reshaped(folder: Path) -> Any:
     model, told = passing.from_pretrained(
         folder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    wrong = [
-        one if isinstance(one, str) else one[0]
-        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        for one in sorted(told[key])
-    ]
-    if wrong:
-        raise ModelError(f"{folder}: the weights do not fit the model: {', '.join(wrong[:3])}")
+    check_fit(told, folder)
     model.__class__ = kind
     return model.eval()
 

@@ -145,6 +145,7 @@ class TransformersQuantized(PostTrainingQuantizer):
             # A quantized model is loaded onto its device: it cannot be moved to another type of device afterwards.
             load_kwargs={"dtype": "auto", "device_map": {"": target.context.device}},
             trust_remote_code=target.source.trust_remote_code,
+            finished=True,
         )
         return target.task.load_model(source, target.context).eval()
 

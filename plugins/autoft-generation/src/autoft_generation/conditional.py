@@ -30,7 +30,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError, closest
-from autoft.pretrained import load_tokenizer, loading, set_dropout
+from autoft.pretrained import load_tokenizer, loading, read_weights, set_dropout
 from autoft_generation.chat import Piece, answer_end, conversation, prompt_text
 
 if TYPE_CHECKING:
@@ -285,20 +285,16 @@ class ConditionalGeneration(Task):
             parts = (config.encoder, config.decoder) if config.model_type == "encoder-decoder" else (config,)
             for part in parts:
                 set_dropout(part, context.params.get("train.dropout"))
-            settings: dict[str, Any] = {
-                "use_safetensors": True,
-                **source.from_pretrained_kwargs(),
-                # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
-                "dtype": torch.float32,
-                **source.load_kwargs,
-            }
+            # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
+            dtype: dict[str, Any] = {"dtype": torch.float32, **source.load_kwargs}
+            settings = {"use_safetensors": True, **source.from_pretrained_kwargs(), **dtype}
             kind = kind_of(config)
             model: Any
             if kind == "joined" and config.model_type != "encoder-decoder":
                 model = _joined(source, config, context, settings)
             else:
                 auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
-                model = auto.from_pretrained(source.path, config=config, **settings)
+                model = read_weights(auto, source, config=config, **dtype)
         # Of a checkpoint that has a max_length transformers would say at each batch that it does not count.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self._new_tokens(context)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
-from autoft.pretrained import loading, set_dropout
+from autoft.pretrained import loading, read_weights, set_dropout
 
 if TYPE_CHECKING:
     import torch
@@ -86,11 +86,10 @@ def _captioner(source: ModelSource, config: Any, context: TaskContext) -> torch.
 
     text = getattr(config, "decoder", None) or getattr(config, "text_config", None) or config
     set_dropout(text, context.params.get("train.dropout"))
-    model: torch.nn.Module = getattr(transformers, CAPTIONERS[config.model_type]).from_pretrained(
-        source.path,
+    model: torch.nn.Module = read_weights(
+        getattr(transformers, CAPTIONERS[config.model_type]),
+        source,
         config=config,
-        use_safetensors=True,
-        **source.from_pretrained_kwargs(),
         # AdamW over weights of 16 bits loses small steps: bases stored so are trained in 32.
         **{"dtype": torch.float32, **source.load_kwargs},
     )
