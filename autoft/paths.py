@@ -11,7 +11,15 @@ from pathlib import Path
 
 from autoft.errors import DataError, closest
 
-__all__ = ["cache_folder", "digest_line", "file_digest", "named_path", "near_name", "package_path"]
+__all__ = [
+    "cache_folder",
+    "digest_line",
+    "file_digest",
+    "named_path",
+    "near_name",
+    "package_path",
+    "plain_files_digest",
+]
 
 
 def cache_folder() -> Path:
@@ -82,6 +90,25 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+WEIGHTS = frozenset({".bin", ".ckpt", ".data", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors"})
+"""Suffixes of files with the weights of a model."""
+
+
+def plain_files_digest(folder: Path) -> str:
+    """Return one SHA-256 of all files of a model's folder and of the folders in it but the weights, names included.
+
+    Nothing where there is no such folder, as of a model of the hub.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.is_file() and path.suffix not in WEIGHTS:
+            digest.update(f"{path.relative_to(folder)}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest() if folder.is_dir() else ""
 
 
 def digest_line(path: Path) -> str:

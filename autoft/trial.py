@@ -41,6 +41,7 @@ from autoft.evaluation import MeasureError, best_scored, judged, measure_in_proc
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
+from autoft.paths import plain_files_digest
 from autoft.plans.budgets import violations
 from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
 from autoft.plans.targets import auxiliary_target, format_behind, plan_target
@@ -106,6 +107,8 @@ class Workplace:
     precision: dict[str, str] = field(default_factory=dict)
     """By model, ``bf16`` or ``fp32``: what :mod:`autoft.executors.worker` found faster."""
     processors: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """By model, the digest of the files of its processor."""
     folds: dict[int, PreparedData] = field(default_factory=dict)
     heads: dict[tuple[str, int], dict[str, HeadWeights | None]] = field(default_factory=dict)
     """By model and fold, the heads that :func:`fit_head` found."""
@@ -145,7 +148,7 @@ class Workplace:
             cache=self.run.cache,
             reserved=reserved,
         )
-        known_as = _known_as(model, target.context)
+        known_as = self.known_as(model, target.context)
         if known_as not in self.processors:
             self.processors[known_as] = self.task.load_processor(target.source, target.context)
         return replace(target, context=replace(target.context, processor=self.processors[known_as]))
@@ -157,7 +160,7 @@ class Workplace:
             # What its adapter keeps beside the base is a part of it.
             whole = load(folder, catalog=self.catalog, device=context.device, trust_remote_code=trusted)
             return cast("torch.nn.Module", whole.model)
-        source = ModelSource(name=result.config.model, path=str(folder), trust_remote_code=trusted)
+        source = ModelSource(result.config.model, str(folder), trust_remote_code=trusted, finished=True)
         return self.task.load_model(source, context).to(context.device).eval()
 
     def kept(self, result: TrialResult) -> Path:
@@ -179,7 +182,17 @@ class Workplace:
 
     def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
         """Return the encoded training rows, from the cache where they are there already."""
-        return self.encoded(self.splits(fold).train, self.task, context, _known_as(model, context))
+        return self.encoded(self.splits(fold).train, self.task, context, self.known_as(model, context))
+
+    def known_as(self, model: str, context: TaskContext) -> str:
+        """Return what tells a model's processor from others, one of before its files were changed too.
+
+        One leaves more positions free where an adapter takes some.
+        """
+        if model not in self.files:
+            self.files[model] = plain_files_digest(Path(self.plan.model(model).path))
+        reserved = f", {context.reserved} positions reserved" if context.reserved else ""
+        return f"{model}, {self.files[model]}{reserved}"
 
     def encoded(self, rows: Split, task: Task, context: TaskContext, processor: str) -> Features:
         """Return encoded rows, likewise; ``processor`` is the name of what encodes them."""
@@ -206,11 +219,6 @@ class Workplace:
         return lambda model: score(
             metrics, judged(self.task, model, shown, context, only_targets=only_targets), refs, context
         )
-
-
-def _known_as(model: str, context: TaskContext) -> str:
-    """Return what tells a model's processor from others: one leaves more positions free where an adapter takes some."""
-    return f"{model}, {context.reserved} positions reserved" if context.reserved else model
 
 
 def strategy_params(params: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -747,7 +755,7 @@ class Trial:
             other = task.load_model(own.source, own.context)
             share_body(model, other)
             data = open_data(place.run.auxiliary(number)).train
-            features = place.encoded(data, task, own.context, self.config.model)
+            features = place.encoded(data, task, own.context, place.known_as(self.config.model, own.context))
             weight = one.weight * float(params["auxiliary.weight"])
             found.append(Auxiliary(task, own.context, other.to(own.context.device), features, steps, weight))
         return found
@@ -1079,7 +1087,7 @@ class _Recovery:
             return place.encoded(rows, place.task, context, next(models, known_as))
 
         # A processor that an earlier step made follows from the rows, the base model and the steps.
-        features = read(target.context, f"{config.model}, {self.variant}")
+        features = read(target.context, f"{place.known_as(config.model, target.context)}, {self.variant}")
         asked = []
         for teacher in teachers or self.best(1):
             own = read(teacher.context, teacher.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from autoft.artifact import load
 from autoft.contracts import PostTrainingQuantizer
 from autoft.data.prepared import PreparedData
 from autoft.data.rows import Split
-from autoft.plans.plan import Plan, StepPlan, VariantPlan
+from autoft.plans.plan import ModelPlan, Plan, StepPlan, VariantPlan
 from autoft.rundir import RunDir, read_run
 from autoft.testing.workbench import Workbench
 from autoft.trial import Callbacks, Workplace, compress_further, write_variant
@@ -82,6 +83,24 @@ def test_compressions_of_a_further_fold_are_calibrated_with_its_training_rows(ca
     variant = VariantPlan(name="looks", chain=[StepPlan(strategy="looks")])
     write_variant(place, bench.load_model(), bench.target, variant, tmp_path / "model", fold=1)
     assert looks.rows == rows[:2]
+
+
+def test_rows_are_encoded_anew_where_the_tokenizer_of_a_folder_was_changed(catalog, tiny_model, tmp_path):
+    bench = Workbench(catalog.task("text-classification"), catalog)
+    data = PreparedData(Split.from_rows(bench.rows), Split.from_rows([]), Split.from_rows([]), "", {}, {})
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    plan = Plan.model_construct(models=[ModelPlan(name="tiny", path=str(model), config={}, size_bytes=0)])
+
+    def encoded():
+        place = Workplace(RunDir(tmp_path / "run"), plan, bench.catalog, bench.task, data)
+        assert len(place.features("tiny", bench.context)) == len(bench.rows)
+        return len([*place.run.data.glob("encoded/*.arrow")])
+
+    assert encoded() == 1
+    (model / "model.safetensors").touch()
+    assert encoded() == 1
+    (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + " ")
+    assert encoded() == 2
 
 
 def further(run: Path):
