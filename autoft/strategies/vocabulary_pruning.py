@@ -33,6 +33,9 @@ OFFSET_POSITIONS = frozenset(
 )
 """Types of models that count positions from the number of the padding token on."""
 
+ROWS = 1000
+"""That are encoded at once."""
+
 FREQUENT_SCRIPT = 1e-3
 """A script belongs to the data where so large a share of its characters are of it."""
 
@@ -93,7 +96,14 @@ class VocabularyPruning(Compressor):
             raise ModelError(
                 f"{self.name}: {type(tokenizer).__name__} of {target.source.name} is no tokenizer with a tokenizer.json"
             )
-        texts = [Counter(_numbers(feature["input_ids"])) for feature in target.task.encode(rows, target.context)]
+        task, context = target.task, target.context
+        # Without targets, as a prediction reads: a training may leave windows of long texts out.
+        given = [{c.role: row[c.role] for c in task.card.inputs if c.role in row} for row in rows]
+        texts = [
+            Counter(_numbers(feature["input_ids"]))
+            for start in range(0, len(given), ROWS)
+            for feature in task.encode(given[start : start + ROWS], context)
+        ]
         counts: Counter[int] = Counter()
         for text in texts:
             counts.update(text)

@@ -61,9 +61,9 @@ class ToyTask(Task):
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
         encoded = context.processor([row["text"] for row in rows], truncation=True, max_length=context.max_length)
-        labels = [context.labels.index(row["label"]) for row in rows]
+        labels = [{"labels": context.labels.index(row["label"])} if "label" in row else {} for row in rows]
         return [
-            {"input_ids": ids, "attention_mask": mask, "labels": label}
+            {"input_ids": ids, "attention_mask": mask, **label}
             for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from autoft.errors import ModelError
 from autoft.strategies.vocabulary_pruning import VocabularyPruning, common_tokens, kept_tokens, smaller_tokenizer
+from autoft.testing.workbench import Workbench
 
 CORPUS = [
     "the film was a great surprise, and so was its plot",
@@ -174,6 +175,25 @@ def test_another_processor_is_told(make_checkpoint, make_target, load):
     odd = replace(target, context=replace(target.context, processor=object()))
     with pytest.raises(ModelError, match="is no tokenizer with a tokenizer"):
         VocabularyPruning().transform(load(target), odd, [], PARAMS)
+
+
+def test_windows_that_a_training_leaves_out_are_read_as_before(catalog):
+    bench = Workbench(catalog.task("question-answering"), catalog)
+    options = {**bench.context.options, "train_windows": 1, "stride": 0}
+    context = replace(bench.context, options=options, max_length=24)
+    row = bench.rows[0]
+    long = {**row, "context": f"{row['context']} " + " ".join(other["context"] for other in bench.rows)}
+    asked = {name: long[name] for name in ("question", "context")}
+    assert len(bench.task.encode([long], context)[0]["windows"]) < len(
+        bench.task.encode([asked], context)[0]["windows"]
+    )
+    _, target = VocabularyPruning().transform(
+        bench.load_model(), replace(bench.target, context=context), [long], PARAMS
+    )
+    smaller, text = target.context.processor, long["context"]
+    assert smaller.convert_ids_to_tokens(smaller(text).input_ids) == context.processor.convert_ids_to_tokens(
+        context.processor(text).input_ids
+    )
 
 
 def test_common_tokens_stay_beside_those_of_the_rows(make_checkpoint, make_target, load):
