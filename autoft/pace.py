@@ -212,8 +212,20 @@ class Pace:
         return CLOSING_SECONDS + 3 * self.imports + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
 
     def _overhead_like(self, model: str) -> float:
-        """Return what compressing and measuring is thought to take of a model: as of the slowest where it is not known."""
-        return self.overhead.get(model) or max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+        """Return what compressing and measuring is thought to take of a model.
+
+        Where it is not known it is that of the slowest, and the training of what is made smaller in each of its trials.
+        """
+        if self.overhead.get(model):
+            return self.overhead[model]
+        variants = [variant for variant in self.plan.variants if variant.takes(model)]
+        if any(variant.models for variant in variants):
+            # It fits by no other.
+            variants = [variant for variant in variants if variant.models]
+        again = epochs_again(variants) if all(variant.trains for variant in variants) else 0.0
+        per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
+        known = max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+        return known + TAUGHT * again * per_sample * self.train_rows
 
     # -- how long nothing may be heard of a worker --------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.listener import Listener
-from autoft.pace import TAUGHT
+from autoft.pace import TAUGHT, TRIAL_OVERHEAD_SECONDS, Pace
 from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration, published_chains
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
@@ -91,6 +91,24 @@ def test_every_sampler_proposes_configurations_of_the_space(sampler):
         assert set(config.params) == set(plan.parameters(config.pipeline, "none"))
         assert all(plan.domain(name).contains(value) for name, value in config.params.items())
         study.tell(done(config, 0.5 + number / 100), [0.5 + number / 100])
+
+
+def test_what_each_trial_of_a_model_trains_again_is_counted_before_one_was_seen():
+    pruned = StepPlan(strategy="layer-pruning", params={"keep": 0.5, "epochs": 5})
+    smaller = VariantPlan(name="layer-pruning", chain=[pruned], trains=True, models=["large"])
+    plan = make_plan(variants=[VariantPlan(name="none", chain=[]), smaller])
+    pace, config = Pace(plan, {}), plan.default_config()
+    pace.seconds_per_sample = {"large": 0.04, "small": 0.01}
+    without = Pace(make_plan(), {})
+    without.seconds_per_sample = pace.seconds_per_sample
+    assert config.model == "large"
+    # Five epochs over 1,000 rows.
+    assert pace.once(config) - without.once(config) == pytest.approx(5 * 1000 * 0.04)
+    other = config.model_copy(update={"model": "small"})
+    assert pace.once(other) == without.once(other)
+    # What was seen is known.
+    pace.overhead["large"] = 90.0
+    assert pace.once(config) - without.once(config) == pytest.approx(90.0 - TRIAL_OVERHEAD_SECONDS)
 
 
 def test_a_configuration_has_only_the_parameters_of_its_pipeline():

@@ -218,7 +218,9 @@ def test_of_a_run_that_shipped_a_compressed_model_the_uncompressed_one_teaches(r
     best = json.loads((copied / "best" / "autoft.json").read_text())
     (copied / "best" / "autoft.json").write_text(json.dumps({**best, "format": "dynamic-int8"}))
     # The chosen one is made of trial 1, whose model began as it was trained.
-    (copied / "selection.json").write_text(json.dumps({"trial": 7}))
+    (copied / "selection.json").write_text(
+        json.dumps({"trial": 7, "variant": "bf16-weights", "objective": "accuracy", "reason": ""})
+    )
     (copied / "trials/0007").mkdir()
     (copied / "trials/0007/config.json").write_text(json.dumps({"members": [1, 0]}))
     expected = copied / "trials/0001/variants/none"
