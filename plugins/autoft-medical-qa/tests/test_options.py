@@ -102,6 +102,27 @@ def test_an_answer_that_names_no_option_is_told_with_the_row(answers, expected):
         notation_of([{**TWO, "answer": answer} for answer in answers])
 
 
+def test_answers_that_may_count_from_0_or_from_1_are_told():
+    four = {"options": ["Liver", "Heart", "Lung", "Skin"]}
+    rows = [{**four, "answer": answer} for answer in (1, 3, 2)]
+    with pytest.raises(
+        DataError,
+        match="row 1: 'answer' int 1 may mean, as index from 0, 'Heart' or, as index from 1, 'Liver', and no other row",
+    ):
+        notation_of(rows)
+    assert notation_of([*rows, {**four, "answer": 0}]) == "index from 0"
+    assert notation_of([*rows, {**four, "answer": 4}]) == "index from 1"
+
+
+def test_numbers_that_may_be_texts_or_places_are_told():
+    numbers = {"options": ["2", "3", "1"], "answer": "2"}
+    with pytest.raises(DataError, match="as index from 0, '1' or, as index from 1, '3' or, as text, '2'"):
+        notation_of([numbers])
+    assert notation_of([numbers, {"options": ["10", "20"], "answer": "20"}]) == "text"
+    # Each option stands where it says.
+    assert notation_of([{"options": ["0", "1", "2"], "answer": 0}]) == "index from 0"
+
+
 def test_a_text_that_two_options_have_names_neither():
     with pytest.raises(DataError, match="row 1: 'answer' names no option"):
         notation_of([{"options": ["Liver", "liver", "Heart"], "answer": "Liver"}])
@@ -125,7 +146,8 @@ def test_every_notation_that_fits_gives_places_of_options(questions):
         lambda options, place: options[place],
     ):
         rows = [{"options": options, "answer": say(options, place % len(options))} for options, place in questions]
-        notation = notation_of(rows)
+        # Tells that places are counted from 0.
+        notation = notation_of([*rows, {"options": ["xy", "yx"], "answer": say(["xy", "yx"], 0)}])
         for row, (options, place) in zip(rows, questions, strict=True):
             found = right_place(row, 0, notation)
             assert 0 <= found < len(options)

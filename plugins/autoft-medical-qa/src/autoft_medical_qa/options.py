@@ -138,10 +138,11 @@ NOTATIONS: Mapping[str, Callable[[Any, Choices], int | None]] = {
 
 
 def notation_of(rows: Sequence[Row]) -> str:
-    """Return the first notation that fits the answers of all rows.
+    """Return the notation that fits the answers of all rows: the keys of options before what else does.
 
     Raises:
-        DataError: none does; the message shows the first row that the best one does not fit.
+        DataError: none does; the message shows the first row that the best one does not fit. Or several do that are no keys,
+            and would have other options right.
     """
     misses: dict[str, list[int]] = {name: [] for name in NOTATIONS}
     for number, row in enumerate(rows):
@@ -152,6 +153,20 @@ def notation_of(rows: Sequence[Row]) -> str:
     best = min(NOTATIONS, key=lambda name: len(misses[name]))
     if misses[best]:
         raise _unknown(rows[misses[best][0]], misses[best][0], best)
+    others = [name for name in NOTATIONS if name != best and not misses[name]] if best != "key" else []
+    for number, row in enumerate(rows if others else ()):
+        choices = read_choices(row, number)
+        meant = {
+            name: choices.texts[place]
+            for name in (best, *others)
+            if (place := NOTATIONS[name](row["answer"], choices)) is not None
+        }
+        if len(set(meant.values())) > 1:
+            said = " or, as ".join(f"{name}, {option!r:.60}" for name, option in meant.items())
+            raise DataError(
+                f"row {number + 1}: 'answer' {shown(row['answer'])} may mean, as {said}, and no other row tells which: "
+                "say which option is right by its letter (A for the first)"
+            )
     return best
 
 
