@@ -79,6 +79,18 @@ def test_summed_statistics_give_the_figure_of_the_resampled_rows(rows, draw):
         assert found == pytest.approx(expected, abs=1e-9), name
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=several, draw=st.randoms(use_true_random=False))
+def test_summed_statistics_of_several_labels_give_the_figure_of_the_resampled_rows(rows, draw):
+    chosen = [draw.randrange(len(rows)) for _ in rows]
+    counts = np.bincount(chosen, minlength=len(rows)).astype(float)[None]
+    truth, predictions = [true for true, _ in rows], [{"labels": answer} for _, answer in rows]
+    for name in (name for name in ADDITIVE if name != "mcc"):
+        found = BY_NAME[name].resampled(predictions, truth, context("multi"), counts)
+        drawn = [predictions[i] for i in chosen], [truth[i] for i in chosen]
+        assert found == pytest.approx(BY_NAME[name].score(*drawn, context("multi")), abs=1e-9), name
+
+
 def test_the_area_under_the_curve_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth = rng.choice(NAMES, 60)

@@ -95,13 +95,18 @@ class Averaged(QualityMetric):
     def statistics(
         self, predictions: Sequence[Prediction], references: Sequence[Any], context: TaskContext
     ) -> np.ndarray:
-        """Return hits, truths and answers of each label, ``(rows, 3 * labels)``."""
+        """Return hits, truths and answers of each label, and whether a row may have several, ``(rows, 3 * labels + 1)``."""
         truth, said = indicators(predictions, references, context)
-        return np.concatenate([truth & said, truth, said], axis=1)
+        several = np.full((len(truth), 1), _multi(context))
+        return np.concatenate([truth & said, truth, said, several], axis=1)
 
     def aggregate(self, sums: np.ndarray) -> np.ndarray:
-        """Return the averages, ``(resamples,)``; as in scikit-learn, a label absent from a resample is left out."""
-        hits, truth, said = np.split(sums, 3, axis=1)
+        """Return the averages, ``(resamples,)``.
+
+        As in scikit-learn, a label absent from a resample is left out where rows have one label, and counts as 0 where they
+        have several.
+        """
+        hits, truth, said = np.split(sums[:, :-1], 3, axis=1)
         if self.average == "micro":
             hits, truth, said = (part.sum(1, keepdims=True) for part in (hits, truth, said))
         top, bottom = {
@@ -110,7 +115,7 @@ class Averaged(QualityMetric):
             "f1": (2 * hits, truth + said),
         }[self.figure]
         each = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-        weights = truth if self.average == "weighted" else (truth + said > 0).astype(float)
+        weights = truth if self.average == "weighted" else ((truth + said > 0) | (sums[:, -1:] > 0)).astype(float)
         total = weights.sum(1)
         return np.asarray(np.divide((each * weights).sum(1), total, out=np.zeros(len(sums)), where=total > 0))
 
