@@ -24,7 +24,7 @@ from autoft.data.parquet_pages import page_values
 from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
 from autoft.errors import DataError, closest, first_line
 
-__all__ = ["allowed_kinds", "check_arrow", "is_data_file", "kind_of", "read_file"]
+__all__ = ["allowed_kinds", "check_arrow", "check_parquet", "is_data_file", "kind_of", "read_file"]
 
 
 def read_file(path: Path) -> pa.Table:
@@ -455,7 +455,17 @@ def _json_table(rows: Iterable[tuple[str, dict[str, Any], int]], path: Path) -> 
     return concatenated(tables, str(path)) if tables else pa.table({})
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def check_parquet(path: Path) -> None:
+    """Raise where a Parquet file is damaged, or its rows take more than there is memory for; of them a part is held at a time.
+
+    Raises:
+        DataError: they do.
+        pyarrow.ArrowException: it is damaged; also as an OSError.
+    """
+    _read_parquet(path, keep=False)
+
+
+def _read_parquet(path: Path, *, keep: bool = True) -> pa.Table:
     from pyarrow.parquet import ParquetFile
 
     room = Room(path)
@@ -474,16 +484,19 @@ def _read_parquet(path: Path) -> pa.Table:
         room.check(sum(count * (widths[place] + _LEVELS) for place, count in page_values(path, nested).items()))
     most = min(CHUNK, max(1, _PART * rows // size))
     try:
-        return _parquet_table(path, texts, most)
+        return _parquet_table(path, texts, most, keep=keep)
     except OSError as error:
         if "Not yet implemented" not in str(error):
             raise
         # Texts written as the difference to the one before are read as no dictionary: then each may be as long as all.
-        return _parquet_table(path, [], max(1, min(most, room.bytes // max(1, *groups))))
+        return _parquet_table(path, [], max(1, min(most, room.bytes // max(1, *groups))), keep=keep)
 
 
-def _parquet_table(path: Path, texts: Sequence[str], most: int) -> pa.Table:
-    """Read a Parquet file, these columns as dictionaries and part by part: a value that comes a billion times takes a few bytes in it."""
+def _parquet_table(path: Path, texts: Sequence[str], most: int, *, keep: bool) -> pa.Table:
+    """Read a Parquet file, these columns as dictionaries and part by part: a value that comes a billion times takes a few bytes in it.
+
+    Where the rows are not kept, they are looked at alone, and a table without any is returned.
+    """
     from pyarrow.parquet import ParquetFile
 
     room = Room(path)
@@ -500,7 +513,8 @@ def _parquet_table(path: Path, texts: Sequence[str], most: int) -> pa.Table:
                 plain(column, room, f"{path}: column {field.name!r}").cast(field.type)
                 for column, field in zip(part.columns, schema, strict=True)
             ]
-            tables.append(pa.table(columns, schema=schema))
+            if keep:
+                tables.append(pa.table(columns, schema=schema))
     return sound(pa.concat_tables(tables), path)
 
 

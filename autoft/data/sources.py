@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from autoft.data.downloads import hub_rows
 from autoft.data.encodings import Room, plain, sound
 from autoft.data.files import allowed_kinds, check_arrow, is_data_file, kind_of, read_file
 from autoft.data.rows import SPLITS, concatenated
-from autoft.errors import DataError, closest, first_line
+from autoft.errors import DataError, closest, first_line, kind_and_line
 from autoft.paths import named_path, near_name, package_path
 
 __all__ = ["hub_commit", "hub_parts", "load_source", "pinned_source", "saved_splits", "source_card", "source_path"]
@@ -220,18 +221,25 @@ def hub_commit(source: str) -> str | None:
 
 def _read_hub(source: str) -> pa.Table:
     form = hub_parts(source)
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError
 
     try:
-        loaded = load_dataset(form["name"], form["config"], revision=form["revision"], split=form["split"] or "train")
-    # RuntimeError: data sets that need a script, which the library no longer runs; OSError covers lost connections.
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        loaded = hub_rows(str(form["name"]), form["config"], form["revision"], form["split"] or "train")
+        return sound(_arrow_of(loaded), source)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error.__cause__
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: what the datasets library keeps of it is damaged ({first_line(error)})") from error
+    except MemoryError as error:
+        raise DataError(f"{source}: takes more memory than there is; take a part of it") from error
+    except Exception as error:
+        # What a card or a file says wrongly ends in whatever it leads to in the library, and a lost connection in errors of another.
+        if isinstance(error, DatasetGenerationError):
+            raise DataError(f"{source}: cannot be read ({kind_and_line(error.__cause__ or error)})") from error
         raise DataError(
             f"{source}: the hub did not give it ({first_line(error)}); without a network, name a local file or "
             "package://module/path"
         ) from error
-    return _arrow_of(loaded)
 
 
 def _arrow_of(dataset: Any) -> pa.Table:

@@ -191,15 +191,14 @@ def _hub_splits(source: str) -> dict[str, list[str]]:
     if "#" in source:
         return {"train": [source]}
     from datasets import get_dataset_split_names
-    from datasets.exceptions import DatasetsError
 
     from autoft.data.sources import hub_parts
 
     form = hub_parts(source)
     try:
-        names = get_dataset_split_names(form["name"], form["config"], revision=form["revision"])
-    # As in reading: the library raises any of these for a data set that is not there, or without a network.
-    except (DatasetsError, OSError, ValueError, RuntimeError):
+        # With the prefix it is no folder here.
+        names = get_dataset_split_names(f"hf://datasets/{form['name']}", form["config"], revision=form["revision"])
+    except Exception:  # noqa: BLE001 - what a card says wrongly ends in whatever it leads to there; reading says it
         return {"train": [source]}
     found = _by_split([str(name) for name in names]) or {"train": [str(names[0])]}
     return {split: [f"{source}#{name}" for name in names] for split, names in found.items()}

@@ -1,0 +1,151 @@
+"""Data sets of the hub: what is fetched is checked before the ``datasets`` library unpacks and reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from autoft.data.encodings import Room
+from autoft.data.files import check_arrow, check_parquet
+from autoft.errors import DataError, first_line
+
+__all__ = ["hub_rows"]
+
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"Rar!": "rar",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+}
+"""What a packed file begins with, and its kind, as ``fsspec`` calls those which are one stream."""
+
+_PARQUET, _ARROW = b"PAR1", b"ARROW1"
+_START = 6
+_PIECE = 2**20
+
+
+def hub_rows(name: str, config: str | None, revision: str | None, split: str) -> Any:
+    """Return one split of a data set of the hub, as the ``datasets`` library has it.
+
+    Args:
+        name: as ``owner/name``.
+        config: of its configurations; None where it has one.
+        revision: a branch, a tag or a commit; None for the newest.
+        split: as ``train``.
+
+    Raises:
+        DataError: its card names files that are not of it, a file is damaged or takes more memory than there is, or what was kept here
+            is of another commit.
+        Exception: what the libraries raise where the hub does not give it.
+    """
+    from datasets import DownloadManager, load_dataset_builder
+
+    # Without the prefix, a folder here that is called so is read instead.
+    builder = load_dataset_builder(f"hf://datasets/{name}", config, revision=revision)
+    prepared, files = Path(builder.cache_dir), builder.config.data_files
+    # With what files it was made of, which says the commit.
+    fetched = DownloadManager(builder.dataset_name, base_path=builder.base_path, record_checksums=True)
+    if not files:
+        _check_commit(builder.info.download_checksums or {}, revision)
+    elif not (prepared / "dataset_info.json").is_file():
+        _check_origins(files, builder.base_path)
+        for paths in fetched.download(files).values():
+            for path in paths:
+                _check_file(Path(path))
+    builder.download_and_prepare(dl_manager=fetched)
+    for path in prepared.glob("*.arrow"):
+        check_arrow(path)
+    return builder.as_dataset(split)
+
+
+def _check_commit(files: Mapping[str, Any], revision: str | None) -> None:
+    """Raise where the library gives what it made of another commit, as it does where the hub cannot be asked."""
+    others = [file for file in files if f"@{revision}/" not in file]
+    if re.fullmatch(r"[0-9a-f]{40}", revision or "") and others:
+        raise DataError(f"the hub cannot be asked, and what is kept of it here is of another commit ({others[0]})")
+
+
+def _check_origins(files: Mapping[str, Sequence[str]], base: str) -> None:
+    """Raise where a card names files of elsewhere, or of another revision, as those of the data set: its commit is not theirs."""
+    for file in itertools.chain.from_iterable(files.values()):
+        if not file.rpartition("::")[2].startswith(f"{base}/"):
+            raise DataError(f"its card names {file}, which is no file of the data set; name a local file to read that")
+
+
+def _check_file(path: Path) -> None:
+    """Raise where a file cannot be read, or holds more than there is memory for."""
+    room = Room(path.name)
+    try:
+        room.check(path.stat().st_size)
+        with path.open("rb") as file:
+            start = file.read(len(_ARROW))
+        if start.startswith(_PARQUET):
+            check_parquet(path)
+        elif start == _ARROW or path.suffix == ".arrow":
+            check_arrow(path)
+        else:
+            _check_packed(lambda: path.open("rb"), room)
+    except (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        pa.ArrowException,
+        OSError,
+    ) as error:
+        raise DataError(f"{path.name}: is damaged ({first_line(error)})") from error
+
+
+def _check_packed(opened: Callable[[], AbstractContextManager[IO[bytes]]], room: Room) -> None:
+    """Take what a file unpacks to, and what is packed within that, from the room; of what is not packed nothing."""
+    from fsspec.compression import compr
+
+    with opened() as file:
+        start = file.read(_START)
+        kind = next((kind for mark, kind in _PACKED.items() if start.startswith(mark)), None)
+        if kind == "zip":
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    # Python gives no more of a member than it says here.
+                    room.take(member.file_size)
+                    _check_packed(functools.partial(archive.open, member), room)
+        elif kind is None and file.seek(0) == 0 and tarfile.is_tarfile(file):
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as members:
+                for part in members:
+                    # It may be a hole of terabytes.
+                    room.take(part.size)
+    if kind in {"rar", "7z"}:
+        raise DataError(f"it holds a {kind} archive, which is not read; unpack it and name the local file")
+    if kind is not None and kind != "zip" and kind in compr:
+        unpacked = functools.partial(_unpacked, compr[kind], opened)
+        with unpacked() as stream:
+            while piece := stream.read(_PIECE):
+                room.take(len(piece))
+        _check_packed(unpacked, room)
+
+
+@contextlib.contextmanager
+def _unpacked(
+    kind: Callable[..., IO[bytes]], opened: Callable[[], AbstractContextManager[IO[bytes]]]
+) -> Iterator[IO[bytes]]:
+    with opened() as file, kind(file, mode="rb") as stream:
+        yield stream
