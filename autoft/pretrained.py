@@ -68,6 +68,8 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
     import transformers
 
     check_folder(Path(source.path))
+    # Without safetensors at the hub, it would take those of an open pull request, and ask for one.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,15 +19,16 @@ import pytest
 from autoft.api import _earlier_revisions, _pinned, _with_named
 from autoft.artifact import Manifest
 from autoft.card import front_matter, license_of
-from autoft.contracts import Regularizer
+from autoft.contracts import ModelSource, Regularizer, TaskContext
 from autoft.errors import HubError, ModelError, RecipeError, RunFolderError
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
+from autoft.plans.models import base_model
 from autoft.plans.plan import read_plan
 from autoft.plans.planner import make_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import load_plugins
-from autoft.pretrained import named_model, trained_model
+from autoft.pretrained import load_network, named_model, trained_model
 from autoft.recipe import Recipe, recipe_from_mapping
 from autoft.rundir import RunDir, write_json
 from autoft.space import Categorical, SearchSpace
@@ -45,6 +46,8 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, bool] = {"me/seen": False}
         """By name, whether it is private."""
         self.asked: list[tuple[str, str]] = []
+        self.discussions: list[dict[str, object]] = []
+        """Of me/pickled, a model without safetensors."""
 
     @property
     def address(self) -> str:
@@ -57,13 +60,16 @@ class Requests(BaseHTTPRequestHandler):
     def log_message(self, format, *args) -> None:
         pass
 
-    def answer(self, value: object, status: int = 200) -> None:
+    def answer(self, value: object, status: int = 200, headers: Mapping[str, str] = {}) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name, text)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def allowed(self) -> bool:
         self.server.asked.append((self.command, self.path))
@@ -82,8 +88,19 @@ class Requests(BaseHTTPRequestHandler):
         elif (asked := re.fullmatch(r"/api/datasets/me/films(?:/revision/(\w+))?", self.path)) is not None:
             commits = {None: "a" * 40, "v2": "b" * 40}
             self.answer({"id": "me/films", "sha": commits.get(asked[1], asked[1])})
+        elif self.path.startswith("/api/models/me/pickled/discussions?"):
+            self.answer({"discussions": self.server.discussions, "count": len(self.server.discussions), "start": 0})
+        elif self.path == "/api/models/me/pickled/revision/refs%2Fpr%2F7":
+            self.answer({"id": "me/pickled", "sha": "7" * 40})
+        elif re.fullmatch(r"/me/pickled/resolve/\w+/config\.json", self.path) is not None:
+            self.answer({"model_type": "bert"}, headers={"X-Repo-Commit": "e" * 40, "ETag": '"e"'})
+        elif self.path.startswith("/me/pickled/resolve/"):
+            self.answer({}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "e" * 40})
         else:
             self.answer({"error": "no such repository"}, 404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -440,6 +457,39 @@ def test_a_model_that_an_added_trial_names_first_is_kept_too(moving, tiny_model,
     config = config.model_copy(update={"params": {"back-translation.forward": "me/nowhere"}})
     with pytest.raises(RecipeError, match=r"--set back-translation\.forward=me/nowhere: .* is no folder here"):
         _with_named(told, config, run, catalog)
+
+
+def test_converted_weights_are_taken_from_no_pull_request_that_the_recipe_does_not_name(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    anybody = {
+        "num": 6,
+        "title": "Adding `safetensors` variant of this model",
+        "author": {"name": "mallory"},
+        "status": "open",
+        "isPullRequest": True,
+        "repo": {"name": "me/pickled", "type": "model"},
+        "createdAt": "2026-01-01T00:00:00.000Z",
+    }
+    for offered, expected in (
+        ([anybody], "me/pickled@commit"),
+        ([anybody, {**anybody, "num": 7, "author": {"name": "SFconvertbot"}}], f"me/pickled@{'7' * 40}"),
+    ):
+        hub.discussions = offered
+        with pytest.raises(ModelError, match=f"holds no safetensors weights at commit {'e' * 40}; .* {expected}"):
+            base_model("me/pickled", tmp_path)
+    assert not [path for _, path in hub.asked if "refs%2Fpr%2F6" in path]
+    hub.asked.clear()
+    source, context = ModelSource("me/pickled", "me/pickled"), TaskContext({}, {}, {}, 16)
+    with pytest.raises(ModelError, match=r"does not appear to have a file named model\.safetensors"):
+        load_network("AutoModelForSequenceClassification", source, context)
+    assert hub.asked
+    assert not [path for _, path in hub.asked if "discussions" in path]
 
 
 def test_a_model_that_a_strategy_names_and_the_hub_does_not_give_is_told_with_its_key(moving, tiny_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ __all__ = ["base_model", "earlier_model", "hub_models", "kept_commit", "named_mo
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """One of these files holds a model's weights, or says where they are."""
+
+
+CONVERTER = "SFconvertbot"
+"""Who opens the pull requests of the hub's own converter."""
 
 
 def base_model(name: str, base: Path, commit: str | None = None) -> ModelPlan:
@@ -86,17 +91,17 @@ def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, o
     return {name: full for name, full in named_models(strategies, params).items() if on_hub(name)}
 
 
-def kept_commit(name: str, earlier: str | None = None) -> str | None:
-    """Return the commit of a hub model that a run keeps to, None where transformers has to convert its weights.
+def kept_commit(name: str, earlier: str | None = None) -> str:
+    """Return the commit of a hub model that a run keeps to.
 
     Args:
         name: as ``owner/name@revision``.
         earlier: the commit that an earlier call of the run took.
 
     Raises:
-        ModelError: the hub does not give it, or it is no model of transformers.
+        ModelError: the hub does not give it, or it is no model of transformers with safetensors weights.
     """
-    return _hub_model(name, earlier).revision
+    return str(_hub_model(name, earlier).revision)
 
 
 def _local_model(name: str, folder: Path) -> ModelPlan:
@@ -140,23 +145,66 @@ def _hub_model(name: str, commit: str | None) -> ModelPlan:
         ) from None
     config = _configuration(path, f"{name}: its config.json")
     # The folder of a file in the hub's cache is that of its commit: all else is then of the same one, whenever it is fetched.
-    # Where the hub has no safetensors, transformers looks for converted ones, but of the latest revision alone.
     found = path.parent.name
-    pinned = found if commit or revision or _has_safetensors(repository, found) else None
-    return ModelPlan(name=name, path=repository, revision=pinned, config=config, size_bytes=0)
+    if commit is None:
+        _check_weights(repository, path.parent)
+    return ModelPlan(name=name, path=repository, revision=found, config=config, size_bytes=0)
 
 
-def _has_safetensors(repository: str, commit: str) -> bool:
+def _check_weights(repository: str, snapshot: Path) -> None:
+    """Raise where a commit is known to hold no safetensors; transformers would take them of whoever offers some in a pull request.
+
+    Args:
+        repository: as ``owner/name``.
+        snapshot: the commit's folder in the hub's cache.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for name in WEIGHTS:
+    unsafe = next(snapshot.glob("pytorch_model*.bin"), None)
+    for file in WEIGHTS:
         try:
-            hf_hub_download(repository, name, revision=commit, dry_run=True)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            hf_hub_download(repository, file, revision=snapshot.name, dry_run=True)
+        except EntryNotFoundError as error:
+            # What nobody can be asked about now is seen when the weights are loaded.
+            if isinstance(error, LocalEntryNotFoundError) and unsafe is None:
+                return
             continue
-        return True
-    return False
+        except OSError:
+            pass
+        return
+    offered = _converted(repository)
+    raise ModelError(
+        f"{repository!r} holds no safetensors weights at commit {snapshot.name}; other formats can carry code, and are not read: "
+        + (
+            f"the hub's converter offers such in a pull request; look at it, and name {repository}@{offered}"
+            if offered is not None
+            else "https://huggingface.co/spaces/safetensors/convert makes them, as a pull request whose commit you name as "
+            f"{repository}@commit"
+        )
+    )
+
+
+def _converted(repository: str) -> str | None:
+    """Return the commit of the pull request in which the hub's own converter offers safetensors; None where there is none, or no answer.
+
+    The name of who opened it is the hub's word, its title is anybody's.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        requests = api.get_repo_discussions(
+            repository, author=CONVERTER, discussion_type="pull_request", discussion_status="open"
+        )
+        for one in requests:
+            if one.author == CONVERTER:
+                return api.model_info(repository, revision=one.git_reference).sha
+    except Exception as error:
+        # Without an answer, errors are those of the library for HTTP, whose name changes between versions of the hub's.
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith("httpx"):
+            raise
+    return None
 
 
 def _configuration(path: Path, what: str) -> dict[str, Any]:

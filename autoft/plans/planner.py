@@ -435,12 +435,9 @@ class _Planner:
         commits = {}
         for name, parameter in hub_models(self.catalog.strategies, params).items():
             try:
-                commit = kept_commit(name, self.revisions.get(name))
+                commits[name] = kept_commit(name, self.revisions.get(name))
             except ModelError as error:
                 self.fault(f"space.{parameter}", str(error))
-                continue
-            if commit is not None:
-                commits[name] = commit
         return commits
 
     def target(self, model: ModelPlan, options: Mapping[str, Any]) -> Target:

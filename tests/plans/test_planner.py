@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from autoft.additions import added_configuration
 from autoft.api import _with_known_pace
-from autoft.errors import PluginError, RecipeError
+from autoft.errors import ModelError, PluginError, RecipeError
 from autoft.hardware import Hardware
 from autoft.plans.efforts import EFFORTS, TRAIN_SPACE, WIDE
 from autoft.plans.models import base_model
@@ -278,25 +279,35 @@ def test_a_model_of_the_hub_stays_the_one_that_the_run_began_with(catalog, monke
     assert earlier.config["old"]
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "pinned"),
-    [
-        ("somebody/something", "model.safetensors", True),
-        ("somebody/something", "model.safetensors.index.json", True),
-        # Of the latest revision alone transformers looks for weights that were converted to safetensors.
-        ("somebody/something", "pytorch_model.bin", False),
-        ("somebody/something@main", "pytorch_model.bin", True),
-    ],
-)
-def test_a_model_of_the_hub_without_safetensors_is_left_to_be_converted(monkeypatch, tmp_path, name, weights, pinned):
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", None])
+def test_a_model_of_the_hub_is_of_the_commit_that_was_found(monkeypatch, tmp_path, weights):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commit = "c0ffee" + 34 * "0"
-    cached = tmp_path / "models--somebody--something"
-    files = {"refs/main": commit, f"snapshots/{commit}/config.json": '{"model_type": "bert"}'}
-    for path, text in {**files, f"snapshots/{commit}/{weights}": ""}.items():
-        (cached / path).parent.mkdir(parents=True, exist_ok=True)
-        (cached / path).write_text(text)
-    assert base_model(name, tmp_path).revision == (commit if pinned else None)
+    snapshot = cached_model(tmp_path, commit)
+    if weights is not None:
+        (snapshot / weights).touch()
+    # Of the weights of the last nothing is known without the hub.
+    assert base_model("somebody/something", tmp_path).revision == commit
+
+
+@pytest.mark.parametrize("name", ["somebody/something", "somebody/something@main"])
+def test_a_model_of_the_hub_without_safetensors_is_refused(monkeypatch, tmp_path, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (cached_model(tmp_path, "c0ffee") / "pytorch_model.bin").touch()
+    with pytest.raises(
+        ModelError, match=r"holds no safetensors weights at commit c0ffee; .* name as somebody/something@commit"
+    ):
+        base_model(name, tmp_path)
+
+
+def cached_model(cache: Path, commit: str) -> Path:
+    """Make a model in a cache of the hub's own form, and return the folder of its commit."""
+    place = cache / "models--somebody--something"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    (place / "snapshots" / commit / "config.json").write_text('{"model_type": "bert"}')
+    return place / "snapshots" / commit
 
 
 def test_a_run_goes_on_with_the_workers_that_it_was_found_to_pay(catalog, tiny_model, tmp_path):
