@@ -22,6 +22,7 @@ __all__ = [
     "DROPOUTS",
     "check_fit",
     "check_folder",
+    "check_index",
     "dense_folder",
     "load_network",
     "load_tokenizer",
@@ -101,18 +102,27 @@ def check_folder(folder: Path) -> None:
             raise ModelError(f"{path}: is no file, but a pipe or a device")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{index}: is damaged: {first_line(error)}") from None
-        wrong = sorted(name for name in shards if Path(name).name != name or not name.endswith(".safetensors"))
-        if wrong:
-            raise ModelError(f"{index}: names {wrong[0]!r}; weights have to be *.safetensors files beside it")
+        check_index(index)
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
         raise ModelError(
             f"{folder}: holds adapter_config.json beside the weights, an adapter that would be put onto them unseen; merge it "
             "into the weights, or take it out"
         )
+
+
+def check_index(index: Path) -> None:
+    """Raise where a ``model.safetensors.index.json`` names other than safetensors files beside it.
+
+    Raises:
+        ModelError: it does, or is damaged.
+    """
+    try:
+        shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: is damaged: {first_line(error)}") from None
+    wrong = sorted(name for name in shards if Path(name).name != name or not name.endswith(".safetensors"))
+    if wrong:
+        raise ModelError(f"{index}: names {wrong[0]!r}; weights have to be *.safetensors files beside it")
 
 
 def on_hub(name: str) -> bool:

@@ -13,11 +13,12 @@ from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
 from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
-from autoft.pretrained import check_folder, dense_folder, on_hub
+from autoft.pretrained import check_folder, check_index, dense_folder, on_hub
 
 __all__ = ["base_model", "earlier_model", "hub_models", "kept_commit", "named_models"]
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX)
 """One of these files holds a model's weights, or says where they are."""
 
 
@@ -152,7 +153,9 @@ def _hub_model(name: str, commit: str | None) -> ModelPlan:
 
 
 def _check_weights(repository: str, snapshot: Path) -> None:
-    """Raise where a commit is known to hold no safetensors; transformers would take them of whoever offers some in a pull request.
+    """Raise where a commit is known to hold no safetensors, or more than these that transformers would read with them.
+
+    Without safetensors it would take those of whoever offers some in a pull request; an adapter beside them it would put onto them.
 
     Args:
         repository: as ``owner/name``.
@@ -161,17 +164,26 @@ def _check_weights(repository: str, snapshot: Path) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    unsafe = next(snapshot.glob("pytorch_model*.bin"), None)
-    for file in WEIGHTS:
+    def there(file: str) -> bool | None:
+        """Say whether the commit holds a file, None where nobody can be asked; loading the weights shows it then."""
         try:
             hf_hub_download(repository, file, revision=snapshot.name, dry_run=True)
-        except EntryNotFoundError as error:
-            # What nobody can be asked about now is seen when the weights are loaded.
-            if isinstance(error, LocalEntryNotFoundError) and unsafe is None:
-                return
-            continue
+        except LocalEntryNotFoundError:
+            return None
+        except EntryNotFoundError:
+            return False
         except OSError:
-            pass
+            return None
+        return True
+
+    if there("adapter_config.json"):
+        raise ModelError(
+            f"{repository!r} holds adapter_config.json beside the weights, an adapter that would be put onto them unseen; merge it into them"
+        )
+    known = {file: there(file) for file in WEIGHTS}
+    if known[INDEX]:
+        check_index(Path(hf_hub_download(repository, INDEX, revision=snapshot.name)))
+    if any(known.values()) or (None in known.values() and next(snapshot.glob("pytorch_model*.bin"), None) is None):
         return
     offered = _converted(repository)
     raise ModelError(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -285,7 +286,7 @@ def test_a_model_of_the_hub_is_of_the_commit_that_was_found(monkeypatch, tmp_pat
     commit = "c0ffee" + 34 * "0"
     snapshot = cached_model(tmp_path, commit)
     if weights is not None:
-        (snapshot / weights).touch()
+        (snapshot / weights).write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     # Of the weights of the last nothing is known without the hub.
     assert base_model("somebody/something", tmp_path).revision == commit
 
@@ -298,6 +299,20 @@ def test_a_model_of_the_hub_without_safetensors_is_refused(monkeypatch, tmp_path
         ModelError, match=r"holds no safetensors weights at commit c0ffee; .* name as somebody/something@commit"
     ):
         base_model(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("adapter_config.json", "an adapter that would be put onto them unseen"),
+        ("model.safetensors.index.json", "weights have to be *.safetensors files beside it"),
+    ],
+)
+def test_what_would_be_read_with_the_weights_of_a_hub_model_is_looked_at(monkeypatch, tmp_path, file, expected):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (cached_model(tmp_path, 40 * "c") / file).write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        base_model("somebody/something", tmp_path)
 
 
 def cached_model(cache: Path, commit: str) -> Path:
