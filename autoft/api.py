@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -128,6 +129,9 @@ __all__ = [
 FREE = ("budget", "executor", "storage", "trackers")
 """Sections of a recipe that may change between calls of one run."""
 
+BEGUN = ".begun"
+"""What was drawn at random for a run folder whose recipe lets code of models run."""
+
 LIKE = 5
 """Configurations of an earlier run that are tried early, at most."""
 
@@ -218,10 +222,7 @@ def search(
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe), revisions=earlier)
     folder.create()
     if loaded.trust_remote_code:
-        # Without a place to remember it in, the next call asks.
-        with suppress(OSError):
-            _begun_here(folder).parent.mkdir(parents=True, exist_ok=True)
-            _begun_here(folder).touch()
+        _remember_begun(folder)
     with (
         folder.lock(),
         ProgressWriter(folder) as progress,
@@ -274,17 +275,38 @@ def _check_begun_here(folder: RunDir) -> None:
     Raises:
         RunFolderError: the folder was begun elsewhere.
     """
-    if (folder.plan.exists() or folder.numbers()) and not _begun_here(folder).is_file():
+    if (folder.plan.exists() or folder.numbers()) and not _begun_here(folder):
         raise RunFolderError(
             f"{folder.path}: was not begun at this place by you, and the recipe lets code run that comes with a model: this folder would "
             "say which; give --trust-remote-code if you trust whoever made it"
         )
 
 
-def _begun_here(folder: RunDir) -> Path:
-    """Return the file which says that a run folder was begun here: a copy, or what is unpacked in its place, is another."""
-    identity = f"{folder.path.resolve()}:{folder.path.stat().st_ino}"
-    return cache_folder() / "begun" / hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]
+def _begun_here(folder: RunDir) -> bool:
+    """Say whether a run folder was begun here: a copy, or what is unpacked in its place, is another.
+
+    The number of a deleted folder may become that of the next one at its place, which lacks what was drawn for it.
+    """
+    drawn = folder.path / BEGUN
+    return drawn.is_file() and _begun_note(folder, drawn.read_bytes()).is_file()
+
+
+def _remember_begun(folder: RunDir) -> None:
+    if _begun_here(folder):
+        return
+    drawn = secrets.token_hex(16)
+    note = _begun_note(folder, drawn.encode())
+    # Without a place to remember it in, the next call asks.
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder.path / BEGUN, drawn)
+        note.touch()
+
+
+def _begun_note(folder: RunDir, drawn: bytes) -> Path:
+    """Return the file which says that a run folder was begun here, by what was drawn for it."""
+    identity = f"{folder.path.resolve()}:{folder.path.stat().st_ino}:"
+    return cache_folder() / "begun" / hashlib.sha256(os.fsencode(identity) + drawn).hexdigest()[:24]
 
 
 def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:

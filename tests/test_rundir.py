@@ -137,6 +137,12 @@ def test_a_search_goes_on_in_a_folder_from_elsewhere_with_code_of_models_only_wh
     with pytest.raises(RunFolderError, match=asks):
         autoft.search(recipe, run=run.path)
     with pytest.raises(DataError, match=r"absent\.csv"):
+        autoft.search(recipe, run=run.path, trust_remote_code=True)
+    # Nor for what another puts in its place, which may get the number that it had on the disk.
+    (run.path / ".begun").unlink()
+    with pytest.raises(RunFolderError, match=asks):
+        autoft.search(recipe, run=run.path)
+    with pytest.raises(DataError, match=r"absent\.csv"):
         autoft.search({**recipe, "trust_remote_code": False}, run=run.path)
     # What a search began itself it goes on with.
     for _ in range(2):
