@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from autoft.data.encodings import Room, plain, plain_type, sound
-from autoft.data.parquet_pages import page_values
+from autoft.data.parquet_pages import page_values, texts_of_deltas
 from autoft.data.rows import CHUNK, concatenated, rows_table, shortened
 from autoft.errors import DataError, closest, first_line
 
@@ -471,9 +471,9 @@ def _read_parquet(path: Path, *, keep: bool = True) -> pa.Table:
     room = Room(path)
     with ParquetFile(path) as file:
         columns = [file.schema.column(place) for place in range(len(file.schema))]
-        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        texts = {place: one for place, one in enumerate(columns) if one.physical_type == "BYTE_ARRAY"}
         # pyarrow ends the process where what a file says of a part of a column is damaged; of groups of rows it is not asked.
-        groups = [file.metadata.row_group(place).total_byte_size for place in range(file.metadata.num_row_groups)]
+        groups = (file.metadata.row_group(place).total_byte_size for place in range(file.metadata.num_row_groups))
         rows, size = max(1, file.metadata.num_rows), max(1, sum(groups))
         widths = [max(_WIDTHS.get(one.physical_type, 1), one.length) for one in columns]
         nested = {place for place, one in enumerate(columns) if one.max_repetition_level}
@@ -482,14 +482,11 @@ def _read_parquet(path: Path, *, keep: bool = True) -> pa.Table:
     if nested:
         # Beside each value it is kept where in its lists it stands.
         room.check(sum(count * (widths[place] + _LEVELS) for place, count in page_values(path, nested).items()))
-    most = min(CHUNK, max(1, _PART * rows // size))
-    try:
-        return _parquet_table(path, texts, most, keep=keep)
-    except OSError as error:
-        if "Not yet implemented" not in str(error):
-            raise
-        # Texts written as the difference to the one before are read as no dictionary: then each may be as long as all.
-        return _parquet_table(path, [], max(1, min(most, room.bytes // max(1, *groups))), keep=keep)
+    levels = {place: (one.max_repetition_level, one.max_definition_level) for place, one in texts.items()}
+    # They are read as they are, after it is known what they take.
+    deltas = texts_of_deltas(path, levels, room)
+    dictionaries = [one.path for place, one in texts.items() if place not in deltas]
+    return _parquet_table(path, dictionaries, min(CHUNK, max(1, _PART * rows // size)), keep=keep)
 
 
 def _parquet_table(path: Path, texts: Sequence[str], most: int, *, keep: bool) -> pa.Table:

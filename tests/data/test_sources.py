@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import random
 import re
 import shutil
 import struct
@@ -24,7 +25,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.data.parquet_pages import page_values
+from autoft.data.encodings import Room
+from autoft.data.parquet_pages import page_values, texts_of_deltas
 from autoft.data.sources import load_source, source_card
 from autoft.errors import DataError
 from autoft.paths import package_path
@@ -436,7 +438,10 @@ def test_a_parquet_file_of_any_encoding_is_read(tmp_path, encoding):
     assert load(tmp_path / "rows.parquet").to_pydict() == {"text": texts, "lists": lists}
 
 
-@pytest.mark.parametrize("kind", ["text", "list", "bytes", "numbers in lists"])
+@pytest.mark.parametrize(
+    "kind",
+    ["text", "list", "bytes", "numbers in lists", "differences", "differences in lists", "list beside differences"],
+)
 def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, monkeypatch, kind):
     known = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["y" * 10_000])
     values = {
@@ -444,8 +449,18 @@ def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, mo
         "list": lambda: pa.ListArray.from_arrays([0, 2000], known),
         "bytes": lambda: pa.array([b"y" * 10_000] * 2000, pa.binary(10_000)),
         "numbers in lists": lambda: pa.ListArray.from_arrays([0, 2_000_000], pa.repeat(7, 2_000_000)),
+        "differences": lambda: pa.array(["y" * 10_000] * 2000),
+        "differences in lists": lambda: pa.ListArray.from_arrays([0, 2000], pa.array(["y" * 10_000] * 2000)),
+        "list beside differences": lambda: pa.ListArray.from_arrays([0, 2000], known),
     }[kind]()
-    pq.write_table(pa.table({"text": values}), tmp_path / "rows.parquet")
+    packed = {}
+    if "differences" in kind:
+        beside = kind.startswith("list beside")
+        written = {"other": "DELTA_BYTE_ARRAY"} | (
+            {} if beside else {"text": "DELTA_BYTE_ARRAY", "text.list.element": "DELTA_BYTE_ARRAY"}
+        )
+        packed = {"use_dictionary": ["text.list.element"] if beside else False, "column_encoding": written}
+    pq.write_table(pa.table({"text": values, "other": ["a"] * len(values)}), tmp_path / "rows.parquet", **packed)
     assert (tmp_path / "rows.parquet").stat().st_size < 100_000
     pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=2 * 10**6))
@@ -455,6 +470,45 @@ def test_a_parquet_file_is_read_no_further_than_there_is_memory_for(tmp_path, mo
     finally:
         pa.set_memory_pool(usual)
     assert pool.max_memory() < 2 * 10**6
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4"])
+def test_what_texts_take_that_are_written_as_differences_is_known_before_they_are_read(tmp_path, version, codec):
+    numbers = random.Random(0)
+    texts = [
+        None if numbers.random() < 0.1 else "word" * numbers.randrange(20) + str(numbers.random()) for _ in range(500)
+    ]
+    lists = [texts[: numbers.randrange(9)] for _ in texts]
+    path, room = tmp_path / "rows.parquet", Room(tmp_path)
+    encodings = {
+        "texts": "DELTA_BYTE_ARRAY",
+        "lists.list.element": "DELTA_BYTE_ARRAY",
+        "lengths": "DELTA_LENGTH_BYTE_ARRAY",
+    }
+    table = pa.table({"texts": texts, "lists": lists, "lengths": texts, "plain": texts})
+    sizes = {
+        "data_page_version": version,
+        "compression": codec,
+        "row_group_size": 300,
+        "data_page_size": 2000,
+        "write_batch_size": 50,
+    }
+    pq.write_table(table, path, use_dictionary=False, column_encoding=encodings, **sizes)
+    assert texts_of_deltas(path, {0: (0, 1), 1: (1, 3), 2: (0, 1), 3: (0, 1)}, room) == {0, 1, 2}
+    values = [*texts, *texts, *(text for one in lists for text in one)]
+    known = sum(map(len, filter(None, values)))
+    # Beside them stand 8 bytes a value, and what the pages hold.
+    assert known < room._taken - 8 * len(values) < known * 1.5
+    assert load(path).to_pylist() == table.to_pylist()
+    damaged = bytearray(path.read_bytes())
+    at = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    for _ in range(30):
+        changed = bytearray(damaged)
+        changed[at + numbers.randrange(400)] ^= 1 << numbers.randrange(8)
+        path.write_bytes(changed)
+        with suppress(DataError):
+            load(path)
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
