@@ -249,6 +249,14 @@ def test_a_model_folder_that_cannot_be_used_says_why(catalog, tiny_model, tmp_pa
     [
         ("{", "its config.json is damaged"),
         ('{"peft_type": "LORA"}', "its config.json names no model_type; it is not the configuration"),
+        (
+            '{"model_type": "t5", "num_decoder_layers": 1000000000}',
+            "its config.json is damaged: num_decoder_layers is 1000000000; a",
+        ),
+        (
+            '{"model_type": "qwen", "text": {"n_layer": 20000}}',
+            "its config.json is damaged: n_layer is 20000; a model has 10,000",
+        ),
     ],
 )
 def test_a_model_of_the_hub_that_cannot_be_used_says_why(catalog, monkeypatch, tmp_path, config, expected):

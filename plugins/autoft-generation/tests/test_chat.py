@@ -106,6 +106,9 @@ def test_messages_that_a_template_refuses_are_told(tokenizers):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match="refuses messages of system, user: roles must alternate"):
         prompt_text(tokenizer, TALK[:2])
+    tokenizer.chat_template = "{{ 1 / 0 }}"
+    with pytest.raises(DataError, match="template of the model fails: ZeroDivisionError: division by zero"):
+        prompt_text(tokenizer, TALK[:2])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from autoft.errors import DataError
+from autoft.errors import DataError, kind_and_line
 
 __all__ = ["PLAIN_TEMPLATE", "Piece", "answer_end", "checked_messages", "conversation", "prompt_text", "recent"]
 
@@ -160,4 +160,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answer: 
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template of the model refuses messages of {roles}: {error}") from error
+    except Exception as error:
+        # It is a program of whoever made the model.
+        raise DataError(f"the chat template of the model fails: {kind_and_line(error)}") from error
     return text
