@@ -667,22 +667,21 @@ class RunDir:
         costs = sorted({name for result in results for variant in result.variants for name in variant.costs})
         head = ["trial", "kind", "state", "model", "pipeline", "seed", "seconds", "train_memory_bytes", "variant"]
         head += ["variant_state", "reason", *(f"validation.{name}" for name in metrics), *costs, *params]
-        lines: list[list[object]] = []
+        lines: list[list[object]] = [[*head]]
         for result in results:
             config = result.config
             front: list[object] = [result.number, config.kind, result.state, config.model, config.pipeline, config.seed]
             front += [round(result.seconds.get("total", 0.0), 3), result.train_memory_bytes or ""]
-            values = [_cell(config.params.get(name, "")) for name in params]
+            values = [config.params.get(name, "") for name in params]
             empty = VariantResult(name="", state=result.state, reason=result.reason, validation=result.validation)
             for variant in result.variants or [empty]:
                 line: list[object] = [*front, variant.name, variant.state, variant.reason or ""]
-                line += [_cell(variant.validation.get(name, "")) for name in metrics]
-                line += [_cell(variant.costs.get(name, "")) for name in costs]
+                line += [variant.validation.get(name, "") for name in metrics]
+                line += [variant.costs.get(name, "") for name in costs]
                 lines.append(line + values)
         with replacing(self.path / "trials.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(head)
-            writer.writerows(lines)
+            writer.writerows([_cell(value) for value in line] for line in lines)
 
     def clear_partial(self) -> list[int]:
         """Delete what there is of trials without a result, and return their numbers: they were cut off and run again.
@@ -1026,4 +1025,7 @@ def _damaged(path: Path, error: ValidationError) -> DamagedRecord:
 
 
 def _cell(value: object) -> object:
+    """Return what a table has for a value: a text that spreadsheets would compute is one to them by the mark before it."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
     return "" if isinstance(value, float) and math.isnan(value) else value

@@ -100,6 +100,16 @@ def test_the_csv_holds_every_figure_and_leaves_undefined_ones_empty(run):
     assert lines[1]["variant"] == ""
 
 
+def test_the_csv_holds_nothing_that_a_spreadsheet_computes(run):
+    negative = VariantResult(
+        name="none", state="failed", reason='=HYPERLINK("http://a.example")', validation={"gain": -0.5}
+    )
+    run.write_trials_csv([result(0, variants=[negative])])
+    with (run.path / "trials.csv").open(newline="", encoding="utf-8") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["reason"], line["validation.gain"]) == ("""'=HYPERLINK("http://a.example")""", "-0.5")
+
+
 def test_code_of_models_in_a_stranger_s_run_runs_only_where_it_is_said(run, tiny_model, catalog):
     recipe = recipe_from_mapping(
         {"task": "text-classification", "model": str(tiny_model), "data": "reviews.csv", "trust_remote_code": True}
