@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DROPOUTS",
+    "check_config",
     "check_fit",
     "check_folder",
     "check_index",
@@ -34,6 +36,11 @@ __all__ = [
     "trained_by",
     "trained_model",
 ]
+
+MOST_LAYERS = 10_000
+
+_LAYERS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?)|(encoder|decoder)_layers")
+"""What configurations of transformers call how many layers there are: all are built before anything else is seen."""
 
 DROPOUTS = (
     "attention_dropout",
@@ -94,8 +101,8 @@ def check_folder(folder: Path) -> None:
     """Raise where transformers would read more than the weights in the folder of a model: of elsewhere, pickled, without end.
 
     Raises:
-        ModelError: its index names such a file, a file is a pipe or a device, or there is an adapter that would be put onto the
-            weights unseen.
+        ModelError: its index or configuration names such, a file is a pipe or a device, or there is an adapter that would be put onto
+            the weights unseen.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -103,11 +110,37 @@ def check_folder(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         check_index(index)
+    config = folder / "config.json"
+    # Of one that is damaged transformers says so.
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        check_config(json.loads(config.read_text(encoding="utf-8")), str(config))
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
         raise ModelError(
             f"{folder}: holds adapter_config.json beside the weights, an adapter that would be put onto them unseen; merge it "
             "into the weights, or take it out"
         )
+
+
+def check_config(config: Any, what: str) -> None:
+    """Raise where a configuration would have transformers build layers without end, or fetch and run code of the hub for attention.
+
+    Args:
+        config: as it is in JSON, its parts among it.
+        what: the configuration, for messages.
+
+    Raises:
+        ModelError: it would.
+    """
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(value, int) and _LAYERS.fullmatch(key) and value > MOST_LAYERS:
+            raise ModelError(
+                f"{what} is damaged: {key} is {str(value)[:20]}; a model has {MOST_LAYERS:,} layers at most"
+            )
+        if key.lstrip("_") in {"attn_implementation", "experts_implementation"} and "/" in str(value):
+            raise ModelError(
+                f"{what}: {key} names a kernel of the hub, {str(value)[:60]!r}, which is code and is not run; take it out"
+            )
+        check_config(value, what)
 
 
 def check_index(index: Path) -> None:

@@ -77,6 +77,31 @@ def test_a_configuration_with_a_wrong_value_is_told(key, value, tiny_model, tmp_
         load_network("AutoModel", ModelSource("m", str(folder)), TaskContext({}, {}, {}, 64, "cpu"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        (
+            "num_hidden_layers",
+            10**9,
+            r"config\.json is damaged: num_hidden_layers is 1000000000; a model has 10,000 layers",
+        ),
+        (
+            "attn_implementation",
+            "kernels-community/mla",
+            r"config\.json: attn_implementation names a kernel .* is not run",
+        ),
+    ],
+)
+def test_a_configuration_is_looked_at_before_anything_of_it_is_built_or_fetched(
+    key, value, expected, tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ModelError, match=expected), loading(ModelSource("m", str(folder))):
+        pytest.fail("it was loaded")
+
+
 def test_transformers_is_silent_while_loading_and_speaks_again_afterwards(tiny_model):
     import transformers
 

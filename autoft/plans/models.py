@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
 from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
-from autoft.pretrained import check_folder, check_index, dense_folder, on_hub
+from autoft.pretrained import check_config, check_folder, check_index, dense_folder, on_hub
 
 __all__ = ["base_model", "earlier_model", "hub_models", "kept_commit", "named_models"]
 
@@ -22,11 +21,6 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX)
 """One of these files holds a model's weights, or says where they are."""
 
-
-MOST_LAYERS = 10_000
-
-_LAYERS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?)|(encoder|decoder)_layers")
-"""What configurations of transformers call how many layers there are."""
 
 CONVERTER = "SFconvertbot"
 """Who opens the pull requests of the hub's own converter."""
@@ -234,18 +228,5 @@ def _configuration(path: Path, what: str) -> dict[str, Any]:
         raise ModelError(f"{what} names no model_type; it is not the configuration of a transformers model")
     if not isinstance(config.get("architectures", []), list | None):
         raise ModelError(f"{what} is damaged: architectures has to be a list of names")
-    for key, value in _counts(config):
-        if value > MOST_LAYERS:
-            raise ModelError(
-                f"{what} is damaged: {key} is {str(value)[:20]}; a model has {MOST_LAYERS:,} layers at most"
-            )
+    check_config(config, what)
     return config
-
-
-def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the numbers of layers that a configuration and its parts name: each is built, one after the other, before anything else is seen."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _counts(value)
-        elif isinstance(value, int) and _LAYERS.fullmatch(key):
-            yield key, value
