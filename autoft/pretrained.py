@@ -37,10 +37,11 @@ __all__ = [
     "trained_model",
 ]
 
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000
 
 _LAYERS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?)|(encoder|decoder)_layers")
-"""What configurations of transformers call how many layers there are: all are built before anything else is seen."""
+_LABELS = re.compile("num_labels")
+"""What configurations of transformers call how many there are: layers are built, and labels named, before anything else is seen."""
 
 DROPOUTS = (
     "attention_dropout",
@@ -132,10 +133,9 @@ def check_config(config: Any, what: str) -> None:
         ModelError: it would.
     """
     for key, value in config.items() if isinstance(config, Mapping) else ():
-        if isinstance(value, int) and _LAYERS.fullmatch(key) and value > MOST_LAYERS:
-            raise ModelError(
-                f"{what} is damaged: {key} is {str(value)[:20]}; a model has {MOST_LAYERS:,} layers at most"
-            )
+        for most, named, kind in ((MOST_LAYERS, _LAYERS, "layers"), (MOST_LABELS, _LABELS, "labels")):
+            if isinstance(value, int) and named.fullmatch(key) and value > most:
+                raise ModelError(f"{what} is damaged: {key} is {str(value)[:20]}; a model has {most:,} {kind} at most")
         if key.lstrip("_") in {"attn_implementation", "experts_implementation"} and "/" in str(value):
             raise ModelError(
                 f"{what}: {key} names a kernel of the hub, {str(value)[:60]!r}, which is code and is not run; take it out"

@@ -85,6 +85,7 @@ def test_a_configuration_with_a_wrong_value_is_told(key, value, tiny_model, tmp_
             10**9,
             r"config\.json is damaged: num_hidden_layers is 1000000000; a model has 10,000 layers",
         ),
+        ("num_labels", 10**9, r"config\.json is damaged: num_labels is 1000000000; a model has 1,000,000 labels"),
         (
             "attn_implementation",
             "kernels-community/mla",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Reach, Refusal, State, Target
 from autoft.errors import ModelError, first_line
+from autoft.rundir import read_json
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.compatibility import incompatible
 from autoft.strategies.head_only import find_head
@@ -180,13 +181,31 @@ class VirtualTokens(Adapter):
         model.save_pretrained(folder / FOLDER, save_embedding_layers=False)
 
     def load(self, folder: Path, target: Target) -> Any:
-        """Return the model that :meth:`save` wrote."""
+        """Return the model that :meth:`save` wrote.
+
+        Raises:
+            ModelError: PEFT would read other files, pickled ones or those of another model, than were written.
+        """
+        import peft
         from peft import PeftModel
+        from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
         from autoft.strategies.prompted_models import hide_virtual_tokens
 
+        saved = folder / FOLDER
+        # Of other kinds are such that load what the file names, of the hub too.
+        kind = str(getattr(peft, self.tuner)(num_virtual_tokens=1, task_type="CAUSAL_LM").peft_type.value)
+        told = read_json(saved / "adapter_config.json")
+        if (
+            not isinstance(told, dict)
+            or told.get("peft_type") != kind
+            or not (saved / SAFETENSORS_WEIGHTS_NAME).is_file()
+        ):
+            raise ModelError(
+                f"{saved}: is no adapter of {self.name} in {SAFETENSORS_WEIGHTS_NAME}; export the model again"
+            )
         base = super().load(folder, target)
-        loaded = PeftModel.from_pretrained(base, folder / FOLDER, torch_device=target.context.device)
+        loaded = PeftModel.from_pretrained(base, saved, torch_device=target.context.device)
         return hide_virtual_tokens(loaded).to(target.context.device).eval()
 
     def _task_type(self, model: Any, target: Target) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -159,6 +160,15 @@ def test_what_is_kept_says_what_was_trained(
     torch.testing.assert_close(logits(loaded, target), expected, rtol=1e-4, atol=1e-5)
     # And saving changes nothing.
     torch.testing.assert_close(logits(kept, target), expected, rtol=1e-4, atol=1e-5)
+    written = tmp_path / FOLDER / "adapter_config.json"
+    told = json.loads(written.read_text())
+    written.write_text(json.dumps({**told, "peft_type": "XLORA", "adapters": {"a": "somebody/adapter"}}))
+    with pytest.raises(ModelError, match=f"is no adapter of {kind.name} in adapter_model.safetensors"):
+        kind().load(tmp_path, target)
+    written.write_text(json.dumps(told))
+    (tmp_path / FOLDER / "adapter_model.safetensors").rename(tmp_path / FOLDER / "adapter_model.bin")
+    with pytest.raises(ModelError, match=f"is no adapter of {kind.name} in adapter_model.safetensors"):
+        kind().load(tmp_path, target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
