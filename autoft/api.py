@@ -1241,11 +1241,27 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
     differing = [
         key for key in dict.fromkeys([*old, *new]) if key not in {*FREE, "name"} and old.get(key) != new.get(key)
     ]
+    before, now = _measured_by(old), _measured_by(new)
+    differing += [key for key in now if before[key] != now[key]]
     if differing:
         raise RunFolderError(
             f"{folder.path}: holds a run of another recipe (differs in {', '.join(differing)}); give --run another "
-            "folder, or delete this one. Only budget, executor, storage and trackers may change between calls of a run"
+            "folder, or delete this one. Only budget, executor, storage and trackers may change between calls of a run, and "
+            "of budget not what latencies are measured by"
         )
+
+
+def _measured_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a budget by which latencies are measured: of two calls they compare where these are the same."""
+    budget = recipe.get("budget") or {}
+    latency = budget.get("latency")
+    # A limit alone, as 5ms, is of one row a request.
+    request = latency if isinstance(latency, dict) else {}
+    return {
+        "budget.target": budget.get("target"),
+        "budget.latency.batch_size": request.get("batch_size", 1),
+        "budget.latency.length": request.get("length"),
+    }
 
 
 @contextmanager

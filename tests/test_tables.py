@@ -184,6 +184,21 @@ def test_other_rows_are_another_run(recipe, tmp_path):
         autoft.search(other, run=tmp_path)
 
 
+def test_limits_may_change_between_calls_and_what_is_measured_may_not(recipe, tmp_path):
+    def call(**budget):
+        changed = {**recipe, "budget": {**recipe.get("budget", {}), **budget}}
+        autoft.search(changed, run=tmp_path, listener=Ending())
+
+    with pytest.raises(Begun):
+        call(latency="5ms")
+    config = TrialConfig(number=0, kind="default", model=recipe["model"], pipeline="full", params={}, seed=0)
+    RunDir(tmp_path).write_result(TrialResult(number=0, state="complete", config=config))
+    with pytest.raises(Begun):
+        call(latency={"p95": "9ms"})
+    with pytest.raises(autoft.errors.RunFolderError, match=r"differs in budget\.latency\.batch_size"):
+        call(latency={"p50": "5ms", "batch_size": 8})
+
+
 @pytest.fixture
 def run(tmp_path):
     run = autoft.Run(tmp_path)
