@@ -238,7 +238,7 @@ def search(
         for sentence in given.keep(folder):
             listener.note(sentence)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note)
-        plan = _with_scales(_with_known_pace(plan, folder), folder, listener)
+        plan = _with_other_processor(_with_scales(_with_known_pace(plan, folder), folder, listener), folder)
         plan = _with_known_fallbacks(plan.model_copy(update={"known": _known_settings(plan, loaded)}), folder)
         write_text(folder.recipe, dump_recipe(loaded))
         write_json(folder.plan, plan.model_dump(mode="json"))
@@ -481,6 +481,25 @@ def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
     if plan.by_pace and known.by_pace and known.hardware.get("cores") == plan.hardware["cores"]:
         found |= {"workers": known.workers, "train_threads": known.train_threads}
     return plan.model_copy(update=found)
+
+
+def _with_other_processor(plan: Plan, run: RunDir) -> Plan:
+    """Return the plan with a warning where trials of an earlier call were measured on another processor than this call has."""
+    if not run.plan.is_file() or not run.results():
+        return plan
+    try:
+        before = Hardware.from_json(read_plan(run.plan).hardware)
+    except (RunFolderError, KeyError, TypeError):
+        # It is damaged, or an older version wrote it.
+        return plan
+    here = Hardware.from_json(plan.hardware)
+    if before.processor == here.processor:
+        return plan
+    told = (
+        f"Trials of before were measured on {before.processor}, and any of now are on {here.processor}: latencies of both do not "
+        "compare, so that which model is cheapest may be wrong; begin a run of its own to go by latency"
+    )
+    return plan.model_copy(update={"warnings": [*plan.warnings, told]})
 
 
 def _with_known_fallbacks(plan: Plan, run: RunDir) -> Plan:

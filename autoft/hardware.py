@@ -95,6 +95,11 @@ class Hardware:
             system=f"{platform.system()} {platform.machine()}",
         )
 
+    @property
+    def processor(self) -> str:
+        """The name of what models are served on."""
+        return self.gpus[0].name if self.device == "cuda" and self.gpus else self.cpu
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
         return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import re
 from pathlib import Path
 
@@ -197,6 +198,26 @@ def test_limits_may_change_between_calls_and_what_is_measured_may_not(recipe, tm
         call(latency={"p95": "9ms"})
     with pytest.raises(autoft.errors.RunFolderError, match=r"differs in budget\.latency\.batch_size"):
         call(latency={"p50": "5ms", "batch_size": 8})
+
+
+def test_what_was_measured_on_another_processor_is_told(recipe, tmp_path):
+    class Listening(Ending):
+        def begin(self, plan, resumed):
+            told.append([warning for warning in plan.warnings if "latencies of both do not compare" in warning])
+            super().begin(plan, resumed)
+
+    told = []
+    with pytest.raises(Begun):
+        autoft.search(recipe, run=tmp_path, listener=Listening())
+    config = TrialConfig(number=0, kind="default", model=recipe["model"], pipeline="full", params={}, seed=0)
+    RunDir(tmp_path).write_result(TrialResult(number=0, state="complete", config=config))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for cpu in (plan["hardware"]["cpu"], "Abacus"):
+        (tmp_path / "plan.json").write_text(json.dumps({**plan, "hardware": {**plan["hardware"], "cpu": cpu}}))
+        with pytest.raises(Begun):
+            autoft.search(recipe, run=tmp_path, listener=Listening())
+    assert [len(one) for one in told] == [0, 0, 1]
+    assert "measured on Abacus, and any of now" in told[2][0]
 
 
 @pytest.fixture
