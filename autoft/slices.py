@@ -49,12 +49,10 @@ def slices(card: TaskCard, rows: Sequence[Row]) -> list[Slice]:
     """
     found = _by_length(card, rows)
     for column in card.columns:
-        several = column.kind == "labels"
         if column.target and column.kind in {"label", "labels"}:
-            found += _by_value(column.role, [_values(row.get(column.role), several) for row in rows])
+            found += _by_value(column.role, [_values(row.get(column.role)) for row in rows])
     for role in dict.fromkeys(key for row in rows for key in row if key.startswith(SLICE)):
-        values = [_values(row.get(role), True) for row in rows]
-        found += _by_value(role.removeprefix(SLICE), values)
+        found += _by_value(role.removeprefix(SLICE), [_values(row.get(role)) for row in rows])
     return found
 
 
@@ -85,10 +83,8 @@ def _length(value: object) -> int:
     return 0
 
 
-def _values(value: object, several: bool) -> list[str]:
+def _values(value: object) -> list[str]:
     entries = value if isinstance(value, list | tuple) else [value]
-    if not several and len(entries) > 1:
-        return []
     return list(dict.fromkeys(str(entry) for entry in entries if entry is not None))
 
 

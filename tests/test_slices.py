@@ -47,6 +47,14 @@ def test_lengths_part_all_rows_and_labels_hold_their_own(rows):
         assert list(members) == [i for i, (_, label) in enumerate(rows) if label == name]
 
 
+def test_a_row_with_several_labels_is_in_the_part_of_each():
+    labels = [["joy"], ["joy", "love"], ["love"], [], ["joy", "fear"]] * 5
+    parts = {part.name: part.rows for part in slices(CARD, [{"text": "x", "label": one} for one in labels])}
+    assert set(parts) == {"joy", "love", "fear"}
+    for name, members in parts.items():
+        assert list(members) == [i for i, own in enumerate(labels) if name in own]
+
+
 def test_groups_by_length_have_about_as_many_rows_each():
     rows = [{"text": "x" * (1 + i), "label": "a"} for i in range(100)]
     found = slices(CARD, rows)
