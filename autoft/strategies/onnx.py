@@ -386,13 +386,18 @@ def bare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> None:
-    """Write the graph without its weights, and which parameter goes where; nothing where one has no known origin."""
+    """Write the graph without its weights, and which parameter goes where.
+
+    What was computed of weights while it was traced stays in it, as the keys of virtual tokens do: such a graph says which
+    weights those were, and serves the further formats of the same model.
+    """
     import numpy as np
     import onnx
     from onnx import numpy_helper
 
     weights = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
     origin: dict[str, tuple[str, bool]] = {}
+    of_any = True
     for initializer in proto.graph.initializer:
         array = numpy_helper.to_array(initializer)
         if not np.issubdtype(array.dtype, np.floating):
@@ -407,8 +412,7 @@ def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> No
                 origin[initializer.name] = (name, True)
                 break
         else:
-            if array.size > 16:
-                return
+            of_any = of_any and array.size <= 16
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
     for initializer in shell.graph.initializer:
@@ -416,13 +420,24 @@ def _remember(cache: Path, proto: onnx.ModelProto, model: torch.nn.Module) -> No
             initializer.ClearField("raw_data")
             initializer.ClearField("float_data")
     cache.parent.mkdir(parents=True, exist_ok=True)
-    files = {cache.with_suffix(".json"): json.dumps(origin).encode(), cache: shell.SerializeToString()}
+    kept = {"origin": origin, "weights": None if of_any else _weights_digest(model)}
+    files = {cache.with_suffix(".json"): json.dumps(kept).encode(), cache: shell.SerializeToString()}
     digests = [f"{hashlib.sha256(content).hexdigest()}  {path.name}\n" for path, content in files.items()]
     files[cache.with_suffix(".sha256")] = "".join(digests).encode()
     for path, content in files.items():
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_bytes(content)
         partial.replace(path)
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digests(cache: Path) -> str:
@@ -445,9 +460,13 @@ def _filled(cache: Path, model: torch.nn.Module) -> onnx.ModelProto | None:
 
     weights = model.state_dict()
     try:
-        origin: dict[str, tuple[str, bool]] = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
+        kept = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
         proto = onnx.load(str(cache))
     except (OSError, ValueError, DecodeError):
+        return None
+    origin: dict[str, tuple[str, bool]] | None = kept.get("origin")
+    # One that an earlier version kept says less.
+    if origin is None or (kept["weights"] is not None and kept["weights"] != _weights_digest(model)):
         return None
     for initializer in proto.graph.initializer:
         if initializer.name not in origin:
