@@ -7,7 +7,7 @@ from autoft_medical_qa import autoft_tasks
 
 from autoft.testing import checks_of
 
-EXPORTS = ("check_compressor[onnx]", "check_compressor[onnx-int8]")
+EXPORTS = ("check_compressor[onnx]", "check_compressor[onnx-int8]", "check_compressor[onnx-static-int8]")
 """The slowest checks by far. Only multiple choice has inputs of its own: the other forms export as what they build on."""
 
 CHECKS = [
