@@ -41,6 +41,9 @@ COMPARED = 100_000
 TOKENS_A_WORD, TOKENS_A_CHARACTER = 1.4, 1.0
 """What a tokenizer makes of a word, and of a character of a script without spaces, roughly."""
 
+TOKENS_A_PICTURE = 200.0
+"""What an encoder makes of a picture, roughly: a ViT cuts 224 pixels into 196 patches of 16."""
+
 QUICK_SECONDS = 900
 """Time up to which a search is drafted as a quick one."""
 
@@ -242,7 +245,7 @@ def _optional(card: TaskCard, role: str) -> bool:
 
 def _texts(card: TaskCard, guess: Guess) -> list[str]:
     """Return the roles with something to read, inputs first."""
-    kinds = {"text", "texts", "tokens"}
+    kinds = {"text", "texts", "tokens", "messages"}
     return [c.role for c in (*card.inputs, *card.targets) if c.role in guess.columns and {c.kind, c.looks_like} & kinds]
 
 
@@ -356,7 +359,9 @@ def _tokens(card: TaskCard, guess: Guess, seen: Survey) -> tuple[float, float]:
             words = float(lengths[len(lengths) // 2]), float(lengths[int(0.95 * (len(lengths) - 1))])
         each = TOKENS_A_CHARACTER if view.script and not _spaced(view.script) else TOKENS_A_WORD
         median, longest = median + each * words[0], longest + each * words[1]
-    return max(median, 8.0) + 2, longest + 2
+    pictures = sum(c.role in guess.columns and "image" in {c.kind, c.looks_like} for c in card.inputs)
+    # Of a picture nothing is cut off at a length of texts.
+    return max(median, 8.0) + 2 + pictures * TOKENS_A_PICTURE, longest + 2
 
 
 def _training_rows(sources: Sources, tables: Mapping[str, pa.Table]) -> int:

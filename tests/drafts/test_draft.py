@@ -11,12 +11,14 @@ import yaml
 from typer.testing import CliRunner
 
 from autoft.cli import app
+from autoft.drafts.draft import draft_recipe
 from autoft.drafts.models import TRIALS, Candidate, kind_of, proposed_models, time_budget, training_seconds
 from autoft.drafts.sources import find_sources
 from autoft.drafts.survey import MOST_COLUMNS
 from autoft.errors import DataError
 from autoft.hardware import Hardware
 from autoft.plugins import load_plugins
+from autoft.quantities import parse_seconds
 from autoft.recipe import load_recipe
 
 
@@ -361,6 +363,24 @@ def test_time_grows_with_rows_and_the_model_and_shrinks_with_cores():
     assert time_budget(0.0) >= 300
     assert time_budget(1000.0) >= TRIALS * 1000
     assert time_budget(1e9) == 86400
+
+
+def test_the_time_is_that_of_pictures_and_of_whole_conversations_too(place):
+    def seconds(name: str, rows: list[dict]) -> float:
+        write(place / name, rows)
+        drafted = draft_recipe([name], load_plugins(), CPU, output=place / "recipe.yaml", model="owner/not-here")
+        return parse_seconds(
+            dict(drafted.found)["time"].split("very roughly ")[1].removesuffix(" here").replace(" ", "")
+        )
+
+    (place / "photo.png").write_bytes(b"")
+    turns = [{"role": role, "content": "which of the trains goes to the coast"} for role in ("user", "assistant") * 8]
+    said = seconds("said.jsonl", [{"source": f"a dog {n}", "target": f"ein Hund {n}"} for n in range(20)])
+    assert seconds("seen.jsonl", [{"image": "photo.png", "caption": f"a dog {n}"} for n in range(20)]) > 10 * said
+    assert (
+        seconds("talk.jsonl", [{"messages": [{"role": "user", "content": str(n)}, *turns[1:]]} for n in range(20)])
+        > 10 * said
+    )
 
 
 @pytest.mark.parametrize("task", load_plugins().tasks.values(), ids=lambda task: task.card.name)
