@@ -41,7 +41,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
         "ensemble": 0,
         "pipelines": ["full"],
-        "compress": ["none", "onnx-int8"],
+        "compress": ["none", "onnx-int8|dynamic-int8"],
         "augment": ["none"],
         "regularize": ["none"],
         "space": {

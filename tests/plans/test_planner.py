@@ -631,7 +631,6 @@ def test_models_that_write_have_no_graph_and_keep_their_vocabulary(catalog, tiny
     limited = {"time": "10m", "model_size": "20MB"}
     found = planned(catalog, tiny_model, task="translation", effort="quick", budget=limited).fallbacks
     assert ["+".join(step.strategy for step in variant.chain) for variant in found] == [
-        "dynamic-int8",
         "layer-pruning+dynamic-int8",
         "layer-pruning+ffn-pruning+dynamic-int8",
     ]
@@ -656,6 +655,13 @@ def test_of_compressions_with_a_stroke_the_first_legal_one_is_taken(catalog, tin
     graphs = compressions(planned(catalog, tiny_model, effort="best"))
     assert {"onnx", "onnx-int8"} <= set(graphs)
     assert {"bf16-weights", "dynamic-int8"}.isdisjoint(graphs)
+    quick = {
+        task: planned(catalog, tiny_model, effort="quick", task=task) for task in ("text-classification", "translation")
+    }
+    assert {task: compressions(plan) for task, plan in quick.items()} == {
+        "text-classification": ["none", "onnx-int8"],
+        "translation": ["none", "dynamic-int8"],
+    }
     plan = planned(catalog, tiny_model, effort="best", task="summarization")
     assert compressions(plan)[:2] == ["none", "dynamic-int8"]
     assert {"onnx", "onnx-int8", "bf16-weights"} <= {note.what for note in plan.refusals}
