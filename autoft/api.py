@@ -1067,8 +1067,8 @@ def verify(run: str | Path) -> list[Verified]:
         other = changed_files(folder.best)
         if other:
             raise ExportMismatch(f"{folder.best}: not as it was exported: {', '.join(other)}")
-        figures = rescored(folder, plan)
-    told = record.final.validation["best"]
+        told = record.final.validation["best"]
+        figures = rescored(folder, plan, told)
     test = {metric: interval.value for metric, interval in record.final.test["best"].items()}
     found = {metric: interval["value"] for metric, interval in figures["test"].items()}
     return [

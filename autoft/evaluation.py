@@ -53,6 +53,7 @@ __all__ = [
     "serving_environment",
     "slice_figures",
     "start_measuring",
+    "validated_by",
     "wanted_costs",
 ]
 
@@ -93,6 +94,19 @@ def judged(
     if figures is None:
         return predictions
     return [{**prediction, **figure} for prediction, figure in zip(predictions, figures, strict=True)]
+
+
+def validated_by(metrics: Mapping[str, QualityMetric], asked: Collection[str]) -> Mapping[str, QualityMetric]:
+    """Return the metrics of validation rows: all, or where those that count need no prediction, as perplexity, such alone.
+
+    Args:
+        metrics: of the task.
+        asked: names of metrics that are optimised, and other names among them.
+    """
+    uses = {metrics[name].uses for name in asked if name in metrics}
+    if uses != {"targets"}:
+        return metrics
+    return {name: metric for name, metric in metrics.items() if metric.uses == "targets"}
 
 
 def score(
@@ -261,8 +275,9 @@ def measure_folder(
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
         workers: processes that train and measure at the same time.
         quiet: the folder of :class:`autoft.quiet.Quiet`, by which they wait for each other's measurements.
-        asked: columns that the recipe limits or optimises; metrics that are measured on request are measured for these,
-            and with a test.
+        asked: columns and metrics that the recipe limits or optimises; metrics that are measured on request are measured
+            for these, and with a test. Where they need no prediction of the validation split, none is made: to write texts
+            is most of the work.
         objective: the metric that parts of the test split are scored with.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
         scored: score what is predicted of the validation split; else it is returned, with what it is compared with.
@@ -297,12 +312,16 @@ def measure_folder(
     if validation:
         # Trials are compared by what their models say before anything is decided.
         loaded.context = replace(loaded.context, facts=plain)
-        rows, predictions, refs = _predicted(loaded, prepared.validation)
+        deciding = (test or decide) and type(loaded.task).operating_point is not Task.operating_point
+        shown = validated_by(metrics, asked)
+        rows, predictions, refs = _predicted(
+            loaded, prepared.validation, only_targets=shown is not metrics and not deciding
+        )
         if scored:
-            result["validation"] = score(metrics, predictions, refs, loaded.context)
+            result["validation"] = score(shown, predictions, refs, loaded.context)
         else:
             result |= {"predictions": predictions, "references": refs}
-        if test or decide:
+        if deciding:
             point = point or loaded.task.operating_point(rows, predictions, loaded.context)
     if point:
         result["operating_point"] = point
@@ -369,9 +388,11 @@ def _elsewhere(costs: Mapping[str, float], scale: float | None) -> dict[str, flo
     return found
 
 
-def _predicted(loaded: LoadedModel, split: Split) -> tuple[list[Row], list[Prediction], list[Any]]:
+def _predicted(
+    loaded: LoadedModel, split: Split, *, only_targets: bool = False
+) -> tuple[list[Row], list[Prediction], list[Any]]:
     rows = split[:]
-    predictions = judged(loaded.task, loaded.model, rows, loaded.context)
+    predictions = judged(loaded.task, loaded.model, rows, loaded.context, only_targets=only_targets)
     return rows, predictions, references(loaded.task, rows, loaded.context)
 
 
@@ -457,16 +478,21 @@ def measure_in_process(folder: Path, data: Path, *, validation: bool, **settings
     answer = _in_process(in_torch, measure_folder, folder, data, validation=validation, scored=False, **settings)
     if validation:
         begin, said = time.monotonic(), (answer.pop("predictions"), answer.pop("references"))
-        answer["validation"] = _validation(folder, catalog, settings["device"], *said)
+        answer["validation"] = _validation(folder, catalog, settings["device"], settings.get("asked", ()), *said)
         answer["seconds"]["score"] += time.monotonic() - begin
     return answer
 
 
 def _validation(
-    folder: Path, catalog: Catalog, device: str, predictions: Sequence[Prediction], refs: Sequence[Any]
+    folder: Path,
+    catalog: Catalog,
+    device: str,
+    asked: Collection[str],
+    predictions: Sequence[Prediction],
+    refs: Sequence[Any],
 ) -> dict[str, float]:
     manifest = read_manifest(folder)
-    metrics = catalog.metrics_of(catalog.task(manifest.task))
+    metrics = validated_by(catalog.metrics_of(catalog.task(manifest.task)), asked)
     try:
         return score(metrics, predictions, refs, context_of(manifest, device))
     except (Exception, SystemExit) as error:  # whatever a metric of a plugin raises
@@ -634,18 +660,21 @@ def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
     context = TaskContext(facts=prepared.facts, options=plan.options, params={}, max_length=512)
 
     def figures(
-        predict: Callable[[Split], list[Prediction]], context: TaskContext, *, trivial: bool, targets: bool
+        predict: Callable[[Split, bool], list[Prediction]],
+        context: TaskContext,
+        *,
+        trivial: bool,
+        known: Mapping[str, QualityMetric],
+        validated: Mapping[str, QualityMetric],
     ) -> dict[str, Any]:
         begin = time.monotonic()
-        # A rule says nothing of how likely a text is, so figures of that kind it has none.
-        known = {name: metric for name, metric in metrics.items() if targets or metric.uses == "predictions"}
         scored = {}
-        for name in ("validation", "test"):
+        for name, shown in (("validation", validated), ("test", known)):
             split: Split = getattr(prepared, name)
-            scored[name] = (predict(split), references(task, split[:], context))
+            scored[name] = (predict(split, shown is not known), references(task, split[:], context))
         return {
             "trivial": trivial,
-            "validation": score(known, *scored["validation"], context),
+            "validation": score(validated, *scored["validation"], context),
             "test": {
                 name: bootstrap_interval(metric, *scored["test"], context, seed=seed).model_dump()
                 for name, metric in known.items()
@@ -654,10 +683,12 @@ def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
         }
 
     def by_rule(baseline: Baseline) -> dict[str, Any]:
-        def predict(split: Split) -> list[Prediction]:
+        def predict(split: Split, only_targets: bool) -> list[Prediction]:
             return baseline.predict(split.inputs(task.card))
 
-        return figures(predict, context, trivial=baseline.trivial, targets=False)
+        # A rule says nothing of how likely a text is, so figures of that kind it has none.
+        known = {name: metric for name, metric in metrics.items() if metric.uses == "predictions"}
+        return figures(predict, context, trivial=baseline.trivial, known=known, validated=known)
 
     found = {baseline.name: by_rule(baseline) for baseline in task.baselines(prepared.train[:], context)}
     if task.card.untrained:
@@ -665,10 +696,11 @@ def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
         loaded = replace(target.context, processor=task.load_processor(target.source, target.context))
         model = task.load_model(target.source, loaded).to(loaded.device).eval()
         found[UNTOUCHED] = figures(
-            lambda split: judged(task, model, split[:], loaded),
+            lambda split, only_targets: judged(task, model, split[:], loaded, only_targets=only_targets),
             loaded,
             trivial=not any(entry["trivial"] for entry in found.values()),
-            targets=True,
+            known=metrics,
+            validated=validated_by(metrics, plan.objectives),
         )
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,13 @@ def measure_pick(run: RunDir, plan: Plan, selection: Selection, results: Sequenc
     return _measured_again(run, plan, selection, results, folder, {"decide": True})[0]
 
 
-def rescored(run: RunDir, plan: Plan) -> dict[str, Any]:
+def rescored(run: RunDir, plan: Plan, told: Collection[str]) -> dict[str, Any]:
     """Score the exported files on both splits once more, in a fresh process, and measure what they cost.
+
+    Args:
+        run: the run folder.
+        plan: of the run.
+        told: the metrics of which there are figures of the validation split.
 
     Returns:
         ``{"validation": {metric: value}, "test": {metric: {"value": ...}}, "costs": {...}}``
@@ -159,7 +164,14 @@ def rescored(run: RunDir, plan: Plan) -> dict[str, Any]:
         ExportMismatch: they cannot be loaded.
         SearchFailed: the process was killed or stopped, twice, or hung.
     """
-    request = {**_common(run, plan), "kind": "model", "folder": str(run.best), "validation": True, "test": True}
+    request = {
+        **_common(run, plan),
+        "kind": "model",
+        "folder": str(run.best),
+        "validation": True,
+        "test": True,
+        "asked": list(told),
+    }
     return _fresh(run, plan, "verify", request)
 
 
@@ -184,7 +196,14 @@ def _measured_again(
     wanted: Mapping[str, bool | str],
     note: Note = _unheard,
 ) -> tuple[Final, dict[str, Any]]:
-    request = {**_common(run, plan), "kind": "model", "folder": str(folder), "validation": True, **wanted}
+    request = {
+        **_common(run, plan),
+        "kind": "model",
+        "folder": str(folder),
+        "validation": True,
+        "asked": plan.objectives,
+        **wanted,
+    }
     way_out = (
         f"Where files of {run.trial(selection.trial)} were damaged, delete its result.json to have it trained again"
     )

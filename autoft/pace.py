@@ -72,6 +72,8 @@ class Pace:
         """By model, and by model, pipeline and chain of regularizers once such a training was seen."""
         self.validate_per_row: dict[str, float] = {}
         """By model."""
+        self.test_per_row: dict[str, float] = {}
+        """By model: more than validating where the objective needs no prediction, and the test's metrics do."""
         self.overhead: dict[str, float] = {}
         """By model, what compressing and measuring a trial's variants takes."""
         self.startup = STARTUP_SECONDS
@@ -91,6 +93,7 @@ class Pace:
         for name, figures in probed.items():
             self.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
             self.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
+            self.test_per_row.setdefault(name, figures["test_seconds_per_row"])
 
     def slow_down(self, probed: Mapping[str, Mapping[str, Any]], threads: int) -> None:
         """Reckon with workers that have so many threads each, from now on."""
@@ -132,7 +135,7 @@ class Pace:
         batches = self.train_rows / int(config.params["train.batch_size"] or 1)
         checks = epochs * (2 if batches >= 60 else 1)
         validating = checks * self.rows_at_checkpoint * self.validate_per_row.get(model, per_sample / 2)
-        known = self._overhead_like(model)
+        known = self.overhead_of(model)
         steps = 1 + sum(self.plan.auxiliary_steps(config.params))
         return per_sample * steps * self.train_rows * epochs + validating + known
 
@@ -186,7 +189,7 @@ class Pace:
 
     def averaging(self, config: TrialConfig) -> float:
         """Return the seconds that averaging takes: members are scored one by one, and what comes of it is measured."""
-        overhead = self.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        overhead = self.overhead_of(config.model)
         row = self.validate_per_row.get(config.model, 0.01)
         passes = len(config.members) * (1 if config.kind == "soup" else len(self.plan.variants))
         return passes * self.validation_rows * row + overhead * (1 if config.kind == "soup" else len(config.members))
@@ -206,15 +209,19 @@ class Pace:
         else:
             # An untrained model that writes texts writes them to their limit; one that only reads is served in 32 bits.
             per_row = 1.5 * max(self.validate_per_row.values(), default=0.01)
-        untouched = self.test_rows + self.validation_rows if untrained else 0
+        test_row = max([per_row, *self.test_per_row.values()])
+        times = 2 if untrained else 1
+        scoring = test_row * (times + 0.5) * self.test_rows + per_row * times * self.validation_rows
         # Three processes import the libraries anew: for the model, the default and the baselines. They do so on a machine that does
         # nothing else, and have fewer to import than a worker.
-        return CLOSING_SECONDS + 3 * self.imports + per_row * (1.5 * self.test_rows + self.validation_rows + untouched)
+        return CLOSING_SECONDS + 3 * self.imports + scoring
 
-    def _overhead_like(self, model: str) -> float:
-        """Return what compressing and measuring is thought to take of a model.
+    def overhead_of(self, model: str) -> float:
+        """Return the seconds that compressing and measuring is thought to take of a model.
 
-        Where it is not known it is that of the slowest, and the training of what is made smaller in each of its trials.
+        Where no trial of it has shown that, they are those of the slowest model that is known; before the first trial a guess,
+        or what scoring its variants alone will take where that is more, as where texts are written. The training of what is
+        made smaller in each of its trials comes on top.
         """
         if self.overhead.get(model):
             return self.overhead[model]
@@ -222,9 +229,11 @@ class Pace:
         if any(variant.models for variant in variants):
             # It fits by no other.
             variants = [variant for variant in variants if variant.models]
-        again = epochs_again(variants) if all(variant.trains for variant in variants) else 0.0
+        quick = [variant for variant in variants if not variant.trains]
+        again = 0.0 if quick else epochs_again(variants)
+        scoring = len(quick or variants) * self.validation_rows * self.validate_per_row.get(model, 0.0)
         per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
-        known = max(self.overhead.values(), default=TRIAL_OVERHEAD_SECONDS)
+        known = max(self.overhead.values(), default=max(TRIAL_OVERHEAD_SECONDS, scoring))
         return known + TAUGHT * again * per_sample * self.train_rows
 
     # -- how long nothing may be heard of a worker --------------------------------------------------------------
@@ -237,7 +246,7 @@ class Pace:
 
     def patience_after_training(self, model: str, trials: int) -> float:
         """Return the same for the rest of trials over a model: by what all but the training took in trials before."""
-        return self.patience(trials * self._overhead_like(model))
+        return self.patience(trials * self.overhead_of(model))
 
     def patience(self, seconds: float) -> float:
         """Return for how many seconds nothing may be heard of work that was thought to take so many."""
@@ -264,7 +273,7 @@ class Pace:
 
         def trial_seconds(threads: int, speed: float) -> float:
             # What compressing and measuring takes, where it is known, it takes with any number of threads.
-            guessed = self.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+            guessed = self.overhead_of(config.model)
             fixed = self.overhead.get(config.model, 0.0)
             return fixed + (self.estimate(config) - guessed) * paces[threads] / paces[max(paces)] / speed
 

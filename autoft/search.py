@@ -863,7 +863,7 @@ class Search:
 
     def _request(self, config: TrialConfig, together: int) -> dict[str, Any]:
         """Return what a worker is told of a trial, which is one of so many that train together."""
-        model_overhead = self.pace.overhead.get(config.model) or TRIAL_OVERHEAD_SECONDS
+        model_overhead = self.pace.overhead_of(config.model)
         # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
         reserve = self.reserve() if self.trials.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
         seconds = max(5.0, self.seconds_left() - reserve - together * model_overhead)

@@ -37,7 +37,7 @@ from autoft.data.prepared import PreparedData, open_data
 from autoft.data.rows import Split
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
-from autoft.evaluation import MeasureError, best_scored, judged, measure_in_process, references, score
+from autoft.evaluation import MeasureError, best_scored, judged, measure_in_process, references, score, validated_by
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
 from autoft.head_start import HeadWeights, fit_head
@@ -213,11 +213,9 @@ class Workplace:
             order = np.random.default_rng(self.plan.seed).permutation(len(split))
             shown = split.rows(np.sort(order[:rows]))
         refs = references(self.task, shown, context)
-        only_targets = metrics[self.plan.objective].uses == "targets"
-        if only_targets:
-            metrics = {name: metric for name, metric in metrics.items() if metric.uses == "targets"}
+        wanted = validated_by(metrics, [self.plan.objective])
         return lambda model: score(
-            metrics, judged(self.task, model, shown, context, only_targets=only_targets), refs, context
+            wanted, judged(self.task, model, shown, context, only_targets=wanted is not metrics), refs, context
         )
 
 

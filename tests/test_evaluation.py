@@ -21,6 +21,7 @@ from autoft.evaluation import (
     judged,
     measure_costs,
     score,
+    validated_by,
     wanted_costs,
 )
 
@@ -227,6 +228,13 @@ def test_figures_of_the_targets_join_the_predictions():
 
 def test_nothing_is_predicted_where_only_targets_count():
     assert judged(LongParrot(), None, ROWS, CONTEXT, only_targets=True) == [{"length": 3}, {"length": 0}]
+
+
+def test_validation_has_the_figures_that_predictions_need_unless_none_counts(catalog):
+    metrics = catalog.metrics_of(catalog.task("generation"))
+    assert set(validated_by(metrics, ["perplexity", "model_size_bytes"])) == {"perplexity", "bits_per_byte"}
+    for asked in (["rouge_l"], ["perplexity", "chrf"], ["latency_p50_ms"]):
+        assert validated_by(metrics, asked) == metrics
 
 
 @pytest.mark.parametrize(

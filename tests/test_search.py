@@ -1009,6 +1009,7 @@ def test_how_many_trials_fit_counts_the_workers_that_the_search_would_take(
         "precision": "float32",
         "seconds_per_sample": 0.01,
         "validate_seconds_per_row": 0.001,
+        "test_seconds_per_row": 0.001,
     }
     monkeypatch.setattr(search, "_executor", lambda workers: Timing(figures))
     search.plan.time_limit = 1e6
@@ -1143,6 +1144,20 @@ def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(t
     assert (search.trials.results[0].state, search.trials.results[0].violations) == ("failed", {})
     assert search.trials.results[0].reason == f"{body['reason']}; stage: train"
     assert (worker.started, worker.asked, idle) == (1, [], {0})
+
+
+def test_the_end_and_the_first_trial_take_as_long_as_scoring_does(tmp_path, catalog):
+    """Where perplexity counts, validating writes nothing, and a test does."""
+    search = engine(tmp_path, catalog, options={})
+    pace, model = search.pace, search.plan.models[0].name
+    pace.overhead, pace.validate_per_row = {}, {model: 0.01}
+    quick, ends = pace.overhead_of(model), pace.closing(untrained=False)
+    pace.validate_per_row = {model: 1.0}
+    assert pace.overhead_of(model) == len(search.plan.variants) * pace.validation_rows > quick
+    pace.validate_per_row, pace.test_per_row = {model: 0.01}, {model: 2.0}
+    assert pace.overhead_of(model) == quick
+    assert pace.closing(untrained=False) >= ends + 1.9 * pace.test_rows
+    assert pace.closing(untrained=True) >= ends + 2 * 1.9 * pace.test_rows
 
 
 def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_path, catalog):

@@ -28,7 +28,7 @@ from autoft.data.batches import grouped_batches
 from autoft.data.features import Features
 from autoft.ensembles import combine
 from autoft.errors import AutoftError, SearchFailed, out_of_memory
-from autoft.evaluation import import_for_models_in_torch, start_measuring
+from autoft.evaluation import import_for_models_in_torch, judged, start_measuring
 from autoft.executors.admission import WAITS
 from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
@@ -91,7 +91,8 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     faster: a few steps do not tell small differences apart, and the same recipe should train in the same precision.
 
     Returns:
-        ``{"precision", "seconds_per_sample", "validate_seconds_per_row", "memory_bytes", "parameters"}``
+        ``{"precision", "by_threads", "seconds_per_sample", "validate_seconds_per_row", "test_seconds_per_row", "memory_bytes",
+        "parameters"}``
     """
     import numpy as np
     import torch
@@ -125,11 +126,13 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
     model.eval()
     try:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            validating = _seconds_per_row(place, model, target.context)
+            validating = testing = _seconds_per_row(place, model, target.context)
+            if place.catalog.metrics_of(place.task)[plan.objective].uses == "targets":
+                testing = _seconds_per_answer(place, model, target.context)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        validating = seconds[precision] / 2
+        validating = testing = seconds[precision] / 2
     memory = torch.cuda.max_memory_allocated() if device_type == "cuda" else peak_resident_bytes()
     by_threads: dict[int, float] = {}
     if plan.by_pace and plan.workers == 1 and seconds[precision] * sum(map(len, batches[:TIMED_STEPS])) < LONG_PROBE:
@@ -139,6 +142,7 @@ def probe_model(place: Workplace, name: str) -> dict[str, Any]:
         "by_threads": by_threads,
         "seconds_per_sample": seconds[precision],
         "validate_seconds_per_row": validating,
+        "test_seconds_per_row": testing,
         "memory_bytes": memory,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -282,6 +286,20 @@ def _seconds_per_row(place: Workplace, model: Any, context: TaskContext) -> floa
         rows = 64 if first < 0.5 else 32
         seconds = timed(rows)
     return seconds / min(rows, len(place.data.validation))
+
+
+def _seconds_per_answer(place: Workplace, model: Any, context: TaskContext) -> float:
+    """Return what it takes to predict a row, which a test does whatever the objective needs."""
+
+    def timed(count: int) -> float:
+        rows = place.data.validation[:count]
+        begin = time.perf_counter()
+        judged(place.task, model, rows, context)
+        return (time.perf_counter() - begin) / len(rows)
+
+    seconds = timed(8)
+    # More rows at once take hardly longer where little is computed.
+    return timed(32) if 8 * seconds < 1.0 else seconds
 
 
 class _Room(NamedTuple):

@@ -336,6 +336,16 @@ def test_a_search_learns_more_than_the_untouched_model_knows(run):
     assert best["perplexity"]["n"] == 8
 
 
+def test_texts_are_written_for_the_test_alone_where_perplexity_is_what_counts(run):
+    trial = json.loads((run.path / "trials" / "0000" / "result.json").read_text())
+    counted = {"perplexity", "bits_per_byte"}
+    assert {name for variant in trial["variants"] for name in variant["validation"]} == counted
+    assert set(run.summary["best"]["validation"]) == counted
+    assert set(run.summary["baselines"]["untouched model"]["validation"]) == counted
+    assert counted < set(run.summary["best"]["test"])
+    assert {figure.metric for figure in autoft.verify(run.path) if figure.split == "validation"} == counted
+
+
 def test_the_best_model_answers_as_it_was_measured(run):
     from autoft.data.prepared import open_data
     from autoft.evaluation import judged
