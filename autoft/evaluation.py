@@ -133,6 +133,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Return a figure with its 95 % percentile bootstrap interval over rows (Efron & Tibshirani 1993).
 
+    The interval is not defined, NaN, where it does not hold the figure: the bootstrap says nothing of it then.
+
     Args:
         metric: the figure.
         predictions: one a row.
@@ -155,6 +157,9 @@ def bootstrap_interval(
     if not len(figures):
         return Interval(value=value, low=float("nan"), high=float("nan"), n=n)
     low, high = np.percentile(figures, [2.5, 97.5])
+    if not (low <= value <= high or np.isclose([low, high], value).any()):
+        # Rows that are drawn twice make such a figure another one, as of how many different words there are.
+        low = high = math.nan
     return Interval(value=value, low=float(low), high=float(high), n=n)
 
 

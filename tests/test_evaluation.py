@@ -170,6 +170,22 @@ def test_all_right_has_no_width_and_an_undefined_figure_none_at_all():
     assert np.isnan([never.value, never.low, never.high]).all()
 
 
+class Different(Share):
+    """How many different values there are."""
+
+    def score(self, predictions, references, context):
+        return float(len(set(predictions)))
+
+    def resampled(self, predictions, references, context, counts):
+        return (counts > 0).sum(1)
+
+
+def test_an_interval_that_does_not_hold_its_figure_is_none():
+    found = bootstrap_interval(Different(), list(range(50)), [0] * 50, CONTEXT)
+    assert (found.value, found.n) == (50.0, 50)
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_scores_of_several_metrics():
     found = score({"share": Share(), "median": Median()}, [1, 0, 1], [1, 1, 1], CONTEXT)
     assert found == {"share": pytest.approx(2 / 3), "median": 1.0}

@@ -161,7 +161,7 @@ class Distinct(QualityMetric):
     """Different n-grams of all outputs over their words: how little they repeat (Li et al. 2016, arXiv 1510.03055).
 
     Words are what white space parts. As in the paper the count is scaled by the number of words, for every n. A bootstrap
-    says nothing of it: rows that are drawn twice repeat each other, so that its interval lies below the figure.
+    says nothing of it: rows that are drawn twice repeat each other, so that it has no interval.
 
     Args:
         n: words in an n-gram.
