@@ -15,7 +15,10 @@ __all__ = ["Forecast", "Listener", "Standing", "TrialTime"]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the search will be, said before it starts."""
+    """What the search will be, said before it starts.
+
+    ``whole``: the time has room for one default training to its end; ``closing_seconds``: what export, test and report will take.
+    """
 
     trial_seconds: float
     configurations: int
@@ -23,11 +26,20 @@ class Forecast:
     disk_bytes: float
     precision: str
     time_limit: float
+    whole: bool = True
+    closing_seconds: float = 0.0
 
     def __str__(self) -> str:
         count = (
             f"about {self.configurations} configurations fit" if self.configurations > 1 else "one configuration fits"
         )
+        if not self.whole:
+            count = "it will be cut short to end"
+        if self.closing_seconds > self.time_limit:
+            count = (
+                f"export, test and report alone take about {format_seconds(self.closing_seconds)}, which does not fit "
+                "(fewer rows by data.limit, or more time)"
+            )
         return (
             f"One default training takes about {format_seconds(self.trial_seconds)} here ({self.precision}); "
             f"{count} in {format_seconds(self.time_limit)}; peak memory about {format_bytes(self.memory_bytes)}; "

@@ -368,6 +368,8 @@ class Search:
             disk_bytes=self.disk.needed(),
             precision=self.precision[default.model],
             time_limit=self.plan.time_limit,
+            whole=seconds <= room,
+            closing_seconds=self.reserve(),
         )
         write_json(self.run.path / "forecast.json", {**forecast.__dict__, "models": probed})
         self.listener.forecast(forecast)

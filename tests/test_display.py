@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def trial(number, state="complete", accuracy=0.8, size=23.7e6, reason=None):
 STANDING = Standing(
     {"complete": 1, "pruned": 2, "infeasible": 3, "failed": 4}, 0.8, 1, "onnx-int8", 0.79, 61.0, 10, None, 40.0
 )
+
+
+def test_a_training_that_takes_longer_than_the_search_may_is_not_said_to_fit():
+    said = str(replace(FORECAST, trial_seconds=1000.0, configurations=1, whole=False))
+    assert "takes about 16 min 40 s here (fp32); it will be cut short to end in 5 min 00 s;" in said
+    assert "fits" not in said
+    said = str(replace(FORECAST, whole=False, closing_seconds=400.0))
+    assert (
+        "export, test and report alone take about 6 min 40 s, which does not fit (fewer rows by data.limit, or" in said
+    )
 
 
 def play(listener, plan):
