@@ -35,6 +35,7 @@ __all__ = [
     "set_dropout",
     "trained_by",
     "trained_model",
+    "trained_without_dropout",
 ]
 
 MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000
@@ -325,6 +326,17 @@ def check_fit(told: Mapping[str, Any], path: str | Path) -> None:
     ]
     if wrong:
         raise ModelError(f"{path}: the weights do not fit the model: {', '.join(wrong[:3])}")
+
+
+def trained_without_dropout(config: Mapping[str, Any]) -> bool:
+    """Say whether a model writes texts and was pretrained without dropout, as Llama, Qwen and SmolLM.
+
+    Args:
+        config: its ``config.json``.
+    """
+    writes = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or ())
+    rates = [config[name] for name in DROPOUTS if isinstance(config.get(name), int | float)]
+    return writes and bool(rates) and not any(rates)
 
 
 def set_dropout(config: Any, value: Any) -> None:

@@ -47,6 +47,7 @@ from autoft.plans.plan import (
 )
 from autoft.plans.targets import format_behind
 from autoft.plugins import Catalog
+from autoft.pretrained import trained_without_dropout
 from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
 from autoft.rundir import read_json
@@ -860,6 +861,9 @@ class _Planner:
                     space[name], origins[name] = self.usable(name, given), "recipe"
                 except ValueError as error:
                     self.fault(f"space.{name}", str(error))
+            elif name == "train.dropout" and self.keeps_no_dropout(models):
+                # It is how such models are fine-tuned elsewhere, and dropout in attention keeps the fused kernels away.
+                space[name], origins[name] = Categorical((0.0,)), "as pretrained"
             elif name in self.effort["space"]:
                 space[name], origins[name] = self.effort["space"][name], f"effort: {self.recipe.effort}"
             elif name in searched or name.startswith("task."):
@@ -878,6 +882,10 @@ class _Planner:
             elif name not in space and everything[name] not in self.catalog.compressors:
                 self.warnings.append(f"space.{name} has no effect: {everything[name]} is not searched")
         return space, origins
+
+    def keeps_no_dropout(self, models: Sequence[ModelPlan]) -> bool:
+        writes = self.task.card.generates and bool(models)
+        return writes and all(trained_without_dropout(model.config) for model in models)
 
     def rate_scales(self, adapter: Adapter, targets: Sequence[Target]) -> dict[str, float]:
         """Return how many times as high as declared an adapter's learning rates are for each model, where not once for all."""

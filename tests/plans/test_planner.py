@@ -597,6 +597,26 @@ def test_optimisers_that_do_not_pay_here_are_taken_out_of_the_domain_with_the_re
     assert not [note for note in planned(catalog, tiny_model).refusals if "optimizer" in note.what]
 
 
+@pytest.mark.parametrize("effort", list(EFFORTS))
+def test_what_was_pretrained_without_dropout_is_trained_without_unless_the_recipe_says_otherwise(
+    catalog, tiny_model, tmp_path, effort
+):
+    def dropout(task="generation", given=None, **config):
+        folder = tmp_path / "llama"
+        folder.mkdir(exist_ok=True)
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_dropout": 0.0, **config}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(b"")
+        space = {} if given is None else {"train.dropout": given}
+        return planned(catalog, folder, task=task, effort=effort, space=space).domain("train.dropout")
+
+    assert dropout() == Categorical((0.0,))
+    assert dropout(task="translation") == Categorical((0.0,))
+    assert dropout(given=0.1) == Categorical((0.1,))
+    assert dropout(attention_dropout=0.1).default == 0.1
+    assert planned(catalog, tiny_model, task="translation", effort=effort).domain("train.dropout").default == 0.1
+
+
 def test_a_loss_that_the_task_ignores_is_not_searched(catalog, tiny_model):
     plan = planned(catalog, tiny_model, task="question-answering", space={"train.loss": ["cross-entropy", "focal"]})
     assert "train.loss" not in plan.space
