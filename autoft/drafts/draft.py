@@ -16,6 +16,7 @@ from autoft.contracts import TaskCard
 from autoft.data.sources import load_source
 from autoft.drafts.guesses import AMBIGUOUS, Guess, guess_tasks, named_columns
 from autoft.drafts.models import (
+    GET_A_DECODER,
     Candidate,
     affordable_rows,
     describe,
@@ -453,10 +454,17 @@ def _recipe_text(
         "",
         f"effort: {'quick' if quick else 'balanced'}  # quick, balanced or best: what is searched; `autoft explain` lists it",
     ]
+    space = []
+    if (card.architecture, chosen.kind) in GET_A_DECODER:
+        lines.append(
+            "pipelines: [head-only]  # the model only reads: a new decoder learns to write, over the frozen model"
+        )
+        space.append("  train.epochs: [10, 5, 20]  # it begins from nothing")
     needed = QUICK_LENGTH if quick else LONGEST
     if quick and longest > QUICK_LENGTH and card.architecture != "causal-lm":
         needed = LONGEST
-        lines += ["space:", f"  train.max_length: {LONGEST}  # tokens; one row in twenty has more than {QUICK_LENGTH}"]
+        space.append(f"  train.max_length: {LONGEST}  # tokens; one row in twenty has more than {QUICK_LENGTH}")
+    lines += ["space:", *space] if space else []
     if longest > needed:
         lines.append(
             f"# One row in twenty is longer than the {needed} tokens that are read; the rest of it is cut off."

@@ -14,7 +14,15 @@ from typing import Any
 from autoft.contracts import TaskCard
 from autoft.hardware import Hardware
 
-__all__ = ["Candidate", "affordable_rows", "installed_models", "proposed_models", "time_budget", "training_seconds"]
+__all__ = [
+    "GET_A_DECODER",
+    "Candidate",
+    "affordable_rows",
+    "installed_models",
+    "proposed_models",
+    "time_budget",
+    "training_seconds",
+]
 
 KINDS = {
     "sequence-classification": ("encoder",),
@@ -32,6 +40,9 @@ MULTILINGUAL = {
     "question-answering": "distilbert/distilbert-base-multilingual-cased",
 }
 """What to begin with where the texts are in another script than Latin, by architecture."""
+
+GET_A_DECODER = frozenset({("conditional-generation", "encoder"), ("image-text-to-text", "image")})
+"""Architectures of cards and kinds of models that a new decoder is put to, which learns to write from the rows alone."""
 
 IMAGE_TEXT = frozenset(
     {"git", "blip", "blip-2", "vision-encoder-decoder", "florence2", "idefics3", "smolvlm", "paligemma"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from autoft.drafts.sources import find_sources
 from autoft.drafts.survey import MOST_COLUMNS
 from autoft.errors import DataError
 from autoft.hardware import Hardware
+from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.quantities import parse_seconds
 from autoft.recipe import load_recipe
@@ -381,6 +383,23 @@ def test_the_time_is_that_of_pictures_and_of_whole_conversations_too(place):
         seconds("talk.jsonl", [{"messages": [{"role": "user", "content": str(n)}, *turns[1:]]} for n in range(20)])
         > 10 * said
     )
+
+
+def test_a_model_that_only_reads_gets_a_decoder_that_is_trained_alone_and_for_longer(place, tiny_model):
+    pairs = [{"source": f"a dog {n}", "target": f"ein Hund {n}"} for n in range(40)]
+    write(place / "pairs.jsonl", pairs)
+    done = init("pairs.jsonl", "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.task, recipe.pipelines) == ("translation", ["head-only"])
+    plan = make_plan(recipe, load_plugins(), CPU)
+    assert plan.default_config().params["train.epochs"] == 10
+    # One that writes already has no new decoder.
+    config = json.loads((tiny_model / "config.json").read_text())
+    writer = Path(shutil.copytree(tiny_model, place / "writer"))
+    (writer / "config.json").write_text(json.dumps({**config, "architectures": ["BertLMHeadModel"]}))
+    assert init("pairs.jsonl", "--model", writer, "--force").exit_code == 0
+    assert load_recipe("recipe.yaml").pipelines is None
 
 
 @pytest.mark.parametrize("task", load_plugins().tasks.values(), ids=lambda task: task.card.name)
