@@ -486,6 +486,13 @@ def _objective(card: TaskCard, guess: Guess, seen: Survey) -> list[str]:
         view = seen.columns.get(guess.columns.get(column.role, ""))
         if column.kind != "label" or view is None or not view.labels or "f1_macro" not in card.metrics:
             continue
+        if "f1_micro" in card.metrics and any(isinstance(value, list) for value in view.values):
+            lines[1:] = [
+                "search:",
+                "  # accuracy counts rows whose labels are all right; f1_macro counts each label alike, however rare",
+                f"  objectives: f1_micro  # or {card.metrics[0]}, f1_macro, f1_weighted",
+            ]
+            continue
         counts = list(view.labels.values())
         if counts[0] > UNEVEN * counts[-1]:
             lines.append(

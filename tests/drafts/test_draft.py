@@ -108,6 +108,14 @@ def test_what_is_commented_out_is_right_once_it_is_put_in(place, tiny_model):
     assert CliRunner().invoke(app, ["explain", "full.yaml"]).exit_code == 0
 
 
+def test_where_rows_have_several_labels_each_label_counts(place, tiny_model):
+    rows = [{"text": row["comment"], "label": ["loud", "long"][: 1 + n % 2]} for n, row in enumerate(reviews(60))]
+    write(place / "several.jsonl", rows)
+    assert init("several.jsonl", "--model", tiny_model).exit_code == 0
+    assert load_recipe("recipe.yaml").search.objectives == ["f1_micro"]
+    assert CliRunner().invoke(app, ["explain", "recipe.yaml"]).exit_code == 0
+
+
 def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
     write(place / "reviews.csv", reviews(120))
     Path("recipe.yaml").write_text("mine")
