@@ -19,6 +19,8 @@ __all__ = [
     "near_name",
     "package_path",
     "plain_files_digest",
+    "public_name",
+    "short_model",
 ]
 
 
@@ -35,6 +37,19 @@ def named_path(name: str, *folders: Path) -> Path | None:
     """
     expanded = os.path.expanduser(name)
     return next((folder / expanded for folder in folders if os.path.exists(folder / expanded)), None)
+
+
+def short_model(name: str) -> str:
+    """Return the last part of a model's name that says something."""
+    parts = [part for part in name.rstrip("/").replace("://", "/").split("/") if part]
+    if not parts:
+        return name
+    return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
+
+
+def public_name(model: str) -> str:
+    """Return what others may read of a model's name: of a folder anywhere on this machine, the last part that says something."""
+    return short_model(model) if os.path.isabs(os.path.expanduser(model)) else model
 
 
 def package_path(source: str) -> Path:

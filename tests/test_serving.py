@@ -985,6 +985,26 @@ def test_who_hears_the_page_is_led_through_it(classifier):
     assert re.findall(r'<div class="scroll"(?! tabindex)', page) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("/home/somebody/bert", "bert"),
+        ("~/nets/bert/model", "bert"),
+        ("owner/bert", "owner/bert"),
+        ("nets/bert", "nets/bert"),
+    ],
+)
+def test_where_the_base_model_lay_on_this_machine_is_not_told(classifier, model, told):
+    app = make_app(replace(classifier, manifest=classifier.manifest.model_copy(update={"model": model})))
+
+    async def go(client):
+        return [(await client.get(path)).text for path in ("/", "/metrics", "/openapi.json", "/health")]
+
+    for text in talk(app, go):
+        assert told in text
+        assert model == told or model not in text
+
+
 def test_names_cannot_put_markup_into_the_page(classifier):
     evil = "</script><img src=x onerror=alert(1)>"
     manifest = classifier.manifest.model_copy(update={"model": evil, "variant": evil})

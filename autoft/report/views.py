@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoft.paths import short_model
 from autoft.plans.plan import Plan
 from autoft.quantities import format_bytes, format_seconds
 from autoft.rundir import Interval
@@ -159,14 +160,6 @@ def interval_view(
 def _end(value: float) -> str:
     """Return the end of a scale, with three digits or, where it has more before the point, all of these."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def short_model(name: str) -> str:
-    """Return the last part of a model's name that says something."""
-    parts = [part for part in name.rstrip("/").replace("://", "/").split("/") if part]
-    if not parts:
-        return name
-    return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
 
 
 def cost_text(column: str, value: float | None) -> str:
