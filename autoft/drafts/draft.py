@@ -51,6 +51,9 @@ QUICK_SECONDS = 900
 QUICK_LENGTH, LONGEST = 256, 512
 """Tokens of a row: what ``effort: quick`` reads, and what most encoders read at most."""
 
+WRITTEN = 200
+"""Validation rows that a draft takes where a CPU has to write a text for each, in every compression of every trial."""
+
 UNEVEN = 3.0
 """How many times more rows the most frequent label has than the rarest before a draft speaks of it."""
 
@@ -165,7 +168,16 @@ def draft_recipe(
     )
     if limit is not None:
         drafted.found.append(("limit", f"{limit:,} of the training rows: all of them would take this machine too long"))
-    drafted.text = _recipe_text(drafted, guess, sources, hardware, choices, budget, seconds, longest, seen, limit)
+    limits = {"train": limit} if limit is not None else {}
+    metric = catalog.metrics_of(guess.task).get(card.metrics[0])
+    writes = card.generates and hardware.device == "cpu" and metric is not None and metric.uses == "predictions"
+    held_out = tables["validation"].num_rows if "validation" in tables else int(0.15 * tables["train"].num_rows)
+    if writes and held_out > WRITTEN:
+        limits["validation"] = WRITTEN
+        drafted.found.append(
+            ("validation", f"{WRITTEN} rows: each trial writes a text for all of them, which takes long here")
+        )
+    drafted.text = _recipe_text(drafted, guess, sources, hardware, choices, budget, seconds, longest, seen, limits)
     _tried(drafted, catalog, hardware, sources, chosen)
     return drafted
 
@@ -408,7 +420,7 @@ def _recipe_text(
     seconds: float,
     longest: float,
     seen: Survey,
-    limit: int | None,
+    limits: Mapping[str, int],
 ) -> str:
     card, chosen = guess.task.card, choices[0]
     found = dict(drafted.found)
@@ -432,11 +444,17 @@ def _recipe_text(
     lines += ["", "data:"]
     lines += [f"  {split}: {yaml_of(source)}" for split, source in sources.given.items()]
     cut = [name for name in ("validation", "test") if name not in sources.given]
-    lines += [f"  # {name}_size: 0.15  # cut from the training rows; a share, or a number of rows" for name in cut]
+    lines += [
+        f"  validation_size: {limits[name]}  # cut from the training rows; each trial writes a text for all of them"
+        if name in limits
+        else f"  # {name}_size: 0.15  # cut from the training rows; a share, or a number of rows"
+        for name in cut
+    ]
     lines.append(f"  columns: {yaml_of(dict(guess.columns))}")
-    if limit is not None:
+    read = {name: count for name, count in limits.items() if name not in cut}
+    if read:
         lines.append(
-            f"  limit: {{train: {limit}}}  # all rows would take this machine too long; a GPU takes the line away"
+            f"  limit: {yaml_of(read)}  # all rows would take this machine too long; a GPU takes the line away"
         )
 
     lines += ["", "budget:"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,25 @@ def test_where_rows_have_several_labels_each_label_counts(place, tiny_model):
     assert init("several.jsonl", "--model", tiny_model).exit_code == 0
     assert load_recipe("recipe.yaml").search.objectives == ["f1_micro"]
     assert CliRunner().invoke(app, ["explain", "recipe.yaml"]).exit_code == 0
+
+
+def test_a_cpu_that_writes_a_text_for_each_validation_row_gets_fewer_of_them(place):
+    pairs = [{"source": f"a dog runs {n}", "target": f"ein Hund läuft {n}"} for n in range(2000)]
+    write(place / "cut.jsonl", pairs)
+    for split in ("train", "validation"):
+        write(place / "given" / f"{split}.jsonl", pairs)
+
+    def drafted(source, task, hardware=CPU):
+        found = draft_recipe(
+            [source], load_plugins(), hardware, output=place / "recipe.yaml", model="owner/not-here", task=task
+        )
+        return yaml.safe_load(found.text)["data"]
+
+    assert drafted("cut.jsonl", "translation")["validation_size"] == 200
+    assert drafted("given", "translation")["limit"]["validation"] == 200
+    # Perplexity needs no text, nor does a label; and a GPU writes faster.
+    assert "validation_size" not in drafted("cut.jsonl", "generation")
+    assert "validation_size" not in drafted("cut.jsonl", "translation", replace(CPU, device="cuda"))
 
 
 def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
