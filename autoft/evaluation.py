@@ -483,7 +483,7 @@ def measure_in_process(folder: Path, data: Path, *, validation: bool, **settings
     answer = _in_process(in_torch, measure_folder, folder, data, validation=validation, scored=False, **settings)
     if validation:
         begin, said = time.monotonic(), (answer.pop("predictions"), answer.pop("references"))
-        answer["validation"] = _validation(folder, catalog, settings["device"], settings.get("asked", ()), *said)
+        answer["validation"] = _validation(folder, catalog, settings["device"], *said, settings.get("asked", ()))
         answer["seconds"]["score"] += time.monotonic() - begin
     return answer
 
@@ -492,9 +492,9 @@ def _validation(
     folder: Path,
     catalog: Catalog,
     device: str,
-    asked: Collection[str],
     predictions: Sequence[Prediction],
     refs: Sequence[Any],
+    asked: Collection[str] = (),
 ) -> dict[str, float]:
     manifest = read_manifest(folder)
     metrics = validated_by(catalog.metrics_of(catalog.task(manifest.task)), asked)

@@ -160,7 +160,13 @@ class SimulatedExecutor:
         """Answer a request."""
         if op == "probe":
             figures = {"precision": "fp32", "memory_bytes": 1e9, "seconds_per_sample": 1e-3}
-            self.events.append(Event(worker, "probed", {"figures": {**figures, "validate_seconds_per_row": 1e-4}}))
+            self.events.append(
+                Event(
+                    worker,
+                    "probed",
+                    {"figures": {**figures, "validate_seconds_per_row": 1e-4, "test_seconds_per_row": 1e-4}},
+                )
+            )
         elif op == "trial":
             config = TrialConfig.model_validate(body["config"])
             self.at[worker] = (config, 0, noisy(config))
