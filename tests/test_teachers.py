@@ -222,7 +222,16 @@ def test_of_a_run_that_shipped_a_compressed_model_the_uncompressed_one_teaches(r
         json.dumps({"trial": 7, "variant": "bf16-weights", "objective": "accuracy", "reason": ""})
     )
     (copied / "trials/0007").mkdir()
-    (copied / "trials/0007/config.json").write_text(json.dumps({"members": [1, 0]}))
+    config = {
+        "number": 7,
+        "kind": "compress",
+        "model": "m",
+        "pipeline": "full",
+        "params": {},
+        "seed": 0,
+        "members": [1, 0],
+    }
+    (copied / "trials/0007/config.json").write_text(json.dumps(config))
     expected = copied / "trials/0001/variants/none"
     assert dense_folder(copied) == expected
     for name in (str(copied), str(copied / "best")):
