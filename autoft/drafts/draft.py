@@ -51,6 +51,11 @@ QUICK_SECONDS = 900
 QUICK_LENGTH, LONGEST = 256, 512
 """Tokens of a row: what ``effort: quick`` reads, and what most encoders read at most."""
 
+OTHER_LANGUAGE = frozenset({"target_language", "target_vocabulary"})
+"""Options of tasks whose targets may be in a language that a model which only reads has no tokens for."""
+VOCABULARY = 4000
+"""Tokens of the decoder that it gets there."""
+
 WRITTEN = 200
 """Validation rows that a draft takes where a CPU has to write a text for each, in every compression of every trial."""
 
@@ -491,6 +496,14 @@ def _recipe_text(
     if card.options:
         lines += ["", "# task_options:"]
         lines += [f"#   {option.name}: {yaml_of(option.default)}  # {option.summary}" for option in card.options]
+    if (card.architecture, chosen.kind) in GET_A_DECODER and {option.name for option in card.options} >= OTHER_LANGUAGE:
+        lines[lines.index("# task_options:")] = "task_options:"
+        lines = [
+            f"  target_vocabulary: {VOCABULARY}  # pieces that are found in the targets; the model's own are of another language"
+            if line.startswith("#   target_vocabulary:")
+            else line
+            for line in lines
+        ]
     # Values are quoted where they need it; in a comment, as of a label, YAML takes no character that steers a terminal.
     return yaml.reader.Reader.NON_PRINTABLE.sub("", "\n".join([*lines, ""]))
 

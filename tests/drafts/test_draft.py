@@ -420,6 +420,8 @@ def test_a_model_that_only_reads_gets_a_decoder_that_is_trained_alone_and_for_lo
     assert done.exit_code == 0, done.stderr
     recipe = load_recipe("recipe.yaml")
     assert (recipe.task, recipe.pipelines) == ("translation", ["head-only"])
+    # Its tokens are those of the language that the model reads.
+    assert recipe.task_options == {"target_vocabulary": 4000}
     plan = make_plan(recipe, load_plugins(), CPU)
     assert plan.default_config().params["train.epochs"] == 10
     # One that writes already has no new decoder.
