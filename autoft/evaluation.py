@@ -27,13 +27,14 @@ from autoft.data.rows import Split
 from autoft.fork_server import CAN_FORK, ForkServer
 from autoft.hardware import MAPPED, OtherLoad, peak_resident_bytes
 from autoft.measures import Latency
-from autoft.plans.plan import read_plan
+from autoft.plans.plan import Plan, read_plan
 from autoft.plans.targets import plan_target
 from autoft.plugins import Catalog, described, load_plugins
 from autoft.processes import KERNEL_CACHES, STOPPED_SECONDS, importing, is_stopped
 from autoft.quiet import Quiet
 from autoft.rundir import Interval, RunDir
 from autoft.slices import slices
+from autoft.strategies.head_only import gets_a_decoder
 from autoft.watched import Channel, end_with, own_channels
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "serving_environment",
     "slice_figures",
     "start_measuring",
+    "untouched_works",
     "validated_by",
     "wanted_costs",
 ]
@@ -646,6 +648,11 @@ PLACEHOLDERS: Mapping[str, Any] = {
 UNTOUCHED = "untouched model"
 
 
+def untouched_works(plan: Plan, task: Task) -> bool:
+    """Say whether the plan's first model does the task untrained: one that a new decoder is put to says nothing yet."""
+    return task.card.untrained and not gets_a_decoder(task.card.architecture, plan.models[0].config)
+
+
 def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
     """Fit the task's baselines on the training split of a run and score them on validation and test.
 
@@ -696,7 +703,7 @@ def baseline_figures(run: Path, *, seed: int = 0) -> dict[str, Any]:
         return figures(predict, context, trivial=baseline.trivial, known=known, validated=known)
 
     found = {baseline.name: by_rule(baseline) for baseline in task.baselines(prepared.train[:], context)}
-    if task.card.untrained:
+    if untouched_works(plan, task):
         target = plan_target(plan, task, plan.models[0], params=plan.default_config().params)
         loaded = replace(target.context, processor=task.load_processor(target.source, target.context))
         model = task.load_model(target.source, loaded).to(loaded.device).eval()

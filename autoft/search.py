@@ -22,6 +22,7 @@ from autoft.agenda import Agenda
 from autoft.checkpoints import share_done
 from autoft.disk import Disk
 from autoft.errors import AutoftError, RunFolderError, SearchFailed
+from autoft.evaluation import untouched_works
 from autoft.exchange import Exchange
 from autoft.executors import Event, Executor, executor_of
 from autoft.executors.admission import WAITS
@@ -177,7 +178,7 @@ class Search:
 
     def reserve(self) -> float:
         """Return the seconds that export, test and report will need."""
-        return self.pace.closing(untrained=self.catalog.task(self.plan.task).card.untrained)
+        return self.pace.closing(untrained=untouched_works(self.plan, self.catalog.task(self.plan.task)))
 
     def _spare(self) -> float:
         """Return the seconds that are left for trials."""

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +23,13 @@ from autoft.evaluation import (
     judged,
     measure_costs,
     score,
+    untouched_works,
     validated_by,
     wanted_costs,
 )
+from autoft.hardware import Hardware
+from autoft.plans.planner import make_plan
+from autoft.recipe import recipe_from_mapping
 
 CONTEXT = TaskContext(facts={}, options={}, params={}, max_length=8)
 
@@ -244,6 +250,21 @@ def test_figures_of_the_targets_join_the_predictions():
 
 def test_nothing_is_predicted_where_only_targets_count():
     assert judged(LongParrot(), None, ROWS, CONTEXT, only_targets=True) == [{"length": 3}, {"length": 0}]
+
+
+def test_an_untouched_model_is_a_baseline_where_it_writes_by_itself(catalog, tiny_model, tmp_path):
+    """The decoder that an encoder gets writes at random until it is trained."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    writer = Path(shutil.copytree(tiny_model, tmp_path / "writer"))
+    (writer / "config.json").write_text(json.dumps({**config, "architectures": ["BertLMHeadModel"]}))
+
+    def works(task: str, model: Path) -> bool:
+        recipe = recipe_from_mapping({"task": task, "model": str(model), "data": "train.csv"})
+        return untouched_works(make_plan(recipe, catalog, Hardware.probe_cpu()), catalog.task(task))
+
+    assert works("translation", writer)
+    assert not works("translation", tiny_model)
+    assert not works("text-classification", tiny_model)
 
 
 def test_validation_has_the_figures_that_predictions_need_unless_none_counts(catalog):

@@ -121,7 +121,7 @@ class TaskCard:
         notice: what everybody who meets a model of this task has to read first, as that it is not for clinical use; it
             stands at the top of reports and model cards.
         untrained: a base model does this task without training (a causal language model does); the untouched model then
-            stands among the baselines.
+            stands among the baselines, unless it is an encoder that a new decoder is put to.
         generates: predictions are written token by token, so that a predicted row takes many times what a trained one does.
         alternatives: sets of roles that are not required one by one, of which rows need one whole set, the usual first;
             ``autoft init`` maps the first that the data has.

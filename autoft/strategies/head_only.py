@@ -13,7 +13,7 @@ from autoft.space import Float, SearchSpace
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONVOLUTIONAL", "Head", "HeadOnly", "find_bodies", "find_head", "is_pretrained"]
+__all__ = ["CONVOLUTIONAL", "Head", "HeadOnly", "find_bodies", "find_head", "gets_a_decoder", "is_pretrained"]
 
 CONVOLUTIONAL = frozenset(
     {
@@ -63,7 +63,8 @@ class HeadOnly(Adapter):
     def check(self, target: Target) -> Refusal | None:
         """Refuse tasks whose models have no head of their own."""
         architecture = target.task.card.architecture
-        if architecture in _PRETRAINED_HEADS or (architecture in _MADE_WRITERS and _writes(target.config)):
+        made = architecture in _MADE_WRITERS and not gets_a_decoder(architecture, target.config)
+        if architecture in _PRETRAINED_HEADS or made:
             return Refusal(
                 f"head-only: a {architecture} model has no new head; its output layer is pretrained; use full or lora"
             )
@@ -93,12 +94,18 @@ class HeadOnly(Adapter):
         return model
 
 
-def _writes(config: Mapping[str, Any]) -> bool:
-    """Say whether a base model writes text by itself, and so has all that it needs."""
+def gets_a_decoder(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Say whether tasks of an architecture put a new decoder to a base model, which writes no text by itself.
+
+    Args:
+        architecture: of the task's card.
+        config: the model's ``config.json``.
+    """
     endings = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-    return bool(config.get("is_encoder_decoder")) or any(
+    writes = bool(config.get("is_encoder_decoder")) or any(
         str(name).endswith(endings) for name in config.get("architectures") or ()
     )
+    return architecture in _MADE_WRITERS and not writes
 
 
 @dataclass(frozen=True)
