@@ -227,6 +227,9 @@ def test_the_report_shows_translations_lengths_and_signatures(task):
     assert best.rows[0][0] == " ".join(["word"] * 30)
     assert best.rows[0][3] == 100
     assert worst.rows[0][2] == "falsch"
+    # A model that repeats itself to its limit does not fill the page.
+    _, _, repeated, _, _ = task.details(rows, [{"text": 500 * "x "}, *said[1:]], context)
+    assert 200 < max(len(line[2]) for line in repeated.rows) < 500
     assert {line[0] for line in signatures.rows} == set(task.card.metrics)
     assert len(task.details(rows[:1], said[:1], context)) == 5
 

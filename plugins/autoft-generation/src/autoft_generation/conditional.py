@@ -36,7 +36,15 @@ from autoft_generation.chat import Piece, answer_end, conversation, prompt_text
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ConditionalGeneration", "Kind", "Tokenizers", "conditional_options", "kind_of", "train_tokenizer"]
+__all__ = [
+    "ConditionalGeneration",
+    "Kind",
+    "Tokenizers",
+    "conditional_options",
+    "kind_of",
+    "shortened",
+    "train_tokenizer",
+]
 
 Kind = Literal["seq2seq", "joined", "causal"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autoft_generation.conditional import ConditionalGeneration, Tokenizers, conditional_options
+from autoft_generation.conditional import ConditionalGeneration, Tokenizers, conditional_options, shortened
 from autoft_generation.metrics import Chrf
 
 from autoft.contracts import (
@@ -232,7 +232,7 @@ class Translation(ConditionalGeneration):
         figures = {metric.name: metric for metric in (CHRF, *METRICS)}
         chrf = CHRF.aggregate(CHRF.statistics(predictions, references, context))
         lines = [
-            (source, " / ".join(texts), said["text"], round(float(figure), 1))
+            (shortened(source), shortened(" / ".join(texts)), shortened(said["text"]), round(float(figure), 1))
             for source, texts, said, figure in zip(sources, references, predictions, chrf, strict=True)
         ]
         # Of translations that are all right, the long ones are worth more.
