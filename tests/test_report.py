@@ -23,11 +23,12 @@ from autoft.errors import RunFolderError
 from autoft.hardware import Hardware
 from autoft.plans.plan import StepPlan, VariantPlan, plan_of
 from autoft.plans.planner import make_plan
+from autoft.quantities import parse_bytes
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.report import make_content, summary, write
 from autoft.report.drawing import front_points, plain
 from autoft.report.page import script_json
-from autoft.report.terminal import closing, nearest_misses
+from autoft.report.terminal import closing, front_limits, front_rows, nearest_misses
 from autoft.report.terminal import summary as printed
 from autoft.report.views import TableView
 from autoft.rundir import (
@@ -471,6 +472,20 @@ def test_the_table_of_trials_has_of_each_the_best_that_fits(tmp_path, catalog, t
     view = make_content(read_run(make_run(tmp_path, catalog, tiny_model).path)).trials
     value, of = view.columns.index("validation accuracy"), view.columns.index("compression")
     assert [(row[value], row[of]) for row in view.rows[8:]] == [("0.7780", "onnx-int8"), ("0.7880", "onnx-int8")]
+
+
+@pytest.mark.parametrize("better", ["more", "less"])
+def test_what_pick_is_shown_with_is_kept_by_points_of_the_front(tmp_path, catalog, tiny_model, better):
+    run = make_run(tmp_path, catalog, tiny_model)
+    plan = json.loads(run.plan.read_text())
+    plan["metrics"]["accuracy"]["higher_is_better"] = better == "more"
+    run.plan.write_text(json.dumps(plan))
+    record = read_run(run.path)
+    size, quality = re.fullmatch(r"--size (\S+), or --quality (\S+)", front_limits(record)).groups()
+    rows = front_rows(record)
+    assert min(row["costs"]["model_size_bytes"] for row in rows) <= parse_bytes(size)
+    figures = [row["accuracy"] for row in rows]
+    assert min(figures) >= float(quality) if better == "more" else max(figures) <= float(quality)
 
 
 def test_the_last_line_says_where_a_search_of_the_same_study_did_better(tmp_path, catalog, tiny_model):

@@ -89,7 +89,8 @@ def pick(
             print(json.dumps({"front": terminal.front_rows(record)}))
         else:
             console().print(terminal.front(record))
-            print(f"Next: autoft pick {run} --size 10MB --latency 5ms, or --quality 0.8")
+            if limits_kept := terminal.front_limits(record):
+                print(f"Next: autoft pick {run} {limits_kept}")
         return
     silence_libraries()
     try:

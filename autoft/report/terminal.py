@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from autoft.report.content import make_content, usage
 from autoft.report.views import TableView, cost_text
 from autoft.rundir import RunRecord, Selection, read_typed
 
-__all__ = ["closing", "compared", "front", "front_rows", "nearest_misses", "picked", "summary"]
+__all__ = ["closing", "compared", "front", "front_limits", "front_rows", "nearest_misses", "picked", "summary"]
 
 NARROW = frozenset({"pipeline", "default's test", "inference memory"})
 """Columns of a comparison that its page has and a terminal has no room for."""
@@ -102,6 +103,19 @@ def front_rows(record: RunRecord) -> list[dict[str, Any]]:
         }
         for point in sorted(points, key=lambda point: -sign * point.objective)
     ]
+
+
+def front_limits(record: RunRecord) -> str:
+    """Return options of ``autoft pick`` that points of the front keep; empty where there is none."""
+    rows = front_rows(record)
+    sizes = [row["costs"]["model_size_bytes"] for row in rows if "model_size_bytes" in row["costs"]]
+    if not sizes:
+        return ""
+    plan = plan_of(record)
+    unit, bytes_each = ("MB", 1e6) if min(sizes) >= 1e6 else ("kB", 1e3)
+    rounded = math.floor if plan.higher_is_better else math.ceil
+    quality = rounded(100 * rows[-1][plan.objective]) / 100
+    return f"--size {math.ceil(min(sizes) / bytes_each)}{unit}, or --quality {quality:g}"
 
 
 def picked(record: RunRecord, selection: Selection, costs: Mapping[str, float]) -> Group:
