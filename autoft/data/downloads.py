@@ -90,9 +90,7 @@ def _check_origins(files: Mapping[str, Sequence[str]], base: str) -> None:
 
 def _check_file(path: Path) -> None:
     """Raise where a file cannot be read, or holds more than there is memory for."""
-    room = Room(path.name)
     try:
-        room.check(path.stat().st_size)
         with path.open("rb") as file:
             start = file.read(len(_ARROW))
         if start.startswith(_PARQUET):
@@ -100,7 +98,7 @@ def _check_file(path: Path) -> None:
         elif start == _ARROW or path.suffix == ".arrow":
             check_arrow(path)
         else:
-            _check_packed(lambda: path.open("rb"), room)
+            _check_packed(lambda: path.open("rb"), path.stat().st_size, Room(path.name))
     except (
         EOFError,
         zlib.error,
@@ -113,8 +111,8 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path.name}: is damaged ({first_line(error)})") from error
 
 
-def _check_packed(opened: Callable[[], AbstractContextManager[IO[bytes]]], room: Room) -> None:
-    """Take what a file unpacks to, and what is packed within that, from the room; of what is not packed nothing."""
+def _check_packed(opened: Callable[[], AbstractContextManager[IO[bytes]]], size: int, room: Room) -> None:
+    """Raise where there is no room for a file, or for what unpacking adds to it: of archives, files are read one by one."""
     from fsspec.compression import compr
 
     with opened() as file:
@@ -125,22 +123,24 @@ def _check_packed(opened: Callable[[], AbstractContextManager[IO[bytes]]], room:
             with zipfile.ZipFile(file) as archive:
                 for member in archive.infolist():
                     # Python gives no more of a member than it says here.
-                    room.take(member.file_size)
-                    _check_packed(functools.partial(archive.open, member), room)
+                    room.take(max(0, member.file_size - member.compress_size))
+                    _check_packed(functools.partial(archive.open, member), member.file_size, room)
         elif kind is None and file.seek(0) == 0 and tarfile.is_tarfile(file):
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as members:
-                for part in members:
-                    # It may be a hole of terabytes.
-                    room.take(part.size)
+                # A member may be a hole of terabytes.
+                room.check(sum(part.size for part in members) - size)
+        elif kind is None:
+            room.check(size)
     if kind in {"rar", "7z"}:
         raise DataError(f"it holds a {kind} archive, which is not read; unpack it and name the local file")
     if kind is not None and kind != "zip" and kind in compr:
-        unpacked = functools.partial(_unpacked, compr[kind], opened)
+        unpacked, size = functools.partial(_unpacked, compr[kind], opened), 0
         with unpacked() as stream:
             while piece := stream.read(_PIECE):
                 room.take(len(piece))
-        _check_packed(unpacked, room)
+                size += len(piece)
+        _check_packed(unpacked, size, room)
 
 
 @contextlib.contextmanager
