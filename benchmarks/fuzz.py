@@ -330,6 +330,8 @@ class Folder:
             yield
         finally:
             for name in touched:
+                # A search that goes on deletes what there was of a trial that it begins again.
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.path / name).write_bytes(self.files[name])
         if self.astray:
             raise Finding(f"outside of the run: {self.astray[:3]}")
@@ -479,9 +481,11 @@ def resume_target(given: argparse.Namespace) -> Target:
         provider = atheris.FuzzedDataProvider(data)
         (folder.path / "time.json").unlink()
         (folder.path / "time.json").write_text('{"seconds": 1e9}')
-        with folder.damaged(provider):
-            told(lambda: autoft.search(recipe, run=folder.path))
-        folder.mend()
+        try:
+            with folder.damaged(provider):
+                told(lambda: autoft.search(recipe, run=folder.path))
+        finally:
+            folder.mend()
 
     return run
 
