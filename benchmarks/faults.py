@@ -23,7 +23,8 @@ one of these happens:
 Then the same command is called until it says that it is done, at most three times. Written down are whether each call
 ended with 0 or with one clear message, and whether
 
-- a trial that was finished has another record now (*changed*), or is gone (*lost*); not the one whose record was damaged;
+- a trial that was finished has another record now (*changed*), or is gone (*lost*); not the one whose record or kept files were
+  damaged, which is done again or has another in its place;
 - a trial is missing in the end, or the exported model scores otherwise than the report says, by ``autoft verify`` (*wrong*);
 - anything printed a traceback (*traceback*);
 - a process is left (*left*);
@@ -369,8 +370,8 @@ def play(kind: str, name: str, number: int, seed: int, usual: Usual) -> Round:
                 "struck": bool(damaged),
             }
             for path in damaged:
-                if path.name == "result.json":
-                    finished.pop(int(path.parent.name), None)
+                if path.is_relative_to(run / "trials"):
+                    finished.pop(int(path.relative_to(run / "trials").parts[0]), None)
         (disk / "other").unlink(missing_ok=True)
         for _ in range(CALLS):
             code, text = ended(call(recipe, run), recipe, 10 * usual.seconds)
