@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -23,6 +23,9 @@ Event = tuple[int, int]
 """A storage's number, and its bytes where it is made or minus its bytes where it is freed."""
 
 aten = torch.ops.aten
+
+DEVICE = torch.ops.prim.device.default
+"""The question on which device a fake tensor is: two of three calls that a mode sees, which need none of its work."""
 
 
 @dataclass
@@ -84,6 +87,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run the operator and note what it returns."""
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].device
         result = func(*args, **(kwargs or {}))
         self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)))
         return result
@@ -118,6 +123,8 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run the operator, on the values too where all that it takes is known."""
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].device
         kwargs = kwargs or {}
         taken = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         known = all(hasattr(tensor, "known") for tensor in taken)
