@@ -548,7 +548,7 @@ def _finish(
         listener.phase("export")
         export_variant(folder, plan, selection, results)
         listener.phase("test")
-        final = measure_final(folder, plan, selection, results, listener.note)
+        final, known = measure_final(folder, plan, selection, results, listener.note)
         if tested_before:
             final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
         for name, share in violations(final.costs["best"], plan.budget).items():
@@ -560,7 +560,7 @@ def _finish(
         final.notes.extend(_gain_of_auxiliary(plan, results))
         for note in final.notes:
             listener.note(note)
-        write_card(folder.best, plan, catalog, selection, results, final)
+        write_card(folder.best, plan, catalog, selection, results, final, known)
     if worked:
         final.seconds = _count_time(folder, used, started, worked=True) if counted else used
         write_json(final_path, final.model_dump(mode="json"))
@@ -791,9 +791,9 @@ def pick(
         if target.exists() and not (target / MANIFEST).is_file():
             raise RunFolderError(f"{target}: is there already, and holds no exported model; give another folder")
         export_variant(folder, plan, selection, results, target)
-        final = measure_pick(folder, plan, selection, results, target)
+        final, known = measure_pick(folder, plan, selection, results, target)
         final.example = record.final.example if record.final else final.example
-        write_card(target, plan, catalog, selection, results, final)
+        write_card(target, plan, catalog, selection, results, final, known)
     return Picked(target, selection, final.validation["best"], final.costs["best"])
 
 

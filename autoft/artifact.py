@@ -33,6 +33,7 @@ __all__ = [
     "file_digests",
     "load",
     "predicted",
+    "processing",
     "read_manifest",
     "save_artifact",
     "save_ensemble",
@@ -345,3 +346,47 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is damaged: {first_line(error)}") from error
+
+
+def processing(task: Task, manifest: Manifest, context: TaskContext) -> dict[str, Any]:
+    """Return, as plain JSON, what the card and the settings of a model say of its inputs, for whom its processor is needed.
+
+    Args:
+        task: knows what is done to inputs.
+        manifest: of the model.
+        context: with its processor.
+
+    Returns:
+        ``{"settings": {...}, "traced": whether the task says how to trace its models}``
+    """
+    context = replace(context, device="cpu")
+    tokenizer = _tokenizer(context.processor)
+    settings: dict[str, Any] = {
+        "task": task.card.name,
+        "base_model": manifest.model,
+        "inputs": [column.role for column in task.card.inputs],
+        "max_length": context.max_length,
+        "truncation": True,
+    }
+    if tokenizer is not None:
+        settings |= {
+            "lowercase": _lowers(tokenizer),
+            "padding_side": tokenizer.padding_side,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    return {"settings": settings | task.export_settings(context), "traced": task.export_inputs(context) is not None}
+
+
+def _tokenizer(processor: Any) -> Any:
+    """Return the tokenizer of a processor, which may be one, or hold one."""
+    if hasattr(processor, "pad_token_id"):
+        return processor
+    return next((found for name in ("source", "tokenizer") if (found := getattr(processor, name, None))), None)
+
+
+def _lowers(tokenizer: Any) -> bool:
+    """Say whether a tokenizer reads capitals as small letters."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return bool(getattr(tokenizer, "do_lower_case", False))
+    return "A" not in normalizer.normalize_str("A")

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from autoft.artifact import Manifest, context_of
+from autoft.artifact import Manifest, context_of, processing
 from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
 from autoft.errors import without_controls
 from autoft.lines import read_yaml
@@ -225,38 +225,26 @@ def _figure(figure: float | Interval | Mapping[str, Any]) -> str:
     return f"{_figure(figure.value)} ({', '.join(known)})"
 
 
-def write_settings(task: Task, manifest: Manifest, folder: Path) -> None:
+def write_settings(task: Task, manifest: Manifest, folder: Path, known: Mapping[str, Any] | None = None) -> None:
     """Write ``preprocessing.json``, and ``labels.json`` where a model has labels, into its folder.
 
     Args:
         task: knows what is done to inputs.
         manifest: of the model.
         folder: with the files of the processor.
+        known: what :func:`autoft.artifact.processing` says of the model; without it the processor is loaded here.
     """
-    context = _context(task, manifest, folder)
-    tokenizer = _tokenizer(context.processor)
-    settings: dict[str, Any] = {
-        "task": task.card.name,
-        "base_model": manifest.model,
-        "inputs": [column.role for column in task.card.inputs],
-        "max_length": context.max_length,
-        "truncation": True,
-    }
-    if tokenizer is not None:
-        settings |= {
-            "lowercase": _lowers(tokenizer),
-            "padding_side": tokenizer.padding_side,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-    settings |= task.export_settings(context)
+    settings = dict((known or _processing(task, manifest, folder))["settings"])
     if point := manifest.facts.get("operating_point"):
         settings["operating_point"] = point
     write_json(folder / PREPROCESSING, settings)
-    if context.labels:
-        write_json(folder / LABELS, {"labels": list(context.labels)})
+    if labels := context_of(manifest, "cpu").labels:
+        write_json(folder / LABELS, {"labels": list(labels)})
 
 
-def usage(task: Task, manifest: Manifest, folder: Path, name: str, *, of: str = "") -> dict[str, Any] | None:
+def usage(
+    task: Task, manifest: Manifest, folder: Path, name: str, *, of: str = "", known: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Return what ``usage.md.j2`` needs to show how a folder is used without autoft; None where it cannot be.
 
     Args:
@@ -265,10 +253,11 @@ def usage(task: Task, manifest: Manifest, folder: Path, name: str, *, of: str = 
         folder: with the model, its processor, and what :func:`write_settings` wrote.
         name: of the folder, in the code that is shown.
         of: ``adapter`` or ``openvino`` for such files; what else is there is told by the files.
+        known: as for :func:`write_settings`.
     """
     settings = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
-    config = folder / "config.json"
-    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else dict(manifest.config)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else dict(manifest.config)
     graphs = any((folder / graph).is_file() for graph in GRAPHS)
     plain = not graphs and any(folder.glob("*.safetensors")) and manifest.format in {"transformers", *BESIDE}
     runtime = of or ("onnx" if graphs else "transformers" if plain else "")
@@ -278,9 +267,9 @@ def usage(task: Task, manifest: Manifest, folder: Path, name: str, *, of: str = 
     return {
         "name": name,
         "runtime": runtime,
-        "kind": _kind(task, _context(task, manifest, folder), known),
+        "kind": _kind(task, (known or _processing(task, manifest, folder))["traced"], config),
         "base": manifest.model,
-        "model_class": next(iter(known.get("architectures") or ["AutoModel"])),
+        "model_class": next(iter(config.get("architectures") or ["AutoModel"])),
         "labels": list(context.labels),
         "multi": context.facts.get("problem") == "multi",
         "settings": settings,
@@ -294,14 +283,15 @@ BESIDE = ("prompt-tuning", "p-tuning", "prefix-tuning")
 """Adapters that stay beside their base: their files are those of the base, and PEFT's in ``adapter/``."""
 
 
-def _context(task: Task, manifest: Manifest, folder: Path) -> TaskContext:
+def _processing(task: Task, manifest: Manifest, folder: Path) -> dict[str, Any]:
     context = context_of(manifest, "cpu")
-    return replace(context, processor=task.load_processor(ModelSource(manifest.model, str(folder)), context))
+    processor = task.load_processor(ModelSource(manifest.model, str(folder)), context)
+    return processing(task, manifest, replace(context, processor=processor))
 
 
-def _kind(task: Task, context: TaskContext, config: Mapping[str, Any]) -> str:
+def _kind(task: Task, traced: bool, config: Mapping[str, Any]) -> str:
     """Return which lines of code show how the model is used."""
-    if task.export_inputs(context) is not None:
+    if traced:
         roles = {column.role for column in task.card.inputs}
         for kind, architecture, needed in ASKED:
             if task.card.architecture == architecture and needed <= roles:
@@ -323,18 +313,3 @@ def _examples(task: Task, context: TaskContext, settings: Mapping[str, Any]) -> 
         found = [{**row, "text_pair": row["text"]} for row in found]
     texts = settings.get("example_texts")
     return [{**row, "ready": text} for row, text in zip(found, texts, strict=False)] if texts else found
-
-
-def _tokenizer(processor: Any) -> Any:
-    """Return the tokenizer of a processor, which may be one, or hold one."""
-    if hasattr(processor, "pad_token_id"):
-        return processor
-    return next((found for name in ("source", "tokenizer") if (found := getattr(processor, name, None))), None)
-
-
-def _lowers(tokenizer: Any) -> bool:
-    """Say whether a tokenizer reads capitals as small letters."""
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if normalizer is None:
-        return bool(getattr(tokenizer, "do_lower_case", False))
-    return "A" not in normalizer.normalize_str("A")

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autoft.artifact import Ensemble, LoadedModel, context_of, load, predicted, read_manifest
+from autoft.artifact import Ensemble, LoadedModel, context_of, load, predicted, processing, read_manifest
 from autoft.contracts import Baseline, CostMetric, Prediction, QualityMetric, Row, Served, Task, TaskContext
 from autoft.data.prepared import open_data
 from autoft.data.rows import Split
@@ -255,6 +255,7 @@ def measure_folder(
     threads: int,
     test: bool = False,
     details: bool = False,
+    card: bool = False,
     costs: bool = True,
     decide: bool = False,
     scored: bool = True,
@@ -277,6 +278,7 @@ def measure_folder(
         threads: to serve with.
         test: score the test split, each metric with its bootstrap interval.
         details: add the task's tables and examples of the test split, and figures of parts of it.
+        card: add what :func:`autoft.artifact.processing` says of the model.
         costs: measure costs.
         scales: by workload, how many times as long it takes on the device that the model is for; latencies are then
             those of that device, and those of this machine stand beside them as ``latency_here_...``.
@@ -292,7 +294,7 @@ def measure_folder(
 
     Returns:
         ``{"costs": {...}, "other_load": share of the processors that others took, "length": tokens, "validation": {...}, "predictions": [...], "references": [...],
-        "operating_point": {...}, "test": {...}, "details": [...], "slices": [...], "example": row, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
+        "operating_point": {...}, "test": {...}, "details": [...], "slices": [...], "example": row, "card": {...}, "seconds": {...}}``, only what was asked for. The operating point is decided before the test split is read.
     """
     import torch
 
@@ -345,6 +347,8 @@ def measure_folder(
                 loaded.task, metrics, objective, rows, predictions, refs, loaded.context, seed
             )
             result["example"] = example_input(loaded.task, rows)
+    if card:
+        result["card"] = processing(loaded.task, loaded.manifest, loaded.context)
     result["seconds"] = {"costs": measured - begin, "score": time.monotonic() - measured}
     return result
 

@@ -81,7 +81,7 @@ def _unheard(said: str) -> None:
 
 def measure_final(
     run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], note: Note = _unheard
-) -> Final:
+) -> tuple[Final, dict[str, Any]]:
     """Score the exported files again, and the test split once: the model, the default, and the baselines.
 
     Each model is measured in a fresh process from its files.
@@ -92,6 +92,9 @@ def measure_final(
         selection: what was exported.
         results: of all trials.
         note: told where a process was killed or stopped, and is started again.
+
+    Returns:
+        the figures, and what :func:`write_card` is given as ``known``.
 
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
@@ -134,19 +137,25 @@ def measure_final(
     for name, figures in baselines.items():
         final.test[name] = _intervals(figures["test"])
         final.validation[name] = figures["validation"]
-    return final
+    return final, again["card"]
 
 
-def measure_pick(run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], folder: Path) -> Final:
+def measure_pick(
+    run: RunDir, plan: Plan, selection: Selection, results: Sequence[TrialResult], folder: Path
+) -> tuple[Final, dict[str, Any]]:
     """Measure an exported point of the front in a fresh process and score it on the validation split.
 
     The test split is not read: it has been, for the model that the run chose, and choosing by it again would wear it out.
+
+    Returns:
+        the figures, and what :func:`write_card` is given as ``known``.
 
     Raises:
         ExportMismatch: the exported files do not score what the trial scored.
         SearchFailed: the process was killed or stopped, twice, or hung.
     """
-    return _measured_again(run, plan, selection, results, folder, {"decide": True})[0]
+    final, again = _measured_again(run, plan, selection, results, folder, {"decide": True})
+    return final, again["card"]
 
 
 def rescored(run: RunDir, plan: Plan, told: Collection[str]) -> dict[str, Any]:
@@ -202,6 +211,7 @@ def _measured_again(
         "folder": str(folder),
         "validation": True,
         "asked": plan.objectives,
+        "card": True,
         **wanted,
     }
     way_out = (
@@ -239,8 +249,19 @@ def write_card(
     selection: Selection,
     results: Sequence[TrialResult],
     final: Final,
+    known: Mapping[str, Any],
 ) -> None:
-    """Write the model card of an exported folder, its labels, preprocessing and bill of materials, and the figures into its manifest."""
+    """Write the model card of an exported folder, its labels, preprocessing and bill of materials, and the figures into its manifest.
+
+    Args:
+        folder: with the model.
+        plan: of the run.
+        catalog: with its task.
+        selection: what was exported.
+        results: of all trials.
+        final: what was measured.
+        known: what :func:`autoft.artifact.processing` said where that was measured: to load a processor here takes seconds.
+    """
     task, result = catalog.task(plan.task), next(r for r in results if r.number == selection.trial)
     manifest = read_manifest(folder)
     if final.operating_point:
@@ -253,8 +274,8 @@ def write_card(
     }
     shown: dict[str, Any] = {"runtime": "", "name": folder.name}
     if manifest.format != ENSEMBLE:
-        write_settings(task, manifest, folder)
-        shown |= usage(task, manifest, folder, folder.name) or {}
+        write_settings(task, manifest, folder, known)
+        shown |= usage(task, manifest, folder, folder.name, known=known) or {}
     others = models_behind(plan, catalog.strategies, results, selection.trial, selection.variant)
     write_bill(folder, plan, [manifest.model, *others])
     manifest.files = file_digests(folder)

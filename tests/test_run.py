@@ -70,13 +70,31 @@ SECRETS = {
 }
 
 
+NOTED = """
+import atexit, pathlib, sys
+imported = pathlib.Path("imported.txt").absolute()
+atexit.register(lambda: imported.write_text(" ".join(sys.modules)))
+from autoft.cli import main
+main()
+"""
+"""The command, which leaves in a file what its own process has imported."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model, reviews) -> Path:
     """The folder in which a search of three trials has run to its end, with secrets in its environment."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder, tiny_model, reviews)
     (folder / "tmp").mkdir()
-    done = autoft_command("search", recipe, cwd=folder, env={**os.environ, **SECRETS, "TMPDIR": str(folder / "tmp")})
+    done = subprocess.run(
+        [sys.executable, "-c", NOTED, "search", recipe],
+        cwd=folder,
+        env={**os.environ, **SECRETS, "TMPDIR": str(folder / "tmp")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     (folder / "stderr.txt").write_text(done.stderr)
@@ -94,6 +112,13 @@ def test_the_search_learns_and_says_where_the_model_and_the_report_are(finished)
     assert report["best"]["test"]["accuracy"]["value"] > 0.8
     assert report["best"]["test"]["accuracy"]["n"] == 80
     assert report["baselines"]["trivial"]["test"]["accuracy"]["value"] < 0.7
+
+
+def test_the_command_itself_imports_neither_torch_nor_transformers(finished):
+    # That takes seconds; the processes that it starts need them.
+    imported = (finished / "imported.txt").read_text().split()
+    assert "optuna" in imported
+    assert not {"torch", "transformers"} & {*imported}
 
 
 def test_no_secret_of_the_environment_is_written_or_said(finished):
