@@ -15,7 +15,7 @@ OFFLINE_STAMP := $(VENV)/.installed-offline
 # Threads that wait in a loop take the cores of the other processes: two torch processes on two cores would be ten times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help quickstart test lint format docs audit clean
+.PHONY: help quickstart test test-torchao lint format docs audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,14 +23,18 @@ help:  ## this list
 quickstart: $(OFFLINE_STAMP)  ## install, and search on movie reviews: real weights, real data, at most 5 minutes
 	$(BIN)/autoft search recipes/text-classification/quickstart.yaml
 
-test: $(OFFLINE_STAMP) lint  ## lint, check types and import order, run the tests
+test: $(OFFLINE_STAMP)  ## lint, check types and import order, run the tests
+	@# Side by side: each takes one core for half a minute.
+	$(MAKE) --no-print-directory --jobs 2 lint test-torchao
+	@# Three on two cores: whole searches wait for their workers a good part of the time.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -q -m "not slow and not gpu"
+
+test-torchao: $(OFFLINE_STAMP)
 	@# Where PYTHONDONTWRITEBYTECODE is set, each of some hundred processes would compile the code anew, in half a second.
 	$(BIN)/python -m compileall -q autoft $(addsuffix /src,$(PLUGINS))
 	test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
 	OMP_NUM_THREADS=1 PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -q -m "not slow and not gpu" \
 		-k torchao tests/strategies/test_weight_quantization.py tests/testing/test_builtin_strategies.py
-	@# Three on two cores: whole searches wait for their workers a good part of the time.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -q -m "not slow and not gpu"
 
 lint: $(STAMP)  ## style, types, import order
 	$(BIN)/ruff check .
