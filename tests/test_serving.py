@@ -988,7 +988,7 @@ def test_who_hears_the_page_is_led_through_it(classifier):
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("/home/somebody/bert", "bert"),
+        ("/models/mine/bert", "bert"),
         ("~/nets/bert/model", "bert"),
         ("owner/bert", "owner/bert"),
         ("nets/bert", "nets/bert"),
