@@ -884,9 +884,11 @@ class Trial:
             some = place.task.encode(rows[:64], context)
             ends = shortest_and_longest(some, [place.task.length(one) for one in some])
         with ExitStack() as stack:
-            if features is not None and config.params["train.optimizer"] in BY_WEIGHT:
-                tokens = asked_for(features, model, context.processor)
-                stack.enter_context(used_rows_alone(model, tokens, lambda: loss_of(ends)))
+            if config.params["train.optimizer"] in BY_WEIGHT:
+                # Of the rows as they are: augmentation keeps most of their tokens.
+                plain = features or place.features(config.model, context, config.fold)
+                tokens = asked_for(plain, model, context.processor)
+                stack.enter_context(used_rows_alone(model, tokens, lambda: loss_of(ends), grows=features is None))
             if features is not None:
                 # In this trial or an earlier one.
                 stack.enter_context(recalled(model, place.activations, recalled_loss_of, ends, precision))

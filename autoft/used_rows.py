@@ -27,6 +27,9 @@ __all__ = ["BY_WEIGHT", "asked_for", "leave_rows", "tokens_trained", "used_rows_
 BY_WEIGHT = frozenset({"adamw", "lion", "muon", "sgd"})
 """Optimisers whose step of a weight hangs on its own gradients; Adafactor's hangs on all of a matrix, in 8 bits on a block of it."""
 
+PLACES = "places_of_tokens"
+"""Buffer of a table: the rows of the small one by token, -1 for tokens that have none, ``(vocabulary,)``."""
+
 WORTH = 0.9
 """Of the table's rows: where more are asked for, nothing is gained."""
 
@@ -51,7 +54,7 @@ def asked_for(features: Features, model: torch.nn.Module, processor: Any) -> Int
 
 @contextmanager
 def used_rows_alone(
-    model: torch.nn.Module, tokens: Ints, compute: Callable[[], torch.Tensor]
+    model: torch.nn.Module, tokens: Ints, compute: Callable[[], torch.Tensor], *, grows: bool = False
 ) -> Iterator[tuple[int, int]]:
     """Have a model's table of tokens be one of these tokens' rows while the context lasts; give its rows, and those of the whole.
 
@@ -66,6 +69,8 @@ def used_rows_alone(
         model: its parameters that are trained require gradients. The optimiser is made within the context.
         tokens: of all batches, in rising order.
         compute: calls the model once with some batch and returns one number that hangs on what it says.
+        grows: a training may bring further tokens, as augmentation does: there are as many rows again for these. Were there more
+            tokens, the last to come would keep what they were pretrained to.
     """
     import torch
 
@@ -75,13 +80,14 @@ def used_rows_alone(
         return
     rows = len(table.weight)
     tokens = tokens[(tokens >= 0) & (tokens < rows)]
-    if len(tokens) > WORTH * rows:
+    spare = len(tokens) if grows else 0
+    if len(tokens) + spare > WORTH * rows:
         yield rows, rows
         return
     training = model.training
     # Dropout would make every answer another one.
     model.eval()
-    small = _SmallTable(table, torch.from_numpy(tokens))
+    small = _SmallTable(table, torch.from_numpy(tokens), spare)
     with torch.no_grad():
         expected = compute()
         try:
@@ -105,10 +111,10 @@ def tokens_trained(params: Mapping[str, Any], features: Features) -> int | None:
         params: of the trial, by full name.
         features: its training rows.
     """
-    plain = all(str(params.get(name) or "none") == "none" for name in ("augment", "regularize"))
-    if not plain or params.get("train.optimizer") not in BY_WEIGHT:
+    changed, regularized = (str(params.get(name) or "none") != "none" for name in ("augment", "regularize"))
+    if regularized or params.get("train.optimizer") not in BY_WEIGHT:
         return None
-    return len(features.whole_numbers())
+    return len(features.whole_numbers()) * (2 if changed else 1)
 
 
 def leave_rows(model: torch.nn.Module, count: int) -> None:
@@ -146,16 +152,16 @@ def _table(model: Any) -> torch.nn.Embedding | None:
 class _SmallTable:
     """Some rows of an embedding table in its place, as a context."""
 
-    def __init__(self, table: torch.nn.Embedding, tokens: torch.Tensor) -> None:
+    def __init__(self, table: torch.nn.Embedding, tokens: torch.Tensor, spare: int) -> None:
         import torch
 
-        self.table, self.whole, self.padding = table, table.weight, table.padding_idx
+        self.table, self.whole, self.padding, self.spare = table, table.weight, table.padding_idx, spare
         count = len(self.whole)
         unused = np.setdiff1d(np.arange(count), tokens.numpy())
         # One that is zero tells nothing of the decay.
         told = next((row for row in unused[:1000] if self.whole[row].any()), unused[0])
         self.rows = torch.cat([tokens, torch.tensor([told])]).to(self.whole.device)
-        """Of the whole table, in the order of the small one; the last is one that no text has."""
+        """Of the whole table, in the order of the small one; the last is one that no text has. Spare ones follow."""
         self.places = torch.full((count,), -1).scatter_(0, tokens, torch.arange(len(tokens))).to(self.whole.device)
         self.met_others: bool | None = False
         """None while nobody asks, since the answer of a GPU has to be waited for."""
@@ -163,8 +169,11 @@ class _SmallTable:
     def __enter__(self) -> _SmallTable:
         import torch
 
-        self.beginning = self.whole.detach()[self.rows[-1]]
-        self.table.weight = torch.nn.Parameter(self.whole.detach()[self.rows])
+        small = self.whole.detach()[self.rows]
+        self.beginning = small[-1].clone()
+        self.table.weight = torch.nn.Parameter(torch.cat([small, small.new_zeros(self.spare, small.shape[1])]))
+        # A buffer: a copy of the weights at some time has with it what their rows were of.
+        self.table.register_buffer(PLACES, self.places.clone(), persistent=False)
         if self.padding is not None:
             place = int(self.places[self.padding])
             self.table.padding_idx = place if place >= 0 else None
@@ -174,28 +183,48 @@ class _SmallTable:
     def __exit__(self, *exception: object) -> None:
         import torch
 
-        small = self.table.weight.detach()
+        small, places = self.table.weight.detach(), self.table.get_buffer(PLACES)
+        rows = (places >= 0).nonzero().flatten()
         with torch.no_grad():
-            # What an optimiser makes of a weight without gradients is a multiple of it.
-            before, after = self.beginning.float().norm(), small[-1].float().norm()
-            if before > 0 and after != before:
-                self.whole.mul_(after / before)
-            self.whole[self.rows[:-1]] = small[:-1]
+            decay = self._decay(small)
+            if decay != 1:
+                self.whole.mul_(decay)
+            self.whole[rows] = small[places[rows]]
         self.put_back()
+        delattr(self.table, PLACES)
         self.table.weight, self.table.padding_idx = self.whole, self.padding
         self.met_others = None
+
+    def _decay(self, small: torch.Tensor) -> float:
+        """Return what a row without gradients was multiplied with so far, which is all that an optimiser makes of it."""
+        before, after = self.beginning.float().norm(), small[len(self.rows) - 1].float().norm()
+        return float(after / before) if before > 0 else 1.0
+
+    def _give_rows(self, tokens: torch.Tensor) -> None:
+        """Give tokens that come for the first time spare rows, as long as there are some: until now they had no gradient."""
+        import torch
+
+        small, places = self.table.weight.detach(), self.table.get_buffer(PLACES)
+        begin = max(len(self.rows), int(places.max()) + 1)
+        tokens = torch.unique(tokens)[: len(small) - begin]
+        rows = places.new_tensor(range(begin, begin + len(tokens)))
+        small[rows] = self.whole.detach()[tokens] * self._decay(small)
+        places[tokens] = rows
 
     def _looked_up(self, own: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         import torch
 
         def forward(input: torch.Tensor) -> torch.Tensor:
-            places = self.places[input]
-            others = places < 0
+            places = self.table.get_buffer(PLACES)
+            others = places[input] < 0
             if self.met_others is not None:
                 self.met_others = self.met_others or bool(others.any())
+            elif self.spare and self.table.training and others.any():
+                self._give_rows(input[others])
+                others = places[input] < 0
             if not others.is_cuda and not others.any():
-                return own(places)
-            found = own(places.clamp(min=0))
+                return own(places[input])
+            found = own(places[input].clamp(min=0))
             small, self.table.weight = self.table.weight, self.whole
             padding, self.table.padding_idx = self.table.padding_idx, self.padding
             with torch.no_grad():

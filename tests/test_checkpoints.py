@@ -85,7 +85,10 @@ class Training:
         tokens = asked_for(features, model, self.context.processor)
         kept = Checkpoints(self.folder / place, {"of": of}, self.notes.append, every=0, share=math.inf)
         with (
-            used_rows_alone(model, tokens, loss) if self.small else nullcontext((0, 1)) as (rows, of),
+            used_rows_alone(model, tokens, loss, grows=bool(self.augmenter)) if self.small else nullcontext((0, 1)) as (
+                rows,
+                of,
+            ),
             Regularization(self.chain, model, target) as regularization,
         ):
             assert rows < of
@@ -133,6 +136,7 @@ def training(catalog, model_folder, tmp_path):
         {"train.gradient_accumulation": 2, "train.schedule": "plateau"},
         {"adapter": "lora", "augment": "random-swap"},
         {"small": True},
+        {"small": True, "augment": "random-swap"},
         {"regularize": "ema"},
         {"regularize": "l2-sp"},
     ],

@@ -86,6 +86,73 @@ def test_a_training_ends_with_the_weights_of_one_with_the_whole_table(model_type
     assert 0.9 < unused.mean() < 1
 
 
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def trained_on_new_tokens(model):
+    """Train on the texts, and from the third step on on tokens that none of them has."""
+    made = make_optimizer("adamw", [Group(list(model.parameters()), 0.1)], 1e-2)
+    model.train()
+    for step in range(7):
+        further = [[1, 60 + step, 9, 2]] if step > 1 else []
+        model(**batch_of([TEXTS[step % 4], *further])).loss.backward()
+        made.step()
+        made.zero_grad(set_to_none=True)
+
+
+def test_tokens_that_augmentation_brings_are_trained_too():
+    whole = without_dropout(classifier())
+    model, before = copy.deepcopy(whole), copy.deepcopy(whole)
+    trained_on_new_tokens(whole)
+    with used_rows_alone(model, TOKENS, loss_of(model), grows=True) as (rows, of):
+        assert (rows, of) == (9, 200)
+        trained_on_new_tokens(model)
+        # Five of nine spare rows are taken, after the one for the decay.
+        assert model.get_input_embeddings().weight.shape == (19, 16)
+    for (name, a), b in zip(whole.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=name)
+    moved = (model.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(dim=1)
+    assert moved[62:67].min() > 10 * moved[100]
+    assert not dict(model.named_buffers()).keys() - dict(before.named_buffers()).keys()
+
+
+def test_where_no_row_is_spare_any_more_tokens_keep_what_they_were_pretrained_to():
+    model = without_dropout(classifier())
+    before = model.get_input_embeddings().weight.detach().clone()
+    with used_rows_alone(model, TOKENS, loss_of(model), grows=True):
+        made = make_optimizer("adamw", [Group(list(model.parameters()), 0.0)], 1e-2)
+        model.train()
+        for token in range(50, 62):
+            model(**batch_of([[1, token, 9, 2]])).loss.backward()
+            made.step()
+            made.zero_grad(set_to_none=True)
+    moved = (model.get_input_embeddings().weight - before).abs().amax(dim=1) > 1e-4
+    assert moved[50:59].all()
+    assert not moved[59:62].any()
+
+
+def test_a_copy_of_the_weights_says_what_their_rows_are_of():
+    """As the best weights are put back, of before some tokens came."""
+    from autoft.training import snapshot
+
+    model = without_dropout(classifier())
+    with used_rows_alone(model, TOKENS, loss_of(model), grows=True):
+        model.train()
+        model(**batch_of([[1, 70, 2]]))
+        best = snapshot(model)
+        model(**batch_of([[1, 80, 81, 2]]))
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            tensors["bert.embeddings.word_embeddings.weight"][-8:] = 7.0
+            for name, value in best.items():
+                tensors[name].copy_(value)
+    assert not (model.get_input_embeddings().weight == 7.0).any()
+
+
 def test_tokens_that_no_text_has_are_what_they_were_in_a_validation():
     model = classifier()
     expected = model.eval()(**batch_of([[1, 50, 9, 2], [1, 199, 2]])).logits
