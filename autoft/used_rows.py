@@ -140,6 +140,7 @@ def _table(model: Any) -> torch.nn.Embedding | None:
     try:
         table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
+        # What transformers raises of models that read no tokens, as those of pictures.
         return None
     if not isinstance(table, torch.nn.Embedding) or "forward" in vars(table) or parametrize.is_parametrized(table):
         return None

@@ -198,7 +198,7 @@ def _hub_splits(source: str) -> dict[str, list[str]]:
     try:
         # With the prefix it is no folder here.
         names = get_dataset_split_names(f"hf://datasets/{form['name']}", form["config"], revision=form["revision"])
-    except Exception:  # noqa: BLE001 - what a card says wrongly ends in whatever it leads to there; reading says it
+    except Exception:  # noqa: BLE001 - a wrong card ends in any error of the library; the reading that follows tells it, and stops
         return {"train": [source]}
     found = _by_split([str(name) for name in names]) or {"train": [str(names[0])]}
     return {split: [f"{source}#{name}" for name in names] for split, names in found.items()}
