@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import math
-import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -23,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from autoft import report
 from autoft.additions import added_configuration, settings_of
 from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
+from autoft.begun import check_begun_here, remember_begun
 from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.features import expected_bytes
@@ -37,21 +35,20 @@ from autoft.errors import (
     ExportMismatch,
     Fault,
     ModelError,
-    NothingFeasible,
     RecipeError,
     RunFolderError,
     SearchFailed,
     first_line,
 )
 from autoft.estimates.forecast import MemoryForecast, forecast
-from autoft.export import RESCORE_TOLERANCE, measure_final, measure_pick, rescored, write_card
+from autoft.export import RESCORE_TOLERANCE, measure_pick, rescored, write_card
 from autoft.export import export as export_variant
+from autoft.finish import count_time, finish, set_aside_trials
 from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
 from autoft.listener import Listener, TrialTime
-from autoft.paths import cache_folder
-from autoft.plans.budgets import budget_limits, violations
+from autoft.plans.budgets import budget_limits
 from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
@@ -66,14 +63,12 @@ from autoft.recipe import (
     Recipe,
     budget_section,
     dump_recipe,
-    load_recipe,
     read_plain_yaml,
     recipe_from_mapping,
 )
 from autoft.report.comparison import comparison_json, make_comparison, render_comparison
 from autoft.rundir import (
     Figure,
-    Final,
     RunDir,
     RunRecord,
     Seconds,
@@ -91,7 +86,7 @@ from autoft.selection import select
 from autoft.serving import serve
 from autoft.shared_study import SharedStudy
 from autoft.study_addresses import study_address
-from autoft.tables import GivenTable, take_tables
+from autoft.tables import GivenRecipe
 from autoft.trackers import TrackerListener
 from autoft.trial import variant_folder
 from autoft.workloads import latency_scales, measure_profile, measure_workloads
@@ -128,9 +123,6 @@ __all__ = [
 
 FREE = ("budget", "executor", "storage", "trackers")
 """Sections of a recipe that may change between calls of one run."""
-
-BEGUN = ".begun"
-"""What was drawn at random for a run folder whose recipe lets code of models run."""
 
 LIKE = 5
 """Configurations of an earlier run that are tried early, at most."""
@@ -212,17 +204,17 @@ def search(
     """
     started = time.monotonic()
     listener = listener or Listener()
-    given = _GivenRecipe(recipe, overrides)
+    given = GivenRecipe(recipe, overrides)
     folder = RunDir(run or Path("runs") / given.name)
     loaded, base = given.read(folder)
     if loaded.trust_remote_code and not trust_remote_code:
-        _check_begun_here(folder)
+        check_begun_here(folder)
     catalog = load_plugins()
     earlier = _earlier_revisions(folder)
     plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe), revisions=earlier)
     folder.create()
     if loaded.trust_remote_code:
-        _remember_begun(folder)
+        remember_begun(folder)
     with (
         folder.lock(),
         ProgressWriter(folder) as progress,
@@ -232,7 +224,7 @@ def search(
         listener = Audience(progress, trackers, listener)
         loaded, plan = _pinned(loaded, plan, earlier, catalog)
         _same_recipe(folder, loaded)
-        for sentence in [*folder.set_aside_damaged(), *_set_aside_trials(folder)]:
+        for sentence in [*folder.set_aside_damaged(), *set_aside_trials(folder)]:
             listener.note(sentence)
         listener.phase("prepare data")
         for sentence in given.keep(folder):
@@ -259,54 +251,11 @@ def search(
                 folder.clear_leftovers()
                 write_json(folder.path / "importance.json", engine.importance())
                 folder.write_trials_csv(engine.trials.results.values())
-                _count_time(folder, used, started, worked=engine.began)
+                count_time(folder, used, started, worked=engine.began)
             if engine.ended:
                 listener.note(f"The search ended: {engine.ended}.")
-            _finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
+            finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
     return Run(folder.path)
-
-
-def _check_begun_here(folder: RunDir) -> None:
-    """Raise where code of models would run as a run folder from elsewhere says.
-
-    Its plan names the commits, which may be those of pull requests, its trials name models, and weights that are loaded from it
-    may have code beside them.
-
-    Raises:
-        RunFolderError: the folder was begun elsewhere.
-    """
-    if (folder.plan.exists() or folder.numbers()) and not _begun_here(folder):
-        raise RunFolderError(
-            f"{folder.path}: was not begun at this place by you, and the recipe lets code run that comes with a model: this folder would "
-            "say which; give --trust-remote-code if you trust whoever made it"
-        )
-
-
-def _begun_here(folder: RunDir) -> bool:
-    """Say whether a run folder was begun here: a copy, or what is unpacked in its place, is another.
-
-    The number of a deleted folder may become that of the next one at its place, which lacks what was drawn for it.
-    """
-    drawn = folder.path / BEGUN
-    return drawn.is_file() and _begun_note(folder, drawn.read_bytes()).is_file()
-
-
-def _remember_begun(folder: RunDir) -> None:
-    if _begun_here(folder):
-        return
-    drawn = secrets.token_hex(16)
-    note = _begun_note(folder, drawn.encode())
-    # Without a place to remember it in, the next call asks.
-    with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(folder.path / BEGUN, drawn)
-        note.touch()
-
-
-def _begun_note(folder: RunDir, drawn: bytes) -> Path:
-    """Return the file which says that a run folder was begun here, by what was drawn for it."""
-    identity = f"{folder.path.resolve()}:{folder.path.stat().st_ino}:"
-    return cache_folder() / "begun" / hashlib.sha256(os.fsencode(identity) + drawn).hexdigest()[:24]
 
 
 def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:
@@ -508,184 +457,6 @@ def _with_known_fallbacks(plan: Plan, run: RunDir) -> Plan:
     return with_fallbacks(plan, known_fallbacks(plan, costs))
 
 
-def _count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> float:
-    """Return the seconds of all calls, this one counted if it did anything: looking at a finished run takes no budget."""
-    seconds = used + time.monotonic() - started if worked else used
-    write_json(folder.path / "time.json", {"seconds": seconds})
-    return seconds
-
-
-def _finish(
-    folder: RunDir,
-    plan: Plan,
-    catalog: Catalog,
-    listener: Listener,
-    started: float,
-    used: float,
-    *,
-    worked: bool,
-    counted: bool = True,
-) -> None:
-    """Select, export, test and report; unless ``counted``, what it takes is not of the search's time."""
-    results = folder.results()
-    try:
-        selection = select(plan, results)
-    except NothingFeasible:
-        (folder.path / "selection.json").unlink(missing_ok=True)
-        (folder.path / "final.json").unlink(missing_ok=True)
-        listener.phase("report")
-        report.write(read_run(folder.path))
-        raise
-    old = read_typed(folder.path / "selection.json", Selection) if (folder.path / "selection.json").is_file() else None
-    final_path = folder.path / "final.json"
-    same = old is not None and (old.trial, old.variant) == (selection.trial, selection.variant)
-    write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
-    if same and final_path.is_file() and (folder.path / "baselines.json").is_file() and _as_exported(folder.best):
-        final = read_typed(final_path, Final)
-    else:
-        worked = True
-        tested_before = final_path.is_file() and not same
-        listener.phase("export")
-        export_variant(folder, plan, selection, results)
-        listener.phase("test")
-        final, known = measure_final(folder, plan, selection, results, listener.note)
-        if tested_before:
-            final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
-        for name, share in violations(final.costs["best"], plan.budget).items():
-            note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
-            final.notes.append(note)
-        final.notes.extend(_cut_short(results))
-        final.notes.extend(_beside_baselines(folder, plan, final))
-        final.notes.extend(_gain_of_start(plan, results))
-        final.notes.extend(_gain_of_auxiliary(plan, results))
-        for note in final.notes:
-            listener.note(note)
-        write_card(folder.best, plan, catalog, selection, results, final, known)
-    if worked:
-        final.seconds = _count_time(folder, used, started, worked=True) if counted else used
-        write_json(final_path, final.model_dump(mode="json"))
-    listener.phase("report")
-    report.write(read_run(folder.path))
-    _count_time(folder, used, started, worked=worked and counted)
-
-
-def _as_exported(model: Path) -> bool:
-    """Return whether all files of an exported model are there as they were; further ones do no harm."""
-    try:
-        return not _damages(model)
-    except ModelError:
-        return False
-
-
-def _damages(model: Path) -> list[str]:
-    return [said for said in changed_files(model) if not said.endswith(" was added")]
-
-
-def _set_aside_trials(folder: RunDir) -> list[str]:
-    """Move the results of trials whose kept files are damaged to ``logs/``, so that they are done again; return what the user is told."""
-    told = []
-    for result in folder.results():
-        for variant in result.variants:
-            model = folder.inside(variant.folder) if variant.folder else None
-            if model is None:
-                continue
-            try:
-                damages = _damages(model)
-            except ModelError as error:
-                damages = [str(error)]
-            if damages:
-                folder.set_aside(folder.result(result.number))
-                told.append(f"{model}: {damages[0]}; trial {result.number} is done again, or another in its place.")
-                break
-    return told
-
-
-def _cut_short(results: Sequence[TrialResult]) -> list[str]:
-    """Return what has to be said where the yardstick was not trained to its end."""
-    default = next((result for result in results if result.number == 0), None)
-    if default is None or default.cut_short is None:
-        return []
-    return [
-        "The default fine-tune did not come to its end: it was trained for {:.3g} of {:g} epochs. With more time it is a fairer "
-        "yardstick.".format(*default.cut_short)
-    ]
-
-
-def _beside_baselines(folder: RunDir, plan: Plan, final: Final) -> list[str]:
-    """Return what has to be said where a baseline does as well as the chosen model, on validation or on test."""
-    objective = plan.objective
-    sign = 1 if plan.higher_is_better else -1
-    own = {"validation": final.validation["best"][objective], "test": final.test["best"][objective].value}
-    notes = []
-    for name, figures in read_json(folder.path / "baselines.json").items():
-        # A baseline may have no figure: a perplexity for one, where it says nothing of the targets.
-        other = {split: found.get(objective, math.nan) for split, found in _by_split(figures).items()}
-        better = [split for split in own if sign * other[split] >= sign * own[split]]
-        if not better:
-            continue
-        split = better[0]
-        what = f"{name} scores {other[split]:.4f} {split} {objective}, the chosen model {own[split]:.4f}"
-        if split == "test":
-            notes.append(f"{what}: the validation rows promised more than there is; more of them tell better.")
-        elif figures["trivial"]:
-            notes.append(
-                f"{what}: a rule that learns nothing does as well. Give the model more epochs, more rows or a larger base."
-            )
-        else:
-            notes.append(f"{what}: on this data the cheaper baseline does at least as well.")
-    return notes
-
-
-def _by_split(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the figures of a baseline on each split, by metric."""
-    test = {metric: interval["value"] for metric, interval in figures["test"].items()}
-    return {"validation": figures["validation"], "test": test}
-
-
-def _gain_of_start(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
-    """Return what the default settings score from the earlier run's model and from the plain one, on validation."""
-    if plan.init_from is None:
-        return []
-    default = plan.default_config()
-    scored = {
-        result.config.model: result.validation[plan.objective]
-        for result in results
-        if result.state == "complete" and result.config.params == default.params and result.config.seed == default.seed
-    }
-    if not {plan.init_from, default.model} <= set(scored):
-        return [f"The default settings were not trained to their end from {plan.init_from}: its gain is not known."]
-    start, plain = scored[plan.init_from], scored[default.model]
-    return [
-        f"With the default settings, starting from {plan.init_from} gives {start:.4f} validation {plan.objective}, the "
-        f"plain start {plain:.4f} ({start - plain:+.4f})."
-    ]
-
-
-def _gain_of_auxiliary(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
-    """Return what the default settings score with the auxiliary tasks and without, on validation."""
-    if not plan.auxiliary:
-        return []
-    default = plan.default_config()
-    rest = {name: value for name, value in default.params.items() if name != "auxiliary.weight"}
-    scored = {
-        result.config.params["auxiliary.weight"]: result.validation[plan.objective]
-        for result in results
-        if result.state == "complete"
-        and (result.config.model, result.config.pipeline) == (default.model, default.pipeline)
-        and result.config.seed == default.seed
-        and {name: result.config.params.get(name) for name in rest} == rest
-    }
-    if not {0.0, 1.0} <= set(scored):
-        return [
-            "The default settings were not trained to their end with the auxiliary tasks and without: their gain is not known."
-        ]
-    return [
-        f"With the default settings, training along with {', '.join(one.task for one in plan.auxiliary)} gives "
-        f"{scored[1.0]:.4f} validation {plan.objective}, training alone {scored[0.0]:.4f} "
-        f"({scored[1.0] - scored[0.0]:+.4f})."
-    ]
-
-
 def draft(
     data: str | Path | Sequence[str | Path],
     *,
@@ -730,7 +501,7 @@ def schema() -> dict[str, Any]:
 
 def explain(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Plan:
     """Return what a search of this recipe would do, without reading data or loading a model."""
-    given = _GivenRecipe(recipe, overrides)
+    given = GivenRecipe(recipe, overrides)
     loaded, base = given.read(RunDir(Path("runs") / given.name))
     return make_plan(loaded, load_plugins(), Hardware.probe(), base, source=_source(recipe))
 
@@ -930,7 +701,7 @@ def add(
                     raise SearchFailed("stopped before it was done; nothing was added to the run")
                 write_json(folder.path / "importance.json", engine.importance())
                 folder.write_trials_csv(engine.trials.results.values())
-                _finish(folder, plan, catalog, audience, started, used, worked=True, counted=False)
+                finish(folder, plan, catalog, audience, started, used, worked=True, counted=False)
             finally:
                 folder.clear_leftovers()
                 # What a user adds takes nothing of the time that the recipe gives the search.
@@ -1016,7 +787,7 @@ def serving_costs(
 @contextmanager
 def _in_passing(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Search]:
     """Give a search over a recipe's data, in a folder that is deleted afterwards."""
-    given, catalog = _GivenRecipe(recipe, overrides), load_plugins()
+    given, catalog = GivenRecipe(recipe, overrides), load_plugins()
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir(temporary)
         loaded, base = given.read(folder)
@@ -1146,7 +917,7 @@ def check(recipe: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = 
     """
     from autoft.evaluation import judged, references, score
 
-    given, catalog = _GivenRecipe(recipe, overrides), load_plugins()
+    given, catalog = GivenRecipe(recipe, overrides), load_plugins()
     with tempfile.TemporaryDirectory() as folder:
         loaded, base = given.read(RunDir(folder))
         plan = make_plan(loaded, catalog, Hardware.probe(), base, source=_source(recipe))
@@ -1200,44 +971,6 @@ def data_summary(prepared: PreparedData, section: DataSection, base: Path) -> di
         "fingerprint": prepared.fingerprint,
         "columns": dict(prepared.columns),
     }
-
-
-class _GivenRecipe:
-    """A recipe as a caller gave it; data that it holds itself becomes files of a run folder."""
-
-    def __init__(self, recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> None:
-        self._recipe: str | Path | Mapping[str, Any] = recipe
-        self._tables: list[GivenTable] = []
-        if isinstance(recipe, Mapping):
-            self._recipe, self._tables = take_tables(recipe)
-        self._overrides = overrides
-
-    @property
-    def name(self) -> str:
-        """What the run is called where it is not said."""
-        # Where the files will be does not matter to the name.
-        return self.read(RunDir("."))[0].name or "run"
-
-    def read(self, run: RunDir) -> tuple[Recipe, Path]:
-        """Return the recipe, checked, whose data is in the run folder where it was given, and the folder of its paths.
-
-        Raises:
-            RecipeError: faults in it.
-        """
-        if not isinstance(self._recipe, Mapping):
-            return load_recipe(self._recipe, self._overrides), Path(self._recipe).absolute().parent
-        recipe = dict(self._recipe)
-        if self._tables:
-            recipe["data"] = {**recipe["data"], **{one.split: str(one.path(run)) for one in self._tables}}
-        return recipe_from_mapping(recipe, self._overrides), Path.cwd()
-
-    def keep(self, run: RunDir) -> list[str]:
-        """Write the given data into the run folder, and return a sentence on each split.
-
-        Raises:
-            RunFolderError: the folder cannot be written.
-        """
-        return [one.write(run) for one in self._tables]
 
 
 def _source(recipe: str | Path | Mapping[str, Any]) -> str:

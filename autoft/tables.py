@@ -14,9 +14,10 @@ import pyarrow.parquet
 
 from autoft.data.rows import SPLITS, table_of_rows
 from autoft.errors import DataError, first_line
+from autoft.recipe import Recipe, load_recipe, recipe_from_mapping
 from autoft.rundir import RunDir, replacing
 
-__all__ = ["GivenTable", "take_tables"]
+__all__ = ["GivenRecipe", "GivenTable", "take_tables"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,41 @@ def _fingerprint(table: pa.Table) -> str:
             digest.update(repr(value).encode("utf-8", "surrogatepass"))
             digest.update(b"\0")
     return digest.hexdigest()
+
+
+class GivenRecipe:
+    """A recipe as a caller gave it; data that it holds itself becomes files of a run folder."""
+
+    def __init__(self, recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> None:
+        self._recipe: str | Path | Mapping[str, Any] = recipe
+        self._tables: list[GivenTable] = []
+        if isinstance(recipe, Mapping):
+            self._recipe, self._tables = take_tables(recipe)
+        self._overrides = overrides
+
+    @property
+    def name(self) -> str:
+        """What the run is called where it is not said."""
+        # Where the files will be does not matter to the name.
+        return self.read(RunDir("."))[0].name or "run"
+
+    def read(self, run: RunDir) -> tuple[Recipe, Path]:
+        """Return the recipe, checked, whose data is in the run folder where it was given, and the folder of its paths.
+
+        Raises:
+            RecipeError: faults in it.
+        """
+        if not isinstance(self._recipe, Mapping):
+            return load_recipe(self._recipe, self._overrides), Path(self._recipe).absolute().parent
+        recipe = dict(self._recipe)
+        if self._tables:
+            recipe["data"] = {**recipe["data"], **{one.split: str(one.path(run)) for one in self._tables}}
+        return recipe_from_mapping(recipe, self._overrides), Path.cwd()
+
+    def keep(self, run: RunDir) -> list[str]:
+        """Write the given data into the run folder, and return a sentence on each split.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        return [one.write(run) for one in self._tables]

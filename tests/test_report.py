@@ -1177,7 +1177,7 @@ def test_a_plan_whose_mappings_have_other_keys_is_named_as_damaged(tmp_path, cat
 
 
 def test_a_baseline_that_is_better_on_the_test_rows_only_is_told(tmp_path, catalog, tiny_model):
-    from autoft.api import _beside_baselines
+    from autoft.finish import _beside_baselines
     from autoft.plans.plan import plan_of
 
     run = make_run(tmp_path, catalog, tiny_model)
