@@ -248,14 +248,15 @@ def weights_to_keep(
     front = [*default, *(c for c in there if (c.front or len(c.folds) < most) and c.trial != 0)]
     sign = 1 if plan.higher_is_better else -1
     front.sort(key=lambda c: (c.trial != 0, len(c.folds) == most, -sign * c.objective))
-    if front:
-        chosen = select(plan, results)
-        front.sort(key=lambda c: (c.trial, c.variant) != (chosen.trial, chosen.variant))
     wanted = [(c.trial, c.variant) for c in front]
+    if front:
+        # First, and also where it is on no front: its mean over seeds may be less than one figure of a trial that has no more.
+        chosen = select(plan, results)
+        wanted = [(chosen.trial, chosen.variant), *wanted]
     wanted += [*_to_compress(plan, results, sizes), *_to_average(plan, results, sizes)]
-    if front and (front[0].trial, "none") in sizes:
+    if wanted and (wanted[0][0], "none") in sizes:
         # What other formats of the chosen model are made from.
-        wanted.append((front[0].trial, "none"))
+        wanted.append((wanted[0][0], "none"))
     beside = dict(adapters or {})
     used = sum(sizes[key] + beside.pop(key[0], 0) for key in keep)
     for position, key in enumerate(wanted):

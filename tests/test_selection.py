@@ -165,6 +165,20 @@ def test_the_default_can_still_be_shipped_when_seeds_show_that_what_beat_it_was_
     assert chosen(plan, *results) == (0, "int8")
 
 
+def test_the_chosen_trial_keeps_its_weights_where_a_single_figure_of_another_is_above_its_mean():
+    results = [
+        trial(0, ("none", 0.84, 90, 10), kind="default"),
+        trial(5, ("none", 0.90, 90, 10.2)),
+        trial(7, ("none", 0.89, 90, 10.1)),
+        trial(8, ("none", 0.86, 90, 10.2), kind="seed", parent=5, seed=1),
+        trial(9, ("none", 0.83, 90, 10), kind="seed", parent=0, seed=1),
+    ]
+    plan = make_plan(names=("none",))
+    sizes = {(result.number, "none"): 90 for result in results}
+    assert chosen(plan, *results) == (5, "none")
+    assert (5, "none") in weights_to_keep(plan, results, sizes)
+
+
 def test_of_those_as_good_as_asked_the_cheapest_is_taken_be_they_trained_with_further_seeds_or_not():
     results = [
         trial(0, ("none", 0.80, 90, 10), kind="default"),
