@@ -130,6 +130,9 @@ class FollowUps:
         chosen = self.trials.chosen([r for r in contenders if not r.config.derived])
         if chosen is None or chosen.trial == 0 or 0 not in self.trials.results:
             return []
+        if any(self.trials.results[number].cut_short is not None for number in (chosen.trial, 0)):
+            # Other seeds would be trained for longer, or for as long as there is time: not the same thing.
+            return []
         have = {(r.config.parent, r.config.seed) for r in contenders if r.config.kind == "seed"}
         for seeds in range(self.plan.finalist_seeds, 0, -1):
             wanted = [

@@ -25,7 +25,8 @@ as docs/log.md says."""
 def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
     """Return every scored variant of every trial, judged by the budget of the plan as it is now.
 
-    Figures of further seeds and of further folds are those of the trial that they repeat.
+    Figures of further seeds and of further folds are those of the trial that they repeat. A mean over seeds is of whole trainings:
+    one that the time cut short says nothing of another seed.
     """
     offered = {variant.name for variant in plan.every_variant}
     found: dict[tuple[int, str], Candidate] = {}
@@ -46,8 +47,11 @@ def candidates(plan: Plan, results: Sequence[TrialResult]) -> list[Candidate]:
                 costs=variant.costs,
                 violations={**violations(variant.costs, plan.budget), **unmeasured(variant.costs, plan.budget)},
             )
+    short = {result.number for result in results if result.cut_short is not None}
     for result in results:
         if not result.config.repeats or result.config.parent is None:
+            continue
+        if result.config.kind == "seed" and not short.isdisjoint({result.number, result.config.parent}):
             continue
         for variant in result.variants:
             candidate = found.get((result.config.parent, variant.name))

@@ -645,6 +645,20 @@ def test_a_long_search_leaves_time_for_further_seeds_of_its_finalists_and_a_shor
         assert room - search.agenda.room() == pytest.approx(seconds, abs=1.0)
 
 
+def test_a_training_that_the_time_cut_short_gets_no_further_seeds(tmp_path, catalog):
+    search = engine(tmp_path, catalog, finalist_seeds=2, time_limit=10_000.0)
+    default = search.plan.default_config()
+    better = default.model_copy(update={"number": 1, "kind": "search", "model": "small"})
+    for config, accuracy in ((default, 0.8), (better, 0.9)):
+        result = untimed(done(config, accuracy))
+        result.variants[0].folder = "somewhere"
+        search.trials.results[config.number] = result
+    assert [c.parent for c in search.follow_ups.finalists()] == [1, 0, 1, 0]
+    # One of its three epochs.
+    search.trials.results[0].curve = done(default, 0.8).curve
+    assert search.follow_ups.finalists() == []
+
+
 def test_the_first_regularizers_and_augmenters_are_tried_as_published(tmp_path, catalog):
     plan = make_plan(unsuited=[("full", "pgd", "for the test")])
     further = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autoft.errors import NothingFeasible
 from autoft.plans.budgets import keeps
 from autoft.plans.plan import BudgetLimit, PipelinePlan, Plan, VariantPlan
-from autoft.rundir import TrialConfig, TrialResult, VariantResult
+from autoft.rundir import CurvePoint, TrialConfig, TrialResult, VariantResult
 from autoft.selection import candidates, knees, select, weights_to_keep
 
 
@@ -163,6 +163,28 @@ def test_the_default_can_still_be_shipped_when_seeds_show_that_what_beat_it_was_
     results.append(trial(2, ("none", 0.70, 90, 9), ("int8", 0.70, 23, 1.9), kind="seed", parent=1, seed=1))
     results.append(trial(3, ("none", 0.80, 90, 10), ("int8", 0.80, 23, 2), kind="seed", parent=0, seed=1))
     assert chosen(plan, *results) == (0, "int8")
+
+
+def trained_for(result: TrialResult, epochs: float, planned: int) -> TrialResult:
+    """Return a trial whose training came to so many epochs of those that were planned."""
+    point = CurvePoint(samples=1, epoch=epochs, seconds=1, train_loss=1, learning_rate=1, validation={})
+    config = result.config.model_copy(update={"params": {"train.epochs": planned}})
+    return result.model_copy(update={"curve": [point], "config": config})
+
+
+@pytest.mark.parametrize("short", [1, 3])
+def test_a_training_that_the_time_cut_short_is_no_further_seed_of_a_whole_one(short):
+    results = [
+        trial(0, ("none", 0.80, 90, 10), kind="default"),
+        trial(1, ("none", 0.83, 90, 10)),
+        trial(2, ("none", 0.79, 90, 10), kind="seed", parent=0, seed=1),
+        # The same configuration: it was at its beginning when the time was up; or trial 1 was, and this one was trained later.
+        trial(3, ("none", 0.50 if short == 3 else 0.95, 90, 10), kind="seed", parent=1, seed=1),
+    ]
+    results = [trained_for(result, 0.2 if result.number == short else 3.0, 3) for result in results]
+    found = {c.trial: (c.objective, c.seeds) for c in candidates(make_plan(), results)}
+    assert found == {0: (pytest.approx(0.795), [0.80, 0.79]), 1: (0.83, [0.83])}
+    assert chosen(make_plan(), *results) == (1, "none")
 
 
 def test_the_chosen_trial_keeps_its_weights_where_a_single_figure_of_another_is_above_its_mean():
