@@ -229,7 +229,7 @@ def search(
         listener.phase("prepare data")
         for sentence in given.keep(folder):
             listener.note(sentence)
-        plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note)
+        plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note, _data_of_trials(folder))
         plan = _with_other_processor(_with_scales(_with_known_pace(plan, folder), folder, listener), folder)
         plan = _with_known_fallbacks(plan.model_copy(update={"known": _known_settings(plan, loaded)}), folder)
         write_text(folder.recipe, dump_recipe(loaded))
@@ -265,6 +265,17 @@ def _earlier_revisions(folder: RunDir) -> Mapping[str, str]:
     except RunFolderError:
         # It is damaged, and a new one takes its place.
         return {}
+
+
+def _data_of_trials(folder: RunDir) -> str:
+    """Return the fingerprint of the data that the trials of a run were trained and scored on; empty where none is done."""
+    if not any(folder.result(number).is_file() for number in folder.numbers()):
+        return ""
+    try:
+        return str(read_plan(folder.plan).data.get("fingerprint", ""))
+    except RunFolderError:
+        # It is damaged, and a new one takes its place.
+        return ""
 
 
 def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str], catalog: Catalog) -> tuple[Recipe, Plan]:
@@ -347,11 +358,16 @@ def _with_prepared_data(
     run: RunDir,
     base: Path,
     note: Callable[[str], None] = lambda text: None,
+    expected: str = "",
 ) -> Plan:
-    """Prepare the data of a recipe in a run folder, and return the plan with what it says."""
+    """Prepare the data of a recipe in a run folder, and return the plan with what it says.
+
+    Raises:
+        RunFolderError: it is not what is ``expected``, a fingerprint.
+    """
     task = catalog.task(recipe.task)
     with _at_its_line(recipe):
-        prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds, note)
+        prepared = prepare_data(recipe.data, task, plan.options, plan.seed, run.data, base, plan.folds, note, expected)
         prepare_folds(prepared, task, plan.folds, plan.seed, run.data, note)
     plan = plan.with_data(prepared.facts, data_summary(prepared, recipe.data, base), prepared.warnings)
     plan = plan.model_copy(update={"encoded_bytes": expected_bytes(prepared.train, task.card)})

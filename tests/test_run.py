@@ -382,6 +382,20 @@ def test_a_run_folder_of_another_recipe_is_refused(finished):
     assert "holds a run of another recipe (differs in data)" in done.stderr
 
 
+def test_a_run_whose_trials_are_of_other_data_is_refused_and_stays_as_it_is(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "runs/tiny", run)
+    plan = json.loads((run / "plan.json").read_text())
+    plan["data"]["fingerprint"] = "of rows that were there when the trials were scored"
+    (run / "plan.json").write_text(json.dumps(plan))
+    before = {path: path.read_bytes() for path in run.glob("data/*") if path.is_file()}
+    done = in_process("search", finished / "tiny.yaml", "--run", run, cwd=finished)
+    assert done.returncode == 5
+    assert "trained and scored on other data" in " ".join(done.stderr.split())
+    assert json.loads((run / "plan.json").read_text()) == plan
+    assert {path: path.read_bytes() for path in run.glob("data/*") if path.is_file()} == before
+
+
 def test_the_report_can_be_rendered_again(finished):
     before = (finished / "runs/tiny/report.html").read_bytes()
     (finished / "runs/tiny/report.html").unlink()

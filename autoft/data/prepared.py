@@ -68,6 +68,7 @@ def prepare_data(
     base: Path,
     folds: int = 1,
     note: Callable[[str], None] = lambda text: None,
+    expected: str = "",
 ) -> PreparedData:
     """Load, filter, map, clean, limit and cut the data, and write it where workers open it.
 
@@ -85,23 +86,30 @@ def prepare_data(
         folds: where it is above 1 and the recipe says nothing of the validation split, this is cut such that all folds
             of :func:`prepare_folds` have about as many rows.
         note: told in a sentence where what was there is damaged, and prepared again.
+        expected: the fingerprint that the data has to have, as trials were scored on it; empty for any.
 
     Raises:
         DataError: the data cannot be read or used.
         PluginError: the task's facts are not plain JSON.
-        RunFolderError: the folder cannot be written.
+        RunFolderError: the folder cannot be written; or the data is not the expected one, and what is there stays as it is.
     """
     request = _request(section, task, options, seed, base, folds)
     meta = folder / "meta.json"
+    prepared = None
     try:
         if meta.is_file() and read_typed(meta, dict[str, Any]).get("request") == request:
-            return _read_back(folder)
+            prepared = _read_back(folder)
     except RunFolderError:
         note(_REMEDIED.format(folder))
+    if prepared is not None:
+        _check_expected(folder, prepared.fingerprint, expected)
+        return prepared
     preparation = Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
     facts = _facts(task, options, tables, preparation.notes)
     fingerprints = {name: Split(table).fingerprint for name, table in tables.items()}
+    fingerprint = digest_of([task.card.name, dict(options), facts, fingerprints])
+    _check_expected(folder, fingerprint, expected)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A reader takes meta.json as the sign that the three files belong together.
@@ -113,7 +121,7 @@ def prepare_data(
         {
             "autoft": __version__,
             "request": request,
-            "fingerprint": digest_of([task.card.name, dict(options), facts, fingerprints]),
+            "fingerprint": fingerprint,
             "columns": preparation.columns,
             "sizes": {name: table.num_rows for name, table in tables.items()},
             "splits": fingerprints,
@@ -123,6 +131,15 @@ def prepare_data(
         },
     )
     return open_data(folder)
+
+
+def _check_expected(folder: Path, fingerprint: str, expected: str) -> None:
+    if expected and fingerprint != expected:
+        raise RunFolderError(
+            f"{folder.parent}: holds a run whose trials were trained and scored on other data than the recipe's sources have now, so that "
+            "their figures do not compare; put the data back as it was, or give --run another folder (with search.like this run's "
+            "best settings are tried first there)"
+        )
 
 
 def _digests(folder: Path, splits: Iterable[str]) -> dict[str, str]:

@@ -99,10 +99,10 @@ TOLD: list[str] = []
 """What was said of damages; since it was last emptied."""
 
 
-def prepare(folder: Path, task: Task | None = None, seed=0, options=None, out="data", **section):
+def prepare(folder: Path, task: Task | None = None, seed=0, options=None, out="data", expected="", **section):
     """Prepare the data of a recipe in ``folder``."""
-    where = folder / out
-    return prepare_data(DataSection(**section), task or Tickets(), options or {}, seed, where, folder, note=TOLD.append)
+    where, known = folder / out, {"note": TOLD.append, "expected": expected}
+    return prepare_data(DataSection(**section), task or Tickets(), options or {}, seed, where, folder, **known)
 
 
 def tickets(count: int, seed=0, labels="aaabbc") -> list[tuple[str, str]]:
@@ -578,6 +578,22 @@ def test_prepared_data_is_made_anew_for_another_request(tmp_path):
     assert len(every(prepare(tmp_path, train="r.csv"))) == 61
     assert len(every(prepare(tmp_path, train="r.csv", limit=30))) == 30
     assert len(prepare(tmp_path, train="r.csv", test_size=3).test) == 3
+
+
+def test_data_that_trials_were_scored_on_is_not_replaced_by_other_data(tmp_path):
+    rows = tickets(60)
+    write_csv(tmp_path / "r.csv", rows)
+    first = prepare(tmp_path, train="r.csv")
+    before = every(first)
+    assert every(prepare(tmp_path, train="r.csv", expected=first.fingerprint)) == before
+    # Written anew with the same rows it is the same data.
+    (tmp_path / "data" / "meta.json").unlink()
+    assert every(prepare(tmp_path, train="r.csv", expected=first.fingerprint)) == before
+    text, label = rows[0]
+    write_csv(tmp_path / "r.csv", [(text, "b" if label != "b" else "a"), *rows[1:]])
+    with pytest.raises(RunFolderError, match="scored on other data"):
+        prepare(tmp_path, train="r.csv", expected=first.fingerprint)
+    assert every(open_data(tmp_path / "data")) == before
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "test.arrow", "meta.json"])
