@@ -225,7 +225,8 @@ class Study:
         self._end_watch(result.number, final, state.PRUNED if result.state == "pruned" else state.FAIL)
 
     def withdraw(self, number: int) -> None:
-        """Take a trial that does not fit out of the early stopping: it must not stop others any more."""
+        """Take a trial out of the early stopping: it does not fit, and must not stop others, or is begun again and told of anew."""
+        self.so_far.pop(number, None)
         for model, place in self.watched.pop(number, {}).items():
             self.watch.pop((number, model), None)
             self.rivals[model].withdraw(place)

@@ -406,6 +406,24 @@ def test_what_is_withdrawn_from_the_early_stopping_leaves_no_trace(early_stoppin
     assert with_it.best_at == without.best_at
 
 
+def test_a_trial_that_is_begun_again_is_compared_by_what_it_comes_to_then(tmp_path, catalog):
+    """A worker was lost after the third quarter: the first one is not worth what the third was."""
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    again, other = (default.model_copy(update={"number": number, "kind": "search"}) for number in (1, 2))
+    executor = SimpleNamespace(send=lambda *args, **body: None, start=lambda worker: None, stop=lambda worker: None)
+    search._send(executor, 0, again)
+    for quarter, value in ((0.75, 0.60), (1.5, 0.70), (2.25, 0.90)):
+        search.study.behind(again, quarter, value)
+    lost = {"reason": "its machine was lost", "code": None, "hung": False, "machine_lost": True}
+    search._handle(executor, Event(0, "lost", lost), set())
+    search._send(executor, 0, search.trials.aside[0])
+    assert not search.study.behind(again, 0.75, 0.60)
+    assert search.study.best_at["large", 1] == 0.60
+    # As good as the one before it at the same point.
+    assert not search.study.behind(other, 0.75, 0.60)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "qmc"])
 def test_a_sampler_that_is_shown_some_of_the_trials_proposes_on(sampler, monkeypatch):
     monkeypatch.setattr("autoft.study.BEST_SHOWN", 4)
