@@ -185,9 +185,12 @@ class FollowUps:
         waiting = [variant.name for variant in self.plan.trained_again(best[0])]
         members = there[: self.plan.teachers]
         config = best[0].config.model_copy(update={"kind": "compress", "members": members})
-        done = {
-            variant.name for r in self.trials.contenders() if _same_members(r.config, config) for variant in r.variants
-        }
+        earlier = [r for r in self.trials.contenders() if _same_members(r.config, config)]
+        done = {variant.name for r in earlier for variant in r.variants}
+        # A worker that was lost over it leaves none: then each is made by itself, and one that was is not made again.
+        lost = [r.config.variants for r in earlier if not r.variants]
+        done |= {names[0] for names in lost if len(names) == 1}
+        most = 1 if lost else most
         for name in waiting:
             further = config.model_copy(update={"variants": [*config.variants, name]})
             if name not in done and len(config.variants) != most and self.pace.compressing(further) <= room:

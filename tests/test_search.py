@@ -750,6 +750,16 @@ def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_pa
     # Nothing before a second known-good configuration had its turn.
     search.agenda.queue = [search.plan.default_config()]
     assert search.seconds_left() - search.reserve() - search.agenda.room() == pytest.approx(0.0, abs=0.5)
+    # Where a worker is lost over several, each is tried by itself, and what a worker is lost over alone is left.
+    for number, names in ((1, ["a", "b", "c"]), (2, ["a"]), (3, ["b"]), (4, ["c"])):
+        config = search.follow_ups._to_compress(math.inf)
+        assert config.variants == names
+        fell = TrialResult(number=number, state="failed", config=config.model_copy(update={"number": number}))
+        search.trials.results[number] = fell
+    assert search.follow_ups._to_compress(math.inf) is None
+    for number in range(1, 5):
+        # Of other teachers it is another thing.
+        search.trials.results[number].config.members = [7]
     result.variants.append(VariantResult(name="a", state="complete"))
     assert search.follow_ups._to_compress(math.inf).variants == ["b", "c"]
 
