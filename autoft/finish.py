@@ -162,10 +162,15 @@ def _gain_of_start(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
     if plan.init_from is None:
         return []
     default = plan.default_config()
+    # What follows from a trial has its settings, too: other rows of a fold, weights that are averaged.
     scored = {
         result.config.model: result.validation[plan.objective]
         for result in results
-        if result.state == "complete" and result.config.params == default.params and result.config.seed == default.seed
+        if result.state == "complete"
+        and not result.config.derived
+        and result.config.pipeline == default.pipeline
+        and result.config.params == default.params
+        and result.config.seed == default.seed
     }
     if not {plan.init_from, default.model} <= set(scored):
         return [f"The default settings were not trained to their end from {plan.init_from}: its gain is not known."]
@@ -186,6 +191,7 @@ def _gain_of_auxiliary(plan: Plan, results: Sequence[TrialResult]) -> list[str]:
         result.config.params["auxiliary.weight"]: result.validation[plan.objective]
         for result in results
         if result.state == "complete"
+        and not result.config.derived
         and (result.config.model, result.config.pipeline) == (default.model, default.pipeline)
         and result.config.seed == default.seed
         and {name: result.config.params.get(name) for name in rest} == rest
