@@ -48,7 +48,7 @@ from autoft.formats import Exported, export_format
 from autoft.hardware import Hardware
 from autoft.hub import push_folder
 from autoft.listener import Listener, TrialTime
-from autoft.plans.budgets import budget_limits
+from autoft.plans.budgets import budget_limits, no_choice
 from autoft.plans.models import hub_models, kept_commit
 from autoft.plans.plan import Plan, Setting, plan_of, read_plan
 from autoft.plans.planner import make_plan
@@ -557,7 +557,7 @@ def pick(
         output: the folder; default: ``picks/`` in the run folder, and the model's name.
 
     Raises:
-        RecipeError: a limit is unknown or no quantity.
+        RecipeError: a limit is unknown or no quantity, or of something else than what the run measured.
         NothingFeasible: no model whose files are kept meets the limits.
         RunFolderError: the folder is busy, damaged, or no run; or ``output`` is there already and no pick.
         ExportMismatch: the exported files do not score what was measured.
@@ -568,8 +568,8 @@ def pick(
     plan = plan_of(record)
     section, faults = budget_section(limits)
     further, unknown = budget_limits(section, catalog)
-    if faults or unknown:
-        raise RecipeError([*faults, *unknown], source="limits")
+    if found := [*faults, *unknown, *no_choice(section, plan.request)]:
+        raise RecipeError(found, source="limits")
     with folder.lock():
         results = folder.results()
         selection = select(plan.model_copy(update={"budget": [*plan.budget, *further]}), results, quality)

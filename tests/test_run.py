@@ -254,6 +254,12 @@ def test_pick_shows_the_front_and_exports_another_point_of_it(finished):
         (["--size", "ten"], 2, "model_size: needs a size with a unit"),
         (["--limit", "colour=3"], 2, "colour: unknown budget 'colour'"),
         (["--limit", "latency.p95"], 2, "needs the form key=value"),
+        (
+            ["--limit", "latency={p95: 5s, batch_size: 8}"],
+            2,
+            "latency.batch_size: the latencies of this run were measured with 1, given 8",
+        ),
+        (["--limit", "trials=2"], 2, "trials: is of a search"),
         (["--size", "1GB", "--output", "."], 5, "is there already, and holds no exported model"),
     ],
 )

@@ -11,7 +11,7 @@ from autoft.plugins import Catalog
 from autoft.quantities import parse_bytes, parse_seconds
 from autoft.recipe import BudgetSection
 
-__all__ = ["budget_limits", "keeps", "unmeasured", "violations"]
+__all__ = ["budget_limits", "keeps", "no_choice", "unmeasured", "violations"]
 
 
 def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[BudgetLimit], list[Fault]]:
@@ -40,6 +40,28 @@ def budget_limits(section: BudgetSection, catalog: Catalog) -> tuple[list[Budget
         except ValueError as error:
             faults.append(Fault(f"budget.{key}", str(error)))
     return limits, faults
+
+
+def no_choice(section: BudgetSection, request: Mapping[str, int | None]) -> list[Fault]:
+    """Return what a budget states that nothing is chosen by among models that are there.
+
+    Args:
+        section: the budget.
+        request: what latencies were measured on, ``batch_size`` and ``length``.
+    """
+    faults = [
+        Fault(f"budget.{key}", "is of a search, and no model is chosen by it; leave it out")
+        for key in ("time", "trials", "target")
+        if key in section.model_fields_set
+    ]
+    for key in ("batch_size", "length"):
+        if section.latency is None or key not in section.latency.model_fields_set:
+            continue
+        given, measured = getattr(section.latency, key), request.get(key)
+        if given != measured:
+            told = f"the latencies of this run were measured with {measured or 'rows as they come'}, given {given}"
+            faults.append(Fault(f"budget.latency.{key}", told))
+    return faults
 
 
 def violations(costs: Mapping[str, float], limits: Sequence[BudgetLimit]) -> dict[str, float]:
