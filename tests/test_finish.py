@@ -1,10 +1,10 @@
-"""What the functions of the API say of a run's trials."""
+"""What the end of a run says of its trials."""
 
 from __future__ import annotations
 
 import pytest
 
-from autoft.api import _gain_of_auxiliary, _gain_of_start
+from autoft.finish import _gain_of_auxiliary, _gain_of_start
 from autoft.plans.plan import AuxiliaryPlan, ModelPlan, PipelinePlan, Plan
 from autoft.rundir import TrialConfig, TrialResult
 from autoft.space import Categorical, Float, domain_to_json
