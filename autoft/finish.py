@@ -46,7 +46,7 @@ def finish(
         raise
     old = read_typed(folder.path / "selection.json", Selection) if (folder.path / "selection.json").is_file() else None
     final_path = folder.path / "final.json"
-    same = old is not None and (old.trial, old.variant) == (selection.trial, selection.variant)
+    same = old is not None and _same_choice(old, selection)
     write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
     if same and final_path.is_file() and (folder.path / "baselines.json").is_file() and _as_exported(folder.best):
         final = read_typed(final_path, Final)
@@ -58,7 +58,9 @@ def finish(
         listener.phase("test")
         final, known = measure_final(folder, plan, selection, results, listener.note)
         if tested_before:
-            final.notes.append("An earlier call of this run had chosen another model: the test split was scored again.")
+            final.notes.append(
+                "An earlier call of this run had chosen another model, or its trial was done again since: the test split was scored again."
+            )
         for name, share in violations(final.costs["best"], plan.budget).items():
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
@@ -82,6 +84,17 @@ def count_time(folder: RunDir, used: float, started: float, *, worked: bool) -> 
     seconds = used + time.monotonic() - started if worked else used
     write_json(folder.path / "time.json", {"seconds": seconds})
     return seconds
+
+
+def _same_choice(old: Selection, new: Selection) -> bool:
+    """Say whether two selections are of one model: a trial whose files were damaged is done again, and may be another under its number."""
+
+    def chosen(selection: Selection) -> tuple[object, ...]:
+        found = (c for c in selection.candidates if (c.trial, c.variant) == (selection.trial, selection.variant))
+        one = next(found, None)
+        return (selection.trial, selection.variant, one and one.costs, one and one.seeds[:1])
+
+    return chosen(old) == chosen(new)
 
 
 def _as_exported(model: Path) -> bool:

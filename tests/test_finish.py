@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autoft.finish import _gain_of_auxiliary, _gain_of_start
+from autoft.finish import _gain_of_auxiliary, _gain_of_start, _same_choice
 from autoft.plans.plan import AuxiliaryPlan, ModelPlan, PipelinePlan, Plan
-from autoft.rundir import TrialConfig, TrialResult
+from autoft.rundir import Candidate, Selection, TrialConfig, TrialResult
 from autoft.space import Categorical, Float, domain_to_json
 
 
@@ -63,3 +63,18 @@ def test_a_gain_is_told_of_the_trainings_themselves_and_not_of_what_follows_from
     assert "gives 0.7500 validation accuracy, the plain start 0.7000 (+0.0500)" in start
     (along,) = _gain_of_auxiliary(plan, results)
     assert "gives 0.7200 validation accuracy, training alone 0.7000 (+0.0200)" in along
+
+
+def test_another_trial_under_the_number_of_a_damaged_one_is_another_choice():
+    def selection(objective: float, seeds: list[float], latency: float) -> Selection:
+        costs = {"model_size_bytes": 90.0, "latency_p50_ms": latency}
+        chosen = Candidate(trial=7, variant="none", objective=objective, seeds=seeds, costs=costs)
+        other = Candidate(trial=8, variant="none", objective=0.1, seeds=[0.1], costs=costs)
+        return Selection(trial=7, variant="none", objective="accuracy", reason="", candidates=[other, chosen])
+
+    first = selection(0.9, [0.9], 5.0)
+    assert _same_choice(first, Selection.model_validate_json(first.model_dump_json()))
+    # Another seed of it, and other candidates, do not make it another model.
+    assert _same_choice(first, selection(0.85, [0.9, 0.8], 5.0))
+    assert not _same_choice(first, selection(0.8, [0.8], 5.0))
+    assert not _same_choice(first, selection(0.9, [0.9], 5.2))
