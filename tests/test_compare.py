@@ -150,6 +150,35 @@ def test_two_runs_of_different_objectives_share_no_scale(pair, change):
     assert "may be compared" not in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vocabulary": 50257}, "tokens of bert, of which there are 50257"),
+        ({"longest": 64}, "answers of 64 tokens at most"),
+        ({}, None),
+    ],
+)
+def test_perplexities_of_other_tokens_or_of_answers_that_are_cut_elsewhere_share_no_scale(pair, changes, told):
+    """A plan as that of a model that writes, whose objective is perplexity."""
+    for run in pair:
+        plan = json.loads(run.plan.read_text())
+        plan["metrics"]["accuracy"] = {"higher_is_better": False, "per_token": True, "of_targets": True}
+        write_json(run.plan, plan)
+    for model in plan["models"]:
+        model["config"]["vocab_size"] = changes.get("vocabulary", model["config"]["vocab_size"])
+    write_json(pair[1].plan, plan)
+    for number in range(10):
+        result = pair[1].read_result(number)
+        result.config.params["train.max_length"] = changes.get("longest", result.config.params.get("train.max_length"))
+        pair[1].write_result(result)
+    found = compared(pair)
+    differs = [note for note in found.notes if note.startswith("What accuracy counts differs: ")]
+    assert [told in note for note in differs] == ([True] if told else [])
+    assert (found.quality is None) == (told is not None)
+    assert found.comparable == (told is None)
+    assert ("NOT figures of the same thing" in found.notes[0]) == (told is not None)
+
+
 def test_an_interval_that_is_not_defined_overlaps_with_none(pair):
     nan = float("nan")
     changed(pair[1], accuracy=(0.8, nan, nan))

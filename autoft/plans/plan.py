@@ -208,6 +208,8 @@ class Plan(_Plan):
     objective: str
     objectives: list[str]
     metrics: dict[str, dict[str, bool]]
+    """Of each quality metric ``higher_is_better``; ``per_token`` and ``of_targets`` where it counts a model's own tokens, or only
+    reads how likely targets are, which are cut at ``train.max_length``."""
     budget: list[BudgetLimit]
     time_limit: float = Field(ge=0)
     """Of the whole command, in seconds; infinite until a multiple is known in seconds."""

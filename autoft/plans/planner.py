@@ -16,6 +16,7 @@ from autoft.contracts import (
     Compressor,
     CostMetric,
     ModelSource,
+    QualityMetric,
     Quantizer,
     Reach,
     Regularizer,
@@ -198,10 +199,7 @@ class _Planner:
         sharing = 1 if recipe.executor.address not in {None, "local"} else self.workers
         processes = recipe.launcher.processes
         threads = recipe.executor.threads or max(1, self.hardware.cores // (sharing * processes))
-        quality = {
-            name: {"higher_is_better": metric.higher_is_better}
-            for name, metric in self.catalog.metrics_of(self.task).items()
-        }
+        quality = {name: _known_of(metric) for name, metric in self.catalog.metrics_of(self.task).items()}
         return Plan(
             autoft=__version__,
             name=recipe.name or "run",
@@ -965,6 +963,12 @@ class _Planner:
                 BudgetLimit(key="target", column="inference_memory_bytes", limit=memory, given=format_bytes(memory))
             )
         return limits
+
+
+def _known_of(metric: QualityMetric) -> dict[str, bool]:
+    """Return what a plan knows of a metric: its direction, and what of it makes figures of two models different things."""
+    further = {"per_token": metric.per_token, "of_targets": metric.uses == "targets"}
+    return {"higher_is_better": metric.higher_is_better, **{name: True for name, holds in further.items() if holds}}
 
 
 def _on_device(hardware: Hardware, device: str) -> Hardware:

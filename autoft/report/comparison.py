@@ -60,9 +60,23 @@ class _Run:
         return str(self.plan.data.get("fingerprint", ""))
 
     @property
-    def scored_by(self) -> tuple[str, str, bool]:
-        """Task, objective and whether higher is better: figures of runs that differ in it have nothing in common."""
-        return self.plan.task, self.plan.objective, self.plan.higher_is_better
+    def scored_by(self) -> tuple[str, str, bool, str]:
+        """Task, objective, whether higher is better, and what it counts: figures of runs that differ in it have nothing in common."""
+        return self.plan.task, self.plan.objective, self.plan.higher_is_better, self.counts
+
+    @property
+    def counts(self) -> str:
+        """What the objective counts, where that is not the same for all models and lengths, as perplexity's tokens; else empty."""
+        plan, selection = self.plan, self.record.selection
+        known = plan.metrics[plan.objective]
+        config = self.record.trial(selection.trial).config if selection else plan.default_config()
+        model = plan.model(config.model).config
+        told = []
+        if known.get("per_token"):
+            told.append(f"tokens of {model.get('model_type')}, of which there are {model.get('vocab_size')}")
+        if known.get("of_targets"):
+            told.append(f"answers of {config.params.get('train.max_length')} tokens at most")
+        return ", in ".join(told)
 
     def tested(self, system: str = "best") -> Any:
         final = self.record.final
@@ -80,7 +94,7 @@ class Comparison:
     same_test: bool
     """The test rows of all runs are the same."""
     alike: list[_Run] = field(default_factory=list)
-    """Those of the task and the objective that most have; empty where no two have the same."""
+    """Those of the task, the objective and what it counts that most have; empty where no two have the same."""
     notes: list[str] = field(default_factory=list)
     """What may be compared, and what may not."""
     chosen: TableView | None = None
@@ -183,11 +197,12 @@ def _alike(runs: Sequence[_Run]) -> list[_Run]:
 def _notes(comparison: Comparison) -> list[str]:
     runs, alike = comparison.runs, comparison.alike
     notes = []
+    # Where only what it counts differs, the objective has the same name.
+    named = len({run.scored_by[:-1] for run in runs}) == 1
     if comparison.same_test and len(alike) < len(runs):
         rows = "rows in the same splits" if comparison.same_data else "test rows"
-        notes.append(
-            f"All runs have the same {rows}, but NOT the same task and objective: their figures do not say which model is better."
-        )
+        other = "figures of the same thing" if named else "the same task and objective"
+        notes.append(f"All runs have the same {rows}, but NOT {other}: their figures do not say which model is better.")
     elif comparison.same_data:
         notes.append("All runs have the same rows in the same splits, so their figures may be compared.")
     elif comparison.same_test:
@@ -207,11 +222,16 @@ def _notes(comparison: Comparison) -> list[str]:
         if len(set(values)) > 1:
             told = ", ".join(f"{value} ({run.name})" for run, value in zip(runs, values, strict=True))
             notes.append(f"The {what} differ: {told}.")
+    if named and len({run.counts for run in runs}) > 1:
+        told = "; ".join(f"{run.counts or 'not known'} ({run.name})" for run in runs)
+        notes.append(f"What {runs[0].plan.objective} counts differs: {told}.")
     if len(alike) < len(runs):
+        rest = "of the rest something else is counted" if named else "the rest has another task or objective"
+        none = "No two count the same" if named else "No two have the same task and objective"
         notes.append(
-            f"On one scale and in plots stand only {', '.join(run.name for run in alike)}: the rest has another task or objective."
+            f"On one scale and in plots stand only {', '.join(run.name for run in alike)}: {rest}."
             if alike
-            else "No two have the same task and objective: nothing is drawn on one scale."
+            else f"{none}: nothing is drawn on one scale."
         )
     machines = {(run.plan.hardware.get("cpu"), run.plan.device, run.plan.threads) for run in runs}
     targets = {run.plan.target.name if run.plan.target else "" for run in runs}

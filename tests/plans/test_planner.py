@@ -171,7 +171,11 @@ def test_models_with_other_tokenizers_are_not_compared_by_figures_per_token(cata
     plan = planned(catalog, tiny_model, task="generation", model=models, search={"objectives": "perplexity"})
     assert plan.objective == "perplexity"
     assert any("perplexity counts the tokens" in warning for warning in plan.warnings)
-    assert planned(catalog, tiny_model, task="generation").objective == "perplexity"
+    plan = planned(catalog, tiny_model, task="generation")
+    assert plan.objective == "perplexity"
+    # Those of two runs are compared by their plans.
+    assert plan.metrics["perplexity"] == {"higher_is_better": False, "per_token": True, "of_targets": True}
+    assert plan.metrics["chrf"] == {"higher_is_better": True}
 
 
 def test_lengths_are_not_searched_by_how_likely_answers_are_that_are_cut_there(catalog, tiny_model):
