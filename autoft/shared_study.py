@@ -32,6 +32,7 @@ from autoft.exchange import Elsewhere, Exchange
 from autoft.frozen_trials import finished_trial, insert_trials, named_study
 from autoft.plans.plan import Plan
 from autoft.progress import printable
+from autoft.quantities import format_bytes
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, read_typed, write_json
 from autoft.study_addresses import StudyAddress
 
@@ -51,6 +52,12 @@ GONE_AFTER = 120.0
 
 OPENING = 60.0
 """Seconds that the start of a command waits for the study."""
+
+JOURNAL_A_SECOND = 500_000
+"""Bytes of a journal for which it waits a second more: a journal is read whole before there is an answer."""
+
+LONG_JOURNAL = 30_000_000
+"""Bytes of a journal from which on the user is told why nothing happens."""
 
 CLOSING = 30.0
 """Seconds that the end of a command waits for what is still to be told."""
@@ -116,6 +123,15 @@ def study_name(plan: Plan) -> str:
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a model's configuration says of the model, without where it was and which library wrote it."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"}
+
+
+def _journal_bytes(address: StudyAddress) -> int:
+    """Return how long a study's journal is; 0 where it has none."""
+    try:
+        return Path(address.path).stat().st_size if address.scheme == "journal" else 0
+    except OSError:
+        # There is none yet, or opening it says why.
+        return 0
 
 
 def _cut_torn_line(journal: Path) -> None:
@@ -250,16 +266,22 @@ class SharedStudy(Exchange):
         Raises:
             StudyError: the study cannot be reached, or refuses.
         """
+        size = _journal_bytes(self.address)
+        if size > LONG_JOURNAL:
+            self._note(
+                f"The study's journal has {format_bytes(size)}, and each search reads it whole when it begins; a database has its trials sooner."
+            )
         self._thread.start()
-        if not self._connected.wait(OPENING):
-            self._refused = f"does not answer within {OPENING:.0f} seconds"
+        patience = OPENING + size / JOURNAL_A_SECOND
+        if not self._connected.wait(patience):
+            self._refused = f"does not answer within {patience:.0f} seconds"
         if self._refused is not None:
             raise StudyError(
                 f"storage.study: {self.address.shown}: {self._refused}. Nothing was trained. {_remedy(self.address)}, or "
                 "leave storage.study out to search alone"
             )
         # A large study takes longer to read; what comes later is heard of later.
-        self._opened.wait(OPENING)
+        self._opened.wait(patience)
 
     def started(self, config: TrialConfig) -> None:
         """Have others told that this search is at a configuration."""

@@ -157,6 +157,24 @@ def test_two_searches_hear_of_each_others_trials_once(url, plan, tmp_path):
     assert best.intermediate_values == {60: 0.45}
 
 
+def test_a_journal_that_takes_long_to_read_is_waited_for_and_said_to_be_long(journal, plan, tmp_path, monkeypatch):
+    with Driver(journal, plan, tmp_path / "a") as one:
+        one.tells(result(plan, 0, 0.8), [0.8])
+    storage = shared_study.open_storage(study_address(journal))
+    (study,) = storage.get_all_studies()
+    (told,) = storage.get_all_trials(study._study_id)
+    for _ in range(300):
+        storage.create_new_trial(study._study_id, template_trial=told)
+    size = Path(study_address(journal).path).stat().st_size
+    # What a slow machine is to a journal of some hundred megabytes.
+    monkeypatch.setattr(shared_study, "OPENING", 0.001)
+    monkeypatch.setattr(shared_study, "LONG_JOURNAL", size - 1)
+    monkeypatch.setattr(shared_study, "JOURNAL_A_SECOND", size / 60)
+    with Driver(journal, plan, tmp_path / "b") as other:
+        assert "kB" in other.notes[0] or "MB" in other.notes[0]
+        other.hears(1)
+
+
 def test_a_trial_that_a_database_shows_after_a_later_one_is_heard_of_too(plan, tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     with Driver(url, plan, tmp_path / "a") as one, Driver(url, plan, tmp_path / "b") as other:
