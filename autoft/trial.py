@@ -361,7 +361,8 @@ def screen(
     """Measure what compressions of a model cost to serve, before anything is trained.
 
     Size, latency and memory do not depend on what the weights have learned, so a limit that no training can meet is
-    found in seconds, and graphs that are exported here serve all trials of the model.
+    found in seconds, and graphs that are exported here serve all trials of the model. Where the length of texts is searched, it is
+    the shortest: what is too slow at that is too slow in every trial.
 
     Args:
         place: the run's plan and data.
@@ -373,8 +374,7 @@ def screen(
         by variant, its costs; variants that cannot be made are left out: the trials will say why.
     """
     plan = place.plan
-    params = plan.default_params(plan.default_config().pipeline)
-    target = place.target(model, params, plan.seed)
+    target = place.target(model, plan.cheapest_params(model), plan.seed)
     dense = place.task.load_model(target.source, target.context).eval()
     _tell_apart(dense)
     costs: dict[str, dict[str, float]] = {}

@@ -384,6 +384,13 @@ class Plan(_Plan):
             seed=self.seed,
         )
 
+    def cheapest_params(self, model: str) -> dict[str, Any]:
+        """Return the default configuration of a model with the shortest texts that are searched, by which it costs least to serve."""
+        domain, pipeline = self.domain("train.max_length"), self.default_config().pipeline
+        lengths = domain.choices if isinstance(domain, Categorical) else (domain.low,)
+        shortest = min((length for length in lengths if isinstance(length, int)), default=None)
+        return self.default_params(pipeline, model, **{"train.max_length": shortest})
+
     def auxiliary_steps(self, params: Mapping[str, Any]) -> list[float]:
         """Return how many steps of each auxiliary task there are for each step of the plan's own.
 

@@ -45,6 +45,18 @@ def test_a_fallback_is_found_wherever_the_strongest_fits_and_few_are_measured(pl
             assert all(size > 20 for size in sizes[: int(found.name)])
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shortest"), [([256, 64], 64), ({"low": 16, "high": 512}, 16), (128, 128), (None, 256)]
+)
+def test_models_are_screened_at_the_shortest_texts_that_are_searched(catalog, tiny_model, lengths, shortest):
+    """What is too slow at the default length may be fast enough at another one."""
+    space = {} if lengths is None else {"space": {"train.max_length": lengths}}
+    recipe = {"task": "text-classification", "model": str(tiny_model), "data": "train.csv", "effort": "quick", **space}
+    plan = make_plan(recipe_from_mapping(recipe), catalog, Hardware.probe_cpu())
+    params = plan.cheapest_params(str(tiny_model))
+    assert params == {**plan.default_config().params, "train.max_length": shortest}
+
+
 def test_each_model_that_needs_one_has_its_fallback_and_others_have_none(plan, tiny_model, small_model):
     large, small = str(tiny_model), str(small_model)
     tokens = next(variant.name for variant in plan.fallbacks)
