@@ -110,8 +110,8 @@ def _ensemble(
     result: TrialResult,
 ) -> None:
     """Average predictions, in each compression by itself: greedy forward selection (Caruana et al. 2004), each once."""
-    begin = time.monotonic()
     for variant in place.plan.variants:
+        begin = time.monotonic()
         folders = {
             member.number: place.run.inside(found.folder)
             for member in members
@@ -139,6 +139,7 @@ def _ensemble(
             outcome.reason = str(error)
         else:
             outcome.validation, outcome.costs = figures["validation"], {**figures["costs"], **memory}
+            outcome.score_seconds, outcome.other_load = figures["seconds"]["score"], figures["other_load"]
             outcome.violations = violations(outcome.costs, place.plan.budget)
             outcome.state = "infeasible" if outcome.violations else "complete"
             outcome.reason = f"over the budget: {', '.join(outcome.violations)}" if outcome.violations else None

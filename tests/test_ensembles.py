@@ -132,6 +132,9 @@ def test_only_members_that_help_are_taken(run, place):
             chosen.append(best)
         found = [variant.members for variant in ensemble.variants if variant.name == name]
         assert found == ([chosen] if len(chosen) > 1 else [])
+    # Each of them took its own time, and scoring is a part of that.
+    assert sum(variant.seconds for variant in ensemble.variants) <= ensemble.seconds["total"]
+    assert all(variant.score_seconds > 0 for variant in ensemble.variants)
 
 
 def test_an_ensemble_that_is_over_the_budget_is_no_candidate(run, place):
