@@ -167,9 +167,19 @@ class Trials:
                 known[variant.name] = value
 
     def _alike(self, config: TrialConfig) -> tuple[Any, ...]:
-        """Return what trials have in common whose models, compressed alike, are equally large and fast."""
-        leaves = next((one.leaves for one in self.plan.pipelines if one.name == config.pipeline), None)
-        return config.model, leaves, config.params.get("train.max_length")
+        """Return what trials have in common whose models, compressed alike, are equally large and fast.
+
+        What an adapter does not merge is served, too: more virtual tokens take longer. And so may what the task searches.
+        """
+        chain = next((one for one in self.plan.pipelines if one.name == config.pipeline), None)
+        served = {"task"} if chain is None or chain.leaves == "dense" else {"task", chain.adapter}
+        settings = {
+            (name, value)
+            for name, value in config.params.items()
+            if name.split(".", 1)[0] in served and not name.endswith(".learning_rate")
+        }
+        leaves = chain and (chain.leaves, "" if chain.leaves == "dense" else chain.adapter)
+        return config.model, leaves, config.params.get("train.max_length"), frozenset(settings)
 
     def note_beaten(self) -> None:
         """Leave out of later comparisons what cannot be chosen any more, so that they take no longer the more trials are done.

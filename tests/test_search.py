@@ -713,6 +713,32 @@ def test_published_chains_leave_the_sampler_half_of_the_trials(tmp_path, catalog
     assert len(search.agenda.queue) == 2 + queued
 
 
+@pytest.mark.parametrize(
+    ("leaves", "changes", "alike"),
+    [
+        ("dense", {"lora.rank": 64, "lora.learning_rate": 1e-2}, True),
+        ("dense", {"train.max_length": 64}, False),
+        ("dense", {"task.beams": 4}, False),
+        ("adapted", {"lora.learning_rate": 1e-2}, True),
+        ("adapted", {"lora.rank": 64}, False),
+    ],
+)
+def test_only_models_that_cost_the_same_are_passed_over_for_a_better_one(tmp_path, catalog, leaves, changes, alike):
+    """What is merged costs what the base does; what is not is served beside it, as virtual tokens are."""
+    pipelines = [
+        PipelinePlan(name="full", quantizer=None, adapter="full"),
+        PipelinePlan(name="lora", quantizer=None, adapter="lora", leaves=leaves),
+    ]
+    search = engine(tmp_path, catalog, pipelines=pipelines, ensemble=0)
+    params = {"lora.rank": 16, "lora.learning_rate": 1e-3, "train.max_length": 128, "task.beams": 1}
+    default = search.plan.default_config()
+    better = default.model_copy(update={"number": 1, "kind": "search", "pipeline": "lora", "params": params})
+    search.trials.add(done(better, 0.9))
+    assert search.trials.reached(better.model_copy(update={"number": 2})) == {"none": 0.9}
+    other = better.model_copy(update={"number": 2, "params": {**params, **changes}})
+    assert search.trials.reached(other) == ({"none": 0.9} if alike else {})
+
+
 def test_of_variants_that_train_again_those_are_made_that_the_time_allows(tmp_path, catalog):
     steps = {name: StepPlan(strategy=name, params={"epochs": 2}) for name in ("layer-pruning", "ffn-pruning")}
     chains = {"a": ["layer-pruning"], "b": ["layer-pruning", "ffn-pruning"], "c": ["ffn-pruning"]}
