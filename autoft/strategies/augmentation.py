@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from autoft.contracts import Augmenter, Column, Refusal, Row, Target, TaskCard
 from autoft.space import Categorical, Float, SearchSpace
-from autoft.strategies.places import change_around
+from autoft.strategies.places import UNSPACED, change_around
 
 __all__ = [
     "CharacterNoise",
@@ -42,13 +42,6 @@ __all__ = [
     "with_words",
 ]
 
-_UNSPACED = (
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f"  # Myanmar
-    "\u1780-\u17ff"  # Khmer
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-)
 _KEYBOARD = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 _CONFUSED = (
     ("0", "O"), ("0", "o"), ("0", "D"), ("1", "l"), ("1", "I"), ("1", "7"), ("2", "Z"), ("2", "z"), ("5", "S"),
@@ -553,7 +546,7 @@ def _apart(words: Sequence[str], gaps: Sequence[str]) -> list[str]:
 
 
 def _is_unspaced(character: str) -> bool:
-    return re.match(f"[{_UNSPACED}]", character) is not None
+    return re.match(f"[{UNSPACED}]", character) is not None
 
 
 @functools.cache
@@ -569,10 +562,10 @@ def _marks() -> str:
 def _word() -> re.Pattern[str]:
     marks = _marks()
     # A mark alone is no word: emoji carry some.
-    letters = rf"(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])[\w{marks}])*"
+    letters = rf"(?![{UNSPACED}])\w(?:(?![{UNSPACED}])[\w{marks}])*"
     return re.compile(
         r"https?://\S+"
-        rf"|[{_UNSPACED}][{marks}]*"
+        rf"|[{UNSPACED}][{marks}]*"
         r"|\d+(?:[.,:]\d+)+"
         rf"|[#@]?{letters}(?:['’ʼ‐-]{letters})*"
     )
@@ -582,7 +575,7 @@ def _word() -> re.Pattern[str]:
 def _letter_runs() -> re.Pattern[str]:
     """Runs of letters of a spaced script, or of characters of an unspaced one, each with its marks."""
     marks = _marks()
-    return re.compile(rf"(?:[{_UNSPACED}][{marks}]*)+|(?:(?![{_UNSPACED}])[^\W\d_][{marks}]*)+")
+    return re.compile(rf"(?:[{UNSPACED}][{marks}]*)+|(?:(?![{UNSPACED}])[^\W\d_][{marks}]*)+")
 
 
 @functools.cache

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["Unreadable", "change_around", "moved", "places"]
+__all__ = ["UNSPACED", "Unreadable", "change_around", "cuts_a_word", "moved", "places"]
+
+UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Characters of scripts that are written without spaces between words, as ranges of a regular expression."""
 
 
 class Unreadable(ValueError):
     """A value of a span column holds no places of the text, or other ones than it says."""
+
+
+def cuts_a_word(text: str, start: int, end: int) -> bool:
+    """Say whether a place of a text begins or ends inside of a word, as ``art`` does in ``artist``."""
+    return any(0 < at < len(text) and all(map(_is_spaced, text[at - 1 : at + 1])) for at in (start, end))
+
+
+def _is_spaced(character: str) -> bool:
+    """Say whether a character is part of a word, in a script that puts spaces between words."""
+    part = character.isalnum() or character == "_" or unicodedata.combining(character)
+    return bool(part) and re.match(f"[{UNSPACED}]", character) is None
 
 
 def places(value: Any, text: str) -> Iterator[tuple[int, int]]:
@@ -18,7 +40,7 @@ def places(value: Any, text: str) -> Iterator[tuple[int, int]]:
 
     Args:
         value: ``{start, end, ...}``; ``{text, answer_start}`` with one or a list of each; a text of which the first
-            occurrence is meant; a list of these; or one of them as JSON.
+            occurrence is meant that cuts no word; a list of these; or one of them as JSON.
         text: what the places are of.
 
     Raises:
@@ -27,7 +49,7 @@ def places(value: Any, text: str) -> Iterator[tuple[int, int]]:
     value = _parsed(value, text)
     if isinstance(value, str):
         if value.strip():
-            yield _stands(value, text.find(value), text)
+            yield _stands(value, _first(value, text), text)
     elif isinstance(value, Mapping):
         if {"start", "end"} <= value.keys():
             start, end = value["start"], value["end"]
@@ -42,7 +64,7 @@ def places(value: Any, text: str) -> Iterator[tuple[int, int]]:
                 if not isinstance(one, str):
                     raise Unreadable(f"no text: {one!r:.60}")
                 if one.strip():
-                    yield _stands(one, text.find(one) if start is None else start, text)
+                    yield _stands(one, _first(one, text) if start is None else start, text)
         else:
             raise Unreadable(f"no span: {value!r:.60}")
     elif isinstance(value, list | tuple):
@@ -142,6 +164,14 @@ def _listed(value: Any) -> list[Any]:
 
 def _is_place(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _first(one: str, text: str) -> int:
+    """Return where a text first stands in another without cutting a word; -1 where it does not."""
+    start = text.find(one)
+    while start >= 0 and cuts_a_word(text, start, start + len(one)):
+        start = text.find(one, start + 1)
+    return start
 
 
 def _stands(one: str, start: Any, text: str) -> tuple[int, int]:

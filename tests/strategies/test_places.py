@@ -67,6 +67,13 @@ def test_the_text_changes_around_and_places_are_counted_anew():
     assert spans["a"]["answer_start"] == [14]
 
 
+def test_the_place_of_a_text_alone_is_that_of_words():
+    text = "The artist showed his art."
+    assert list(places("art", text)) == list(places({"text": ["art"]}, text)) == [(22, 25)]
+    with pytest.raises(Unreadable):
+        list(places("art", "The artist"))
+
+
 def test_a_change_that_makes_another_place_the_first_is_not_taken():
     # Without a start the first occurrence is meant, and the change would put one in front of it.
     assert (

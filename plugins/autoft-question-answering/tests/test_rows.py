@@ -49,6 +49,32 @@ def test_answers_of_every_form_are_found_in_the_context(answers, expected, task)
     assert all(TEXT[answer.start : answer.end] == answer.text for answer in found)
 
 
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("art", "The artist showed his art.", 22),
+        ("13", "Of 2013, the 13 rows.", 13),
+        ("US", "The USB stick is from the US.", 26),
+        ("art", "A smart start: Art is long.", 15),
+        ("cafe", "cafe\u0301 or cafe", 9),
+        ("1 1", "11 1 1", 3),
+        # Nothing stands alone: within a word, as before.
+        ("kilo", "two kilometres", 4),
+        # Scripts without spaces have no words to cut.
+        ("四十二", "梨园里有四十二棵树。四十二!", 4),
+        ("2", "第2章", 1),
+    ],
+)
+def test_an_answer_without_a_start_is_no_part_of_a_word_where_it_stands_alone_too(answer, text, expected, task):
+    (found,) = task.answers(row(answer, text), OPTIONS)
+    assert found.start == expected
+
+
+def test_a_start_says_that_a_part_of_a_word_is_meant(task):
+    (found,) = task.answers(row({"text": ["art"], "answer_start": [4]}, "The artist showed his art."), OPTIONS)
+    assert found.start == 4
+
+
 def test_of_places_that_overlap_the_start_says_which(task):
     (found,) = task.answers(row({"text": ["1 1"], "answer_start": [2]}, "1 1 1"), OPTIONS)
     assert (found.start, found.end) == (2, 5)

@@ -33,6 +33,7 @@ from autoft.contracts import (
 )
 from autoft.errors import DataError, ModelError
 from autoft.pretrained import load_network, load_tokenizer, loading
+from autoft.strategies.places import cuts_a_word
 
 if TYPE_CHECKING:
     import torch
@@ -160,8 +161,9 @@ class QuestionAnswering(Task):
     def answers(self, row: Row, options: Mapping[str, Any], number: int = 0) -> list[Answer]:
         """Return the right answers of a row and their places in the context, none where the question has no answer.
 
-        The text decides, and ``answer_start`` says which of its places is meant: the nearest. Without it, it is the first.
-        A text that differs from the context only in case or white space is found too.
+        The text decides, and ``answer_start`` says which of its places is meant: the nearest. Without it, it is the first
+        that cuts no word, as ``art`` does in ``artist``. A text that differs from the context only in case or white space is
+        found too.
 
         Args:
             row: with its target.
@@ -697,11 +699,16 @@ def _place(answer: str, start: int | None, text: str) -> tuple[int, int] | None:
         return start, start + len(answer.strip())
     exact = re.escape(answer.strip())
     loose = r"\s+".join(re.escape(word) for word in answer.split())
-    for pattern, flags in ((exact, 0), (loose, re.IGNORECASE)):
-        places = [match.span() for match in re.finditer(pattern, text, flags)]
-        if places:
-            return min(places, key=lambda place: abs(place[0] - (start or 0)))
-    return None
+    found = [
+        # Ahead, so that none is stepped over that overlaps the one before.
+        [match.span(1) for match in re.finditer(f"(?=({pattern}))", text, flags)]
+        for pattern, flags in ((exact, 0), (loose, re.IGNORECASE))
+    ]
+    if start is None:
+        # "art" is that of "his art", not that of "artist", wherever they stand.
+        found = [*([place for place in places if not cuts_a_word(text, *place)] for places in found), *found]
+    nearest = next(filter(None, found), None)
+    return None if nearest is None else min(nearest, key=lambda place: abs(place[0] - (start or 0)))
 
 
 def _around(sequence: np.ndarray, passage: np.ndarray, context: TaskContext) -> tuple[np.ndarray, np.ndarray]:
