@@ -314,6 +314,15 @@ def test_what_is_too_long_is_cut(prompt, answer, expected, task, make_context):
     assert len(asked["input_ids"]) == min(prompt + 1, 16)
 
 
+def test_a_prompt_that_is_cut_keeps_the_token_that_begins_every_text(task, make_context):
+    _, context = make_context(task, "llama", max_length=16)
+    decode = context.processor.source.decode
+    asked, learned = task.encode([{"text": "p" * 30}, {"text": "p" * 30, "answer": "aaaa"}], context)
+    assert decode(asked["input_ids"]) == "<s>" + "p" * 14 + "\n"
+    assert decode(learned["input_ids"]) == "<s>" + "p" * 9 + "\naaaa</s>"
+    assert learned["labels"][:11] == [-100] * 11
+
+
 def test_bytes_of_a_cut_answer_are_those_that_were_scored(task, make_context):
     for name in ("t5", "gpt2"):
         source, context = make_context(task, name, max_length=16)

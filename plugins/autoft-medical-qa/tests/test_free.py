@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from autoft_generation.conditional import Tokenizers
 from autoft_medical_qa.free import MedicalFree
 
 from autoft.contracts import TaskContext
@@ -101,6 +103,21 @@ def test_a_model_that_knows_chats_is_asked_in_one(task, make_context):
     assert task.prompt(ROWS[0], context) == "Question: what is fever\nAnswer: "
     context.processor.source.chat_template = "{{ messages[0]['content'] }}"
     assert task.prompt(ROWS[0], context) == [{"role": "user", "content": "what is fever"}]
+
+
+@pytest.mark.parametrize("chat", [None, "{{ messages[0]['content'] }}"])
+def test_a_context_that_is_too_long_loses_its_end_and_never_the_question(chat, task, make_context):
+    context = make_context(task, ROWS, max_new_tokens=4)
+    words = context.processor.source
+    words.chat_template = chat
+    processor = Tokenizers("causal", "gpt2", words, words)
+    context = replace(context, processor=processor, max_length=32)
+    row = {"question": "what is insulin", "context": "the heart " + "of the blood " * 40}
+    for given in (row, {**row, "answer": "a cell"}):
+        (feature,) = task.encode([given], context)
+        read = words.decode(feature["input_ids"])
+        assert "what is insulin the heart of the blood of the blood" in read
+        assert len(feature["input_ids"]) <= 32
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ SHOWN_EXAMPLES = 20
 SHOWN_CHARACTERS = 400
 _TOLD = ("decoder_start_token_id", "forced_bos_token_id")
 """Settings of generation that a program has to give, beside those of the search for a text."""
+SEAMS = 4
+"""Tokens that a cut text may need more where it is tokenized together with what stands around it."""
 OWN_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
 """Types of models that keep two of their positions for themselves."""
 
@@ -497,6 +499,32 @@ class ConditionalGeneration(Task):
             return context.max_length
         return min(context.max_length, positions - min(self._new_tokens(context), positions // 2))
 
+    def room_within(self, around: str | Sequence[Mapping[str, str]], context: TaskContext) -> int:
+        """Return how many tokens of a text a causal model reads in its prompt, such that there is room to answer.
+
+        Args:
+            around: the prompt, as :meth:`prompt` returns it, without the text.
+            context: with the processor.
+        """
+        processor: Tokenizers = context.processor
+        whole = _least(context.max_length, processor.positions)
+        asked = around if isinstance(around, str) else prompt_text(processor.source, around)
+        ids = processor.source(asked, add_special_tokens=False).input_ids
+        # The answer stands behind the prompt, within the same length.
+        answer = min(self._new_tokens(context), whole // 2)
+        return max(1, whole - len(ids) - answer - SEAMS)
+
+    def beginning(self, text: str, room: int, context: TaskContext) -> str:
+        """Return as much of the beginning of a text as so many tokens hold."""
+        # A token stands for a byte at least.
+        if len(text.encode()) <= room:
+            return text
+        ids = context.processor.source(text, add_special_tokens=False).input_ids
+        if len(ids) <= room:
+            return text
+        part: str = context.processor.source.decode(ids[:room], skip_special_tokens=True)
+        return part
+
     def _causal(self, context: TaskContext) -> bool:
         return bool(context.processor.kind == "causal")
 
@@ -564,11 +592,9 @@ class ConditionalGeneration(Task):
             ]
         prompts = [self._prompt_text(row, number, context) for number, row in enumerate(rows, 1)]
         # The oldest part of a prompt goes where it leaves no room to answer.
-        room = self.prompt_room(context)
-        return [
-            {"input_ids": ids[-room:], "attention_mask": [1] * len(ids[-room:])}
-            for ids in processor.source(prompts, add_special_tokens=False).input_ids
-        ]
+        room, first = self.prompt_room(context), processor.source.bos_token_id
+        kept = [_end(ids, room, first) for ids in processor.source(prompts, add_special_tokens=False).input_ids]
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in kept]
 
     def _prompt_text(self, row: Row, number: int, context: TaskContext) -> str:
         self._source(row, number, context)
@@ -591,7 +617,7 @@ class ConditionalGeneration(Task):
                 encoded.append((next(questions), ""))
                 continue
             parts = [(next(tokens), piece.learned) for piece in pieces[i]]
-            feature, whole = _cut(parts, longest)
+            feature, whole = _cut(parts, longest, tokenizer.bos_token_id)
             ends = (context.processor.chat_end, tokenizer.eos_token or "")
             learned = [piece.text for piece in pieces[i] if piece.learned]
             text = "".join(next((t.removesuffix(end) for end in ends if end and t.endswith(end)), t) for t in learned)
@@ -789,7 +815,21 @@ def _opened(processor: Tokenizers, text: str) -> str:
     return processor.opening + text or processor.start
 
 
-def _cut(parts: Sequence[tuple[list[int], bool]], longest: int) -> tuple[dict[str, Any], bool]:
+def _end(ids: list[int], room: int, first: int | None) -> list[int]:
+    """Return the last of so many tokens, behind the one that begins every text, where that is ``first``.
+
+    Models that were pretrained with it attend to it whatever they read, and are lost without (Xiao et al. 2024, arXiv
+    2309.17453).
+    """
+    if len(ids) <= room:
+        return ids
+    start = ids[:1] if room > 1 and ids[0] == first else []
+    return start + ids[len(ids) - room + len(start) :]
+
+
+def _cut(
+    parts: Sequence[tuple[list[int], bool]], longest: int, first: int | None = None
+) -> tuple[dict[str, Any], bool]:
     """Return one training row of at most ``longest`` tokens, and whether nothing was cut.
 
     The prompt loses its beginning, down to half of the room; what is still too much goes from the end.
@@ -798,8 +838,7 @@ def _cut(parts: Sequence[tuple[list[int], bool]], longest: int) -> tuple[dict[st
     parts = list(parts)
     if total > longest and not parts[0][1]:
         lead = parts[0][0]
-        kept = max(longest - (total - len(lead)), min(len(lead), longest // 2))
-        parts[0] = (lead[len(lead) - kept :], False)
+        parts[0] = (_end(lead, max(longest - (total - len(lead)), min(len(lead), longest // 2)), first), False)
     input_ids = [token for ids, _ in parts for token in ids][:longest]
     labels = [token if learned else IGNORED for ids, learned in parts for token in ids][:longest]
     labels[:1] = [IGNORED]

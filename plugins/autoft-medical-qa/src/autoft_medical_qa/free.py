@@ -127,11 +127,20 @@ class MedicalFree(SelectiveAnswers, _Free):
         return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
 
     def prompt(self, row: Row, context: TaskContext) -> str | list[dict[str, str]]:
-        """Return the question as a message of a chat where the model knows chats, else as a text."""
-        asked = self.source_text(row, context)
+        """Return the question as a message of a chat where the model knows chats, else as a text.
+
+        A context that is too long loses its end, as it does where an encoder reads it, and not the question above it.
+        """
+        if row.get("context") is None:
+            return self._asked(self.source_text(row, context), context)
+        question = f"{text(row, 'question', 0)}\n"
+        room = self.room_within(self._asked(question, context), context)
+        return self._asked(question + self.beginning(passage(row, "context", 0), room, context), context)
+
+    def _asked(self, question: str, context: TaskContext) -> str | list[dict[str, str]]:
         if context.processor.source.chat_template:
-            return [{"role": "user", "content": asked}]
-        return f"Question: {asked}\nAnswer: "
+            return [{"role": "user", "content": question}]
+        return f"Question: {question}\nAnswer: "
 
     def prefix(self, context: TaskContext) -> str:
         """Return what T5 was trained to read before a question."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from autoft_generation.chat import prompt_text
 from autoft_generation.conditional import ConditionalGeneration, conditional_options
 
 from autoft.contracts import (
@@ -29,8 +28,6 @@ __all__ = ["Summarization"]
 
 GENERATION = ("min_new_tokens", "length_penalty", "no_repeat_ngram_size")
 """Options that are settings of :class:`transformers.GenerationConfig` by the same name."""
-SEAMS = 4
-"""Tokens that a cut document may need more where it is tokenized together with the request around it."""
 SHORTEST_SUMMARY, SHORTEST_DOCUMENT = 12, 80
 """Characters that most summaries and most documents have at least, where rows are guessed to be such."""
 SHOWN = 15
@@ -178,7 +175,7 @@ class Summarization(ConditionalGeneration):
 
         A document that is too long loses its end, not its beginning or the request.
         """
-        return self._asked(self._read(self.source_text(row, context), context), context)
+        return self._asked(self.beginning(self.source_text(row, context), self._room(context), context), context)
 
     def generate(
         self,
@@ -226,28 +223,10 @@ class Summarization(ConditionalGeneration):
     def _room(self, context: TaskContext) -> int:
         """Return how many tokens of a document the model reads."""
         processor = context.processor
+        if processor.kind == "causal":
+            return self.room_within(self._asked("", context), context)
         whole = min(context.max_length, processor.positions or context.max_length)
-        if processor.kind != "causal":
-            around = processor.source(self.prefix(context)).input_ids
-            return max(1, whole - len(around))
-        empty = self._asked("", context)
-        asked = empty if isinstance(empty, str) else prompt_text(processor.source, empty)
-        around = processor.source(asked, add_special_tokens=False).input_ids
-        # The summary stands behind the document, within the same length.
-        summary = min(int(context.options.get("max_new_tokens") or 0), whole // 2)
-        return max(1, whole - len(around) - summary - SEAMS)
-
-    def _read(self, document: str, context: TaskContext) -> str:
-        """Return the part of a document that the model reads."""
-        room = self._room(context)
-        # A token stands for a byte at least.
-        if len(document.encode()) <= room:
-            return document
-        ids = context.processor.source(document, add_special_tokens=False).input_ids
-        if len(ids) <= room:
-            return document
-        part: str = context.processor.source.decode(ids[:room], skip_special_tokens=True)
-        return part
+        return max(1, whole - len(processor.source(self.prefix(context)).input_ids))
 
     def _by_length(
         self,
