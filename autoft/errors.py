@@ -214,6 +214,11 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_panic(error: BaseException) -> bool:
+    """Say whether an error is a panic of a library in Rust: each has its own class for them, which is no :class:`Exception`."""
+    return type(error).__module__ == "pyo3_runtime" and type(error).__name__ == "PanicException"
+
+
 FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, Target, TaskContext
-from autoft.errors import DataError, ModelError, first_line, kind_and_line
+from autoft.errors import DataError, ModelError, first_line, is_panic, kind_and_line
 from autoft.paths import named_path, package_path
 from autoft.rundir import RunDir, Selection, TrialConfig, read_typed
+from autoft.tokenization import checked_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,11 @@ def loading(source: ModelSource, what: str = "the model") -> Iterator[None]:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].partition(".")[0] in {"huggingface_hub", "torch", "transformers"}:
             raise ModelError(f"{source.path}: {what} cannot be loaded: {kind_and_line(error)}") from error
+        raise
+    except BaseException as error:
+        # So do the files of a tokenizer, where its code in Rust panics.
+        if is_panic(error):
+            raise ModelError(f"{source.path}: {what} cannot be loaded: {first_line(error)}") from error
         raise
     finally:
         transformers.logging.set_verbosity(level)
@@ -241,12 +247,13 @@ def load_tokenizer(source: ModelSource) -> Any:
     """Return the tokenizer of a model; one without a padding token, as decoders have, pads with its end token.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or takes too long for a text.
     """
     from transformers import AutoTokenizer
 
     with loading(source, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+    tokenizer = checked_tokenizer(tokenizer, source.path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

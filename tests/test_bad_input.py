@@ -137,6 +137,12 @@ def to_pickle(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
 
+def set_pattern(model: Path) -> None:
+    definition = json.loads((model / "tokenizer.json").read_text())
+    pattern = {"type": "Split", "pattern": {"Regex": r"(\w+\s?)+$"}, "behavior": "Isolated", "invert": False}
+    (model / "tokenizer.json").write_text(json.dumps({**definition, "pre_tokenizer": pattern}))
+
+
 def set_heads(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
@@ -338,6 +344,7 @@ CASES = [
     Case("weights that are cut", with_model(lambda m: cut(m / "model.safetensors")), 2, "damaged"),
     Case("weights as pickle only", with_model(to_pickle), 2, "safetensors"),
     Case("a model without a tokenizer", with_model(lambda m: (m / "tokenizer.json").unlink()), 2, "tokenizer"),
+    Case("a tokenizer that takes exponential time", with_model(set_pattern), 2, "its tokenizer fails on a text"),
     Case("a model that cannot be built", with_model(set_heads), 2, "cannot be loaded"),
     Case("data that is not there", search(data="review.csv"), 2, "reviews.csv"),
     Case("data of an unknown kind", with_file("reviews.xlsx", b"PK"), 2, "xlsx"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoft.space import SearchSpace
+from autoft.tokenization import checked_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -401,7 +402,8 @@ class Task(ABC):
         """Return the tokenizer or processor that goes with the model."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+        return checked_tokenizer(tokenizer, source.path)
 
     def collate(self, features: Sequence[Mapping[str, Any]], context: TaskContext) -> dict[str, torch.Tensor]:
         """Return one padded batch, ``(batch, seq)`` per input, from the features of :meth:`encode`.

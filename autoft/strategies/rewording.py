@@ -484,12 +484,13 @@ def _translate(
     texts: Sequence[str], source: ModelSource, target: Target, language: str | None, other: str | None
 ) -> list[str]:
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
-    kwargs = source.from_pretrained_kwargs()
+    tokenizer = load_tokenizer(source)
     with loading(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **kwargs)
-        model = AutoModelForSeq2SeqLM.from_pretrained(source.path, use_safetensors=True, **kwargs)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            source.path, use_safetensors=True, **source.from_pretrained_kwargs()
+        )
     model = model.eval().to(target.context.device)
     extra = {}
     if language and other:

@@ -19,6 +19,7 @@ from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
 from autoft.space import Float, Int, SearchSpace
 from autoft.strategies.recovery import RECOVERY, recover
+from autoft.tokenization import checked_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -226,7 +227,7 @@ def smaller_tokenizer(tokenizer: Any, kept: Sequence[int]) -> Any:
         known_settings.pop("added_tokens_decoder", None)
         settings.write_text(json.dumps(known_settings), encoding="utf-8")
         (Path(folder) / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
-        smaller = AutoTokenizer.from_pretrained(folder)
+        smaller = checked_tokenizer(AutoTokenizer.from_pretrained(folder), tokenizer.name_or_path)
     smaller.model_input_names = list(tokenizer.model_input_names)
     for side in ("truncation_side", "padding_side"):
         setattr(smaller, side, getattr(tokenizer, side))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
-from autoft.pretrained import loading
+from autoft.pretrained import load_tokenizer, loading
 from autoft_image_captioning.captioners import CAPTIONERS, vision_config
 from autoft_image_captioning.pictures import open_pictures
 from autoft_image_captioning.texts import END, PAD, START
@@ -99,15 +99,14 @@ def load_processor(source: ModelSource, context: TaskContext) -> CaptionProcesso
     Raises:
         ModelError: files are missing or damaged.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     with loading(source, "the image processor"):
         config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
         images = _images(source, config, context.options.get("image_size"))
     if config.model_type not in CAPTIONERS:
         return CaptionProcessor(images, *_own_tokenizer(context))
-    with loading(source, "the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs())
+    tokenizer = load_tokenizer(source)
     return CaptionProcessor(images, tokenizer, *_start_and_end(config, tokenizer, source))
 
 
