@@ -1021,7 +1021,9 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
 
 def _measured_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a budget by which latencies are measured: of two calls they compare where these are the same."""
-    budget = recipe.get("budget") or {}
+    budget = recipe.get("budget")
+    # One that is damaged says nothing, and is written anew.
+    budget = budget if isinstance(budget, dict) else {}
     latency = budget.get("latency")
     # A limit alone, as 5ms, is of one row a request.
     request = latency if isinstance(latency, dict) else {}

@@ -493,9 +493,13 @@ class RunDir:
         """Return a path of the run folder.
 
         Raises:
-            RunFolderError: it would leave the folder.
+            RunFolderError: it would leave the folder, or is none.
         """
-        path = (self.path / relative).resolve()
+        try:
+            path = (self.path / relative).resolve()
+        except ValueError as error:
+            # Of a character that no name of a file has.
+            raise RunFolderError(f"{self.path}: names {relative!r}, which is no path ({first_line(error)})") from error
         if not path.is_relative_to(self.path.resolve()):
             raise RunFolderError(f"{self.path}: holds or names a path outside the run folder: {relative!r}")
         return path

@@ -194,7 +194,8 @@ def run_is_a_file(place: Place) -> list[str]:
 def other_recipe(place: Place) -> list[str]:
     run = place.run()
     recipe = place.recipe()
-    (run / "recipe.yaml").write_text("task: translation\n")
+    # Its budget, which is damaged, may change.
+    (run / "recipe.yaml").write_text("task: translation\nbudget: soon\n")
     # That it is damaged makes it no other run's.
     (run / "trials/0000/result.json").write_text('{"number": 0, "sta')
     return ["search", recipe]

@@ -187,6 +187,12 @@ def test_a_path_of_the_record_cannot_leave_the_folder(run):
             run.inside(path)
 
 
+@pytest.mark.parametrize("name", ["trials/\0", "trials/\ud824"])
+def test_a_path_of_the_record_with_what_no_name_has_is_told(name, run):
+    with pytest.raises(RunFolderError, match="which is no path"):
+        run.inside(name)
+
+
 def test_a_link_of_the_record_cannot_leave_the_folder(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (run.path / "trials/0000").symlink_to(tmp_path / "elsewhere")
