@@ -39,8 +39,7 @@ def checked_tokenizer(tokenizer: Any, name: str) -> Any:
     kind = type(tokenizer)
     if not getattr(tokenizer, "is_fast", False) or issubclass(kind, _Told):
         return tokenizer
-    # Of the same name, which transformers writes beside the files of a tokenizer.
-    tokenizer.__class__ = type(kind.__name__, (_Told, kind), {"__module__": kind.__module__, "_model": name})
+    tokenizer.__class__ = _telling(kind, name)
     for text in _TEXTS:
         length = 16
         while length <= LONGEST_TEXT:
@@ -78,10 +77,25 @@ def panics_told(name: str) -> Iterator[None]:
         ) from error
 
 
+def _telling(kind: type[Any], name: str) -> type[Any]:
+    """Return a tokenizer's class that tells of panics, of the same name, which transformers writes beside the files of a tokenizer."""
+    return type(kind.__name__, (_Told, kind), {"__module__": kind.__module__, "_model": name, "_kind": kind})
+
+
+def _empty(kind: type[Any], name: str) -> object:
+    return object.__new__(_telling(kind, name))
+
+
 class _Told:
     """What comes before a tokenizer's class: all that reads and writes texts, in the block that tells of panics."""
 
     _model: str
+    _kind: type[Any]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickling looks a class up by its name, by which it finds the other one.
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        return (_empty, (self._kind, self._model), *reduced[2:])
 
     def _encode_plus(self, *given: Any, **settings: Any) -> Any:
         with panics_told(self._model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 
 import pytest
@@ -55,6 +56,10 @@ def test_what_one_text_alone_brings_about_is_told_then(with_pattern, tmp_path):
     for call in (lambda: tokenizer([text]), lambda: tokenizer.encode(text), lambda: copy.deepcopy(tokenizer)(text)):
         with pytest.raises(ModelError, match="its tokenizer fails on a text"):
             call()
+    again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - its own
+    assert again(["the film"])["input_ids"] == [[2, 17, 18, 3]]
+    with pytest.raises(ModelError, match="its tokenizer fails on a text"):
+        again(text)
     tokenizer.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved/tokenizer_config.json").read_text(encoding="utf-8"))
     known = json.loads((tmp_path / "model/tokenizer_config.json").read_text(encoding="utf-8"))
