@@ -92,10 +92,7 @@ class Agenda:
         while self.queue:
             config = self.queue.pop(0)
             if config.kind == "default":
-                # The yardstick runs whatever it takes, and ends with what it has when time is up. Where others were put before
-                # it, one that is to be shipped needs time for half of it, and one that cannot be for all.
-                time = room if self.never_fits(config.model) else 2 * room
-                if not self.trials.results or self._fits(config, time):
+                if not self.trials.results or self._fits(config, self.time_for(config, room)):
                     return self.study.fixed(config, 0)
             elif self._tried_elsewhere(config):
                 continue
@@ -220,6 +217,14 @@ class Agenda:
         # A second known-good training lifts all that is made of the best one.
         first = bool(self.queue) and len(self.trials.told()) < 2
         return self.follow_ups.room(compression=not first)
+
+    def time_for(self, config: TrialConfig, room: float) -> float:
+        """Return how many seconds a configuration may be thought to take, where so many are left.
+
+        The yardstick runs whatever it takes, and ends with what it has when time is up. Where others were put before it, one that is
+        to be shipped needs time for half of it, and one that cannot be for all.
+        """
+        return 2 * room if config.kind == "default" and not self.never_fits(config.model) else room
 
     def queue_chains(self, configurations: int) -> None:
         """Queue published regularizers and augmenters, as many as leave half of the configurations to the sampler."""

@@ -898,7 +898,8 @@ class Search:
         while self.trials.aside:
             config = self.trials.aside[0]
             left = (1 - self.trained.get(config.number, 0.0)) * self.pace.estimate(config)
-            if config.derived or not self.trials.results or left <= self.agenda.room():
+            room = self.agenda.time_for(config, self.agenda.room())
+            if config.derived or not self.trials.results or left <= room:
                 return config
             self.trials.aside.pop(0)
             self.trained.pop(config.number, None)

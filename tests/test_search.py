@@ -1200,6 +1200,26 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
     assert search._set_aside() is None
 
 
+def test_a_default_that_was_broken_off_goes_on_with_as_little_time_as_one_that_was_not_begun(
+    tmp_path, catalog, monkeypatch
+):
+    search = engine(tmp_path, catalog)
+    default = search.plan.default_config()
+    small = default.model_copy(update={"number": 1, "kind": "published", "model": "small"})
+    result = done(small, 0.5)
+    result.variants[0].costs = {"model_size_bytes": 10.0, "latency_p50_ms": 1.0}
+    search.trials.add(result)
+    # 310 s in all, of which there is time for six tenths.
+    monkeypatch.setattr(search.agenda, "room", lambda: 200.0)
+    search.agenda.queue = [default]
+    assert search.agenda.next().kind == "default"
+    search.trials.aside, search.trained = [default], {0: 0.1}
+    assert search._set_aside() == default
+    # Another one needs time for what is left of it.
+    search.trials.aside, search.trained = [default.model_copy(update={"number": 2, "kind": "search"})], {2: 0.1}
+    assert search._set_aside() is None
+
+
 def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(tmp_path, catalog):
     search = engine(tmp_path, catalog)
     config = search.plan.default_config().model_copy(update={"number": 0})
