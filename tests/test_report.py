@@ -488,6 +488,31 @@ def test_what_pick_is_shown_with_is_kept_by_points_of_the_front(tmp_path, catalo
     assert min(figures) >= float(quality) if better == "more" else max(figures) <= float(quality)
 
 
+def test_pick_is_shown_with_what_is_kept_by_points_whose_files_are_there(tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    smallest = run.read_result(2)
+    smallest.variants.append(variant("onnx-int4", 0.5, 7e6, 2.0, folder=None))
+    run.write_result(smallest)
+    plan = plan_of(read_run(run.path))
+    plan.variants.append(plan.variants[-1].model_copy(update={"name": "onnx-int4"}))
+    write_json(run.plan, plan.model_dump(mode="json"))
+    selection = select(plan, run.results())
+    write_json(run.path / "selection.json", selection.model_dump(mode="json"))
+    record = read_run(run.path)
+    (deleted,) = [row for row in front_rows(record) if row["variant"] == "onnx-int4"]
+    assert deleted["remarks"] == ["files deleted"]
+    assert front_limits(record) == "--size 23MB, or --quality 0.78"
+
+
+def test_the_chosen_model_is_listed_where_it_is_not_on_the_front(tmp_path, catalog, tiny_model):
+    record = read_run(make_run(tmp_path, catalog, tiny_model).path)
+    chosen = (record.selection.trial, record.selection.variant)
+    for candidate in record.selection.candidates:
+        # As where its mean over seeds is less than a single figure of another.
+        candidate.front = candidate.trial == 8
+    assert {(row["trial"], row["variant"]) for row in front_rows(record) if "chosen" in row["remarks"]} == {chosen}
+
+
 def test_the_last_line_says_where_a_search_of_the_same_study_did_better(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model)
     study = {"driver": "a1", "study": "films-1", "address": "journal:///shared/study.log"}

@@ -88,11 +88,12 @@ def front(record: RunRecord) -> Group:
 
 
 def front_rows(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the points of the front for programs, the best first."""
-    plan = plan_of(record)
+    """Return the points of the front for programs, the best first, and the chosen model where it is not among them."""
+    plan, selection = plan_of(record), record.selection
     sign = 1 if plan.higher_is_better else -1
     remarks = front_remarks(record, plan)
-    points = [c for c in record.selection.candidates if c.front] if record.selection else []
+    chosen = (selection.trial, selection.variant) if selection else None
+    points = [c for c in selection.candidates if c.front or (c.trial, c.variant) == chosen] if selection else []
     return [
         {
             "trial": point.trial,
@@ -106,8 +107,8 @@ def front_rows(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def front_limits(record: RunRecord) -> str:
-    """Return options of ``autoft pick`` that points of the front keep; empty where there is none."""
-    rows = front_rows(record)
+    """Return options of ``autoft pick`` that points of the front keep whose files are there; empty where there is none."""
+    rows = [row for row in front_rows(record) if "files deleted" not in row["remarks"]]
     sizes = [row["costs"]["model_size_bytes"] for row in rows if "model_size_bytes" in row["costs"]]
     if not sizes:
         return ""
