@@ -46,7 +46,7 @@ from autoft.plans.plan import (
     TargetDevice,
     VariantPlan,
 )
-from autoft.plans.targets import format_behind
+from autoft.plans.targets import format_behind, usable_positions
 from autoft.plugins import Catalog
 from autoft.pretrained import trained_without_dropout
 from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_seconds
@@ -154,7 +154,7 @@ class _Planner:
         unsuited = self.unsuited(pipelines, regularizers)
         space, origins = self.space(models, pipelines, augmenters, regularizers)
         objectives = self.objectives(models)
-        self.same_answers(objectives, space)
+        self.same_answers(objectives, space, models)
         # Folds are the instances that the Wilcoxon test compares; without them trials are compared at their rungs.
         single = "wilcoxon" if search.folds > 1 else "halving"
         early_stopping = search.early_stopping or (single if len(objectives) == 1 else "none")
@@ -931,20 +931,33 @@ class _Planner:
             self.fault("search.objectives", f"the first has to be a quality metric: {', '.join(quality)}")
         return given
 
-    def same_answers(self, objectives: Sequence[str], space: Mapping[str, Domain]) -> None:
+    def same_answers(self, objectives: Sequence[str], space: Mapping[str, Domain], models: Sequence[ModelPlan]) -> None:
         """Tell where trials would be compared by how likely they find answers that each of them cuts elsewhere."""
         length, metrics = space["train.max_length"], self.catalog.metrics_of(self.task)
-        if isinstance(length, Categorical) and len(length.choices) == 1:
-            return
+        wanted = length.choices[0] if isinstance(length, Categorical) and len(length.choices) == 1 else None
         for name in objectives:
             if name in metrics and metrics[name].uses == "targets":
                 like = next((other for other, one in metrics.items() if one.uses != "targets"), None)
+                if isinstance(wanted, int):
+                    self.same_positions(name, wanted, models, like)
+                    continue
                 self.fault(
                     "space.train.max_length",
                     f"{name} is of answers that are cut at this length, so that trials of different lengths would be "
                     "compared by different texts; give one length"
                     + (f", or search.objectives: {like}" if like else ""),
                 )
+
+    def same_positions(self, name: str, wanted: int, models: Sequence[ModelPlan], like: str | None) -> None:
+        """Warn where models that take fewer tokens than others would be compared with these by shorter answers."""
+        limits = [min(wanted, _positions(model.config) or wanted) for model in models]
+        if len(set(limits)) > 1:
+            short = models[limits.index(min(limits))]
+            self.warnings.append(
+                f"{name} is of answers that are cut at train.max_length or at the positions of a model: {short.name} takes "
+                f"{min(limits)} tokens, and others take {max(limits)}, so that longer rows would be compared by different "
+                f"texts; set train.max_length to {min(limits)}" + (f", or search.objectives to {like}" if like else "")
+            )
 
     def measurable(self, key: str, metric: CostMetric) -> None:
         refusal = metric.check(self.hardware.device, self.workers)
@@ -969,6 +982,15 @@ def _known_of(metric: QualityMetric) -> dict[str, bool]:
     """Return what a plan knows of a metric: its direction, and what of it makes figures of two models different things."""
     further = {"per_token": metric.per_token, "of_targets": metric.uses == "targets"}
     return {"higher_is_better": metric.higher_is_better, **{name: True for name, holds in further.items() if holds}}
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model takes at most; None where its configuration sets no limit."""
+    if isinstance(config.get("max_position_embeddings"), int):
+        return usable_positions(config)
+    # GPT-2 and its kin call them so; with T5, which has no n_embd, it limits nothing.
+    positions = config.get("n_positions")
+    return positions if isinstance(positions, int) and "n_embd" in config else None
 
 
 def _on_device(hardware: Hardware, device: str) -> Hardware:

@@ -195,6 +195,23 @@ def test_lengths_are_not_searched_by_how_likely_answers_are_that_are_cut_there(c
         added_configuration(plan, catalog, [], {"train.max_length": 32})
 
 
+def test_models_that_cut_answers_at_their_own_positions_are_not_compared_by_them_in_silence(
+    catalog, tiny_model, tmp_path
+):
+    short = shutil.copytree(tiny_model, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    changes = {"task": "generation", "model": [str(tiny_model), str(short)]}
+
+    def told(**more):
+        return [
+            warning for warning in planned(catalog, tiny_model, **changes, **more).warnings if "takes 40" in warning
+        ]
+
+    assert len(told(space={"train.max_length": 64})) == 1
+    assert told(space={"train.max_length": 40}) == told(search={"objectives": "chrf"}) == []
+
+
 def test_several_objectives_refuse_early_stopping_and_say_what_to_do(catalog, tiny_model):
     text = faults(
         catalog,
