@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,21 @@ def test_the_example_of_the_library_for_rouge():
     reference, output = "The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log."
     found = Rouge("rouge1").score([{"text": output}], [reference], CONTEXT)
     assert found == pytest.approx(2 * 0.75 * (6 / 9) / (0.75 + 6 / 9))
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "words"),
+    [
+        ("我头疼", "我很头疼", ("w t p", "w h t p")),
+        ("Головная боль", "боль", ("g b", "b")),
+        # By the letters of ASCII alone these two were the same.
+        ("fär", "für", ("fr", "fur")),
+    ],
+)
+def test_rouge_of_other_scripts_counts_their_words(output, reference, words):
+    context = replace(CONTEXT, facts={"rouge_tokenizer": "unicode"})
+    found = Rouge("rougeL").score([{"text": output}], [reference], context)
+    assert found == RougeScorer(["rougeL"]).score(*words)["rougeL"].fmeasure
 
 
 def test_no_rows_have_no_figure():

@@ -55,7 +55,7 @@ def learned(task, row, context):
 def test_completions_are_learned_after_their_prompts(generation, make_context):
     row = {"prompt": "A dog says", "completion": " woof."}
     _, context = make_context(generation, "llama", rows=[row])
-    assert context.facts == {"form": "completion"}
+    assert context.facts == {"form": "completion", "rouge_tokenizer": "ascii"}
     assert learned(generation, row, context) == ("<s>A dog says woof.</s>", " woof.</s>")
     alone = {"completion": "woof"}
     assert learned(generation, alone, context) == ("<s>woof</s>", "woof</s>")
@@ -68,7 +68,7 @@ def test_completions_are_learned_after_their_prompts(generation, make_context):
 def test_whole_texts_are_learned_whole(generation, make_context):
     for name, start in (("llama", "<s>"), ("gpt2", "</s>")):
         _, context = make_context(generation, name, rows=TEXTS)
-        assert context.facts == {"form": "text"}
+        assert context.facts == {"form": "text", "rouge_tokenizer": "ascii"}
         text = TEXTS[0]["text"]
         assert learned(generation, TEXTS[0], context) == (f"{start}{text}</s>", f"{text}</s>")
 
@@ -76,7 +76,7 @@ def test_whole_texts_are_learned_whole(generation, make_context):
 @pytest.mark.parametrize(("learn", "expected"), [("all", "yes<|end|>yes yes<|end|>"), ("last", "yes yes<|end|>")])
 def test_answers_of_a_conversation_are_learned(learn, expected, generation, make_context):
     _, context = make_context(generation, "llama", rows=TALKS, chat=True, max_length=128, learn=learn)
-    assert context.facts == {"form": "messages"}
+    assert context.facts == {"form": "messages", "rouge_tokenizer": "ascii"}
     whole, answers = learned(generation, TALKS[0], context)
     assert answers == expected
     template = context.processor.source.apply_chat_template(TALKS[0]["messages"], tokenize=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from autoft_generation.conditional import Tokenizers
 from autoft_medical_qa.free import MedicalFree
+from autoft_medical_qa.metrics import qualities
 
 from autoft.contracts import TaskContext
 from autoft.errors import DataError
@@ -103,6 +104,14 @@ def test_a_model_that_knows_chats_is_asked_in_one(task, make_context):
     assert task.prompt(ROWS[0], context) == "Question: what is fever\nAnswer: "
     context.processor.source.chat_template = "{{ messages[0]['content'] }}"
     assert task.prompt(ROWS[0], context) == [{"role": "user", "content": "what is fever"}]
+
+
+def test_an_answer_in_any_script_is_as_good_as_what_it_has_of_the_right_one(task, make_context):
+    rows = [{"question": "头疼怎么办", "answer": "多喝水多休息"}]
+    context = make_context(task, rows)
+    # Three of four characters are right, of six.
+    found = qualities([{"text": "多喝水吧"}], [task.reference(rows[0], context)], context)
+    assert found == pytest.approx(2 * 3 / (4 + 6))
 
 
 @pytest.mark.parametrize("chat", [None, "{{ messages[0]['content'] }}"])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import networkx
 import numpy as np
 import pytest
+from autoft_generation.words import tokenizer
 from autoft_summarization.baselines import Lead, TextRank, nearest_length
-from autoft_summarization.texts import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer

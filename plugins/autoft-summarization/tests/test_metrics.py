@@ -7,8 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from autoft_generation.words import tokenizer
 from autoft_summarization.metrics import METRICS, manner
-from autoft_summarization.texts import tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer

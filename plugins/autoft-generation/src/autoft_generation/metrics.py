@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from autoft.contracts import Prediction, QualityMetric, TaskContext
+from autoft_generation.words import tokenizer
 
 __all__ = ["METRICS", "BitsPerByte", "Chrf", "Distinct", "Perplexity", "Rouge", "texts_of"]
 
@@ -118,12 +119,13 @@ class Chrf(QualityMetric):
 class Rouge(QualityMetric):
     """ROUGE F1, mean over rows (Lin 2004), by rouge-score; of several references the best counts.
 
-    Its words are runs of ASCII letters and digits: texts in other scripts have none.
+    What its words are ``facts["rouge_tokenizer"]`` says, one of :data:`~autoft_generation.words.TOKENIZERS`; without it
+    they are runs of ASCII letters and digits, as in the literature.
 
     Args:
         kind: ``rouge1``, ``rouge2``, ``rougeL``, or ``rougeLsum`` (sentences on lines of their own).
         name: of the metric.
-        use_stemmer: compare stems of English words.
+        use_stemmer: compare stems of English words; with ascii only.
     """
 
     def __init__(
@@ -145,7 +147,8 @@ class Rouge(QualityMetric):
         """Return F1 and one, ``(rows, 2)``."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer([self.kind], use_stemmer=self.use_stemmer)
+        words = tokenizer(str(context.facts.get("rouge_tokenizer", "ascii")), self.use_stemmer)
+        scorer = RougeScorer([self.kind], tokenizer=words)
         rows = [
             (scorer.score_multi(texts_of(reference), entry["text"])[self.kind].fmeasure, 1.0)
             for entry, reference in zip(predictions, references, strict=True)

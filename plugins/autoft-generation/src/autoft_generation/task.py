@@ -31,6 +31,7 @@ from autoft_generation.conditional import (
     keeps_packed_rows_apart,
     shortened,
 )
+from autoft_generation.words import choose_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,7 @@ class Generation(ConditionalGeneration):
         return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return in which form the rows are.
+        """Return in which form the rows are, and what ROUGE counts of the answers.
 
         Raises:
             DataError: they are in none, or rows have nothing to learn from.
@@ -134,7 +135,9 @@ class Generation(ConditionalGeneration):
         faults = [fault for number, row in enumerate(rows, 1) if (fault := _fault(row, form, number))]
         if faults:
             raise DataError(f"{len(faults)} of {len(rows)} rows cannot be learned from; {faults[0]}")
-        return {"form": form}
+        context = TaskContext({"form": form}, options, {}, 512)
+        answers = (self.target_texts(row, context)[0] for row in rows)
+        return {"form": form, "rouge_tokenizer": choose_tokenizer(answers)}
 
     def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
         """Return that conversations are made for this task, and that any other text could be."""
@@ -286,7 +289,8 @@ class Generation(ConditionalGeneration):
         *before, answer = messages
         longest = min(context.max_length, context.processor.positions or context.max_length)
         rest = longest - len(context.processor.source(answer["content"], add_special_tokens=False).input_ids) - SEAMS
-        return [*recent(before, context.processor.source, max(rest, longest // 2)), answer]
+        processor: Tokenizers = context.processor
+        return [*recent(before, processor.source, max(rest, longest // 2)), answer]
 
     def _least_expected(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Examples:
         nats = [-entry["log_likelihood"] / entry["target_tokens"] for entry in predictions]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoft_generation.conditional import ConditionalGeneration, conditional_options
+from autoft_generation.words import choose_tokenizer
 
 from autoft.contracts import Baseline, Column, Output, Prediction, Row, TaskCard, TaskContext
 from autoft_medical_qa.reading import medical_share, passage, text
@@ -19,13 +20,16 @@ class _Free(ConditionalGeneration):
     """Generation whose predictions say how likely the model finds what it wrote."""
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of generation.
+        """Return those of generation, and what ROUGE counts of the answers.
 
         Raises:
             DataError: a row cannot be read.
         """
         _check_texts(rows)
-        return super().facts(rows, options)
+        found = super().facts(rows, options)
+        context = TaskContext({}, options, {}, 512)
+        answers = (self.target_texts(row, context)[0] for row in rows)
+        return {**found, "rouge_tokenizer": choose_tokenizer(answers)}
 
     def encode(self, rows: Sequence[Row], context: TaskContext) -> list[dict[str, Any]]:
         """Return what generation makes of the rows."""

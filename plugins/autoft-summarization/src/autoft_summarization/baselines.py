@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from autoft_generation.words import Tokenizer
 
-from autoft_summarization.texts import Tokenizer, sentences
+from autoft_summarization.texts import sentences
 
 __all__ = ["Lead", "TextRank", "nearest_length"]
 

@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from autoft_generation.words import Tokenizer, tokenizer
 
 from autoft.contracts import Prediction, QualityMetric, TaskContext
-from autoft_summarization.texts import Tokenizer, sentences, tokenizer
+from autoft_summarization.texts import sentences
 
 __all__ = ["METRICS", "Manner", "Rouge", "manner", "rouge_tokenizer"]
 

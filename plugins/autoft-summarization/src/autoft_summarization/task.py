@@ -7,6 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from autoft_generation.conditional import ConditionalGeneration, conditional_options
+from autoft_generation.words import TOKENIZERS, choose_tokenizer, tokenizer
 
 from autoft.contracts import (
     Baseline,
@@ -22,7 +23,7 @@ from autoft.contracts import (
 )
 from autoft_summarization.baselines import Lead, TextRank
 from autoft_summarization.metrics import METRICS, manner, rouge_tokenizer
-from autoft_summarization.texts import TOKENIZERS, choose_tokenizer, document_text, tokenizer
+from autoft_summarization.texts import document_text
 
 __all__ = ["Summarization"]
 
@@ -135,7 +136,7 @@ class Summarization(ConditionalGeneration):
         """Return what ROUGE counts and how long summaries are, beside what the base says.
 
         Returns:
-            ``rouge_tokenizer``, one of :data:`~autoft_summarization.texts.TOKENIZERS`; ``summary_words``, the median
+            ``rouge_tokenizer``, one of :data:`~autoft_generation.words.TOKENIZERS`; ``summary_words``, the median
             over first references.
 
         Raises:
