@@ -99,6 +99,35 @@ def test_a_template_that_rewrites_earlier_turns_learns_the_last_answer_only(toke
     assert pieces == [("<|user|>one<|end|><|user|>three<|end|><|assistant|>", False), ("four<|end|>", True)]
 
 
+HYBRID = (
+    # As Qwen3 does: a block of reasoning, empty where there is none, in front of the last answer; none after the prompt
+    # unless it is told not to think.
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' and loop.last and '</think>' not in message['content'] %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_a_model_that_can_think_learns_to_answer_at_once_where_answers_have_no_reasoning(tokenizers, monkeypatch):
+    tokenizer = tokenizers[True]
+    monkeypatch.setattr(tokenizer, "chat_template", HYBRID)
+    asked = "<|user|>2+2?<|end|>\n<|assistant|>"
+    talk = [message("user", "2+2?"), message("assistant", "4")]
+    assert conversation(tokenizer, talk, "<|end|>", every=True) == [
+        (f"{asked}<think>\n\n</think>\n\n", False),
+        ("4<|end|>", True),
+    ]
+    assert prompt_text(tokenizer, talk[:1]) == f"{asked}<think>\n\n</think>\n\n"
+    reasoned = [talk[0], message("assistant", "<think>two and two</think>4")]
+    assert conversation(tokenizer, reasoned, "<|end|>", every=True, thinks=True) == [
+        (asked, False),
+        ("<think>two and two</think>4<|end|>", True),
+    ]
+    assert prompt_text(tokenizer, talk[:1], thinks=True) == asked
+
+
 def test_messages_that_a_template_refuses_are_told(tokenizers):
     import copy
 

@@ -65,6 +65,13 @@ def test_completions_are_learned_after_their_prompts(generation, make_context):
     assert learned(generation, alone, context) == ("</s>woof</s>", "woof</s>")
 
 
+def test_a_model_is_asked_to_think_where_the_answers_that_it_learned_do(generation, make_context):
+    for answer, thinks in (("<think>two and two</think>4", True), ("4", False)):
+        row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": answer}]}
+        _, context = make_context(generation, "llama", rows=[row], chat=True)
+        assert context.processor.thinks is thinks
+
+
 def test_whole_texts_are_learned_whole(generation, make_context):
     for name, start in (("llama", "<s>"), ("gpt2", "</s>")):
         _, context = make_context(generation, name, rows=TEXTS)

@@ -72,13 +72,16 @@ def _either(message: Any, name: str, other: str) -> Any:
     return message.get(other) if value is None else value
 
 
-def recent(messages: Sequence[Mapping[str, str]], tokenizer: Any, room: int) -> list[dict[str, str]]:
+def recent(
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, room: int, *, thinks: bool = False
+) -> list[dict[str, str]]:
     """Return as many of the last messages as there is room for, from one of the user on, and system messages.
 
     Args:
         messages: up to where the assistant is to answer.
         tokenizer: with or without a chat template.
         room: tokens of the whole prompt. The last question stays, whatever its length.
+        thinks: as for :func:`prompt_text`.
 
     Raises:
         DataError: the template refuses the messages.
@@ -86,7 +89,7 @@ def recent(messages: Sequence[Mapping[str, str]], tokenizer: Any, room: int) -> 
     first = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
     kept = [dict(message) for message in messages]
     for start in [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]:
-        text = prompt_text(tokenizer, kept)
+        text = prompt_text(tokenizer, kept, thinks=thinks)
         # A token is a byte at least.
         if len(text.encode()) <= room or len(tokenizer(text, add_special_tokens=False).input_ids) <= room:
             break
@@ -94,16 +97,25 @@ def recent(messages: Sequence[Mapping[str, str]], tokenizer: Any, room: int) -> 
     return kept
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinks: bool = False) -> str:
     """Return the conversation up to where the assistant begins to answer.
+
+    Args:
+        tokenizer: with or without a chat template.
+        messages: up to where the assistant is to answer.
+        thinks: answers begin with reasoning, as ``<think>...</think>``. Else a model that can do both, as Qwen3, is told
+            to answer at once (``enable_thinking`` of its template): its template puts an empty block in front of answers
+            without reasoning, which would be learned, and shown, as a part of these.
 
     Raises:
         DataError: the template refuses the messages, as a second system message.
     """
-    return _rendered(tokenizer, messages, answer=True)
+    return _rendered(tokenizer, messages, answer=True, thinks=thinks)
 
 
-def conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]], end: str, *, every: bool) -> list[Piece]:
+def conversation(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], end: str, *, every: bool, thinks: bool = False
+) -> list[Piece]:
     """Return a conversation that ends with an answer, in pieces.
 
     Args:
@@ -111,6 +123,7 @@ def conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]], end: str
         messages: the last one is the assistant's.
         end: of an answer, as :func:`answer_end` says.
         every: learn all of the assistant's answers, not the last one only.
+        thinks: as for :func:`prompt_text`.
 
     Raises:
         DataError: the template refuses the messages.
@@ -119,11 +132,11 @@ def conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]], end: str
     pieces: list[Piece] = []
     done = ""
     for i in answers if every else answers[-1:]:
-        before = _rendered(tokenizer, messages[:i], answer=True)
-        until = _rendered(tokenizer, messages[: i + 1], answer=False)
+        before = _rendered(tokenizer, messages[:i], answer=True, thinks=thinks)
+        until = _rendered(tokenizer, messages[: i + 1], answer=False, thinks=thinks)
         if not before.startswith(done):
             # A template that rewrites earlier turns once later ones follow, as those that drop reasoning do.
-            return conversation(tokenizer, messages, end, every=False)
+            return conversation(tokenizer, messages, end, every=False, thinks=thinks)
         answer = until[len(before) :] if until.startswith(before) else messages[i]["content"] + end
         # What a template writes after the end of the answer, the model never has to write. The answer itself may have
         # such a token in it.
@@ -147,7 +160,7 @@ def answer_end(tokenizer: Any) -> str:
     return min(places, key=lambda token: (places[token], -len(token))) if places else tokenizer.eos_token or ""
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answer: bool) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answer: bool, thinks: bool = False) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
@@ -155,6 +168,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answer: 
             [dict(message) for message in messages],
             chat_template=tokenizer.chat_template or PLAIN_TEMPLATE,
             add_generation_prompt=answer,
+            enable_thinking=thinks,
             tokenize=False,
         )
     except TemplateError as error:

@@ -123,6 +123,7 @@ class Tokenizers:
         target: of the outputs; the same object where there is one for both.
         positions: tokens that the model takes at most, on the side of the inputs; None where there is no limit.
         target_positions: the same of the outputs; of a causal model those of both together.
+        thinks: answers of a chat begin with reasoning, as :func:`~autoft_generation.chat.prompt_text` says.
     """
 
     kind: Kind
@@ -131,6 +132,7 @@ class Tokenizers:
     target: Any
     positions: int | None = None
     target_positions: int | None = None
+    thinks: bool = False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer of the inputs into the folder, one of the outputs into ``target`` below it."""
@@ -279,6 +281,7 @@ class ConditionalGeneration(Task):
             target_positions=_positions(decoder, "max_decoder_position_embeddings", context.reserved)
             if target is tokenizer
             else NEW_DECODER_POSITIONS,
+            thinks=bool(context.facts.get("thinks")),
         )
 
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
@@ -490,7 +493,7 @@ class ConditionalGeneration(Task):
             end = processor.source.eos_token or ""
             return [Piece(_opened(processor, prompt), False), Piece(answer + end, True)]
         messages = [*prompt, {"role": "assistant", "content": answer}]
-        return conversation(processor.source, messages, processor.chat_end, every=False)
+        return conversation(processor.source, messages, processor.chat_end, every=False, thinks=processor.thinks)
 
     def prompt_room(self, context: TaskContext) -> int:
         """Return how many tokens of a prompt a causal model reads, such that there is room to answer."""
@@ -508,7 +511,7 @@ class ConditionalGeneration(Task):
         """
         processor: Tokenizers = context.processor
         whole = _least(context.max_length, processor.positions)
-        asked = around if isinstance(around, str) else prompt_text(processor.source, around)
+        asked = around if isinstance(around, str) else prompt_text(processor.source, around, thinks=processor.thinks)
         ids = processor.source(asked, add_special_tokens=False).input_ids
         # The answer stands behind the prompt, within the same length.
         answer = min(self._new_tokens(context), whole // 2)
@@ -600,7 +603,9 @@ class ConditionalGeneration(Task):
         self._source(row, number, context)
         prompt = self.prompt(row, context)
         processor: Tokenizers = context.processor
-        return _opened(processor, prompt) if isinstance(prompt, str) else prompt_text(processor.source, prompt)
+        if isinstance(prompt, str):
+            return _opened(processor, prompt)
+        return prompt_text(processor.source, prompt, thinks=processor.thinks)
 
     def _encoded_causal(
         self, rows: Sequence[Row], answered: Sequence[bool], context: TaskContext

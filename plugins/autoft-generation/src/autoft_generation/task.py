@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Generation"]
 
 FORMS = ("messages", "completion", "text")
+REASONED = "</think>"
+"""What stands between reasoning and answer, in the data of those that begin with the first."""
 SEAMS = 4
 """Tokens of a template around an answer."""
 
@@ -121,7 +123,7 @@ class Generation(ConditionalGeneration):
         return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
     def facts(self, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return in which form the rows are, and what ROUGE counts of the answers.
+        """Return in which form the rows are, what ROUGE counts of the answers, and whether these begin with reasoning.
 
         Raises:
             DataError: they are in none, or rows have nothing to learn from.
@@ -136,8 +138,9 @@ class Generation(ConditionalGeneration):
         if faults:
             raise DataError(f"{len(faults)} of {len(rows)} rows cannot be learned from; {faults[0]}")
         context = TaskContext({"form": form}, options, {}, 512)
-        answers = (self.target_texts(row, context)[0] for row in rows)
-        return {"form": form, "rouge_tokenizer": choose_tokenizer(answers)}
+        answers = [self.target_texts(row, context)[0] for row in rows]
+        thinks = any(REASONED in answer for answer in answers)
+        return {"form": form, "rouge_tokenizer": choose_tokenizer(answers), **({"thinks": True} if thinks else {})}
 
     def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
         """Return that conversations are made for this task, and that any other text could be."""
@@ -208,7 +211,7 @@ class Generation(ConditionalGeneration):
         """Return the prompt; the last messages before the answer; or the first half of a text, by words."""
         processor: Tokenizers = context.processor
         if row.get("messages") is not None:
-            return recent(_asked(row), processor.source, self.prompt_room(context))
+            return recent(_asked(row), processor.source, self.prompt_room(context), thinks=processor.thinks)
         text = self.source_text(row, context)
         if _chats(context) and text:
             return [{"role": "user", "content": text}]
@@ -222,7 +225,7 @@ class Generation(ConditionalGeneration):
         if row.get("messages") is not None:
             messages = self._shortened(checked_messages(row["messages"], f"row {number}"), context)
             every = context.options.get("learn", "all") == "all"
-            return conversation(processor.source, messages, processor.chat_end, every=every)
+            return conversation(processor.source, messages, processor.chat_end, every=every, thinks=processor.thinks)
         if row.get("completion") is not None:
             return super().pieces(row, number, context)
         return [Piece(processor.start, False), Piece(row["text"] + (processor.source.eos_token or ""), True)]
@@ -290,7 +293,7 @@ class Generation(ConditionalGeneration):
         longest = min(context.max_length, context.processor.positions or context.max_length)
         rest = longest - len(context.processor.source(answer["content"], add_special_tokens=False).input_ids) - SEAMS
         processor: Tokenizers = context.processor
-        return [*recent(before, processor.source, max(rest, longest // 2)), answer]
+        return [*recent(before, processor.source, max(rest, longest // 2), thinks=processor.thinks), answer]
 
     def _least_expected(self, rows: Sequence[Row], predictions: Sequence[Prediction], context: TaskContext) -> Examples:
         nats = [-entry["log_likelihood"] / entry["target_tokens"] for entry in predictions]
