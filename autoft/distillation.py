@@ -18,6 +18,7 @@ from autoft.contracts import ModelSource, Target, Task, TaskContext, Teacher
 from autoft.data.features import Features
 from autoft.data.rows import Split
 from autoft.errors import ModelError
+from autoft.paths import plain_files_digest
 from autoft.plans.targets import usable_positions
 from autoft.pretrained import loading, trained_by, trained_model
 from autoft.strategies.first_token import first_token_alone, shortest_and_longest
@@ -421,7 +422,8 @@ def named_teacher(name: str, target: Target) -> Teacher:
     missing = sorted(set(find_head(model).parameters) - _stored(source)) if Path(source.path).is_dir() else []
     if missing:
         raise ModelError(f"the teacher {name} is not fine-tuned: its files hold no {missing[0]}; name one that is")
-    return Teacher(name, model, own)
+    # Files of a folder that were changed are another teacher, which reads otherwise.
+    return Teacher(f"{name}, {source.revision or plain_files_digest(Path(source.path))}", model, own)
 
 
 def _stored(source: ModelSource) -> set[str]:

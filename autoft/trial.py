@@ -1086,8 +1086,9 @@ class _Recovery:
             models = (model for model, processor in place.processors.items() if processor is context.processor)
             return place.encoded(rows, place.task, context, next(models, known_as))
 
-        # A processor that an earlier step made follows from the rows, the base model and the steps.
-        features = read(target.context, f"{place.known_as(config.model, target.context)}, {self.variant}")
+        # A processor that an earlier step made follows from the rows, the base model, the steps, and what a step reads of a student.
+        own_files = plain_files_digest(Path(target.source.path))
+        features = read(target.context, f"{place.known_as(config.model, target.context)}, {self.variant}, {own_files}")
         asked = []
         for teacher in teachers or self.best(1):
             own = read(teacher.context, teacher.name)

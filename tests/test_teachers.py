@@ -169,6 +169,15 @@ def test_a_fine_tuned_model_of_transformers_is_read_as_it_is(bench, tmp_path):
     assert torch.equal(found, wanted)
 
 
+def test_a_teacher_whose_tokenizer_was_changed_is_known_as_another(bench, tmp_path):
+    folder = fine_tuned(bench, tmp_path / "model")
+    before = [named_teacher(str(folder), bench.target).name for _ in range(2)]
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": {"type": "Lowercase"}}))
+    # Encoded rows, and what was said of them, are kept by this name.
+    assert before[0] == before[1] != named_teacher(str(folder), bench.target).name
+
+
 def test_what_does_not_fit_the_task_is_refused_with_the_reason(bench, tmp_path):
     known = list(bench.context.facts["labels"])
     turned = fine_tuned(bench, tmp_path / "turned", id2label={str(i): name for i, name in enumerate(reversed(known))})
