@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from autoft import report
+from autoft import artifact, report
 from autoft.additions import added_configuration, settings_of
-from autoft.artifact import MANIFEST, LoadedModel, changed_files, load
+from autoft.artifact import MANIFEST, LoadedModel, changed_files, undecided
 from autoft.begun import check_begun_here, remember_begun
 from autoft.card import stated_license
 from autoft.contracts import Row
@@ -884,6 +885,29 @@ def compare(runs: Sequence[str | Path], *, output: str | Path | None = None) -> 
     if output is not None:
         write_text(Path(output), render_comparison(comparison))
     return comparison_json(comparison)
+
+
+def load(
+    path: str | Path, *, catalog: Catalog | None = None, device: str | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a model that autoft wrote: a run folder, its ``best/``, or the folder of a variant.
+
+    Warns where it is a trial's model of which nothing was decided yet, as when to leave a question unanswered.
+
+    Args:
+        path: the folder.
+        catalog: what plugins offer; by default all that are installed.
+        device: ``cpu``, ``cuda`` or ``mps``; by default the best there is.
+        trust_remote_code: run code that came with the base model.
+
+    Raises:
+        ModelError: the folder holds no model, or its files are damaged.
+        PluginError: the task or the format needs a plugin that is not installed.
+    """
+    loaded = artifact.load(path, catalog=catalog, device=device, trust_remote_code=trust_remote_code)
+    if told := undecided(loaded):
+        warnings.warn(told, stacklevel=2)
+    return loaded
 
 
 def predict(

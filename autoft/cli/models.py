@@ -52,8 +52,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward pass.")] = 32,
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
-    from autoft.api import load
-    from autoft.artifact import undecided
+    from autoft.artifact import load, undecided
     from autoft.errors import DataError
     from autoft.processes import silence_libraries
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from autoft import api
+from autoft.artifact import save_artifact
 from autoft.cli import app
-from autoft.contracts import MarkedText, Matrix, ModelSource, Table
+from autoft.contracts import MarkedText, Matrix, ModelSource, Table, Target
 from autoft.errors import ModelError
 from autoft.evaluation import measure_folder
+from autoft.hardware import Hardware
 
 FAMILIES = ["bert", "distilbert", "roberta", "deberta-v2", "longformer"]
 LETTER = "Anna wrote the letter in 1903, in a small town called Brig. It was found by Carl Meier under a floor in 1998."
@@ -405,6 +409,20 @@ def test_marks_far_apart_are_shown_in_stretches_of_their_own(task, make_context)
     assert len(shown) < 300
     assert [(shown[mark.start : mark.end], mark.verdict) for mark in marks] == [("Anna", "wrong"), ("Carl", "missed")]
     assert " … " in shown
+
+
+def test_a_trials_model_tells_from_python_too_that_nothing_was_decided_of_it(task, source, make_context, tmp_path):
+    context = make_context(UNANSWERABLE)
+    model, hardware = task.load_model(source, context), Hardware.probe()
+    target = Target(task, source, model.config.to_dict(), context, hardware)
+    trial, best = tmp_path / "run/trials/0000/variants/none", tmp_path / "run/best"
+    for folder in (trial, best):
+        save_artifact(folder, model, target, writer=None, variant="none", objective="qa_f1")
+    with pytest.warns(UserWarning, match="question-answering decides on validation"):
+        api.load(trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        api.load(best)
 
 
 def test_a_search_ends_with_models_that_answer_and_a_report_that_shows_it(folder_of, tmp_path):
