@@ -426,8 +426,6 @@ def test_a_trials_model_tells_from_python_too_that_nothing_was_decided_of_it(tas
 
 
 def test_a_search_ends_with_models_that_answer_and_a_report_that_shows_it(folder_of, tmp_path):
-    from autoft import api
-
     def line(person, place, year, number):
         text = f"{person} wrote the letter in {year}, in a small town called {place}."
         choice = [
