@@ -225,6 +225,7 @@ def search(
         listener = Audience(progress, trackers, listener)
         loaded, plan = _pinned(loaded, plan, earlier, catalog)
         _same_recipe(folder, loaded)
+        _same_device(folder, plan)
         for sentence in [*folder.set_aside_damaged(), *set_aside_trials(folder)]:
             listener.note(sentence)
         listener.phase("prepare data")
@@ -1040,6 +1041,23 @@ def _same_recipe(folder: RunDir, recipe: Recipe) -> None:
             f"{folder.path}: holds a run of another recipe (differs in {', '.join(differing)}); give --run another "
             "folder, or delete this one. Only budget, executor, storage and trackers may change between calls of a run, and "
             "of budget not what latencies are measured by"
+        )
+
+
+def _same_device(folder: RunDir, plan: Plan) -> None:
+    """Raise where latencies of an earlier call were told for another device than the profile of the same name describes now."""
+    done = any(folder.result(number).is_file() for number in folder.numbers())
+    if plan.target is None or not folder.plan.is_file() or not done:
+        return
+    try:
+        before = read_plan(folder.plan).target
+    except RunFolderError:
+        # It is damaged, and a new one takes its place.
+        return
+    if before is not None and before.milliseconds != plan.target.milliseconds:
+        raise RunFolderError(
+            f"{folder.path}: the profile that budget.target names was changed since the first trials, whose latencies are told by "
+            "the one of before; give --run another folder, or put the profile back"
         )
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+import autoft
 from autoft.device import WORKLOADS, DeviceProfile, dump_profile, read_profile
-from autoft.errors import RecipeError
+from autoft.errors import RecipeError, RunFolderError
 from autoft.evaluation import measure_folder
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
 from autoft.plugins import load_plugins
 from autoft.recipe import recipe_from_mapping
+from autoft.rundir import RunDir, TrialConfig, TrialResult, write_json
 from autoft.workloads import SHAPES, latency_scales
 
 HERE = {name: [1.0, 10.0] for name in WORKLOADS}
@@ -82,6 +84,27 @@ def test_what_the_device_has_no_runtime_for_is_refused(tmp_path, tiny_model):
     reasons = {note.what: note.reason for note in plan.refusals}
     assert "board has no torch" in reasons["none"]
     assert "board has no torch-int8" in reasons["dynamic-int8"]
+
+
+def test_a_run_whose_trials_were_told_for_another_device_does_not_go_on(tmp_path, tiny_model):
+    run = RunDir(tmp_path / "runs/r")
+    plan = plan_for(tmp_path, tiny_model, profile())
+    run.create()
+    write_json(run.plan, plan.model_dump(mode="json"))
+    config = TrialConfig(number=0, kind="search", model="m", pipeline="full", params={}, seed=0)
+    run.write_result(TrialResult(number=0, state="complete", config=config, variants=[]))
+    faster = plan_for(tmp_path, tiny_model, profile(milliseconds={name: [0.5, 5.0] for name in WORKLOADS}))
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": "absent.csv",
+        "budget": {"target": str(tmp_path / "board.yaml")},
+    }
+    assert faster.target != plan.target
+    with pytest.raises(
+        RunFolderError, match=r"the profile that budget\.target names was changed since the first trials"
+    ):
+        autoft.search(recipe, run=run.path)
 
 
 def test_the_scale_is_the_geometric_mean_over_shapes():
