@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from autoft_generation.chat import PLAIN_TEMPLATE, answer_end, checked_messages, conversation, prompt_text, recent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.errors import DataError
+from autoft.errors import DataError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,21 @@ def test_messages_that_a_template_refuses_are_told(tokenizers):
     tokenizer.chat_template = "{{ 1 / 0 }}"
     with pytest.raises(DataError, match="template of the model fails: ZeroDivisionError: division by zero"):
         prompt_text(tokenizer, TALK[:2])
+
+
+def test_a_template_without_end_is_told(tokenizers):
+    import copy
+
+    tokenizer, before = copy.deepcopy(tokenizers[True]), sys.gettrace()
+    tokenizer.chat_template = "{% for i in range(3000) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError, match="its chat template does not end: 1,000,000 steps for 2 messages"):
+        prompt_text(tokenizer, TALK[:2])
+    assert sys.gettrace() is before
+
+
+def test_a_conversation_of_thousands_of_messages_is_no_template_without_end(tokenizers):
+    text = prompt_text(tokenizers[True], 1000 * TALK[1:])
+    assert text.count("three") == 1000
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
-from autoft.errors import DataError, kind_and_line
+from autoft.errors import DataError, ModelError, kind_and_line
 
 __all__ = ["PLAIN_TEMPLATE", "Piece", "answer_end", "checked_messages", "conversation", "prompt_text", "recent"]
 
@@ -19,6 +22,9 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """For tokenizers without a template of their own: ``User: ...`` and ``Assistant: ...`` on lines of their own."""
+
+MOST_STEPS = 1_000_000
+"""Lines of a chat template that run for one conversation; those in use take some tens for a message."""
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"human": "user", "gpt": "assistant"}
@@ -164,17 +170,53 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answer: 
     from jinja2.exceptions import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=tokenizer.chat_template or PLAIN_TEMPLATE,
-            add_generation_prompt=answer,
-            enable_thinking=thinks,
-            tokenize=False,
-        )
+        with _bounded():
+            text: str = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=tokenizer.chat_template or PLAIN_TEMPLATE,
+                add_generation_prompt=answer,
+                enable_thinking=thinks,
+                tokenize=False,
+            )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template of the model refuses messages of {roles}: {error}") from error
+    except _Endless:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template does not end: {MOST_STEPS:,} steps for {len(messages)} messages"
+        ) from None
     except Exception as error:
         # It is a program of whoever made the model.
         raise DataError(f"the chat template of the model fails: {kind_and_line(error)}") from error
     return text
+
+
+class _Endless(Exception):
+    """A template has run as many lines as it may."""
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Count the lines that a template runs within the block, in this thread.
+
+    Jinja's sandbox bounds a loop, to 100,000 rounds, and not loops within loops.
+
+    Raises:
+        _Endless: it runs more than :data:`MOST_STEPS`.
+    """
+    steps = 0
+
+    def line(frame: FrameType, event: str, given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > MOST_STEPS:
+            raise _Endless
+        return line
+
+    before = sys.gettrace()
+    # So Jinja calls the code that it makes of a text.
+    sys.settrace(lambda frame, event, given: line if frame.f_code.co_filename == "<template>" else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
