@@ -24,10 +24,11 @@ from autoft.artifact import MANIFEST, LoadedModel, changed_files, undecided
 from autoft.begun import check_begun_here, remember_begun
 from autoft.card import stated_license
 from autoft.contracts import Row
+from autoft.data.downloads import is_commit
 from autoft.data.features import expected_bytes
 from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
 from autoft.data.rows import SPLITS
-from autoft.data.sources import hub_commit, pinned_source, source_card
+from autoft.data.sources import hub_commit, hub_parts, pinned_source, source_card
 from autoft.device import DeviceProfile
 from autoft.drafts import Draft, Question, draft_recipe
 from autoft.editors import recipe_schema_of
@@ -293,7 +294,7 @@ def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str], catalog: Cat
         DataError: a source of the hub has a wrong form.
     """
     # Those of trials that a user added are named by no recipe.
-    revisions = {**earlier, **plan.revisions}
+    revisions, warnings = {**earlier, **plan.revisions}, list(plan.warnings)
 
     def section(data: DataSection, where: str) -> DataSection:
         update = {}
@@ -307,6 +308,11 @@ def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str], catalog: Cat
                 raise recipe.located(DataError(f"{where}.{split}: {error}")) from None
             if commit is not None:
                 revisions[source], update[split] = commit, pinned_source(source, commit)
+            elif not is_commit(hub_parts(source)["revision"]):
+                warnings.append(
+                    f"{where}.{split}: {source} is pinned to no commit: the hub cannot be asked, and nothing here says of which one "
+                    "the rows are"
+                )
         return data.model_copy(update=update)
 
     def model(name: Any) -> Any:
@@ -327,7 +333,7 @@ def _pinned(recipe: Recipe, plan: Plan, earlier: Mapping[str, str], catalog: Cat
         "data": section(recipe.data, "data"),
         "auxiliary": auxiliary,
     }
-    return recipe.model_copy(update=pinned), plan.model_copy(update={"revisions": revisions})
+    return recipe.model_copy(update=pinned), plan.model_copy(update={"revisions": revisions, "warnings": warnings})
 
 
 @contextmanager

@@ -351,7 +351,16 @@ def test_the_resolved_recipe_names_the_commits_and_a_run_goes_on_with_its_own(hu
     assert again.data.train == f"hub://me/films:small@{'d' * 40}#train"
     assert _pinned(pinned, plan, {}, catalog)[0].data == pinned.data
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert _pinned(recipe, plan, {}, catalog)[0].data == recipe.data
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    free, planned = _pinned(recipe, plan, {}, catalog)
+    assert free.data == recipe.data
+    assert [warning.partition(": the hub cannot be asked")[0] for warning in planned.warnings] == [
+        *plan.warnings,
+        "data.train: hub://me/films:small#train is pinned to no commit",
+        "data.test: hub://me/films@v2#test is pinned to no commit",
+    ]
+    assert _pinned(pinned, plan, {}, catalog)[1].warnings == plan.warnings
 
 
 class Judged(Regularizer):

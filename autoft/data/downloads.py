@@ -21,7 +21,7 @@ from autoft.data.encodings import Room
 from autoft.data.files import check_arrow, check_parquet
 from autoft.errors import DataError, first_line
 
-__all__ = ["hub_rows"]
+__all__ = ["hub_rows", "is_commit", "prepared_commit"]
 
 _PACKED = {
     b"\x1f\x8b": "gzip",
@@ -59,12 +59,14 @@ def hub_rows(name: str, config: str | None, revision: str | None, split: str) ->
     # Without the prefix, a folder here that is called so is read instead.
     builder = load_dataset_builder(f"hf://datasets/{name}", config, revision=revision)
     prepared, files = Path(builder.cache_dir), builder.config.data_files
-    # With what files it was made of, which says the commit.
-    fetched = DownloadManager(builder.dataset_name, base_path=builder.base_path, record_checksums=True)
-    if not files:
-        _check_commit(builder.info.download_checksums or {}, revision)
-    elif not (prepared / "dataset_info.json").is_file():
+    fetched = DownloadManager(builder.dataset_name, base_path=builder.base_path)
+    if files:
         _check_origins(files, builder.base_path)
+    elif is_commit(revision) and builder.hash != revision:
+        # The library gives what it made of another one, too.
+        which = f"of another commit ({builder.hash})" if is_commit(builder.hash) else "of a commit that nothing says"
+        raise DataError(f"the hub cannot be asked, and what is kept of it here is {which}")
+    if files and not (prepared / "dataset_info.json").is_file():
         for paths in fetched.download(files).values():
             for path in paths:
                 _check_file(Path(path))
@@ -74,11 +76,28 @@ def hub_rows(name: str, config: str | None, revision: str | None, split: str) ->
     return builder.as_dataset(split)
 
 
-def _check_commit(files: Mapping[str, Any], revision: str | None) -> None:
-    """Raise where the library gives what it made of another commit, as it does where the hub cannot be asked."""
-    others = [file for file in files if f"@{revision}/" not in file]
-    if re.fullmatch(r"[0-9a-f]{40}", revision or "") and others:
-        raise DataError(f"the hub cannot be asked, and what is kept of it here is of another commit ({others[0]})")
+def prepared_commit(name: str, config: str | None) -> str | None:
+    """Return the commit of what the ``datasets`` library gives of a data set where the hub cannot be asked; None where nothing says it.
+
+    Whatever program had the library prepare it, its folder is called as the commit.
+
+    Args:
+        name: as ``owner/name``.
+        config: of its configurations; None where it has one.
+    """
+    from datasets import load_dataset_builder
+
+    try:
+        kept = load_dataset_builder(f"hf://datasets/{name}", config)
+    except (OSError, ValueError):
+        # Nothing is kept, or of several configurations.
+        return None
+    return str(kept.hash) if is_commit(kept.hash) else None
+
+
+def is_commit(name: str | None) -> bool:
+    """Say whether a revision is a commit, and no branch or tag, which may move."""
+    return re.fullmatch(r"[0-9a-f]{40}", name or "") is not None
 
 
 def _check_origins(files: Mapping[str, Sequence[str]], base: str) -> None:

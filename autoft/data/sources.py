@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from autoft.data.downloads import hub_rows
+from autoft.data.downloads import hub_rows, prepared_commit
 from autoft.data.encodings import Room, plain, sound
 from autoft.data.files import allowed_kinds, check_arrow, is_data_file, kind_of, read_file
 from autoft.data.rows import SPLITS, concatenated
@@ -200,7 +200,7 @@ def pinned_source(source: str, commit: str) -> str:
 
 
 def hub_commit(source: str) -> str | None:
-    """Return the commit that a ``hub://`` source stands for now; where the hub cannot be asked, that of its card here, or None.
+    """Return the commit that a ``hub://`` source stands for now; where the hub cannot be asked, that of what is kept here, or None.
 
     Raises:
         DataError: the form is wrong.
@@ -214,8 +214,9 @@ def hub_commit(source: str) -> str | None:
         # Without an answer, errors are those of the library for HTTP, whose name changes between versions of the hub's.
         if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith("httpx"):
             raise
+        kept = None if form["revision"] else prepared_commit(str(form["name"]), form["config"])
         card = source_card(source, Path())
-        return card.parent.name if card is not None else None
+        return kept or (card.parent.name if card is not None else None)
     return asked.sha
 
 

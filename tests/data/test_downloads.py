@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autoft.data.sources import load_source
+from autoft.data.sources import hub_commit, load_source
 from autoft.errors import DataError
 
 COMMIT = "c" * 40
@@ -244,9 +244,34 @@ def test_what_is_kept_is_read_without_the_hub_and_only_of_its_commit(hub, monkey
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load() == load(f"hub://me/films@{COMMIT}#train") == rows
-    assert "is of another commit (hf://datasets/me/films@ccc" in fault(f"hub://me/films@{'d' * 40}")
+    assert f"is of another commit ({COMMIT})" in fault(f"hub://me/films@{'d' * 40}")
     (kept,) = (tmp_path / "datasets").rglob("*.arrow")
     whole = kept.read_bytes()
     for content in (whole[:-300], whole.replace(b"good film", b"\xff\xfe\xff film")):
         kept.write_bytes(content)
         assert "what the datasets library keeps of it is damaged (" in fault()
+
+
+def test_what_another_program_had_prepared_says_its_commit_without_the_hub(hub, monkeypatch):
+    import datasets
+
+    hub["train.csv"] = ROWS
+    datasets.load_dataset("me/films")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub_commit("hub://me/films") == COMMIT
+    assert hub_commit("hub://me/others") is None
+    assert load(f"hub://me/films@{COMMIT}").num_rows == 2
+    assert f"is of another commit ({COMMIT})" in fault(f"hub://me/films@{'d' * 40}")
+
+
+def test_what_says_no_commit_is_not_taken_for_one(hub, monkeypatch, tmp_path):
+    hub["train.csv"] = ROWS
+    rows = load()
+    (folder,) = (tmp_path / "datasets").rglob(COMMIT)
+    folder.rename(folder.with_name("3f2a"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub_commit("hub://me/films") is None
+    assert load() == rows
+    assert "is of a commit that nothing says" in fault(f"hub://me/films@{COMMIT}")
