@@ -127,6 +127,7 @@ class TaskCard:
         alternatives: sets of roles that are not required one by one, of which rows need one whole set, the usual first;
             ``autoft init`` maps the first that the data has.
         models: hub ids to begin with, the smallest first; ``autoft init`` names one where nothing installed suits.
+        windows: inputs beyond ``train.max_length`` are read in several windows, so that nothing of them is cut off.
     """
 
     name: str
@@ -142,6 +143,7 @@ class TaskCard:
     generates: bool = False
     alternatives: tuple[tuple[str, ...], ...] = ()
     models: tuple[str, ...] = ()
+    windows: bool = False
 
     def column(self, role: str) -> Column:
         """Return the column of this role."""

@@ -490,7 +490,8 @@ def _recipe_text(
     lines += ["space:", *space] if space else []
     if longest > needed:
         lines.append(
-            f"# One row in twenty is longer than the {needed} tokens that are read; the rest of it is cut off."
+            f"# One row in twenty is longer than the {needed} tokens that are read at once; "
+            + ("it is read in several windows." if card.windows else "the rest of it is cut off.")
         )
     lines += _objective(card, guess, seen)
     if card.options:

@@ -136,6 +136,20 @@ def test_a_cpu_that_writes_a_text_for_each_validation_row_gets_fewer_of_them(pla
     assert "validation_size" not in drafted("cut.jsonl", "translation", replace(CPU, device="cuda"))
 
 
+def test_long_contexts_are_said_to_be_cut_off_only_where_they_are(place, tiny_model):
+    context = " ".join(f"word{n}" for n in range(900))
+    asked = [{"question": f"Which is number {n}?", "context": context, "answers": f"word{n}"} for n in range(60)]
+    write(place / "asked.jsonl", asked)
+    assert init("asked.jsonl", "--task", "question-answering", "--model", tiny_model).exit_code == 0
+    drafted = (place / "recipe.yaml").read_text("utf-8")
+    assert "it is read in several windows" in drafted
+    assert "cut off" not in drafted
+    judged = [{"text": f"{context} {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(60)]
+    write(place / "judged.jsonl", judged)
+    assert init("judged.jsonl", "--model", tiny_model, "--output", "judged.yaml").exit_code == 0
+    assert "the rest of it is cut off" in (place / "judged.yaml").read_text("utf-8")
+
+
 def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
     write(place / "reviews.csv", reviews(120))
     Path("recipe.yaml").write_text("mine")

@@ -107,6 +107,7 @@ class QuestionAnswering(Task):
         metrics=("qa_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer_accuracy", "best_qa_f1"),
         architecture="question-answering",
         models=("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
+        windows=True,
         ignores=("train.label_smoothing", "train.class_weights", "train.loss"),
         options=(
             Option("max_answer_tokens", "the longest answer that is given, in tokens", 30),

@@ -91,6 +91,7 @@ class TokenClassification(Task):
         hub_pipeline="token-classification",
         alternatives=(("tokens", "tags"), ("text", "tags"), ("text", "spans")),
         models=("distilbert/distilbert-base-cased", "google-bert/bert-base-cased"),
+        windows=True,
         options=(
             Option("scheme", "of the tags; auto looks at the data, spans are iob2", "auto", ("auto", *SCHEMES)),
             Option(
