@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from autoft.contracts import Column, TaskCard
 from autoft.data.encodings import Room
-from autoft.data.rows import Mask, count_of_rows, shortened
+from autoft.data.rows import Ints, Mask, count_of_rows, shortened
 from autoft.data.sources import load_source, source_path
 from autoft.errors import DataError, listed, unknown_name
 from autoft.paths import named_path
@@ -247,13 +247,14 @@ def _missing(values: pa.ChunkedArray, column: Column) -> Mask:
     return np.asarray(missing.to_numpy(), dtype=bool)
 
 
-def filter_rows(table: pa.Table, wanted: Mapping[str, Any], where: str) -> tuple[pa.Table, list[str]]:
-    """Keep the rows that ``data.where`` asks for; also says which of its values no row has.
+def filter_rows(table: pa.Table, wanted: Mapping[str, Any], where: str) -> tuple[pa.Table, Ints, list[str]]:
+    """Keep the rows that ``data.where`` asks for; also says where they stood, and which of its values no row has.
 
     Raises:
         DataError: a column is unknown or nested, or no row is left.
     """
     notes = []
+    places = np.arange(table.num_rows, dtype=np.int64)
     for name, value in wanted.items():
         if name not in table.column_names:
             raise DataError(
@@ -278,10 +279,11 @@ def filter_rows(table: pa.Table, wanted: Mapping[str, Any], where: str) -> tuple
         absent = [repr(item) for key, item in given.items() if key not in found]
         if absent:
             notes.append(f"data.where.{name}: no row of {where} has {', '.join(absent)}")
-        table = table.filter(pc.is_in(values, value_set=pa.array(keep, values.type)))
+        chosen = pc.is_in(values, value_set=pa.array(keep, values.type))
+        table, places = table.filter(chosen), places[chosen.to_numpy()]
         if table.num_rows == 0:
             raise DataError(f"data.where: no row of {where} has all of {dict(wanted)!r}")
-    return table, notes
+    return table, places, notes
 
 
 def _comparable(value: Any) -> str:

@@ -106,7 +106,7 @@ def prepare_data(
         return prepared
     preparation = Preparation(section, task, seed, base, folds)
     tables = preparation.tables()
-    facts = _facts(task, options, tables, preparation.notes)
+    facts = _facts(task, options, tables, preparation)
     fingerprints = {name: Split(table).fingerprint for name, table in tables.items()}
     fingerprint = digest_of([task.card.name, dict(options), facts, fingerprints])
     _check_expected(folder, fingerprint, expected)
@@ -284,17 +284,25 @@ def prepare_folds(
         )
 
 
-def _facts(task: Task, options: Mapping[str, Any], tables: Mapping[str, pa.Table], notes: list[str]) -> dict[str, Any]:
+def _facts(
+    task: Task, options: Mapping[str, Any], tables: Mapping[str, pa.Table], preparation: Preparation
+) -> dict[str, Any]:
     """Return the task's facts about the training rows, after a look whether the held-out rows go with them."""
-    facts = _plain_json(task.facts(Split(tables["train"]), options), task)
+    notes = preparation.notes
+    try:
+        facts = _plain_json(task.facts(Split(tables["train"]), options), task)
+    except DataError as error:
+        raise DataError(preparation.located(error, ["train"]) or str(error)) from error
     try:
         together = task.facts(Split(concatenated([tables[name] for name in SPLITS], "data")), options)
     except DataError as error:
-        raise DataError(f"data.validation or data.test do not go with data.train: {error}") from error
+        place = preparation.located(error, SPLITS)
+        raise DataError(place or f"data.validation or data.test do not go with data.train: {error}") from error
     unseen = [label for label in together.get("labels", ()) if label not in facts.get("labels", ())]
     if unseen:
         shown = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")
-        notes.append(f"data: {len(unseen)} labels of validation or test are never seen in training: {shown}")
+        what = "label of validation or test is" if len(unseen) == 1 else "labels of validation or test are"
+        notes.append(f"data: {len(unseen)} {what} never seen in training: {shown}")
     alike: dict[str, list[str]] = {}
     for label in together.get("labels", ()):
         alike.setdefault("".join(unicodedata.normalize("NFKC", str(label)).casefold().split()), []).append(repr(label))

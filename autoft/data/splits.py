@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from autoft.recipe import DataSection
 
 __all__ = ["Preparation"]
 
+_PLACE = "\0place"
+"""Column of a row's number in its source, from 1, while the splits are made; no file has a column of this name."""
 _CUT_SHARE = 0.15
 _CUT_MOST = {"validation": 1000, "test": 2000}
 
@@ -36,6 +39,8 @@ class Preparation:
         self.base = base
         self.notes: list[str] = []
         self.columns: dict[str, str] = {}
+        self.places: dict[str, tuple[str, pa.ChunkedArray]] = {}
+        """Of each split the key of the source that its rows are from, and the number of each row there, from 1."""
 
     def tables(self) -> dict[str, pa.Table]:
         """Return the three splits."""
@@ -51,7 +56,30 @@ class Preparation:
                 self.note_overlap(tables, absent)
         # Files often come sorted by class; shuffled once here, the first rows of a split are a fair sample of it.
         order = {name: self.rng(f"order.{name}").permutation(tables[name].num_rows) for name in SPLITS}
-        return {name: tables[name].take(pa.array(order[name])) for name in SPLITS}
+        tables = {name: tables[name].take(pa.array(order[name])) for name in SPLITS}
+        self.places = {
+            name: ("data.train" if name in absent else f"data.{name}", table[_PLACE]) for name, table in tables.items()
+        }
+        return {name: table.drop_columns([_PLACE]) for name, table in tables.items()}
+
+    def located(self, error: DataError, splits: Sequence[str]) -> str | None:
+        """Return a task's error with the source and the number there of the row that it is about.
+
+        Args:
+            error: of a task, which counts the rows that it is given.
+            splits: whose rows it was given, one after the other.
+
+        Returns:
+            None where the error is about no single row.
+        """
+        told = re.match(r"row (\d+)\b", str(error))
+        at = int(told[1]) - 1 if told else -1
+        for name in splits:
+            source, places = self.places[name]
+            if told and 0 <= at < len(places):
+                return f"{source}: row {places[at]}{str(error)[told.end() :]}"
+            at -= len(places)
+        return None
 
     def source(self, name: str, source: str) -> pa.Table:
         """Return the rows of one source by role."""
@@ -59,13 +87,14 @@ class Preparation:
         table = load_source(source, base=self.base, where=where)
         if source.startswith("hub://") and "@" not in source:
             self.notes.append(f"{where}: {source} names no revision; the data may change, pin it as @revision before #")
-        table, notes = filter_rows(table, self.section.where, where)
+        table, places, notes = filter_rows(table, self.section.where, where)
         self.notes += notes
         columns, notes = resolve_columns(table.column_names, self.card, self.section.columns, where)
         self.notes += notes
         if name == "train":
             self.columns = columns
-        mapped = map_columns(table, *self.sliced(table, columns, where), where)
+        card, kept = self.sliced(table, columns, where)
+        mapped = map_columns(table.append_column(_PLACE, pa.array(places + 1)), card, {**kept, _PLACE: _PLACE}, where)
         dropped = table.num_rows - mapped.num_rows
         if dropped:
             self.notes.append(
@@ -74,7 +103,7 @@ class Preparation:
         return roomy(with_files(mapped, self.card, source, self.base, where))
 
     def sliced(self, table: pa.Table, columns: Mapping[str, str], where: str) -> tuple[TaskCard, dict[str, str]]:
-        """Return the card and the columns with those of ``data.slices`` added, which neither task nor model reads."""
+        """Return the card and the columns with those added that neither task nor model reads: of ``data.slices``, and the place."""
         wanted = list(dict.fromkeys(self.section.slices))
         for name in wanted:
             if name not in table.column_names:
@@ -85,7 +114,7 @@ class Preparation:
                     f"data.slices: {where}: the column {name!r} is read as {role!r} already; name one that the task does not read"
                 )
         kept = {f"{SLICE}{name}": name for name in wanted}
-        further = tuple(Column(role, "source", "where a row comes from", required=False) for role in kept)
+        further = tuple(Column(role, "source", "where a row comes from", required=False) for role in [*kept, _PLACE])
         return replace(self.card, columns=(*self.card.columns, *further)), {**columns, **kept}
 
     def cleaned(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:

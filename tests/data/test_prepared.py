@@ -401,7 +401,44 @@ def test_labels_never_seen_in_training_are_told(tmp_path):
     write_csv(tmp_path / "r.csv", tickets(30, labels="ab"))
     write_csv(tmp_path / "t.csv", [("x", "a"), ("y", "zebra")])
     prepared = prepare(tmp_path, train="r.csv", test="t.csv")
-    assert any("1 labels of validation or test" in warning and "'zebra'" in warning for warning in prepared.warnings)
+    assert any(
+        "1 label of validation or test is never" in warning and "'zebra'" in warning for warning in prepared.warnings
+    )
+
+
+class Checked(Tickets):
+    """Names the first row, as tasks do from 1, whose label it cannot take."""
+
+    def facts(self, rows, options):
+        for number, row in enumerate(rows, start=1):
+            if row["label"] == "?":
+                raise DataError(f"row {number}: 'label' is unknown")
+        return super().facts(rows, options)
+
+
+@pytest.mark.parametrize("given", [{}, {"validation": "other.csv"}, {"validation": "other.csv", "test": "more.csv"}])
+@pytest.mark.parametrize("place", [2, 30, 60])
+def test_a_fault_of_a_row_names_the_row_of_the_file(place, given, tmp_path):
+    rows = [("", "a"), ("again", "a"), ("again", "a"), *tickets(57)]
+    rows[place - 1] = ("the culprit", "?")
+    write_csv(tmp_path / "r.csv", rows)
+    write_csv(tmp_path / "other.csv", tickets(20, seed=1))
+    write_csv(tmp_path / "more.csv", tickets(20, seed=2))
+    for seed in range(3):
+        with pytest.raises(DataError) as caught:
+            prepare(tmp_path, Checked(), seed=seed, train="r.csv", **given)
+        assert str(caught.value) == f"data.train: row {place}: 'label' is unknown"
+
+
+def test_a_fault_of_a_row_that_is_held_out_names_its_file_and_the_row(tmp_path):
+    held_out = [(f"{text} of them", label, "yes") for text, label in tickets(20, seed=1)]
+    held_out[3] = (*held_out[3][:2], "no")
+    held_out[11] = ("the culprit", "?", "yes")
+    write_csv(tmp_path / "v.csv", held_out, head=("text", "label", "use"))
+    write_csv(tmp_path / "r.csv", [(*row, "yes") for row in tickets(40)], head=("text", "label", "use"))
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, Checked(), train="r.csv", validation="v.csv", where={"use": "yes"})
+    assert str(caught.value) == "data.validation: row 12: 'label' is unknown"
 
 
 def test_labels_that_differ_in_spaces_case_or_encoding_alone_are_told(tmp_path):
