@@ -234,7 +234,7 @@ def weights_to_keep(
 
     Last come the uncompressed weights of the chosen trial, from which `autoft export` makes other formats.
 
-    The default's own front comes before that of all: further seeds may show that what beat it was luck.
+    The own fronts of the default and of the finalists come before that of all: further seeds may show that what beat them was luck.
 
     Args:
         plan: with the storage limit.
@@ -245,17 +245,21 @@ def weights_to_keep(
     yardstick = (0, "none")
     keep = {yardstick} & set(sizes)
     there = [c for c in candidates(plan, results) if not c.violations and (c.trial, c.variant) in sizes]
-    default = [c for c in there if c.trial == 0]
-    default = [c for c in default if not any(dominates(other, c, plan) for other in default)]
+    chosen = select(plan, results) if there else None
+    # These are trained with further seeds, by whose means any variant of them may be the one.
+    known = [0, *([chosen.trial] if chosen else ()), *(c.trial for c in there if len(c.seeds) > 1)]
+    finalists = list(dict.fromkeys(known))
+    own = [[c for c in there if c.trial == number] for number in finalists]
+    own = [[c for c in one if not any(dominates(other, c, plan) for other in one)] for one in own]
     # A trial whose folds are not all done has not shown yet what it is worth.
     most = max((len(c.folds) for c in there), default=0)
-    front = [*default, *(c for c in there if (c.front or len(c.folds) < most) and c.trial != 0)]
+    front = [c for c in there if (c.front or len(c.folds) < most) and c.trial not in finalists]
     sign = 1 if plan.higher_is_better else -1
-    front.sort(key=lambda c: (c.trial != 0, len(c.folds) == most, -sign * c.objective))
-    wanted = [(c.trial, c.variant) for c in front]
-    if front:
-        # First, and also where it is on no front: its mean over seeds may be less than one figure of a trial that has no more.
-        chosen = select(plan, results)
+    for part in (*own, front):
+        part.sort(key=lambda c: (len(c.folds) == most, -sign * c.objective))
+    wanted = [(c.trial, c.variant) for part in (*own, front) for c in part]
+    if chosen is not None:
+        # Also where it is on no front: its mean over seeds may be less than one figure of a trial that has no more.
         wanted = [(chosen.trial, chosen.variant), *wanted]
     wanted += [*_to_compress(plan, results, sizes), *_to_average(plan, results, sizes)]
     if wanted and (wanted[0][0], "none") in sizes:

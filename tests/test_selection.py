@@ -201,6 +201,26 @@ def test_the_chosen_trial_keeps_its_weights_where_a_single_figure_of_another_is_
     assert (5, "none") in weights_to_keep(plan, results, sizes)
 
 
+def test_what_further_seeds_may_choose_of_the_finalists_keeps_its_files_until_they_are_all_known():
+    results = [
+        trial(0, ("none", 0.84, 90, 10), ("int8", 0.83, 23, 2.5), kind="default"),
+        trial(5, ("none", 0.90, 90, 10), ("int8", 0.885, 23, 2.5)),
+        trial(7, ("none", 0.89, 90, 9), ("int8", 0.89, 23, 2.4)),
+    ]
+    plan = make_plan()
+    sizes = {(result.number, name): 1 for result in results for name in ("none", "int8")}
+    assert chosen(plan, *results) == (5, "none")
+    assert (5, "int8") in weights_to_keep(plan, results, sizes), "by means it may be better than the uncompressed one"
+    # The first seed of both was worse than the default's: for now that is chosen.
+    results.append(trial(8, ("none", 0.70, 90, 10), ("int8", 0.70, 23, 2.5), kind="seed", parent=5, seed=1))
+    results.append(trial(9, ("none", 0.83, 90, 10), ("int8", 0.83, 23, 2.5), kind="seed", parent=0, seed=1))
+    assert chosen(plan, *results) == (0, "none")
+    assert {(5, "none"), (5, "int8")} & weights_to_keep(plan, results, sizes) == {(5, "none"), (5, "int8")}
+    results.append(trial(10, ("none", 0.85, 90, 10), ("int8", 0.95, 23, 2.5), kind="seed", parent=5, seed=2))
+    results.append(trial(11, ("none", 0.83, 90, 10), ("int8", 0.83, 23, 2.5), kind="seed", parent=0, seed=2))
+    assert chosen(plan, *results) == (5, "int8")
+
+
 def test_of_those_as_good_as_asked_the_cheapest_is_taken_be_they_trained_with_further_seeds_or_not():
     results = [
         trial(0, ("none", 0.80, 90, 10), kind="default"),
