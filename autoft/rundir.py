@@ -174,6 +174,11 @@ class TrialConfig(_Record):
         """Whether it follows from other trials: the sampler knows nothing of it, and it counts as no trial of its own."""
         return self.repeats or self.kind in {"soup", "ensemble", "compress"}
 
+    @property
+    def limited(self) -> bool:
+        """Whether ``budget.trials`` counts it: neither what follows from other trials nor what a user adds takes of the budget."""
+        return not self.derived and self.kind != "added"
+
 
 class CurvePoint(_Record):
     """One validation while training."""

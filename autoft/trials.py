@@ -47,6 +47,8 @@ class Trials:
         """Trials without files that another one beats in all: nothing that is chosen or follows can be one of them."""
         self.told = _Listed(self.results, lambda result: not result.config.derived)
         """Returns the results of configurations, those left out that follow from others."""
+        self.limited = _Listed(self.results, lambda result: result.config.limited)
+        """Returns those of them that the limit of the budget counts."""
         self.contenders = _Listed(self.results, lambda result: result.number not in self.beaten)
         """Returns the results that may still be chosen or followed up: few, however many trials are done."""
         for result in self.results.values():
@@ -84,7 +86,7 @@ class Trials:
 
     def counted(self) -> int:
         """Return how many configurations are done, as the limit of the budget counts them."""
-        return len(self.told())
+        return len(self.limited())
 
     def enough(self) -> bool:
         """Say whether as many are done as the budget allows."""

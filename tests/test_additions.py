@@ -194,6 +194,9 @@ def test_a_better_configuration_is_shipped_and_the_run_goes_on_as_before(finishe
     assert "added by hand" in Path("runs/tiny/report.html").read_text()
     time = "runs/tiny/time.json"
     assert Path(time).read_text() == (finished / time).read_text()
+    # Nor does it count among the trials of the budget.
+    budget = json.loads(Path("runs/tiny/report.json").read_text())["budget"]
+    assert (budget["trials"]["measured"], budget["trials"]["met"]) == (1, True)
     assert record.final.seconds == json.loads(Path(time).read_text())["seconds"]
     assert autoft.load("runs/tiny").predict("good superb film")
     # The sampler knows nothing of values that it would not propose, and the search has nothing more to do.

@@ -1200,6 +1200,16 @@ def test_what_an_earlier_call_was_at_comes_first_where_its_training_has_a_checkp
     assert search._set_aside() is None
 
 
+def test_what_a_user_adds_is_none_of_the_trials_of_the_budget(tmp_path, catalog):
+    search = engine(tmp_path, catalog, trials_limit=2)
+    default = search.plan.default_config()
+    search.trials.add(done(default, 0.8))
+    search.trials.add(done(default.model_copy(update={"number": 1, "kind": "added", "model": "small"}), 0.7))
+    assert (search.trials.counted(), search.trials.enough()) == (1, False)
+    search.trials.add(done(default.model_copy(update={"number": 2, "kind": "search", "model": "small"}), 0.7))
+    assert (search.trials.counted(), search.trials.enough()) == (2, True)
+
+
 def test_a_default_that_was_broken_off_goes_on_with_as_little_time_as_one_that_was_not_begun(
     tmp_path, catalog, monkeypatch
 ):

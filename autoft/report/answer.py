@@ -176,7 +176,7 @@ def caveats(record: RunRecord, plan: Plan) -> list[str]:
         said.append("It was chosen by one training run; another seed may score differently.")
     finished = record.counts()["complete"]
     if finished < FEW_TRIALS:
-        begun = sum(not trial.config.derived for trial in record.trials)
+        begun = sum(trial.config.limited for trial in record.trials)
         more = "trials" if plan.trials_limit is not None and begun >= plan.trials_limit else "time"
         said.append(f"{counted(finished, 'trial')} came to an end: with more {more} the search may find better.")
     if not plan.budget:

@@ -80,7 +80,7 @@ def budget_rows(record: RunRecord, plan: Plan) -> dict[str, dict[str, Any]]:
         "met": None if seconds is None else seconds <= plan.time_limit,
     }
     if plan.trials_limit is not None:
-        count = sum(not trial.config.derived for trial in record.trials)
+        count = sum(trial.config.limited for trial in record.trials)
         rows["trials"] = {
             "limit": plan.trials_limit,
             "unit": "trials",
