@@ -297,7 +297,8 @@ class Candidate(_Record):
     costs: dict[str, float] = {}
     violations: dict[str, float] = {}
     front: bool = False
-    """No other feasible variant is at least as good in quality, size and latency, and better in one."""
+    """No other feasible variant is at least as good in quality, size and latency, and better in one; by figures of the very models, or
+    means over folds."""
 
 
 class Selection(_Record):

@@ -98,9 +98,12 @@ def best_variant(plan: Plan, result: TrialResult) -> VariantResult | None:
     return max(fitting or scored, key=lambda v: sign * v.validation[plan.objective], default=None)
 
 
-def dominates(one: Candidate, other: Candidate, plan: Plan) -> bool:
-    """Say whether ``one`` is at least as good in quality, size and latency, and better in one of them."""
-    mine, theirs = _vector(one, plan), _vector(other, plan)
+def dominates(one: Candidate, other: Candidate, plan: Plan, *, mean: bool = False) -> bool:
+    """Say whether ``one`` is at least as good in quality, size and latency, and better in one of them.
+
+    Quality is the figure of the very models, or the ``mean`` over seeds.
+    """
+    mine, theirs = _vector(one, plan, mean), _vector(other, plan, mean)
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
@@ -250,7 +253,10 @@ def weights_to_keep(
     known = [0, *([chosen.trial] if chosen else ()), *(c.trial for c in there if len(c.seeds) > 1)]
     finalists = list(dict.fromkeys(known))
     own = [[c for c in there if c.trial == number] for number in finalists]
-    own = [[c for c in one if not any(dominates(other, c, plan) for other in one)] for one in own]
+    own = [
+        [c for c in one if not all(any(dominates(o, c, plan, mean=mean) for o in one) for mean in (False, True))]
+        for one in own
+    ]
     # A trial whose folds are not all done has not shown yet what it is worth.
     most = max((len(c.folds) for c in there), default=0)
     front = [c for c in there if (c.front or len(c.folds) < most) and c.trial not in finalists]
@@ -316,9 +322,10 @@ def _to_average(
     return [key for number in best for key in sizes if key[0] == number]
 
 
-def _vector(candidate: Candidate, plan: Plan) -> tuple[float, ...]:
-    quality = -candidate.objective if plan.higher_is_better else candidate.objective
-    return (quality, *(candidate.costs.get(column, math.inf) for column in COST_COLUMNS))
+def _vector(candidate: Candidate, plan: Plan, mean: bool = False) -> tuple[float, ...]:
+    """Return what a candidate costs and lacks: of the quality its own figure, for a mean over seeds is not compared with single ones."""
+    own = candidate.objective if mean or len(candidate.folds) > 1 or not candidate.seeds else candidate.seeds[0]
+    return (-own if plan.higher_is_better else own, *(candidate.costs.get(column, math.inf) for column in COST_COLUMNS))
 
 
 def _cost(candidate: Candidate) -> float:
