@@ -122,7 +122,8 @@ def test_a_context_that_is_too_long_loses_its_end_and_never_the_question(chat, t
     processor = Tokenizers("causal", "gpt2", words, words)
     context = replace(context, processor=processor, max_length=32)
     row = {"question": "what is insulin", "context": "the heart " + "of the blood " * 40}
-    for given in (row, {**row, "answer": "a cell"}):
+    # The last answer is longer than one that is written, and needs its room in training all the same.
+    for given in (row, {**row, "answer": "a cell"}, {**row, "answer": "right of the cell in the blood of the heart"}):
         (feature,) = task.encode([given], context)
         read = words.decode(feature["input_ids"])
         assert "what is insulin the heart of the blood of the blood" in read

@@ -144,6 +144,18 @@ def test_causal_models_are_asked_in_words_or_in_a_chat(task, make_context):
     assert "None" not in task.prompt(ROWS[0], context)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "chat"])
+def test_a_text_that_is_too_long_loses_its_end_and_never_the_instruction(name, task, make_context):
+    _, context = make_context(name, ROWS, **BOTH)
+    row = {"source": "the train is late " * 60}
+    for given in (row, {**row, "target": ["der Zug ist spät"]}):
+        (feature,) = task.encode([given], context)
+        read = context.processor.source.decode(feature["input_ids"])
+        assert "Translate this from English to German:" in read
+        assert "the train is late the train is late" in read
+        assert len(feature["input_ids"]) <= 128
+
+
 def test_the_first_of_several_references_is_learned_and_all_count(task, make_context):
     _, context = make_context("t5", ROWS)
     assert task.reference(ROWS[0], context) == ["der Zug ist spät", "der Zug kommt spät"]

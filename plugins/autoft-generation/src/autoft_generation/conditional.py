@@ -502,20 +502,24 @@ class ConditionalGeneration(Task):
             return context.max_length
         return min(context.max_length, positions - min(self._new_tokens(context), positions // 2))
 
-    def room_within(self, around: str | Sequence[Mapping[str, str]], context: TaskContext) -> int:
+    def room_within(
+        self, around: str | Sequence[Mapping[str, str]], context: TaskContext, row: Row | None = None
+    ) -> int:
         """Return how many tokens of a text a causal model reads in its prompt, such that there is room to answer.
 
         Args:
             around: the prompt, as :meth:`prompt` returns it, without the text.
             context: with the processor.
+            row: that is asked. One with an answer, as for training, needs room for this.
         """
         processor: Tokenizers = context.processor
         whole = _least(context.max_length, processor.positions)
         asked = around if isinstance(around, str) else prompt_text(processor.source, around, thinks=processor.thinks)
-        ids = processor.source(asked, add_special_tokens=False).input_ids
+        texts = [asked, *(self.target_texts(row, context)[:1] if row is not None and self.answered(row) else [])]
+        prompt, *answers = map(len, processor.source(texts, add_special_tokens=False).input_ids)
         # The answer stands behind the prompt, within the same length.
-        answer = min(self._new_tokens(context), whole // 2)
-        return max(1, whole - len(ids) - answer - SEAMS)
+        answer = min(max([self._new_tokens(context), *answers]), whole // 2)
+        return max(1, whole - prompt - answer - SEAMS)
 
     def beginning(self, text: str, room: int, context: TaskContext) -> str:
         """Return as much of the beginning of a text as so many tokens hold."""

@@ -138,7 +138,7 @@ class MedicalFree(SelectiveAnswers, _Free):
         if row.get("context") is None:
             return self._asked(self.source_text(row, context), context)
         question = f"{text(row, 'question', 0)}\n"
-        room = self.room_within(self._asked(question, context), context)
+        room = self.room_within(self._asked(question, context), context, row)
         return self._asked(question + self.beginning(passage(row, "context", 0), room, context), context)
 
     def _asked(self, question: str, context: TaskContext) -> str | list[dict[str, str]]:

@@ -176,7 +176,7 @@ class Summarization(ConditionalGeneration):
 
         A document that is too long loses its end, not its beginning or the request.
         """
-        return self._asked(self.beginning(self.source_text(row, context), self._room(context), context), context)
+        return self._asked(self.beginning(self.source_text(row, context), self._room(context, row), context), context)
 
     def generate(
         self,
@@ -221,11 +221,11 @@ class Summarization(ConditionalGeneration):
         words = str(context.facts.get("summary_words", 50))
         return [{"role": "user", "content": f"{instruction.replace('{words}', words)}\n\n{document}"}]
 
-    def _room(self, context: TaskContext) -> int:
-        """Return how many tokens of a document the model reads."""
+    def _room(self, context: TaskContext, row: Row | None = None) -> int:
+        """Return how many tokens of a document the model reads, beside the summary that a row for training has."""
         processor = context.processor
         if processor.kind == "causal":
-            return self.room_within(self._asked("", context), context)
+            return self.room_within(self._asked("", context), context, row)
         whole = min(context.max_length, processor.positions or context.max_length)
         return max(1, whole - len(processor.source(self.prefix(context)).input_ids))
 

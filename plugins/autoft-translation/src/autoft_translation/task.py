@@ -157,15 +157,12 @@ class Translation(ConditionalGeneration):
         return [text for text in texts if not isinstance(text, str) or text.strip()]
 
     def prompt(self, row: Row, context: TaskContext) -> str | list[dict[str, str]]:
-        """Return an instruction and the sentence, as a chat message where the tokenizer has a template for chats."""
-        names = _language_names(context)
-        wanted = f"Translate this from {names[0]} to {names[1]}:" if names else "Translate this:"
-        sentence = self.source_text(row, context)
-        if context.processor.source.chat_template:
-            return [{"role": "user", "content": f"{wanted}\n{sentence}"}]
-        # The form that ALMA is trained on (Xu et al. 2024, arXiv 2309.11674).
-        left, right = names or ("Sentence", "Translation")
-        return f"{wanted}\n{left}: {sentence}\n{right}:\n"
+        """Return an instruction and the sentence, as a chat message where the tokenizer has a template for chats.
+
+        A text that is too long loses its end, as it does where an encoder reads it, and not the instruction above it.
+        """
+        room = self.room_within(_instruction("", context), context, row)
+        return _instruction(self.beginning(self.source_text(row, context), room, context), context)
 
     def prefix(self, context: TaskContext) -> str:
         """Return T5's ``translate English to German: ``, or Marian's ``>>deu<< `` where it writes several languages."""
@@ -281,6 +278,16 @@ class Translation(ConditionalGeneration):
             lines.append((name, len(chosen), CHRF.score(*part, context), BLEU.score(*part, context)))
             low = int(high)
         return Table("By length of the source", ("words", "rows", "chrF", "BLEU"), tuple(lines))
+
+
+def _instruction(sentence: str, context: TaskContext) -> str | list[dict[str, str]]:
+    names = _language_names(context)
+    wanted = f"Translate this from {names[0]} to {names[1]}:" if names else "Translate this:"
+    if context.processor.source.chat_template:
+        return [{"role": "user", "content": f"{wanted}\n{sentence}"}]
+    # The form that ALMA is trained on (Xu et al. 2024, arXiv 2309.11674).
+    left, right = names or ("Sentence", "Translation")
+    return f"{wanted}\n{left}: {sentence}\n{right}:\n"
 
 
 def _language_names(context: TaskContext) -> tuple[str, str] | None:
