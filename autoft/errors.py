@@ -153,7 +153,8 @@ class RecipeError(AutoftError):
 
 
 _PASSWORDS = (
-    re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)"),
+    # One with spaces in it is no right address, and a password all the same.
+    re.compile(r"(?<=://)([^:@/\s]*):(?:\S*|[^/\n]*)(?=@)"),
     re.compile(r"([?&](?:password|passwd|pwd|passfile|sslpassword|token)=)[^&\s'\"]*", re.IGNORECASE),
 )
 

@@ -110,11 +110,14 @@ def study_address(url: str) -> StudyAddress:
     try:
         parts = urlsplit(f"{scheme}://{_user(rest)[0]}")
         port = parts.port
+        if scheme in DRIVERS and (f"{parts.netloc}{parts.path}".count("@") > 1 or re.search(r"\s", rest)):
+            # The rest of a password would be taken for a host, which messages name.
+            raise ValueError
     except ValueError:
         # What urllib says may have a part of a password in it.
         raise ValueError(
             f"cannot be read as an address; it has the form {scheme}://user@host:port/database, and in a password @ is "
-            "written as %40"
+            "written as %40, a space as %20"
         ) from None
     match scheme:
         case "journal":

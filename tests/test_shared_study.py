@@ -490,6 +490,15 @@ def test_what_is_no_address_says_what_it_should_be(url, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("password", ["hun@ter2", "hun@t/er2", "hun ter2", "hun@@ter2"])
+def test_a_part_of_a_password_is_not_taken_for_a_host(password):
+    url = f"postgresql://me:{password}@db/autoft"
+    with pytest.raises(RecipeError, match="in a password @ is written as %40, a space as %20") as caught:
+        recipe_from_mapping({"task": "t", "model": "m", "data": "d"}, [f"storage.study={url}"])
+    for part in ("hun", "ter2", "er2"):
+        assert part not in str(caught.value)
+
+
 def test_an_address_alone_is_that_of_the_study():
     recipe = recipe_from_mapping(
         {"task": "t", "model": "m", "data": "d", "storage": "sqlite:///a.db"}, ["storage.weights=2GB"]
