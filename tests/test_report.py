@@ -912,6 +912,14 @@ def test_the_first_screen_has_the_model_beside_the_default_and_its_limits(tmp_pa
     assert content.load.count("\n") == 2, "three lines"
 
 
+@pytest.mark.parametrize("kind", ["md", "html"])
+def test_the_commands_of_a_report_say_where_they_run(kind, tmp_path, catalog, tiny_model):
+    run = make_run(tmp_path, catalog, tiny_model)
+    text = write(read_run(run.path))[kind].read_text(encoding="utf-8")
+    used = text[text.index(f"autoft predict {run.path.name}") :]
+    assert "From the folder that holds the run folder" in used[:1000]
+
+
 def test_what_the_figures_do_not_say_is_said(tmp_path, catalog, tiny_model):
     run = make_run(tmp_path, catalog, tiny_model, budget={"latency": "3.05ms"})
     caveats = make_content(read_run(run.path)).caveats
