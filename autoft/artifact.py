@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
-from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Target, Task, TaskContext
+from autoft.contracts import Adapter, Compressor, ModelSource, Prediction, Row, Strategy, Target, Task, TaskContext
 from autoft.errors import ModelError, PluginError, first_line, unknown_name
 from autoft.hardware import Hardware
-from autoft.paths import file_digest
+from autoft.paths import file_digest, public_name
 from autoft.plugins import Catalog, load_plugins
+from autoft.pretrained import public_params
 from autoft.rundir import Final, read_typed
 from autoft.version import __version__
 
@@ -54,7 +55,7 @@ class Manifest(BaseModel):
     format: str
     """``transformers``, ``ensemble``, or the compressor or adapter that wrote the files and loads them."""
     model: str
-    """The base model, as the recipe named it."""
+    """The base model, as the recipe named it; of a folder of this machine the last part of its name."""
     config: dict[str, Any]
     """Of the base model."""
     facts: dict[str, Any]
@@ -72,6 +73,12 @@ class Manifest(BaseModel):
     measured: dict[str, Any] = {}
     files: dict[str, str] = {}
     """SHA-256 of each file beside the manifest and the model card, by path; empty where an older version wrote them."""
+
+    @field_validator("model")
+    @classmethod
+    def _public(cls, model: str) -> str:
+        # An older version wrote the whole path, which goes into no card or export any more.
+        return public_name(model)
 
 
 @dataclass
@@ -138,9 +145,16 @@ def predicted(
 
 
 def save_artifact(
-    folder: Path, model: Any, target: Target, *, writer: Compressor | Adapter | None, variant: str, objective: str
+    folder: Path,
+    model: Any,
+    target: Target,
+    *,
+    writer: Compressor | Adapter | None,
+    variant: str,
+    objective: str,
+    strategies: Mapping[str, Strategy] = {},
 ) -> None:
-    """Write a model, its processor and its manifest into a folder.
+    """Write a model, its processor and its manifest into a folder; nothing in it says where on this machine anything is.
 
     Args:
         folder: made if it is not there.
@@ -150,6 +164,7 @@ def save_artifact(
             transformers.
         variant: name of the compression chain.
         objective: name of the metric that chose it.
+        strategies: by name; they say which of their parameters name models.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if writer is None:
@@ -161,11 +176,11 @@ def save_artifact(
         autoft=__version__,
         task=target.task.card.name,
         format=writer.name if writer else "transformers",
-        model=target.source.name,
+        model=public_name(target.source.name, target.source.path),
         config=dict(target.config),
         facts=dict(target.context.facts),
         options=dict(target.context.options),
-        params=dict(target.context.params),
+        params=public_params(strategies, target.context.params),
         max_length=target.context.max_length,
         reserved=target.context.reserved,
         variant=variant,

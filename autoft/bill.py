@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from autoft.card import library_licenses, license_of, stated_license
+from autoft.card import library_licenses, license_of, public_model, stated_license
 from autoft.contracts import Strategy
 from autoft.errors import AutoftError
-from autoft.plans.models import named_models
 from autoft.plans.plan import Plan
-from autoft.pretrained import trained_model
+from autoft.pretrained import named_models, trained_model
 from autoft.rundir import TrialResult, write_json
 
 __all__ = ["BILL", "models_behind", "write_bill"]
@@ -61,15 +60,24 @@ def write_bill(folder: Path, plan: Plan, models: Sequence[str]) -> None:
     Args:
         folder: of the model.
         plan: of its run.
-        models: that it was made with, as the recipe names them; the first is the one that was trained.
+        models: that it was made with, as the recipe names them; the first is the one that was trained, and may have the name of
+            its manifest. Folders of this machine are told by the last part of their name.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
+    named: dict[str, list[str]] = {}
+    for name in models:
+        named.setdefault(public_model(name, plan), []).append(name)
     parts = [
         *(
-            _part("machine-learning-model", name, plan.revisions.get(name, ""), _license(name, plan))
-            for name in dict.fromkeys(models)
+            _part(
+                "machine-learning-model",
+                shown,
+                next((plan.revisions[name] for name in names if name in plan.revisions), ""),
+                next((stated for name in names if (stated := _license(name, plan))), None),
+            )
+            for shown, names in named.items()
         ),
         _part("data", plan.data.get("source") or "own files", plan.data["fingerprint"], plan.data.get("license")),
     ]

@@ -21,6 +21,7 @@ from autoft.artifact import Manifest, context_of, processing
 from autoft.contracts import ModelSource, Task, TaskCard, TaskContext
 from autoft.errors import without_controls
 from autoft.lines import read_yaml
+from autoft.paths import public_name
 from autoft.plans.plan import Plan
 from autoft.rundir import Interval, write_json
 
@@ -30,6 +31,7 @@ __all__ = [
     "front_matter",
     "library_licenses",
     "license_of",
+    "public_model",
     "stated_license",
     "templates",
     "usage",
@@ -98,9 +100,7 @@ def front_matter(card: TaskCard, manifest: Manifest, plan: Plan | None, *, libra
         for metric, value in figures.items()
         if math.isfinite(value)
     ]
-    planned = next((one for one in plan.models if one.name == manifest.model), None) if plan else None
-    local = planned is not None and Path(planned.path).is_dir()
-    hub = manifest.model if HUB_ID.fullmatch(manifest.model) and not local else None
+    hub = manifest.model if HUB_ID.fullmatch(manifest.model) else None
     found = ModelCardData(
         base_model=hub,
         library_name=library,
@@ -117,13 +117,26 @@ def front_matter(card: TaskCard, manifest: Manifest, plan: Plan | None, *, libra
 
 
 def license_of(model: str, plan: Plan | None) -> str | None:
-    """Return the licence of a base model as the card beside its weights says it; None where none does.
+    """Return the licence of a base model, by its name in the recipe or its public one, as the card beside its weights says it.
 
+    None where none does.
     The licence of a Python package is that of its code: one that carries MiniLM's weights (Apache-2.0) says MIT.
     """
-    planned = next((one for one in plan.models if one.name == model), None) if plan else None
-    path = Path(planned.path) / "README.md" if planned else None
-    return stated_license(path) if path is not None and path.is_file() else None
+    planned = [one for one in plan.models if model in {one.name, public_name(one.name, one.path)}] if plan else []
+    cards = [Path(one.path) / "README.md" for one in planned]
+    # Folders whose last part is the same may be of several licences.
+    stated = {stated_license(card) if card.is_file() else None for card in cards}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def public_model(model: str, plan: Plan) -> str:
+    """Return what others may read of the name of a model: see :func:`autoft.paths.public_name`.
+
+    Args:
+        model: as the recipe or a parameter of a strategy names it.
+        plan: of the run.
+    """
+    return public_name(model, next((one.path for one in plan.models if one.name == model), model))
 
 
 def stated_license(card: Path) -> str | None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
 from autoft.bill import models_behind, write_bill
-from autoft.card import front_matter, library_licenses, license_of, templates, usage, write_settings
+from autoft.card import front_matter, library_licenses, license_of, public_model, templates, usage, write_settings
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
 from autoft.evaluation import serving_environment
 from autoft.hardware import OtherLoad
 from autoft.pace import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.plans.plan import Plan
 from autoft.plugins import Catalog
+from autoft.pretrained import public_params
 from autoft.processes import thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import (
@@ -292,7 +293,9 @@ def write_card(
             final=final,
             members=_variant(results, selection.trial, selection.variant).members,
             notice=task.card.notice,
-            base_license=license_of(manifest.model, plan),
+            trained_from=public_model(result.config.model, plan),
+            params=public_params(catalog.strategies, result.config.params),
+            base_license=license_of(result.config.model, plan),
             libraries=library_licenses(plan.environment),
             operating_point=final.operating_point,
             bytes=format_bytes,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from autoft.artifact import MANIFEST, check_links
+from autoft.card import PREPROCESSING
 from autoft.errors import HubError, ModelError, RunFolderError
+from autoft.paths import public_name
+from autoft.rundir import read_typed
 
 __all__ = ["TOKEN", "push_folder"]
 
@@ -28,11 +32,12 @@ def push_folder(model: str | Path, repo: str, *, public: bool = False) -> str:
 
     Raises:
         RunFolderError: the folder holds no model with a card.
-        ModelError: its card is none, or a file is a link that leads out of the folder.
+        ModelError: its card is none, it says where on this machine its base was, or a file is a link that leads out of the folder.
         HubError: the name, the token or the hub is at fault.
     """
     folder = _folder(model)
     _check_card(folder)
+    _check_names(folder)
     check_links(folder)
     # A file or a secret that it was read from often ends with a line break.
     token = os.environ.get(TOKEN, "").strip()
@@ -101,6 +106,17 @@ def _check_card(folder: Path) -> None:
         ModelCard.load(folder / "README.md")
     except (ValueError, yaml.YAMLError) as error:
         raise ModelError(f"{folder / 'README.md'}: is no card that a hub can read: {_line(error)}") from error
+
+
+def _check_names(folder: Path) -> None:
+    """Raise where files that an older version wrote say where on this machine the base model was."""
+    for file, key in ((MANIFEST, "model"), (PREPROCESSING, "base_model")):
+        told = read_typed(folder / file, dict[str, Any], {}).get(key)
+        if isinstance(told, str) and public_name(told) != told:
+            raise ModelError(
+                f"{folder / file}: says where on this machine the base model was ({told}), as an older version wrote it; autoft pick "
+                "and autoft export write the model without that"
+            )
 
 
 def _line(error: BaseException) -> str:

@@ -47,9 +47,21 @@ def short_model(name: str) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] in {"model", "best", "weights"} else parts[-1]
 
 
-def public_name(model: str) -> str:
-    """Return what others may read of a model's name: of a folder anywhere on this machine, the last part that says something."""
-    return short_model(model) if os.path.isabs(os.path.expanduser(model)) else model
+def public_name(model: str, path: str = "") -> str:
+    """Return what others may read of a model's name: of a folder of this machine, the last part.
+
+    Args:
+        model: as a recipe names it.
+        path: where it is, as far as that is known: of a name such as ``models/mine`` only this tells that it is not the hub's.
+    """
+    if model.startswith("package://"):
+        return model
+    looks_local = model.startswith((".", "~")) or os.path.isabs(model) or model.count("/") > 1
+    if not looks_local and not os.path.isabs(path) and not os.path.isdir(path):
+        return model
+    name = Path(model).name
+    # The last part of ~, or of .., is a user's own name or none.
+    return name if name.strip(".") and not name.startswith("~") else "local folder"
 
 
 def package_path(source: str) -> Path:

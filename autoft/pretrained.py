@@ -7,13 +7,13 @@ import json
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoft.contracts import ModelSource, Target, TaskContext
+from autoft.contracts import ModelSource, Strategy, Target, TaskContext
 from autoft.errors import DataError, ModelError, first_line, is_panic, kind_and_line
-from autoft.paths import named_path, package_path
+from autoft.paths import named_path, package_path, public_name
 from autoft.rundir import RunDir, Selection, TrialConfig, read_typed
 from autoft.tokenization import checked_tokenizer
 
@@ -31,7 +31,9 @@ __all__ = [
     "load_tokenizer",
     "loading",
     "named_model",
+    "named_models",
     "on_hub",
+    "public_params",
     "read_weights",
     "set_dropout",
     "trained_by",
@@ -196,6 +198,32 @@ def named_model(name: str, target: Target | None = None) -> ModelSource:
     if folder is None or not (folder / "config.json").is_file():
         raise ModelError(f"{name} holds no config.json; give the folder of a transformers model")
     return ModelSource(name, str(folder), trust_remote_code=code)
+
+
+def named_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return the models that parameters of strategies name, of the hub or not, each with the full name of the first that does.
+
+    Args:
+        strategies: by name; they say which of their parameters name models.
+        params: full names and values.
+    """
+    found: dict[str, str] = {}
+    for full, value in params:
+        owner, _, parameter = full.partition(".")
+        if owner in strategies and parameter in strategies[owner].models and isinstance(value, str):
+            found.setdefault(value, full)
+    return found
+
+
+def public_params(strategies: Mapping[str, Strategy], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with models as others may read of them: see :func:`autoft.paths.public_name`.
+
+    Args:
+        strategies: by name; they say which of their parameters name models.
+        params: by full name.
+    """
+    named = named_models(strategies, params.items())
+    return {full: public_name(value, value) if value in named else value for full, value in params.items()}
 
 
 def dense_folder(run: Path) -> Path | None:

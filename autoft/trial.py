@@ -449,7 +449,15 @@ def write_variant(
 
     def write(into: Path) -> None:
         with place.quiet.working():
-            save_artifact(into, model, target, writer=writer, variant=variant.name, objective=place.plan.objective)
+            save_artifact(
+                into,
+                model,
+                target,
+                writer=writer,
+                variant=variant.name,
+                objective=place.plan.objective,
+                strategies=place.catalog.strategies,
+            )
 
     chain = [(place.catalog.compressors[step.strategy], step.params) for step in variant.chain]
     for number, (step, beginning) in enumerate(zip(variant.chain, variant.beginnings, strict=True), start=1):

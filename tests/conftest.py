@@ -6,7 +6,9 @@ import csv
 import gc
 import os
 import random
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,24 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
         words.insert(rng.randrange(len(words)), rng.choice(GOOD if label == "positive" else BAD))
         rows.append((" ".join(words), label))
     return rows
+
+
+@pytest.fixture(scope="session")
+def places_told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[tuple[str, str]]]:
+    """A function that returns which files of a folder name a place of this machine, and which place: nobody else's business."""
+    places = [tempfile.gettempdir(), tmp_path_factory.getbasetemp(), Path.home(), sys.prefix, Path(__file__).parents[1]]
+
+    def found(folder: Path) -> list[tuple[str, str]]:
+        files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert files
+        return [
+            (name, f"{place}/")
+            for name, content in files.items()
+            for place in places
+            if f"{place}/".encode() in content
+        ]
+
+    return found
 
 
 @pytest.fixture(scope="session")

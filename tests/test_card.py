@@ -55,9 +55,7 @@ def card(length: float, threads: int) -> str:
             front="",
             plan=plan,
             selection=SimpleNamespace(variant="none", trial=0, reason="it is"),
-            result=SimpleNamespace(
-                config=SimpleNamespace(model="m", pipeline="full", seed=0, params={}, kind="default")
-            ),
+            result=SimpleNamespace(config=SimpleNamespace(pipeline="full", seed=0, kind="default")),
             final=SimpleNamespace(
                 test={"best": {"perplexity": DEFINED, "other": DEFINED}},
                 costs={"best": {**costs, "request_length": length}},
@@ -67,6 +65,8 @@ def card(length: float, threads: int) -> str:
             notice="",
             operating_point={},
             bytes=str,
+            trained_from="m",
+            params={},
             base_license="mit",
             libraries=[("torch", "2.13.0", "BSD-3-Clause"), ("autoft", "0.1.0", "")],
             runtime="",

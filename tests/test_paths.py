@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autoft.data.sources import load_source
 from autoft.drafts.sources import find_sources
 from autoft.errors import DataError, ModelError
-from autoft.paths import named_path
+from autoft.paths import named_path, public_name
 from autoft.plans.models import base_model, earlier_model
 from autoft.pretrained import named_model
 
@@ -35,6 +35,32 @@ def test_a_name_is_looked_for_in_folders_in_turn(tmp_path, monkeypatch):
     assert named_path(str(tmp_path / "b" / "two"), tmp_path / "a") == tmp_path / "b" / "two"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert named_path("~/b/two", Path("/nowhere")) == tmp_path / "b" / "two"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "shown"),
+    [
+        ("google/bert", "google/bert", "google/bert"),
+        ("bert@0123abc", "bert", "bert@0123abc"),
+        ("package://module/model", "/usr/lib/python3/module/model", "package://module/model"),
+        ("/home/anna/models/bert/", "", "bert"),
+        ("~/bert", "", "bert"),
+        ("../secret/bert", "", "bert"),
+        ("secret/models/bert.gguf", "", "bert.gguf"),
+        ("models/bert", "/home/anna/models/bert", "bert"),
+        ("~", "", "local folder"),
+        ("~anna", "", "local folder"),
+        ("..", "", "local folder"),
+    ],
+)
+def test_of_a_folder_of_this_machine_others_read_the_last_part(name, path, shown):
+    assert public_name(name, path) == shown
+
+
+def test_a_folder_beside_the_recipe_is_no_model_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("models/bert", "models/bert") == "bert"
 
 
 @given(name=st.text())

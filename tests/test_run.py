@@ -131,6 +131,14 @@ def test_no_secret_of_the_environment_is_written_or_said(finished):
         assert not [word for word in words if word.encode() in content], path
 
 
+def test_no_model_says_where_anything_is_on_this_machine(finished, tiny_model, places_told):
+    assert json.loads((finished / "runs/tiny/best/autoft.json").read_text())["model"] == tiny_model.name
+    models = [finished / "runs/tiny/best", *(finished / "runs/tiny/trials").glob("*/variants/*")]
+    assert len(models) > 2
+    for model in models:
+        assert places_told(model) == []
+
+
 def test_nothing_is_left_among_the_temporary_files(finished):
     assert [*(finished / "tmp").iterdir()] == []
 

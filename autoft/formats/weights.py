@@ -107,5 +107,6 @@ def _base(origin: Origin) -> ModelSource:
     from autoft.plans.plan import plan_of
 
     assert origin.record is not None
-    planned = plan_of(origin.record).model(origin.loaded.manifest.model)
+    assert origin.trial is not None
+    planned = plan_of(origin.record).model(origin.record.trial(origin.trial).config.model)
     return ModelSource(name=planned.name, path=planned.path, revision=planned.revision)

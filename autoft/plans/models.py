@@ -13,9 +13,9 @@ from autoft.errors import DataError, ModelError, first_line
 from autoft.gguf import converted
 from autoft.paths import named_path, near_name, package_path
 from autoft.plans.plan import ModelPlan
-from autoft.pretrained import check_config, check_folder, check_index, dense_folder, on_hub
+from autoft.pretrained import check_config, check_folder, check_index, dense_folder, named_models, on_hub
 
-__all__ = ["base_model", "earlier_model", "hub_models", "kept_commit", "named_models"]
+__all__ = ["base_model", "earlier_model", "hub_models", "kept_commit"]
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX)
@@ -70,21 +70,6 @@ def earlier_model(name: str, base: Path) -> ModelPlan:
             f"{name} holds no trained model that can be trained on; give the folder of a finished run, as runs/reviews"
         )
     return _local_model(name, found)
-
-
-def named_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:
-    """Return the models that parameters of strategies name, of the hub or not, each with the full name of the first that does.
-
-    Args:
-        strategies: by name; they say which of their parameters name models.
-        params: full names and values.
-    """
-    found: dict[str, str] = {}
-    for full, value in params:
-        owner, _, parameter = full.partition(".")
-        if owner in strategies and parameter in strategies[owner].models and isinstance(value, str):
-            found.setdefault(value, full)
-    return found
 
 
 def hub_models(strategies: Mapping[str, Strategy], params: Iterable[tuple[str, object]]) -> dict[str, str]:

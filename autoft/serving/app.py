@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoft.artifact import LoadedModel
 from autoft.contracts import Prediction, Row
-from autoft.paths import public_name
 from autoft.serving.batching import Batcher, Closed, Failure, QueueFull
 from autoft.serving.fields import Fields, Invalid, Malformed, fields_of
 from autoft.serving.limits import Limits
@@ -187,7 +186,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
 
     card, manifest = model.task.card, model.manifest
     app = FastAPI(
-        title=f"{card.name}: {manifest.variant} of {public_name(manifest.model)}",
+        title=f"{card.name}: {manifest.variant} of {manifest.model}",
         version=__version__,
         description=" ".join(filter(None, (f"Serves a model for {card.name}: {card.summary}.", card.notice))),
         docs_url=None,
@@ -226,7 +225,7 @@ def make_app(model: LoadedModel, limits: Limits | None = None) -> FastAPI:
         said = {
             "status": "ok" if batcher.alive else "ending",
             "task": card.name,
-            "model": public_name(manifest.model),
+            "model": manifest.model,
             "variant": manifest.variant,
             "autoft": __version__,
             "waiting": batcher.waiting,

@@ -16,8 +16,6 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from autoft.paths import public_name
-
 if TYPE_CHECKING:
     from autoft.artifact import Manifest
     from autoft.serving.batching import Batcher
@@ -59,7 +57,7 @@ class Metrics:
         )
         self._waiting = Gauge("autoft_waiting_rows", "rows that wait for the model", registry=self.registry)
         info = Info("autoft_model", "what is served", registry=self.registry)
-        info.info({"task": manifest.task, "model": public_name(manifest.model), "variant": manifest.variant})
+        info.info({"task": manifest.task, "model": manifest.model, "variant": manifest.variant})
 
     def watch(self, batcher: Batcher) -> None:
         """Tell how many rows of this batcher wait."""

@@ -13,7 +13,6 @@ from typing import Any, get_args, get_origin
 import jinja2
 
 from autoft.artifact import LoadedModel
-from autoft.paths import public_name
 from autoft.quantities import format_bytes, format_seconds
 from autoft.serving.fields import FILES, Fields
 from autoft.version import __version__
@@ -60,7 +59,7 @@ def page_of(model: LoadedModel, fields: Fields) -> Page:
     ]
     html = environment.get_template("serve.html.j2").render(
         card=card,
-        model=public_name(manifest.model).removeprefix("package://"),
+        model=manifest.model.removeprefix("package://"),
         variant=manifest.variant,
         version=__version__,
         columns=columns,

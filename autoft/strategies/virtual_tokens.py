@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Reach, Refusal, State, Target
 from autoft.errors import ModelError, first_line
+from autoft.paths import public_name
 from autoft.rundir import read_json
 from autoft.space import Categorical, Float, Int, SearchSpace
 from autoft.strategies.compatibility import incompatible
@@ -230,7 +231,8 @@ class VirtualTokens(Adapter):
                 f"{self.name}: PEFT puts no virtual tokens in front of {type(model).__name__} ({said}); use lora"
             ) from error
         # PEFT writes down the folder that the base was read from, which is of this machine.
-        adapted.peft_config[ADAPTER].base_model_name_or_path = target.source.name
+        public = public_name(target.source.name, target.source.path)
+        adapted.peft_config[ADAPTER].base_model_name_or_path = public
         return hide_virtual_tokens(adapted)
 
     def _verify_read(self, adapted: PeftModel, target: Target) -> None:

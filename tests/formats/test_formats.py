@@ -107,7 +107,7 @@ def with_adapter(run, tmp_path_factory) -> Path:
     return copy
 
 
-def test_an_adapter_is_put_onto_its_base_where_autoft_is_not(with_adapter, texts, without, tiny_model):
+def test_an_adapter_is_put_onto_its_base_where_autoft_is_not(with_adapter, texts, without, tiny_model, places_told):
     done = autoft.export(with_adapter, "adapter", trial=1)
     merged = autoft.export(with_adapter, "safetensors", trial=1)
     assert done.agreement.agreement == 1.0
@@ -115,9 +115,14 @@ def test_an_adapter_is_put_onto_its_base_where_autoft_is_not(with_adapter, texts
     own = [answer["label"] for answer in autoft.load(merged.path).predict(texts)]
     assert without.answers(done.path, texts, tiny_model) == own
     assert done.files["adapter_model.safetensors"] < merged.files["model.safetensors"]
-    # Nothing says where the base was on this machine but its name, as the recipe gave it.
     config = json.loads((done.path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == autoft.load(merged.path).manifest.model
+    assert config["base_model_name_or_path"] == tiny_model.name
+    assert places_told(done.path) == []
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "onnx-fp16", "onnx-int8", "openvino"])
+def test_no_export_says_where_anything_is_on_this_machine(format, exported, places_told):
+    assert places_told(exported(format).path) == []
 
 
 def test_exact_formats_differ_by_rounding_alone(exported):

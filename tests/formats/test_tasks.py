@@ -63,7 +63,7 @@ def pairs():
 
 
 @pytest.mark.parametrize(("task", "format"), pairs())
-def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path):
+def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path, places_told):
     if format == "openvino":
         pytest.importorskip("openvino")
     model = trained(task, KINDS[task])
@@ -75,6 +75,7 @@ def test_a_pair_does_what_the_page_says(task, format, trained, without, tmp_path
     done = autoft.export(model, format, output=tmp_path / "out")
     rows = load_plugins().task(task).demo_rows()
     assert done.agreement.rows == len(rows)
+    assert places_told(done.path) == []
     if format in {"safetensors", "onnx"}:
         assert done.agreement.agreement == 1.0
     if task == "image-captioning":
