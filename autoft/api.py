@@ -26,7 +26,7 @@ from autoft.card import stated_license
 from autoft.contracts import Row
 from autoft.data.downloads import is_commit
 from autoft.data.features import expected_bytes
-from autoft.data.prepared import PreparedData, prepare_data, prepare_folds
+from autoft.data.prepared import PreparedData, prepare_data, prepare_folds, rows_decided
 from autoft.data.rows import SPLITS
 from autoft.data.sources import hub_commit, hub_parts, pinned_source, source_card
 from autoft.device import DeviceProfile
@@ -233,6 +233,7 @@ def search(
         for sentence in given.keep(folder):
             listener.note(sentence)
         plan = _with_prepared_data(plan, loaded, catalog, folder, base, listener.note, _data_of_trials(folder))
+        plan = _with_known_rows(plan, folder)
         plan = _with_other_processor(_with_scales(_with_known_pace(plan, folder), folder, listener), folder)
         plan = _with_known_fallbacks(plan.model_copy(update={"known": _known_settings(plan, loaded)}), folder)
         write_text(folder.recipe, dump_recipe(loaded))
@@ -257,7 +258,16 @@ def search(
                 count_time(folder, used, started, worked=engine.began)
             if engine.ended:
                 listener.note(f"The search ended: {engine.ended}.")
-            finish(folder, engine.plan, catalog, listener, started, used, worked=engine.began)
+            finish(
+                folder,
+                engine.plan,
+                catalog,
+                listener,
+                started,
+                used,
+                worked=engine.began,
+                rows_to_test=engine.tested_rows,
+            )
     return Run(folder.path)
 
 
@@ -454,6 +464,19 @@ def _with_known_pace(plan: Plan, run: RunDir) -> Plan:
     if plan.by_pace and known.by_pace and known.hardware.get("cores") == plan.hardware["cores"]:
         found |= {"workers": known.workers, "train_threads": known.train_threads}
     return plan.model_copy(update=found)
+
+
+def _with_known_rows(plan: Plan, run: RunDir) -> Plan:
+    """Return the plan with the rows that figures of an earlier call are of, which those of this one are compared with."""
+    data = plan.of_rows(rows_decided(run.data))
+    if not run.plan.is_file() or not run.results():
+        return plan.model_copy(update={"data": data})
+    try:
+        known = read_plan(run.plan).validation_rows
+    except RunFolderError:
+        # It is damaged, and a new one takes its place.
+        known = plan.validation_rows
+    return plan.model_copy(update={"data": data, "validation_rows": known})
 
 
 def _with_other_processor(plan: Plan, run: RunDir) -> Plan:

@@ -22,6 +22,9 @@ class Elsewhere:
 class Exchange:
     """What searches of one study tell each other. This one is of a search alone; no method may hold up its caller."""
 
+    shared = False
+    """There are others, whose figures have to be of the same rows."""
+
     seed: int | None = None
     """Of this search's sampler; None for the plan's."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoft import report
 from autoft.artifact import changed_files
+from autoft.data.prepared import decide_rows, rows_decided
 from autoft.errors import ModelError, NothingFeasible
 from autoft.export import export as export_variant
 from autoft.export import measure_final, write_card
@@ -33,8 +34,12 @@ def finish(
     *,
     worked: bool,
     counted: bool = True,
+    rows_to_test: Callable[[Selection], int] | None = None,
 ) -> None:
-    """Select, export, test and report; unless ``counted``, what it takes is not of the search's time."""
+    """Select, export, test and report; unless ``counted``, what it takes is not of the search's time.
+
+    ``rows_to_test`` says of how many rows the test can be in the time that is left; without it they stay those of before.
+    """
     results = folder.results()
     try:
         selection = select(plan, results)
@@ -48,7 +53,15 @@ def finish(
     final_path = folder.path / "final.json"
     same = old is not None and _same_choice(old, selection)
     write_json(folder.path / "selection.json", selection.model_dump(mode="json"))
-    if same and final_path.is_file() and (folder.path / "baselines.json").is_file() and _as_exported(folder.best):
+    # For more rows there may be time now.
+    longer = worked and "test" in plan.data.get("whole", {})
+    if (
+        same
+        and not longer
+        and final_path.is_file()
+        and (folder.path / "baselines.json").is_file()
+        and _as_exported(folder.best)
+    ):
         final = read_typed(final_path, Final)
     else:
         worked = True
@@ -56,6 +69,8 @@ def finish(
         listener.phase("export")
         export_variant(folder, plan, selection, results)
         listener.phase("test")
+        if rows_to_test is not None:
+            plan = _with_test_rows(plan, folder, rows_to_test(selection))
         final, known = measure_final(folder, plan, selection, results, listener.note)
         if tested_before:
             final.notes.append(
@@ -64,6 +79,7 @@ def finish(
         for name, share in violations(final.costs["best"], plan.budget).items():
             note = f"Measured again from the exported files, {name} is {share:.1%} over its limit; the trial measured less."
             final.notes.append(note)
+        final.notes.extend(_fewer_tested(plan))
         final.notes.extend(_cut_short(results))
         final.notes.extend(_beside_baselines(folder, plan, final))
         final.notes.extend(_gain_of_start(plan, results))
@@ -126,6 +142,27 @@ def set_aside_trials(folder: RunDir) -> list[str]:
                 told.append(f"{model}: {damages[0]}; trial {result.number} is done again, or another in its place.")
                 break
     return told
+
+
+def _with_test_rows(plan: Plan, folder: RunDir, rows: int) -> Plan:
+    """Have the test be of so many rows, and return the plan that says so."""
+    if rows == plan.data["sizes"]["test"]:
+        return plan
+    decide_rows(folder.data, "test", rows)
+    plan = plan.model_copy(update={"data": plan.of_rows(rows_decided(folder.data))})
+    write_json(folder.plan, plan.model_dump(mode="json"))
+    return plan
+
+
+def _fewer_tested(plan: Plan) -> list[str]:
+    """Return what has to be said where the test is of some rows alone."""
+    there, rows = plan.rows_there("test"), plan.data["sizes"]["test"]
+    if rows == there:
+        return []
+    return [
+        f"The test is of {rows} of the {there} test rows, drawn at random: for more the time was too short. With more of budget.time "
+        "the same command goes on, and tests as many as it has time for."
+    ]
 
 
 def _cut_short(results: Sequence[TrialResult]) -> list[str]:

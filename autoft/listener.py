@@ -37,8 +37,8 @@ class Forecast:
             count = "it will be cut short to end"
         if self.closing_seconds > self.time_limit:
             count = (
-                f"export, test and report alone take about {format_seconds(self.closing_seconds)}, which does not fit "
-                "(fewer rows by data.limit, or more time)"
+                f"export, test and report of the fewest rows alone take about {format_seconds(self.closing_seconds)}, which does "
+                "not fit (a smaller model, or more time)"
             )
         return (
             f"One default training takes about {format_seconds(self.trial_seconds)} here ({self.precision}); "

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoft.hardware import memory_left
+from autoft.measures import Latency
 from autoft.parallel import CONTENTION, workers_that_pay
-from autoft.plans.plan import Plan, epochs_again
-from autoft.rundir import TrialConfig, TrialResult
+from autoft.plans.plan import Plan, VariantPlan, epochs_again
+from autoft.rundir import TrialConfig, TrialResult, VariantResult
 from autoft.space import Categorical
 
 __all__ = [
@@ -38,6 +39,27 @@ TAUGHT = 1.0
 
 ASKED = 0.5
 """What asking a further teacher once about every row takes at most, as a share of an epoch of training."""
+
+LEAST_ROWS = 100
+"""By which finished models are judged, and tested, however short the time: the standard error of a share of them is at most .05."""
+
+LEAST_CHECKED = 50
+"""The same of a checkpoint."""
+
+CHECKED_SHARE = 0.1
+"""Of the time budget: a validation within a training takes so much at most."""
+
+JUDGED_SHARE = 0.2
+"""Of the time budget: so much at most is for judging the variants of the first trial."""
+
+END_SHARE = 0.5
+"""Of the time budget: so much at most is left for export, test and report."""
+
+LATE_SHARE = 0.05
+"""Of the time budget: testing all rows may take so much, however late it is."""
+
+REQUESTS = 200
+"""A model's costs take as long as validating so many rows: 25 requests, each as long as eight rows at once."""
 
 UNKNOWN_CHAIN = 2.0
 """How much longer a step is taken to be with regularizers that no trial has had yet: many need a second forward pass."""
@@ -74,23 +96,33 @@ class Pace:
         """By model."""
         self.test_per_row: dict[str, float] = {}
         """By model: more than validating where the objective needs no prediction, and the test's metrics do."""
+        self.test_apart = False
+        """It is more for some model."""
         self.overhead: dict[str, float] = {}
         """By model, what compressing and measuring a trial's variants takes."""
         self.startup = STARTUP_SECONDS
         self.imports = STARTUP_SECONDS
         """Seconds that a processor computes until a worker is ready."""
-        sizes = plan.data["sizes"]
-        self.train_rows, self.test_rows = int(sizes["train"]), int(sizes["test"])
-        self.validation_rows = int(sizes["validation"])
-        self.rows_at_checkpoint = plan.rows_of_validation(self.validation_rows)
+        self.train_rows, self.test_rows = plan.rows_there("train"), plan.rows_there("test")
         for result in results.values():
             self.learn(result)
+
+    @property
+    def validation_rows(self) -> int:
+        """By how many rows finished models are judged."""
+        return int(self.plan.data["sizes"]["validation"])
+
+    @property
+    def rows_at_checkpoint(self) -> int:
+        """By how many rows a checkpoint is judged."""
+        return self.plan.rows_of_validation(self.validation_rows)
 
     # -- learning -----------------------------------------------------------------------------------------------
 
     def begin(self, probed: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what a few steps of each model took, where no trial has shown it."""
         for name, figures in probed.items():
+            self.test_apart |= figures["test_seconds_per_row"] > figures["validate_seconds_per_row"]
             self.seconds_per_sample.setdefault(name, figures["seconds_per_sample"])
             self.validate_per_row.setdefault(name, figures["validate_seconds_per_row"])
             self.test_per_row.setdefault(name, figures["test_seconds_per_row"])
@@ -200,9 +232,7 @@ class Pace:
         Args:
             untrained: the base models are served and scored as they are, too.
         """
-        yardstick = next(
-            (v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None
-        )
+        yardstick = self._yardstick()
         if yardstick is not None and yardstick.seconds:
             # Results of an earlier version do not say how much of it was for the rows.
             per_row = (yardstick.score_seconds or yardstick.seconds) / max(1, self.validation_rows)
@@ -211,10 +241,70 @@ class Pace:
             per_row = 1.5 * max(self.validate_per_row.values(), default=0.01)
         test_row = max([per_row, *self.test_per_row.values()])
         times = 2 if untrained else 1
-        scoring = test_row * (times + 0.5) * self.test_rows + per_row * times * self.validation_rows
+        judging = per_row * times * self._judged_by(self.plan.default_config().model, per_row)
+        scoring = test_row * (times + 0.5)
+        least = self._fixed_at_end + judging + scoring * min(LEAST_ROWS, self.test_rows)
+        # Where all rows take longer, fewer are tested.
+        return min(
+            self._fixed_at_end + judging + scoring * self.test_rows, max(least, END_SHARE * self.plan.time_limit)
+        )
+
+    @property
+    def _fixed_at_end(self) -> float:
         # Three processes import the libraries anew: for the model, the default and the baselines. They do so on a machine that does
         # nothing else, and have fewer to import than a worker.
-        return CLOSING_SECONDS + 3 * self.imports + scoring
+        # Requests of a model that writes take longer than all else of that.
+        return max(CLOSING_SECONDS, 2 * self._measuring()) + 3 * self.imports
+
+    def _yardstick(self) -> VariantResult | None:
+        return next((v for r in self.results.values() if r.number == 0 for v in r.variants if v.name == "none"), None)
+
+    def _measuring(self) -> float:
+        """Return the seconds that it takes to load a model and to measure its costs."""
+        yardstick = self._yardstick()
+        if yardstick is not None and yardstick.score_seconds:
+            return yardstick.seconds - yardstick.score_seconds
+        # A single request takes hardly less than the few rows at once that were timed.
+        return min(Latency.LONG_SECONDS, REQUESTS * max(self.validate_per_row.values(), default=0.0))
+
+    def tested_rows(self, seconds: float, models: Sequence[VariantResult], untrained: bool) -> int:
+        """Return of how many test rows the end can be in so many seconds: all, or as many as there is time for.
+
+        Args:
+            seconds: that are left.
+            models: which are tested, the chosen one first; it is judged once more, too.
+            untrained: as in :meth:`closing`.
+        """
+        rows = max(1, self.validation_rows)
+        paces = [(model.score_seconds or model.seconds) / rows for model in models]
+        untouched = max([*self.test_per_row.values(), *paces]) if untrained else 0.0
+        judging = (paces[0] + untouched) * rows
+        room = max(seconds - self._fixed_at_end - judging, LATE_SHARE * self.plan.time_limit)
+        # Metrics of the test may need a text where those of validation need none.
+        written = max(self.test_per_row.values(), default=0.0) if self.test_apart else 0.0
+        pace = sum(max(one, written) for one in paces) + untouched
+        if room >= pace * self.test_rows:
+            return self.test_rows
+        return min(self.test_rows, max(LEAST_ROWS, int(room / pace)))
+
+    def judged_rows(self, model: str, per_row: float) -> int:
+        """Return by how many of all validation rows finished models can be judged, where a row takes so many seconds."""
+        there = self.plan.rows_there("validation")
+        passes = self._scored(model) + (there > self.rows_at_checkpoint)
+        if passes * per_row * there <= JUDGED_SHARE * self.plan.time_limit:
+            return there
+        return min(there, max(LEAST_ROWS, int(JUDGED_SHARE * self.plan.time_limit / (passes * per_row))))
+
+    def _judged_by(self, model: str, per_row: float) -> int:
+        """Return by how many rows finished models are judged, or likely will be: the first training decides it."""
+        return self.validation_rows if self.results else min(self.validation_rows, self.judged_rows(model, per_row))
+
+    def checked_rows(self) -> int:
+        """Return by how many rows a checkpoint can be judged, by what a row takes of the untrained models."""
+        per_row, rows = max(self.validate_per_row.values(), default=0.0), self.rows_at_checkpoint
+        if per_row * rows <= CHECKED_SHARE * self.plan.time_limit:
+            return rows
+        return min(rows, max(LEAST_CHECKED, int(CHECKED_SHARE * self.plan.time_limit / per_row)))
 
     def overhead_of(self, model: str) -> float:
         """Return the seconds that compressing and measuring is thought to take of a model.
@@ -225,16 +315,25 @@ class Pace:
         """
         if self.overhead.get(model):
             return self.overhead[model]
-        variants = [variant for variant in self.plan.variants if variant.takes(model)]
-        if any(variant.models for variant in variants):
-            # It fits by no other.
-            variants = [variant for variant in variants if variant.models]
+        variants = self._made(model)
         quick = [variant for variant in variants if not variant.trains]
         again = 0.0 if quick else epochs_again(variants)
-        scoring = len(quick or variants) * self.validation_rows * self.validate_per_row.get(model, 0.0)
+        per_row = self.validate_per_row.get(model, 0.0)
+        scoring = self._scored(model) * (self._judged_by(model, per_row) * per_row + self._measuring())
         per_sample = self.seconds_per_sample.get(f"{model} full", self.seconds_per_sample.get(model, 0.05))
         known = max(self.overhead.values(), default=max(TRIAL_OVERHEAD_SECONDS, scoring))
         return known + TAUGHT * again * per_sample * self.train_rows
+
+    def _made(self, model: str) -> list[VariantPlan]:
+        """Return which variants are made of each trial of a model."""
+        variants = [variant for variant in self.plan.variants if variant.takes(model)]
+        # Where some are for single models, it fits by no other.
+        return [variant for variant in variants if variant.models] or variants
+
+    def _scored(self, model: str) -> int:
+        """Return how many variants of each trial are scored."""
+        variants = self._made(model)
+        return len([variant for variant in variants if not variant.trains] or variants)
 
     # -- how long nothing may be heard of a worker --------------------------------------------------------------
 

@@ -192,6 +192,8 @@ class CurvePoint(_Record):
     """Mean since the point before."""
     learning_rate: float
     validation: dict[str, float]
+    validate_seconds: Seconds = 0.0
+    """What this validation took."""
 
 
 class Interval(_Record):

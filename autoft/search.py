@@ -20,6 +20,7 @@ from typing import Any
 
 from autoft.agenda import Agenda
 from autoft.checkpoints import share_done
+from autoft.data.prepared import decide_rows, rows_decided
 from autoft.disk import Disk
 from autoft.errors import AutoftError, RunFolderError, SearchFailed
 from autoft.evaluation import untouched_works
@@ -29,7 +30,7 @@ from autoft.executors.admission import WAITS
 from autoft.follow_ups import FollowUps
 from autoft.hardware import OtherLoad
 from autoft.listener import Forecast, Listener, Standing, TrialTime
-from autoft.pace import OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
+from autoft.pace import JUDGED_SHARE, LATE_SHARE, OTHER_PATIENCE, TRIAL_OVERHEAD_SECONDS, Pace, slower_beside_others
 from autoft.plans.budgets import unmeasured, violations
 from autoft.plans.plan import Plan, VariantPlan
 from autoft.plans.screening import fits_budget, gentlest_fallback, known_fallbacks, too_much, with_fallbacks
@@ -38,6 +39,7 @@ from autoft.quantities import format_seconds
 from autoft.rundir import (
     Figure,
     RunDir,
+    Selection,
     TrialConfig,
     TrialResult,
     VariantResult,
@@ -50,9 +52,6 @@ from autoft.trial import MOST_PARTS
 from autoft.trials import Trials
 
 __all__ = ["Interruption", "Search"]
-
-YARDSTICK_SHARE = 0.5
-"""Of the time budget: what export and test are thought to need at most, before anything is measured."""
 
 CLOSING_SHARE = 0.8
 """Of the time kept for export, test and report: what they took on average, as docs/log.md says."""
@@ -179,6 +178,15 @@ class Search:
     def reserve(self) -> float:
         """Return the seconds that export, test and report will need."""
         return self.pace.closing(untrained=untouched_works(self.plan, self.catalog.task(self.plan.task)))
+
+    def tested_rows(self, selection: Selection) -> int:
+        """Return of how many rows the test of a selected variant can be in the time that is left."""
+        results, task = self.trials.results, self.catalog.task(self.plan.task)
+        of = {(0, "none"), (selection.trial, selection.variant)}
+        models = [v for r in results.values() for v in r.variants if (r.number, v.name) in of and v.folder]
+        chosen = next(v for v in results[selection.trial].variants if v.name == selection.variant)
+        tested = [chosen, *(v for v in models if v is not chosen)]
+        return self.pace.tested_rows(self.seconds_left(), tested, untouched_works(self.plan, task))
 
     def _spare(self) -> float:
         """Return the seconds that are left for trials."""
@@ -353,6 +361,7 @@ class Search:
         if self.plan.by_pace and self.plan.workers == 1:
             self._take_workers(executor, probed)
         default = self.plan.default_config()
+        self._check_by_fewer(executor)
         seconds = self.pace.estimate(default)
         if self.plan.time_multiple and math.isinf(self.plan.time_limit):
             self.plan.time_limit = self.plan.time_multiple * seconds
@@ -396,6 +405,20 @@ class Search:
             self.precision[name] = figures["precision"]
         self.pace.begin(probed)
         return probed
+
+    def _check_by_fewer(self, executor: Executor) -> None:
+        """Have checkpoints judged by fewer rows where one validation would take much of the time; once, for they are compared."""
+        rows = self.pace.checked_rows()
+        if self.trials.results or self.exchange.shared or rows == self.pace.rows_at_checkpoint:
+            return
+        self.plan.validation_rows = rows
+        self._tell_plan(executor)
+
+    def _tell_plan(self, executor: Executor) -> None:
+        """Have all workers follow the plan as it is now."""
+        write_json(self.run.plan, self.plan.model_dump(mode="json"))
+        for worker in range(self.plan.workers):
+            executor.send(worker, "plan")
 
     def _take_workers(self, executor: Executor, probed: Mapping[str, Mapping[str, Any]]) -> None:
         """Take as many workers as pay, by what steps of the first model take with each number of threads."""
@@ -460,9 +483,7 @@ class Search:
         if not taken:
             return
         self.plan.variants = with_fallbacks(self.plan, taken).variants
-        write_json(self.run.plan, self.plan.model_dump(mode="json"))
-        for worker in range(self.plan.workers):
-            executor.send(worker, "plan")
+        self._tell_plan(executor)
         for name, needy in taken.items():
             self.listener.note(
                 f"{', '.join(needy)}: none of the compressions of effort {self.plan.effort} fits the budget; {name} does, and is made too"
@@ -708,6 +729,7 @@ class Search:
                 config = self._trial_of(event)
                 point = body["point"]
                 value = point["validation"][self.plan.objective]
+                self._judge_by_fewer(config, point["validate_seconds"])
                 self.listener.validation(config.number, point["samples"], value)
                 stop = self.study.behind(config, point["epoch"], value)
                 executor.send(event.worker, "decide", stop=stop or self.interruption.asked)
@@ -733,6 +755,25 @@ class Search:
                 self._note_once(event)
             case "fatal":
                 raise _fatal(event)
+
+    def _judge_by_fewer(self, config: TrialConfig, seconds: float) -> None:
+        """Decide by how many rows finished models are judged, once the first validation has shown what a row takes.
+
+        What was judged is compared with all that is judged later, so that no later training changes it.
+        """
+        plan, there = self.plan, self.plan.rows_there("validation")
+        if "validation" in rows_decided(self.run.data) or self.exchange.shared or self.trials.results:
+            return
+        rows = self.pace.judged_rows(config.model, seconds / max(1, self.pace.rows_at_checkpoint))
+        decide_rows(self.run.data, "validation", rows)
+        if rows == there:
+            return
+        plan.data = plan.of_rows({"validation": rows})
+        write_json(self.run.plan, plan.model_dump(mode="json"))
+        self.listener.note(
+            f"Models are judged by {rows} of the {there} validation rows, the same for all: more would take more than "
+            f"{JUDGED_SHARE:.0%} of the time for each trial."
+        )
 
     def _replace(self, executor: Executor, event: Event, idle: set[int]) -> None:
         """Start a worker anew that was lost, and have its trials begun again or told as failed."""
@@ -868,10 +909,11 @@ class Search:
 
     def _request(self, config: TrialConfig, together: int) -> dict[str, Any]:
         """Return what a worker is told of a trial, which is one of so many that train together."""
-        model_overhead = self.pace.overhead_of(config.model)
-        # What the end takes is a guess until the default is measured: it may not leave the yardstick untrained.
-        reserve = self.reserve() if self.trials.results else min(self.reserve(), YARDSTICK_SHARE * self.plan.time_limit)
-        seconds = max(5.0, self.seconds_left() - reserve - together * model_overhead)
+        pace = self.pace
+        # A training that is ended validates once more.
+        after = pace.overhead_of(config.model) + pace.rows_at_checkpoint * pace.validate_per_row.get(config.model, 0.0)
+        seconds = max(5.0, self._spare() - together * after)
+        left = self._spare() + LATE_SHARE * self.plan.time_limit
         return {
             "config": config.model_dump(mode="json"),
             "precision": self.precision,
@@ -880,6 +922,7 @@ class Search:
             "competes": self.trials.competes(config),
             "whole": config.number in self.cramped,
             "seconds": seconds if math.isfinite(seconds) else None,
+            "left": left if math.isfinite(left) else None,
             "expected": self.pace.expected(config),
         }
 

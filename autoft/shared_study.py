@@ -219,6 +219,8 @@ class SharedStudy(Exchange):
         note: told what a user should know, by the thread that calls :meth:`news` and :meth:`close`.
     """
 
+    shared = True
+
     def __init__(self, address: StudyAddress, plan: Plan, run: RunDir, note: Callable[[str], None]) -> None:
         self.address, self.plan, self.run, self._note = address, plan, run, note
         self.name = study_name(plan)

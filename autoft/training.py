@@ -470,7 +470,8 @@ def train(
                 figures = ranks.agreed(validate(original))
                 if trim:
                     trim_heap()
-                outcome.validate_seconds += time.monotonic() - started
+                took = time.monotonic() - started
+                outcome.validate_seconds += took
                 model.train()
                 point = CurvePoint(
                     samples=at.seen,
@@ -479,6 +480,7 @@ def train(
                     train_loss=mean_loss,
                     learning_rate=float(max(scheduler.get_last_lr())),
                     validation=figures,
+                    validate_seconds=took,
                 )
                 outcome.curve.append(point)
                 if _better(point, outcome.best, objective, higher_is_better):

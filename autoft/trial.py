@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from autoft.artifact import load, read_manifest, save_artifact
 from autoft.checkpoints import Checkpoints, plain
 from autoft.contracts import (
@@ -33,7 +31,7 @@ from autoft.contracts import (
     Teacher,
 )
 from autoft.data.features import Features, encoded
-from autoft.data.prepared import PreparedData, open_data
+from autoft.data.prepared import PreparedData, open_data, rows_decided
 from autoft.data.rows import Split
 from autoft.distillation import alike, distill, named_teacher
 from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
@@ -47,7 +45,7 @@ from autoft.plans.plan import Plan, VariantPlan, epochs_again, read_plan
 from autoft.plans.targets import auxiliary_target, format_behind, plan_target
 from autoft.plugins import Catalog, described, load_plugins
 from autoft.processes import release_memory
-from autoft.quantities import format_bytes
+from autoft.quantities import format_bytes, format_seconds
 from autoft.quiet import Quiet
 from autoft.ranks import Ranks
 from autoft.rundir import CurvePoint, RunDir, StepResult, TrialConfig, TrialResult, VariantResult, write_json
@@ -110,6 +108,8 @@ class Workplace:
     files: dict[str, str] = field(default_factory=dict)
     """By model, the digest of the files of its processor."""
     folds: dict[int, PreparedData] = field(default_factory=dict)
+    judged_rows: int | None = None
+    """Of the validation rows, those that finished models are judged by, once the search has decided it."""
     heads: dict[tuple[str, int], dict[str, HeadWeights | None]] = field(default_factory=dict)
     """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
@@ -121,6 +121,8 @@ class Workplace:
     """Variants of the trial's model that are known not to fit, with the costs that :func:`screen` measured."""
     reached: dict[str, float] = field(default_factory=dict)
     """Of variants that cost what the trial's will, the best score that is known."""
+    until: float | None = None
+    """Of :func:`time.monotonic`: no variant is begun that is likely not made and measured by then, where there is another one."""
 
     @property
     def quiet(self) -> Quiet:
@@ -180,6 +182,13 @@ class Workplace:
             self.folds[fold] = open_data(self.run.fold(fold))
         return self.folds[fold] if fold else self.data
 
+    def follow_rows(self) -> None:
+        """Judge models by those validation rows that the search has decided upon."""
+        decided = rows_decided(self.run.data).get("validation")
+        if decided != self.judged_rows:
+            self.judged_rows, self.data = decided, open_data(self.run.data)
+            self.folds.clear()
+
     def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
         """Return the encoded training rows, from the cache where they are there already."""
         return self.encoded(self.splits(fold).train, self.task, context, self.known_as(model, context))
@@ -203,15 +212,12 @@ class Workplace:
     ) -> Callable[[Any], dict[str, float]]:
         """Return a function that scores a model on the validation split of a fold, or on ``rows`` of it.
 
-        Which rows these are is chance, and the same for all models: their scores are compared.
+        They are the first ones of a split that was shuffled, the same for all models: their scores are compared.
         Where the objective needs no prediction, as perplexity, none is made: generating is most of the work.
         """
         metrics = self.catalog.metrics_of(self.task)
         split = self.splits(fold).validation
-        shown = split[:]
-        if rows is not None and rows < len(split):
-            order = np.random.default_rng(self.plan.seed).permutation(len(split))
-            shown = split.rows(np.sort(order[:rows]))
+        shown = split[:rows]
         refs = references(self.task, shown, context)
         wanted = validated_by(metrics, [self.plan.objective])
         return lambda model: score(
@@ -511,7 +517,7 @@ class Trial:
         self.place, self.plan, self.config, self.callbacks = place, place.plan, config, callbacks
         self.deadline, self.result, self.seat, self.ranks = deadline, result, seat, ranks or Ranks()
         # Of this trial: while others train at the same time, the place may be told something else.
-        self.screened, self.reached = place.screened, place.reached
+        self.screened, self.reached, self.until = place.screened, place.reached, place.until
         self.remembered: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
         """What teachers say of training rows together, by their names, once a compressor has asked."""
         self.begun = Begun()
@@ -549,6 +555,7 @@ class Trial:
         if result.violations and config.number != 0:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
+        self.place.follow_rows()
         there = len(self.place.splits(config.fold).validation)
         if plan.rows_of_validation(there) < there:
             # What decided within the training was some of the rows; what others compare the trial by is all of them.
@@ -578,8 +585,22 @@ class Trial:
             variants.insert(0, VariantPlan(name="none", chain=[]))
         self.begun.expect(variants)
         for variant in variants:
-            result.variants.append(self.variant(dense, target, variant, memory))
+            result.variants.append(self._too_late(variant) or self.variant(dense, target, variant, memory))
         self.conclude()
+
+    def _too_late(self, variant: VariantPlan) -> VariantResult | None:
+        """Return what there is of a variant that the time is too short for: by the slowest one so far, once there is one to ship."""
+        offered = {one.name for one in self.plan.every_variant}
+        made = [one for one in self.result.variants if one.state == "complete" and one.name in offered]
+        if self.until is None or not made or variant.name in self.screened:
+            return None
+        seconds = max(one.seconds for one in made)
+        left = self.until - time.monotonic()
+        if seconds <= left:
+            return None
+        told = f"left out: it takes about {format_seconds(seconds)}, and {format_seconds(max(0.0, left))} of the time are left for it"
+        self.callbacks.note(f"Trial {self.config.number}, {variant.name}: {told}.")
+        return VariantResult(name=variant.name, state="pruned", reason=told)
 
     def ready(self, target: Target) -> tuple[torch.nn.Module, Target, list[Auxiliary]]:
         """Return the model as its training begins, what the adapter was told, and the tasks that are trained along."""

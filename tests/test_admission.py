@@ -242,7 +242,15 @@ def test_a_trial_that_was_given_too_little_is_tried_again_with_the_whole_gpu(pla
         worker = _Worker(place.run, io.StringIO(json.dumps(answer) + "\n"), out)
         worker.place, worker.shared = place, True
         config = place.plan.default_config().model_dump(mode="json")
-        request = {"config": config, "precision": {}, "screened": {}, "reached": {}, "competes": False, "seconds": None}
+        request = {
+            "config": config,
+            "precision": {},
+            "screened": {},
+            "reached": {},
+            "competes": False,
+            "seconds": None,
+            "left": None,
+        }
         worker.trial({**request, "expected": 1.0, "whole": False, **changes})
         return [json.loads(line) for line in out.getvalue().split("\n") if line]
 

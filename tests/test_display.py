@@ -76,7 +76,7 @@ def test_a_training_that_takes_longer_than_the_search_may_is_not_said_to_fit():
     assert "fits" not in said
     said = str(replace(FORECAST, whole=False, closing_seconds=400.0))
     assert (
-        "export, test and report alone take about 6 min 40 s, which does not fit (fewer rows by data.limit, or" in said
+        "export, test and report of the fewest rows alone take about 6 min 40 s, which does not fit (a smaller" in said
     )
 
 

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from autoft.checkpoints import Checkpoints
+from autoft.data.prepared import rows_decided
 from autoft.errors import RunFolderError, SearchFailed
 from autoft.exchange import Elsewhere, Exchange
 from autoft.executors import Event
 from autoft.hardware import Hardware
 from autoft.listener import Listener
-from autoft.pace import TAUGHT, TRIAL_OVERHEAD_SECONDS, Pace
+from autoft.measures import Latency
+from autoft.pace import STARTUP_SECONDS, TAUGHT, TRIAL_OVERHEAD_SECONDS, Pace
 from autoft.plans.plan import BudgetLimit, ModelPlan, PipelinePlan, Plan, Setting, StepPlan, VariantPlan, epochs_again
 from autoft.portfolio import configuration, published_chains
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult, VariantResult
@@ -57,6 +59,7 @@ def make_plan(sampler="tpe", early_stopping="halving", **changes) -> Plan:
         "seed": 3,
         "task": "text-classification",
         "trials_limit": None,
+        "time_limit": 1000.0,
         "finalist_seeds": 0,
         "tolerance": 0.0,
         "data": {"sizes": {"train": 1000, "validation": 400, "test": 400}},
@@ -1246,16 +1249,96 @@ def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(t
 
 def test_the_end_and_the_first_trial_take_as_long_as_scoring_does(tmp_path, catalog):
     """Where perplexity counts, validating writes nothing, and a test does."""
-    search = engine(tmp_path, catalog, options={})
+    search = engine(tmp_path, catalog, options={}, time_limit=1e6)
     pace, model = search.pace, search.plan.models[0].name
     pace.overhead, pace.validate_per_row = {}, {model: 0.01}
     quick, ends = pace.overhead_of(model), pace.closing(untrained=False)
     pace.validate_per_row = {model: 1.0}
-    assert pace.overhead_of(model) == len(search.plan.variants) * pace.validation_rows > quick
+    assert pace.overhead_of(model) == len(search.plan.variants) * (pace.validation_rows + Latency.LONG_SECONDS) > quick
     pace.validate_per_row, pace.test_per_row = {model: 0.01}, {model: 2.0}
     assert pace.overhead_of(model) == quick
     assert pace.closing(untrained=False) >= ends + 1.9 * pace.test_rows
     assert pace.closing(untrained=True) >= ends + 2 * 1.9 * pace.test_rows
+
+
+def test_where_writing_takes_long_the_end_leaves_half_of_the_time_and_tests_what_fits(tmp_path, catalog):
+    search = engine(tmp_path, catalog, time_limit=200.0)
+    pace, model = search.pace, search.plan.models[0].name
+    pace.validate_per_row = {model: 0.05}
+    # All 400 rows of two models take more than that.
+    assert pace.closing(untrained=False) == 100.0
+    # However short the time, some rows are tested.
+    pace.validate_per_row = {model: 10.0}
+    assert pace.closing(untrained=False) > 1000.0
+
+    def scored(seconds: float) -> VariantResult:
+        return VariantResult(name="none", state="complete", score_seconds=seconds)
+
+    before = pace.tested_rows(1e6, [scored(400.0)], untrained=False)
+    # One row takes a second of the chosen model and half of one of the default; the former is judged once more.
+    left = 2 * Latency.LONG_SECONDS + 3 * STARTUP_SECONDS + 400.0 + 150 * 1.5
+    assert before == 400
+    assert pace.tested_rows(left, [scored(400.0), scored(200.0)], untrained=False) == 150
+    assert pace.tested_rows(0.0, [scored(400.0), scored(200.0)], untrained=False) == 100
+    # A search that is late anyway does not end sooner by a second.
+    assert pace.tested_rows(-50.0, [scored(4.0), scored(2.0)], untrained=False) == 400
+
+
+def test_models_are_judged_by_as_many_rows_as_a_fifth_of_the_time_allows(tmp_path, catalog):
+    variants = [VariantPlan(name="none", chain=[]), VariantPlan(name="dynamic-int8", chain=[])]
+    search = engine(tmp_path, catalog, time_limit=200.0, validation_rows=50, variants=variants)
+    notes, told = [], []
+    search.listener = SimpleNamespace(note=notes.append, validation=lambda *said: told.append(said))
+    worker = Unlucky(0, Event(0, "ready"))
+
+    def validated(number: int, seconds: float) -> None:
+        search.trials.running[0] = search.plan.default_config().model_copy(update={"number": number})
+        point = CurvePoint(
+            samples=1, epoch=1, seconds=1, train_loss=1, learning_rate=1, validation={"accuracy": 0.5},
+            validate_seconds=seconds,
+        )  # fmt: skip
+        search._handle(worker, Event(0, "validation", {"trial": number, "point": point.model_dump()}), set())
+
+    # 50 rows in five seconds: the trained model and two compressions of it, .1 s a row each, in 40 seconds.
+    validated(0, 5.0)
+    assert rows_decided(search.run.data) == {"validation": 133}
+    assert (search.pace.validation_rows, search.plan.rows_there("validation")) == (133, 400)
+    assert json.loads(search.run.plan.read_text())["data"]["sizes"]["validation"] == 133
+    assert notes == [
+        "Models are judged by 133 of the 400 validation rows, the same for all: more would take more than 20% of the time for each trial."
+    ]
+    # What was judged by them is compared with what comes.
+    validated(1, 0.05)
+    assert rows_decided(search.run.data) == {"validation": 133}
+    assert len(notes) == 1
+    assert [said[0] for said in told] == [0, 1]
+
+
+@pytest.mark.parametrize(("shared", "seconds", "rows"), [(False, 0.05, {"validation": 400}), (True, 5.0, {})])
+def test_models_are_judged_by_all_rows_where_there_is_time_or_others_share_the_study(
+    shared, seconds, rows, tmp_path, catalog
+):
+    search = engine(tmp_path, catalog, time_limit=200.0, validation_rows=50)
+    search.exchange.shared = shared
+    search._judge_by_fewer(search.plan.default_config(), seconds)
+    assert rows_decided(search.run.data) == rows
+    assert search.plan.data["sizes"]["validation"] == 400
+
+
+def test_a_checkpoint_is_judged_by_fewer_rows_where_that_takes_a_tenth_of_the_time(tmp_path, catalog):
+    search = engine(tmp_path, catalog, time_limit=200.0, validation_rows=200)
+    search.pace.validate_per_row = {"large": 0.1, "small": 0.01}
+    assert search.pace.checked_rows() == 200
+    search.pace.validate_per_row["large"] = 0.25
+    worker = Unlucky(0, Event(0, "ready"))
+    search._check_by_fewer(worker)
+    assert (search.plan.validation_rows, worker.asked) == (80, ["plan"])
+    search.pace.validate_per_row["large"] = 25.0
+    assert search.pace.checked_rows() == 50
+    # Checkpoints of trials are compared.
+    search.trials.results[0] = done(search.plan.default_config(), 0.5)
+    search._check_by_fewer(worker)
+    assert search.plan.validation_rows == 80
 
 
 def test_a_worker_may_be_silent_for_longer_than_anything_was_seen_to_take(tmp_path, catalog):

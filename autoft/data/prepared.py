@@ -28,10 +28,12 @@ from autoft.recipe import DataSection
 from autoft.rundir import read_typed, write_json, writing
 from autoft.version import __version__
 
-__all__ = ["PreparedData", "open_data", "prepare_data", "prepare_folds"]
+__all__ = ["PreparedData", "decide_rows", "open_data", "prepare_data", "prepare_folds", "rows_decided"]
 
 # Files up to this size are known by their content, larger ones by size and time of change.
 _HASHED_BYTES = 64 * 2**20
+
+_DECIDED = "rows.json"
 
 _REMEDIED = "{}: the prepared data is not as it was written, and is prepared again."
 
@@ -114,6 +116,8 @@ def prepare_data(
         folder.mkdir(parents=True, exist_ok=True)
         # A reader takes meta.json as the sign that the three files belong together.
         meta.unlink(missing_ok=True)
+        # Of other rows nothing is decided yet.
+        (folder / _DECIDED).unlink(missing_ok=True)
     for name, table in tables.items():
         write_arrow(_split_file(folder, name), table.schema, table.to_batches(max_chunksize=CHUNK))
     write_json(
@@ -130,7 +134,33 @@ def prepare_data(
             "facts": facts,
         },
     )
-    return open_data(folder)
+    return open_data(folder, whole=True)
+
+
+def rows_decided(folder: Path) -> dict[str, int]:
+    """Return how many rows of ``validation`` and ``test`` figures are of, as far as that was decided.
+
+    Raises:
+        RunFolderError: what says so is damaged.
+    """
+    return read_typed(folder / _DECIDED, dict[str, int], {})
+
+
+def decide_rows(folder: Path, split: str, count: int) -> None:
+    """Have figures be of the first rows of a split from now on: it is shuffled, so they are drawn at random.
+
+    Args:
+        folder: the one of :func:`prepare_data`.
+        split: ``validation``, of which the first decision holds, for figures of different rows are not compared; or ``test``.
+        count: of rows; all of them where there are fewer.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    known = rows_decided(folder)
+    if split == "validation" and split in known:
+        return
+    write_json(folder / _DECIDED, {**known, split: count})
 
 
 def _check_expected(folder: Path, fingerprint: str, expected: str) -> None:
@@ -154,7 +184,7 @@ def _read_back(folder: Path) -> PreparedData:
     Raises:
         RunFolderError: they are not, or one is missing.
     """
-    prepared = open_data(folder)
+    prepared = open_data(folder, whole=True)
     meta = read_typed(folder / "meta.json", _Meta)
     if _digests(folder, [name for name in SPLITS if name not in meta.above]) != meta.files:
         raise RunFolderError(f"{folder}: is damaged: its rows are not as they were written")
@@ -177,13 +207,18 @@ class _Meta(BaseModel):
     """Splits that a fold has from the folder above."""
 
 
-def open_data(folder: Path) -> PreparedData:
+def open_data(folder: Path, *, whole: bool = False) -> PreparedData:
     """Open what :func:`prepare_data` or :func:`prepare_folds` wrote, memory-mapped.
+
+    Args:
+        folder: where they wrote it.
+        whole: also the rows that no figure is of, by :func:`decide_rows`.
 
     Raises:
         RunFolderError: a file is missing or damaged.
     """
     meta = read_typed(folder / "meta.json", _Meta)
+    decided = {} if whole else rows_decided(folder.parent if meta.above else folder)
     splits = {}
     for name in SPLITS:
         # A fold has no test split of its own.
@@ -191,7 +226,9 @@ def open_data(folder: Path) -> PreparedData:
         table = open_arrow(path)
         if table.num_rows != meta.sizes.get(name):
             raise RunFolderError(f"{path}: is damaged; delete {folder / 'meta.json'} to have the data prepared again")
-        splits[name] = Split(table, meta.splits.get(name))
+        count = decided.get(name, table.num_rows)
+        few = count < table.num_rows
+        splits[name] = Split(table.slice(0, count) if few else table, None if few else meta.splits.get(name))
     return PreparedData(
         **splits,
         fingerprint=meta.fingerprint,

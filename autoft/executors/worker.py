@@ -524,6 +524,8 @@ class _Worker(Channel):
         assert self.place is not None
         self.place.precision.update(request["precision"])
         self.place.screened, self.place.reached = request["screened"], request["reached"]
+        self.place.until = None if request["left"] is None else time.monotonic() + float(request["left"])
+        self.place.follow_rows()
         number = request["config"]["number"]
         callbacks = Callbacks(
             partial(self.stage, number),

@@ -281,6 +281,19 @@ class Plan(_Plan):
         """Return how many of the rows that are there a validation within a training reads."""
         return there if self.validation_rows is None else min(there, self.validation_rows)
 
+    def rows_there(self, split: str) -> int:
+        """Return how many rows a split has, whether figures are of all of them or not."""
+        return int(self.data.get("whole", {}).get(split, self.data["sizes"][split]))
+
+    def of_rows(self, decided: Mapping[str, int]) -> dict[str, Any]:
+        """Return what the plan says of its data where figures are of so many rows of some splits at most."""
+        whole = {name: self.rows_there(name) for name in self.data["sizes"]}
+        sizes = {name: min(there, decided.get(name, there)) for name, there in whole.items()}
+        fewer = {name: there for name, there in whole.items() if sizes[name] < there}
+        return {**{k: v for k, v in self.data.items() if k != "whole"}, "sizes": sizes} | (
+            {"whole": fewer} if fewer else {}
+        )
+
     def domain(self, name: str) -> Domain:
         """Return the domain of a parameter."""
         return domain_from_json(self.space[name])

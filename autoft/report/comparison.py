@@ -57,7 +57,7 @@ class _Run:
 
     @property
     def fingerprint(self) -> str:
-        return str(self.plan.data.get("fingerprint", ""))
+        return str(self.plan.data.get("fingerprint", "")) + _fewer(self.plan, "validation", "test")
 
     @property
     def scored_by(self) -> tuple[str, str, bool, str]:
@@ -186,7 +186,14 @@ class _Data(BaseModel):
 
 
 def _test_rows(record: RunRecord) -> str:
-    return read_typed(record.path / "data" / "meta.json", _Data, _Data()).splits.get("test", "")
+    known = read_typed(record.path / "data" / "meta.json", _Data, _Data()).splits.get("test", "")
+    return known and known + _fewer(plan_of(record), "test")
+
+
+def _fewer(plan: Plan, *splits: str) -> str:
+    """Return of how many rows figures are, where these are not all rows of a split."""
+    whole = plan.data.get("whole", {})
+    return "".join(f", {plan.data['sizes'][name]} of {name}" for name in splits if name in whole)
 
 
 def _alike(runs: Sequence[_Run]) -> list[_Run]:

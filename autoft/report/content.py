@@ -223,8 +223,15 @@ def _so_far(record: RunRecord, plan: Plan) -> str:
 def _data(plan: Plan) -> list[tuple[str, str]]:
     if not plan.data:
         return []
-    sizes = plan.data["sizes"]
-    rows = [(split, f"{sizes[split]} rows") for split in ("train", "validation", "test")]
+    sizes, whole = plan.data["sizes"], plan.data.get("whole", {})
+    rows = [
+        (
+            split,
+            f"{sizes[split]} rows"
+            + (f", drawn at random of {whole[split]} to keep budget.time" if split in whole else ""),
+        )
+        for split in ("train", "validation", "test")
+    ]
     rows += [(f"column {role}", str(column)) for role, column in plan.data.get("columns", {}).items()]
     known = ((name, plan.data.get(name)) for name in ("source", "license", "fingerprint"))
     return [*rows, *((name.replace("license", "licence"), str(value)) for name, value in known if value)]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from autoft.contracts import Column, Task, TaskCard, TaskContext
 from autoft.data.features import encoded
-from autoft.data.prepared import open_data, prepare_data, prepare_folds
+from autoft.data.prepared import decide_rows, open_data, prepare_data, prepare_folds, rows_decided
 from autoft.data.rows import Split
 from autoft.errors import DataError, PluginError, RunFolderError
 from autoft.recipe import DataSection
@@ -605,6 +605,31 @@ def test_prepared_data_is_used_again(tmp_path):
     (tmp_path / "r.csv").touch()
     prepare(tmp_path, task, train="r.csv")
     assert task.facts_calls == calls, "the content counts, not the time"
+
+
+def test_figures_are_of_the_rows_that_were_decided_upon_until_there_are_others(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(60))
+    whole = prepare(tmp_path, train="r.csv", validation_size=20, test_size=20)
+    folder = tmp_path / "data"
+    decide_rows(folder, "validation", 7)
+    # What was judged is compared with what is judged later; a test stands alone.
+    decide_rows(folder, "validation", 12)
+    decide_rows(folder, "test", 30)
+    decide_rows(folder, "test", 9)
+    some = open_data(folder)
+    assert rows_decided(folder) == {"validation": 7, "test": 9}
+    assert pairs(some.train) == pairs(whole.train)
+    assert pairs(some.validation) == pairs(whole.validation)[:7]
+    assert pairs(some.test) == pairs(whole.test)[:9]
+    assert some.validation.fingerprint == Split.from_rows(whole.validation[:7]).fingerprint
+    assert every(open_data(folder, whole=True)) == every(whole)
+    # Folds are cut from all rows, and judged by as many of their own.
+    assert every(prepare(tmp_path, train="r.csv", validation_size=20, test_size=20)) == every(whole)
+    prepare_folds(whole, Tickets(), 3, 0, folder)
+    assert len(open_data(folder / "fold-1").validation) == 7
+    assert len(open_data(folder / "fold-1").train) == 10 + 20
+    prepare(tmp_path, train="r.csv", validation_size=19, test_size=20)
+    assert (rows_decided(folder), len(open_data(folder).validation)) == ({}, 19)
 
 
 def test_prepared_data_is_made_anew_for_another_request(tmp_path):

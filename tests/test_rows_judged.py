@@ -1,0 +1,83 @@
+"""By which rows models are judged, and which variants of a trial are made, where the time is short."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from autoft.data.prepared import decide_rows, prepare_data
+from autoft.hardware import Hardware
+from autoft.plans.plan import VariantPlan
+from autoft.plans.planner import make_plan
+from autoft.recipe import recipe_from_mapping
+from autoft.rundir import RunDir, TrialResult, VariantResult, write_json
+from autoft.trial import Callbacks, Trial, Workplace
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model, catalog) -> Workplace:
+    """What a worker has on 20 validation rows, the labels of the first of which tell them apart."""
+    rows = [f"film {number},{'good' if number % 3 else 'bad'}" for number in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    mapping = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": "rows.csv", "validation_size": 20, "test_size": 20},
+        "compress": ["none", "dynamic-int8"],
+    }
+    hardware = Hardware("cpu", 2, 2**33, (), "test", False, "Linux x86_64")
+    recipe, run = recipe_from_mapping(mapping), RunDir(tmp_path / "run")
+    plan = make_plan(recipe, catalog, hardware, tmp_path)
+    run.create()
+    prepared = prepare_data(recipe.data, catalog.task(plan.task), plan.options, 0, run.data, tmp_path)
+    plan = plan.with_data(prepared.facts, {"sizes": {"train": 20, "validation": 20, "test": 20}}, [])
+    write_json(run.plan, plan.model_dump(mode="json"))
+    return Workplace.open(run)
+
+
+def test_a_trial_is_judged_by_the_rows_that_the_search_has_decided_upon(place):
+    config = place.plan.default_config()
+    target = place.target(config.model, config.params, config.seed)
+    model = place.task.load_model(target.source, target.context).eval()
+    rows = place.data.validation[:]
+    said = [answer["label"] for answer in place.task.predict(model, rows, target.context)]
+    right = [one == row["label"] for one, row in zip(said, rows, strict=True)]
+
+    def accuracy(count: int | None = None) -> float:
+        return place.validator(target.context, count)(model)["accuracy"]
+
+    assert accuracy() == pytest.approx(sum(right) / 20)
+    # A checkpoint is judged by the first of them, however many are decided upon.
+    first = accuracy(5)
+    assert first == pytest.approx(sum(right[:5]) / 5)
+    decide_rows(place.run.data, "validation", 7)
+    assert accuracy() == pytest.approx(sum(right) / 20)
+    place.follow_rows()
+    assert accuracy() == pytest.approx(sum(right[:7]) / 7)
+    assert accuracy(5) == first
+
+
+def test_a_variant_that_the_time_is_too_short_for_is_left_out_once_there_is_one_to_ship(place):
+    notes: list[str] = []
+    place.until = time.monotonic() + 30.0
+    config = place.plan.default_config()
+    result = TrialResult(number=0, state="failed", config=config)
+    trial = Trial(place, config, Callbacks(note=notes.append), None, result)
+    int8 = next(variant for variant in place.plan.variants if variant.name == "dynamic-int8")
+    assert trial._too_late(int8) is None
+    result.variants = [VariantResult(name="none", state="infeasible", seconds=50.0)]
+    assert trial._too_late(int8) is None
+    result.variants = [VariantResult(name="none", state="complete", seconds=20.0)]
+    assert trial._too_late(int8) is None
+    result.variants = [VariantResult(name="none", state="complete", seconds=50.0)]
+    left_out = trial._too_late(int8)
+    assert (left_out.name, left_out.state, left_out.validation) == ("dynamic-int8", "pruned", {})
+    assert notes == [f"Trial 0, dynamic-int8: {left_out.reason}."]
+    assert left_out.reason.startswith("left out: it takes about 50 s, and ")
+    # What the budget does not offer is none to ship.
+    place.plan.variants = [VariantPlan(name="dynamic-int8", chain=[])]
+    assert trial._too_late(int8) is None
+    place.plan.variants = [VariantPlan(name="none", chain=[]), int8]
+    trial.until = None
+    assert trial._too_late(int8) is None
