@@ -27,6 +27,7 @@ __all__ = [
     "check_folder",
     "check_index",
     "dense_folder",
+    "embeddings_of_inputs",
     "load_network",
     "load_tokenizer",
     "loading",
@@ -224,6 +225,20 @@ def public_params(strategies: Mapping[str, Strategy], params: Mapping[str, Any])
     """
     named = named_models(strategies, params.items())
     return {full: public_name(value, value) if value in named else value for full, value in params.items()}
+
+
+def embeddings_of_inputs(model: Any) -> torch.nn.Module | None:
+    """Return the module that a model names as the one that makes embeddings of its inputs; None where it names none.
+
+    Of an encoder-decoder it is the table that both share, which neither of them may call itself.
+    """
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        found: torch.nn.Module | None = get() if get else None
+    except NotImplementedError:
+        # What transformers raises of models without any, as many of pictures, where others return None.
+        return None
+    return found
 
 
 def dense_folder(run: Path) -> Path | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoft.pretrained import embeddings_of_inputs
 from autoft.strategies.first_token import put_forward
 
 if TYPE_CHECKING:
@@ -137,11 +138,7 @@ def _table(model: Any) -> torch.nn.Embedding | None:
     import torch
     from torch.nn.utils import parametrize
 
-    try:
-        table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        # What transformers raises of models that read no tokens, as those of pictures.
-        return None
+    table = embeddings_of_inputs(model)
     if not isinstance(table, torch.nn.Embedding) or "forward" in vars(table) or parametrize.is_parametrized(table):
         return None
     if not table.weight.requires_grad or table.max_norm is not None or table.scale_grad_by_freq or table.sparse:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Adapter, Reach, Refusal, Target
 from autoft.errors import ModelError
+from autoft.pretrained import embeddings_of_inputs
 from autoft.space import Float, SearchSpace
 
 if TYPE_CHECKING:
@@ -175,17 +176,8 @@ def _embeddings(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
     if not isinstance(model, PreTrainedModel):
         return []
-    found = list(model.get_input_embeddings().parameters()) if _has_input_embeddings(model) else []
-    output = model.get_output_embeddings()
-    return found + (list(output.parameters()) if output is not None else [])
-
-
-def _has_input_embeddings(model: Any) -> bool:
-    # transformers raises for models without any (vision models among them) instead of returning None.
-    try:
-        return model.get_input_embeddings() is not None
-    except NotImplementedError:
-        return False
+    parts = [embeddings_of_inputs(model), model.get_output_embeddings()]
+    return [weight for part in parts if part is not None for weight in part.parameters()]
 
 
 def _newly_made(model: torch.nn.Module) -> frozenset[str]:

@@ -30,7 +30,7 @@ from autoft.contracts import Exporter, ExportSpec, Refusal, Rounding, Row, State
 from autoft.errors import ModelError
 from autoft.hardware import has_int8_products
 from autoft.paths import digest_line
-from autoft.pretrained import DROPOUTS
+from autoft.pretrained import DROPOUTS, embeddings_of_inputs
 from autoft.strategies.first_token import first_token_traced
 from autoft.strategies.layer_pruning import WIDTHS, feed_forward_layers
 
@@ -268,12 +268,8 @@ def _without(config: Any, names: Collection[str]) -> Any:
 
 def _pruned(model: Any) -> set[str]:
     """Return the names of weights whose sizes :data:`SIZES` say: the table of words, and feed-forward blocks."""
-    try:
-        modules = [model.get_input_embeddings()]
-    except (AttributeError, NotImplementedError):
-        # As models of pictures do.
-        modules = []
-    changed = {id(weight) for part in [*modules, *feed_forward_layers(model)] for weight in part.parameters()}
+    parts = [embeddings_of_inputs(model), *feed_forward_layers(model)]
+    changed = {id(weight) for part in parts if part is not None for weight in part.parameters()}
     return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in changed}
 
 

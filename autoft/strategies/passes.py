@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.contracts import Refusal, Target
 from autoft.errors import ModelError
+from autoft.pretrained import embeddings_of_inputs
 from autoft.strategies.head_only import CONVOLUTIONAL
 
 if TYPE_CHECKING:
@@ -73,12 +74,7 @@ def input_embeddings(model: torch.nn.Module) -> torch.nn.Module:
     # The table that encoder and decoder share is a module of its own, which neither of them calls.
     whole: Any = model
     reader = whole.get_encoder() if encodes_and_decodes(model) and hasattr(whole, "get_encoder") else whole
-    get = getattr(reader, "get_input_embeddings", None)
-    try:
-        module: torch.nn.Module | None = get() if get else None
-    except NotImplementedError:
-        # What transformers raises for models without any, where others return None.
-        module = None
+    module = embeddings_of_inputs(reader)
     if module is None:
         raise ModelError(f"{type(model).__name__} does not say where its input embeddings are; use another regularizer")
     return module

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Refusal, Row, Target
 from autoft.errors import ModelError
+from autoft.pretrained import embeddings_of_inputs
 from autoft.space import Float, Int, SearchSpace
 from autoft.strategies.head_only import Head
 from autoft.strategies.peft_adapter import PeftAdapter
@@ -74,7 +75,7 @@ class TrainableTokens(PeftAdapter):
         """
         from torch import nn
 
-        embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+        embeddings = embeddings_of_inputs(model)
         names = tuple(name for name, module in model.named_modules() if module is embeddings)
         if not isinstance(embeddings, nn.Embedding) or not names:
             raise ModelError(f"{self.name}: {type(model).__name__} has no input embeddings of tokens; use lora")

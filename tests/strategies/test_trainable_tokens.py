@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from autoft.errors import ModelError
 from autoft.plugins import load_plugins
+from autoft.strategies.head_only import Head
 from autoft.strategies.trainable_tokens import TrainableTokens, _flat
 from autoft.testing.strategies import defaults
 from autoft.testing.workbench import Workbench
@@ -100,3 +101,12 @@ def test_a_model_without_embeddings_of_tokens_is_told(make_checkpoint, make_targ
     model.bert.embeddings.word_embeddings = torch.nn.Identity()
     with pytest.raises(ModelError, match="has no input embeddings of tokens"):
         TrainableTokens().attach(model, target, PARAMS)
+
+
+def test_a_model_of_pictures_which_names_no_embeddings_is_told(make_checkpoint, make_target):
+    from transformers import ResNetConfig, ResNetModel
+
+    target = replace(make_target(make_checkpoint("bert")), learned=[1, 2])
+    model = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1]))
+    with pytest.raises(ModelError, match="ResNetModel has no input embeddings of tokens"):
+        TrainableTokens().targets(model, Head((), (), ()), target, PARAMS)
