@@ -360,7 +360,6 @@ def run_target(given: argparse.Namespace) -> Target:
     import atheris
     from rich.console import Console
 
-    from autoft import api
     from autoft.additions import added_configuration
     from autoft.dashboard import Dashboard
     from autoft.plans.plan import plan_of
@@ -370,6 +369,7 @@ def run_target(given: argparse.Namespace) -> Target:
     from autoft.report import figures, page, terminal, write  # noqa: F401 - what is imported later is not instrumented
     from autoft.report.comparison import comparison_json, make_comparison, render_comparison
     from autoft.rundir import read_run
+    from autoft.selection import select
     from autoft.watching import watch
 
     folder = Folder(given, lambda name: name.parts[0] not in {"best", "cache", "logs"}, ("best", "cache", "logs", "encoded", "*.safetensors", "*.onnx", "trackers"))  # fmt: skip
@@ -415,7 +415,7 @@ def run_target(given: argparse.Namespace) -> Target:
         told(compared)
         told(lambda: show(terminal.front(record)))
         told(lambda: json.dumps(terminal.front_rows(record)))
-        told(lambda: api._selected(plan, record.trials, 0.1))
+        told(lambda: select(plan, record.trials, 0.1))
         told(lambda: settings_of_run(place, 5))
         told(lambda: added_configuration(plan, catalog, record.trials, {"train.epochs": 3}))
         told(lambda: dense_folder(place))
