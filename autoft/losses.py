@@ -68,7 +68,8 @@ def classification_loss(
         beta: of the class-balanced loss.
 
     Returns:
-        a scalar: with weights the weighted mean, as torch's ``cross_entropy`` has it.
+        a scalar. Weights have the mean 1 over the training rows, and what they weigh is divided by the number of rows: torch's
+        ``cross_entropy`` divides by the weights of the batch, and in one of a single row, as where memory is short, nothing is left of them.
 
     Raises:
         ValueError: ``train.loss`` is none of :data:`LOSSES`.
@@ -77,24 +78,22 @@ def classification_loss(
     from torch.nn import functional
 
     loss, smoothing = _loss(params), float(params.get("train.label_smoothing") or 0.0)
+    numbers = torch.tensor(list(counts), dtype=torch.float32, device=logits.device)
     weights: torch.Tensor | None = None
     if params.get("train.class_weights") == "balanced":
-        numbers = torch.tensor(list(counts), device=logits.device)
-        weights = (numbers.sum() / (len(numbers) * numbers)).to(logits.dtype)
+        weights = numbers.sum() / (len(numbers) * numbers)
     if loss == "class-balanced":
-        effective = torch.tensor(effective_weights(counts, beta), dtype=logits.dtype, device=logits.device)
+        effective = torch.tensor(effective_weights(counts, beta), device=logits.device)
         weights = effective if weights is None else weights * effective
-    if loss != "focal":
-        return functional.cross_entropy(
-            logits, labels, weight=weights, ignore_index=ignore_index, label_smoothing=smoothing
-        )
+    if weights is not None:
+        weights = (weights * (numbers.sum() / (numbers * weights).sum())).to(logits.dtype)
     kept = labels != ignore_index
     logits, labels = logits[kept], labels[kept]
-    logs = functional.log_softmax(logits, dim=-1)
-    own = logs.gather(1, labels[:, None])[:, 0]
     entropy = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="none")
-    total = entropy.new_tensor(len(labels)) if weights is None else weights[labels].sum()
-    return ((1 - own.exp()).pow(gamma) * entropy).sum() / total
+    if loss != "focal":
+        return entropy.mean()
+    own = functional.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
+    return ((1 - own.exp()).pow(gamma) * entropy).mean()
 
 
 def binary_loss(
