@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from autoft.errors import ModelError
-from autoft.hardware import Gpu, Hardware
+from autoft.hardware import Gpu, Hardware, has_int8_products
 from autoft.strategies.bf16_weights import Fp16Weights
 from autoft.strategies.bnb_weights import BnbFp4, BnbInt8, BnbNf4
 from autoft.strategies.torchao import TorchaoFp8, TorchaoInt4, TorchaoInt8, TorchaoInt8Dynamic
@@ -316,10 +316,12 @@ def test_torchaos_int8_weights_are_within_half_a_step_of_what_they_stand_for(
         weight = model.get_submodule(name).weight.detach()
         stored = quantized.get_submodule(name).weight
         scale = stored.scale.reshape(-1, 1).float()
-        # Symmetric: from -128 to 127 there are 255 steps over twice the largest value of a row.
+        # Symmetric: from -128 to 127 there are 255 steps over twice the largest value of a row. From -64 to 63 there are 127, where
+        # the CPU's products of 8 bits overflow.
         largest = weight.abs().amax(dim=1, keepdim=True)
         filled = largest > 0  # the row of the padding token is zero
-        torch.testing.assert_close(scale[filled], largest[filled] / 127.5, rtol=1e-4, atol=0)
+        narrow = isinstance(strategy, TorchaoInt8Dynamic) and not has_int8_products() and name not in layers.embeddings
+        torch.testing.assert_close(scale[filled], largest[filled] / (63.5 if narrow else 127.5), rtol=1e-4, atol=0)
         assert ((stored.qdata.float() * scale - weight).abs() <= scale / 2 * (1 + 1e-3)).all()
 
 
