@@ -556,11 +556,6 @@ class Trial:
             result.state, result.reason = "infeasible", "training needs more memory than the budget allows"
             return
         self.place.follow_rows()
-        there = len(self.place.splits(config.fold).validation)
-        if plan.rows_of_validation(there) < there:
-            # What decided within the training was some of the rows; what others compare the trial by is all of them.
-            with self._stage("judge"):
-                result.validation = self.place.validator(target.context, fold=config.fold)(model)
         result.parts = outcome.parts
         alone = self.seat.why_alone if self.seat else ""
         if self.seat is not None:
@@ -584,8 +579,18 @@ class Trial:
             # to start from where a variant of the best trial is trained again.
             variants.insert(0, VariantPlan(name="none", chain=[]))
         self.begun.expect(variants)
+        there = len(self.place.splits(config.fold).validation)
+        # What decided within the training was some of the rows; what others compare the trial by is all of them.
+        judged = plan.rows_of_validation(there) == there
         for variant in variants:
+            # The yardstick's files are scored on all whatever comes of it, so that the model need not be.
+            if not judged and (config.number, variant.name) != (0, "none"):
+                with self._stage("judge"):
+                    result.validation = self.place.validator(target.context, fold=config.fold)(dense)
+                judged = True
             result.variants.append(self._too_late(variant) or self.variant(dense, target, variant, memory))
+            if not judged and result.variants[-1].validation:
+                result.validation, judged = result.variants[-1].validation, True
         self.conclude()
 
     def _too_late(self, variant: VariantPlan) -> VariantResult | None:
