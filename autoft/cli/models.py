@@ -49,7 +49,13 @@ def predict(
             help="Put the columns of the input beside the predictions; one of the same name becomes given_NAME.",
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward pass.")] = 32,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rows a forward pass. Some quantized models say of a row what depends on the rows beside it; with 1 it does not.",
+        ),
+    ] = 32,
 ) -> None:
     """Predict texts, a data file, or standard input (a text or a JSON object a line); one prediction a row, in order."""
     from autoft.artifact import load, undecided
