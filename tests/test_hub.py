@@ -206,17 +206,17 @@ def test_what_links_lead_to_elsewhere_is_not_sent(hub, model, tmp_path):
 def test_a_model_that_says_where_on_this_machine_its_base_was_is_not_sent(file, key, hub, model):
     path = model / file
     told = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, {**told, key: "/home/anna/bert"})
-    with pytest.raises(ModelError, match=r"says where on this machine the base model was \(/home/anna/bert\)"):
+    write_json(path, {**told, key: "/home/user/bert"})
+    with pytest.raises(ModelError, match=r"says where on this machine the base model was \(/home/user/bert\)"):
         push_folder(model, "me/reviews")
     assert hub.asked == []
     write_json(path, {**told, key: "bert"})
     push_folder(model, "me/reviews")
-    assert "/home/anna" not in str(hub.files)
+    assert "/home/user" not in str(hub.files)
 
 
 def test_what_an_older_version_wrote_of_its_base_is_read_without_the_path():
-    assert manifest(model="/home/anna/bert").model == "bert"
+    assert manifest(model="/home/user/bert").model == "bert"
 
 
 def test_a_second_push_replaces_what_is_there(hub, model):

@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from autoft.artifact import load, save_artifact
+from autoft.artifact import Manifest, load, save_artifact
 from autoft.cli import app as command
 from autoft.errors import DataError, ServingError
 from autoft.testing.values import difference
@@ -989,13 +989,14 @@ def test_who_hears_the_page_is_led_through_it(classifier):
     ("model", "told"),
     [
         ("/models/mine/bert", "bert"),
-        ("~/nets/bert/model", "bert"),
+        ("~/nets/bert", "bert"),
         ("owner/bert", "owner/bert"),
         ("nets/bert", "nets/bert"),
     ],
 )
 def test_where_the_base_model_lay_on_this_machine_is_not_told(classifier, model, told):
-    app = make_app(replace(classifier, manifest=classifier.manifest.model_copy(update={"model": model})))
+    manifest = Manifest.model_validate({**classifier.manifest.model_dump(), "model": model})
+    app = make_app(replace(classifier, manifest=manifest))
 
     async def go(client):
         return [(await client.get(path)).text for path in ("/", "/metrics", "/openapi.json", "/health")]

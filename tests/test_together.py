@@ -254,7 +254,7 @@ def test_each_trial_is_told_to_stop_by_its_own_validations(tmp_path, catalog):
             answers[current] = body["stop"]
 
     for current, accuracy in ((0, 0.9), (1, 0.5), (2, 0.95)):
-        point = {"samples": 10, "epoch": 1.0, "validation": {"accuracy": accuracy}}
+        point = {"samples": 10, "epoch": 1.0, "validation": {"accuracy": accuracy}, "validate_seconds": 0.01}
         search._handle(Recorder(), Event(0, "validation", {"trial": current, "point": point}), set())
     assert answers == {0: False, 1: True, 2: False}
 
