@@ -215,6 +215,15 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def out_of_files(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it comes from, means that a process has as many files open as it may."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def is_panic(error: BaseException) -> bool:
     """Say whether an error is a panic of a library in Rust: each has its own class for them, which is no :class:`Exception`."""
     return type(error).__module__ == "pyo3_runtime" and type(error).__name__ == "PanicException"

@@ -34,7 +34,7 @@ from autoft.data.features import Features, encoded
 from autoft.data.prepared import PreparedData, open_data, rows_decided
 from autoft.data.rows import Split
 from autoft.distillation import alike, distill, named_teacher
-from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_memory
+from autoft.errors import AutoftError, RunFolderError, first_line, out_of_disk, out_of_files, out_of_memory
 from autoft.evaluation import MeasureError, best_scored, judged, measure_in_process, references, score, validated_by
 from autoft.frozen_layers import ActivationStore, recalled
 from autoft.hardware import current_resident_bytes
@@ -80,7 +80,7 @@ USED = 1.1
 
 
 class FreshWorkerNeeded(Exception):
-    """The memory that the budget allows is enough for a trial, or for larger parts of it, in a new process alone."""
+    """A new process alone has the memory, or the open files, that a trial or larger parts of it need."""
 
 
 @dataclass
@@ -252,7 +252,7 @@ def run_trial(
         the result, whose state says how it ended; weights of its variants lie in the trial's folder.
 
     Raises:
-        FreshWorkerNeeded: nothing was done: a new process has more memory for it.
+        FreshWorkerNeeded: nothing that counts was done: a new process has more memory, or files, for it.
     """
     begin = time.monotonic()
     result = TrialResult(number=config.number, state="failed", config=config)
@@ -262,7 +262,11 @@ def run_trial(
         trial.go()
     except FreshWorkerNeeded:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a trial may fail in any library; the run goes on, the reason is kept
+    except (Exception, SystemExit) as error:
+        # A trial may fail in any library; the run goes on, the reason is kept.
+        if out_of_files(error) and place.served:
+            # What earlier trials left open, as a plugin's hooks may, ends with the process.
+            raise FreshWorkerNeeded from error
         ended_by(error, result, place.run.trial(config.number))
     result.seconds["total"] = time.monotonic() - begin + (trial.earlier if trial else 0.0)
     return result

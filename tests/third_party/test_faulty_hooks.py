@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import yaml
@@ -23,7 +25,8 @@ from autoft.hookspecs import hookimpl
 from autoft.space import Categorical, Float
 
 HOOKS = ("attach", "after_step")
-HOWS = ("raise", "exit", "_exit", "hang", "print", "ask")
+HOWS = ("raise", "exit", "_exit", "hang", "print", "ask", "leak")
+KEPT = []
 
 
 def trouble(hook, params):
@@ -38,6 +41,9 @@ def trouble(hook, params):
         os._exit(0)
     if how.endswith(" hang"):
         time.sleep(3600)
+    if how.endswith(" leak"):
+        KEPT.extend(open(__file__) for _ in range(150))
+        return
     if how.endswith(" ask"):
         input("Your name? ")
     if how.endswith(" kill") and not os.path.exists("killed"):
@@ -106,8 +112,8 @@ def site(tmp_path_factory):
     return folder
 
 
-def searched(recipe, site, cwd, **environment):
-    """Call a command of autoft with the plugin installed."""
+def searched(recipe, site, cwd, files=None, **environment):
+    """Call a command of autoft with the plugin installed, each of whose processes may open so many files."""
     (cwd / "faulty.yaml").write_text(yaml.safe_dump(recipe))
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
@@ -118,6 +124,7 @@ def searched(recipe, site, cwd, **environment):
         text=True,
         check=False,
         timeout=550,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)) if files else None,
     )
 
 
@@ -172,6 +179,32 @@ def test_each_fault_of_a_hook_costs_its_trial_and_is_named(hook, site, tiny_mode
         assert reason in done.stdout
     assert found[f"{hook} print"]["state"] == "complete"
     assert "not an event: garbage" in (tmp_path / "runs/faulty/logs/worker-0.log").read_text(errors="replace")
+
+
+@pytest.mark.slow
+def test_a_hook_that_leaves_files_open_costs_workers_and_no_trial(site, tiny_model, reviews, tmp_path):
+    recipe = {
+        "task": "text-classification",
+        "model": str(tiny_model),
+        "data": {"train": str(reviews), "limit": 120, "validation_size": 40, "test_size": 40},
+        "budget": {"time": "10m", "trials": 4},
+        "effort": "quick",
+        "pipelines": ["faulty"],
+        "compress": ["none"],
+        "space": {
+            "train.epochs": 1,
+            "train.batch_size": 8,
+            "train.dropout": 0.1,
+            "faulty.how": "attach leak",
+            "faulty.learning_rate": [2e-3, 3e-3, 4e-3, 5e-3],
+        },
+        "search": {"sampler": "grid", "finalist_seeds": 0, "early_stopping": "none"},
+        "executor": {"threads": 1, "workers": 1},
+    }
+    done = searched(recipe, site, tmp_path, files=256)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs/faulty/trials").glob("*/result.json")]
+    assert [result["state"] for result in results] == ["complete"] * 4, [result["reason"] for result in results]
 
 
 @pytest.mark.slow

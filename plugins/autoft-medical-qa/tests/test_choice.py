@@ -10,6 +10,7 @@ import pytest
 import torch
 from autoft_medical_qa import choice as module
 from autoft_medical_qa.choice import MedicalChoice
+from transformers import AutoTokenizer
 
 import autoft
 from autoft.contracts import Examples, Table
@@ -53,6 +54,21 @@ def test_the_softmax_is_over_the_options_of_each_row(task, source, make_context)
         assert prediction["answer"] == row["options"][top]
         assert prediction["confidence"] == max(prediction["scores"])
         assert prediction["abstained"] is False
+
+
+def test_of_a_long_vignette_the_question_at_its_end_is_read(task, source, make_context, tmp_path):
+    row = {"question": f"{'the heart is good ' * 30}which bone", "options": ["the liver", "cold"], "answer": "A"}
+    context = make_context(task, [row])
+    (feature,) = task.encode(inputs([row]), context)
+    context.processor.save_pretrained(tmp_path)
+    # Other programs read as much of it by the tokenizer's own files.
+    other = AutoTokenizer.from_pretrained(tmp_path)(
+        [row["question"]] * 2, row["options"], truncation=True, max_length=64
+    )
+    for ids, option, ids_there in zip(feature["input_ids"], row["options"], other.input_ids, strict=True):
+        assert len(ids) == 64
+        assert ids == ids_there
+        assert context.processor.decode(ids).replace(" ", "").endswith(f"whichbone[SEP]{option}[SEP]".replace(" ", ""))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

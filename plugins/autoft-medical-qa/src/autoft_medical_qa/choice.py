@@ -76,6 +76,12 @@ class _Choice(TextClassification):
         """Return None: the place of the right option says nothing of a question."""
         return None
 
+    def load_processor(self, source: ModelSource, context: TaskContext) -> Any:
+        """Return the tokenizer, which cuts the beginning of what is too long: a vignette ends with what is asked."""
+        tokenizer = super().load_processor(source, context)
+        tokenizer.truncation_side = "left"
+        return tokenizer
+
     def load_model(self, source: ModelSource, context: TaskContext) -> torch.nn.Module:
         """Return the model with a head of one output."""
         # One label that applies or not: transformers knows no single label without another.
