@@ -99,8 +99,8 @@ class _Told:
 
     def _encode_plus(self, *given: Any, **settings: Any) -> Any:
         with panics_told(self._model):
-            return super()._encode_plus(*given, **settings)  # type: ignore[misc]
+            return super()._encode_plus(*given, **settings)  # type: ignore[misc]  # of the tokenizer's own class
 
     def _decode(self, *given: Any, **settings: Any) -> Any:
         with panics_told(self._model):
-            return super()._decode(*given, **settings)  # type: ignore[misc]
+            return super()._decode(*given, **settings)  # type: ignore[misc]  # likewise

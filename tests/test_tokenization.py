@@ -56,7 +56,7 @@ def test_what_one_text_alone_brings_about_is_told_then(with_pattern, tmp_path):
     for call in (lambda: tokenizer([text]), lambda: tokenizer.encode(text), lambda: copy.deepcopy(tokenizer)(text)):
         with pytest.raises(ModelError, match="its tokenizer fails on a text"):
             call()
-    again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - its own
+    again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - written on this line
     assert again(["the film"])["input_ids"] == [[2, 17, 18, 3]]
     with pytest.raises(ModelError, match="its tokenizer fails on a text"):
         again(text)
