@@ -61,6 +61,7 @@ __all__ = [
 
 
 Model = TypeVar("Model")
+Process = TypeVar("Process")
 
 
 class MeasureError(Exception):
@@ -376,6 +377,11 @@ def measure_served(
     return measure_costs(loaded, chosen, batch_size, wanted_costs(catalog, (), tested=False))
 
 
+def runs_in_torch(folder: Path) -> bool:
+    """Say whether the model in a folder is one of transformers'."""
+    return _workload(folder, load_plugins()).startswith("torch")
+
+
 def _workload(folder: Path, catalog: Catalog) -> str:
     manifest = read_manifest(folder)
     if manifest.members:
@@ -442,36 +448,67 @@ def serving_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 STARTS = 10
-"""How often a measuring process is tried to start."""
+"""How often a process is tried to start."""
 
-_STARTING = threading.Lock()
-_SERVERS: list[ForkServer] = []
-"""Where measuring processes are forked from: those of any model, and those of models in torch."""
+
+class ForkServers:
+    """Where processes that load models are forked from, so that libraries are imported once: those of any model, and of models in torch.
+
+    Args:
+        environment: of them, when they are started.
+        log: where they print; default: where this process does.
+    """
+
+    def __init__(self, environment: Callable[[], Mapping[str, str]], log: Path | None = None) -> None:
+        self._environment, self._log = environment, log
+        self._starting = threading.Lock()
+        self._servers: list[ForkServer] = []
+
+    def start(self) -> None:
+        """Have both start, where the system can fork; nothing waits for their imports but the first process."""
+        # Killed so early, they are started by the first one.
+        with suppress(ConnectionError):
+            if CAN_FORK:
+                self._started(in_torch=True)
+
+    def _started(self, *, in_torch: bool) -> ForkServer:
+        with self._starting:
+            if not self._servers:
+                self._servers.append(ForkServer.start(ANY_MODEL, self._environment(), self._log))
+            if in_torch and len(self._servers) == 1:
+                self._servers.append(self._servers[0].fork_server(MODELS_IN_TORCH))
+            return self._servers[in_torch]
+
+    def fork(self, fork: Callable[[ForkServer], Process], *, in_torch: bool) -> Process:
+        """Have a process forked, again where the one that it is forked from was killed.
+
+        Raises:
+            ChildProcessError: that is killed again and again.
+        """
+        for _ in range(STARTS):
+            try:
+                return fork(self._started(in_torch=in_torch))
+            except (EOFError, ConnectionError):
+                self.close()
+        raise ChildProcessError("the process that measuring processes are forked from is killed again and again")
+
+    def close(self) -> None:
+        """Have them end."""
+        with self._starting:
+            while self._servers:
+                self._servers.pop().close()
+
+
+_MEASURING = ForkServers(lambda: serving_environment(os.environ))
+"""Where this process has its measuring processes from."""
 
 
 def start_measuring() -> None:
-    """Have the processes start that measuring processes are forked from, so that libraries are imported once a worker.
+    """Have the processes start that measuring processes are forked from.
 
-    Nothing waits for their imports but the first measurement, which starts them where this has not been called, or where they
-    were killed since.
+    The first measurement starts them where this has not been called, or where they were killed since.
     """
-    # Killed so early, they are started by the first measurement.
-    with suppress(ConnectionError):
-        _servers()
-
-
-def _servers() -> list[ForkServer]:
-    with _STARTING:
-        if CAN_FORK and not _SERVERS:
-            any_model = ForkServer.start(ANY_MODEL, serving_environment(os.environ))
-            _SERVERS[:] = any_model, any_model.fork_server(MODELS_IN_TORCH)
-        return list(_SERVERS)
-
-
-def _end_servers() -> None:
-    with _STARTING:
-        while _SERVERS:
-            _SERVERS.pop().close()
+    _MEASURING.start()
 
 
 def measure_in_process(folder: Path, data: Path, *, validation: bool, **settings: Any) -> dict[str, Any]:
@@ -485,8 +522,9 @@ def measure_in_process(folder: Path, data: Path, *, validation: bool, **settings
         MeasureError: the process failed or was killed, or a metric failed.
     """
     catalog = load_plugins()
-    in_torch = _workload(folder, catalog).startswith("torch")
-    answer = _in_process(in_torch, measure_folder, folder, data, validation=validation, scored=False, **settings)
+    answer = _in_process(
+        runs_in_torch(folder), measure_folder, folder, data, validation=validation, scored=False, **settings
+    )
     if validation:
         begin, said = time.monotonic(), (answer.pop("predictions"), answer.pop("references"))
         answer["validation"] = _validation(folder, catalog, settings["device"], *said, settings.get("asked", ()))
@@ -516,8 +554,7 @@ def measure_served_in_process(folder: Path, rows: Sequence[Row], **settings: Any
     Raises:
         MeasureError: the process failed or was killed.
     """
-    in_torch = _workload(folder, load_plugins()).startswith("torch")
-    return _in_process(in_torch, measure_served, folder, rows, **settings)
+    return _in_process(runs_in_torch(folder), measure_served, folder, rows, **settings)
 
 
 def _in_process(
@@ -557,14 +594,11 @@ def _started(in_torch: bool, *work: Any) -> tuple[Any, Connection]:
         process.start()
         sender.close()
         return process, receiver
-    for _ in range(STARTS):
-        try:
-            forked = _servers()[in_torch].fork(_measure_and_send, *work)
-        except (EOFError, ConnectionError):
-            _end_servers()
-        else:
-            return forked, forked.connection
-    raise MeasureError("the process that measuring processes are forked from is killed again and again")
+    try:
+        forked = _MEASURING.fork(lambda server: server.fork(_measure_and_send, *work), in_torch=in_torch)
+    except ChildProcessError as error:
+        raise MeasureError(str(error)) from error
+    return forked, forked.connection
 
 
 def _measure_and_send(
@@ -737,7 +771,7 @@ def main() -> int:
         else:
             folder = Path(request.pop("folder"))
             import_for_any_model()
-            if _workload(folder, load_plugins()).startswith("torch"):
+            if runs_in_torch(folder):
                 import_for_models_in_torch()
             answer = measure_folder(folder, Path(request.pop("data")), **request)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin or a library raises is told to the command

@@ -13,13 +13,15 @@ from autoft.artifact import ENSEMBLE, MANIFEST, file_digests, read_manifest
 from autoft.bill import models_behind, write_bill
 from autoft.card import front_matter, library_licenses, license_of, public_model, templates, usage, write_settings
 from autoft.errors import ExportMismatch, RunFolderError, SearchFailed
-from autoft.evaluation import serving_environment
+from autoft.evaluation import ForkServers, runs_in_torch, serving_environment
+from autoft.evaluation import main as score_in_process
+from autoft.fork_server import CAN_FORK
 from autoft.hardware import OtherLoad
 from autoft.pace import OTHER_PATIENCE, SLOW_ENCODING, SLOW_STAGE
 from autoft.plans.plan import Plan
 from autoft.plugins import Catalog
 from autoft.pretrained import public_params
-from autoft.processes import thread_environment
+from autoft.processes import spoken_to, thread_environment
 from autoft.quantities import format_bytes
 from autoft.rundir import (
     Final,
@@ -32,7 +34,7 @@ from autoft.rundir import (
     replacing_folder,
     write_json,
 )
-from autoft.watched import ProcessFailed, ProcessLost, ask
+from autoft.watched import Asked, ProcessFailed, ProcessLost, ask
 
 __all__ = ["RESCORE_TOLERANCE", "export", "measure_final", "measure_pick", "rescored", "write_card"]
 
@@ -101,39 +103,41 @@ def measure_final(
         ExportMismatch: the exported files do not score what the trial scored.
         SearchFailed: such a process was killed or stopped, twice, or hung.
     """
-    final, again = _measured_again(
-        run, plan, selection, results, run.best, {"test": True, "details": True, "objective": plan.objective}, note
-    )
-    chosen = _variant(results, selection.trial, selection.variant)
-    final.test["best"], final.details = _intervals(again["test"]), again["details"]
-    final.slices = [SliceFigure.model_validate(part) for part in again["slices"]]
-    final.example = again["example"]
-    common = _common(run, plan)
-    default = next((result for result in results if result.number == 0), None)
-    yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
-    if yardstick is not None and yardstick.folder:
-        final.validation["default"] = yardstick.validation
-        if yardstick is chosen:
-            # The very files that were just measured; writing texts for the test rows again may take minutes.
-            final.test["default"], final.costs["default"] = final.test["best"], final.costs["best"]
-        else:
-            folder = str(run.inside(yardstick.folder))
-            # It decides as the chosen one did, as on a threshold: else that would be part of the difference.
-            request = {
-                **common,
-                "kind": "model",
-                "folder": folder,
-                "validation": bool(final.operating_point),
-                "test": True,
-            }
-            figures = _fresh(run, plan, "default", request, note)
-            final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
-            _keep_train_memory(final.costs["default"], yardstick)
-        graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
-        if graph is not None and graph.costs:
-            final.costs["default-onnx"] = graph.costs
-            final.validation["default-onnx"] = graph.validation
-    baselines = _fresh(run, plan, "baselines", {"kind": "baselines", "run": str(run.path), "seed": plan.seed}, note)
+    with _Scoring(run, plan, note) as scoring:
+        wanted: dict[str, bool | str] = {"test": True, "details": True, "objective": plan.objective}
+        final, again = _measured_again(run, plan, selection, results, run.best, wanted, scoring)
+        chosen = _variant(results, selection.trial, selection.variant)
+        final.test["best"], final.details = _intervals(again["test"]), again["details"]
+        final.slices = [SliceFigure.model_validate(part) for part in again["slices"]]
+        final.example = again["example"]
+        common = _common(run, plan)
+        default = next((result for result in results if result.number == 0), None)
+        yardstick = next((v for v in default.variants if v.name == "none" and v.folder), None) if default else None
+        if yardstick is not None and yardstick.folder:
+            final.validation["default"] = yardstick.validation
+            if yardstick is chosen:
+                # The very files that were just measured; writing texts for the test rows again may take minutes.
+                final.test["default"], final.costs["default"] = final.test["best"], final.costs["best"]
+            else:
+                folder = run.inside(yardstick.folder)
+                # It decides as the chosen one did, as on a threshold: else that would be part of the difference.
+                request = {
+                    **common,
+                    "kind": "model",
+                    "folder": str(folder),
+                    "validation": bool(final.operating_point),
+                    "test": True,
+                }
+                figures = scoring.ask("default", request, in_torch=runs_in_torch(folder))
+                final.test["default"], final.costs["default"] = _intervals(figures["test"]), figures["costs"]
+                _keep_train_memory(final.costs["default"], yardstick)
+            graph = next((v for v in default.variants if v.name == "onnx"), None) if default else None
+            if graph is not None and graph.costs:
+                final.costs["default-onnx"] = graph.costs
+                final.validation["default-onnx"] = graph.validation
+        # Among them may be a base model as it is.
+        request = {"kind": "baselines", "run": str(run.path), "seed": plan.seed}
+        baselines = scoring.ask("baselines", request, in_torch=True)
     write_json(run.path / "baselines.json", baselines)
     for name, figures in baselines.items():
         final.test[name] = _intervals(figures["test"])
@@ -155,7 +159,8 @@ def measure_pick(
         ExportMismatch: the exported files do not score what the trial scored.
         SearchFailed: the process was killed or stopped, twice, or hung.
     """
-    final, again = _measured_again(run, plan, selection, results, folder, {"decide": True})
+    with _Scoring(run, plan) as scoring:
+        final, again = _measured_again(run, plan, selection, results, folder, {"decide": True}, scoring)
     return final, again["card"]
 
 
@@ -182,7 +187,8 @@ def rescored(run: RunDir, plan: Plan, told: Collection[str]) -> dict[str, Any]:
         "test": True,
         "asked": list(told),
     }
-    return _fresh(run, plan, "verify", request)
+    with _Scoring(run, plan) as scoring:
+        return scoring.ask("verify", request, in_torch=runs_in_torch(run.best))
 
 
 def _common(run: RunDir, plan: Plan) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def _measured_again(
     results: Sequence[TrialResult],
     folder: Path,
     wanted: Mapping[str, bool | str],
-    note: Note = _unheard,
+    scoring: _Scoring,
 ) -> tuple[Final, dict[str, Any]]:
     request = {
         **_common(run, plan),
@@ -219,7 +225,7 @@ def _measured_again(
         f"Where files of {run.trial(selection.trial)} were damaged, delete its result.json to have it trained again"
     )
     try:
-        again = _fresh(run, plan, folder.name, request, note)
+        again = scoring.ask(folder.name, request, in_torch=runs_in_torch(folder))
     except ExportMismatch as error:
         raise ExportMismatch(f"{error}. {way_out}") from error
     chosen = _variant(results, selection.trial, selection.variant)
@@ -319,31 +325,65 @@ def _variant(results: Sequence[TrialResult], trial: int, name: str) -> VariantRe
     return next(variant for variant in result.variants if variant.name == name)
 
 
-def _fresh(run: RunDir, plan: Plan, name: str, request: Mapping[str, Any], note: Note = _unheard) -> dict[str, Any]:
-    """Measure and score in a process of its own, which is watched.
+class _Scoring:
+    """Processes of their own, which are watched, and which measure and score models of a run from their files.
 
-    Raises:
-        ExportMismatch: it cannot.
-        SearchFailed: the process was killed or stopped, twice, or hung.
+    They are forked, where the system can, so that libraries are imported once for all.
+
+    Args:
+        run: the run folder.
+        plan: of the run.
+        note: told where a process was killed or stopped, and is started again.
     """
-    log = run.logs / f"final-{name}.log"
-    try:
-        answer: dict[str, Any] = ask(
-            [sys.executable, "-m", "autoft.evaluation"],
-            request,
-            log=log,
-            environment=serving_environment(thread_environment(plan.threads)),
-            patience=_patience(plan, run.results()),
-            note=lambda said: note(f"The process that scores {name} {said}."),
-        )
-    except ProcessFailed as error:
-        raise ExportMismatch(f"{name}: the exported files cannot be loaded and scored: {error} (see {log})") from error
-    except ProcessLost as error:
-        raise SearchFailed(
-            f"the process that scores {name} {error} (see {log})\nEvery trial is kept, and the same command goes on from there; "
-            "where it only needs longer, with more executor.patience"
-        ) from error
-    return answer
+
+    def __init__(self, run: RunDir, plan: Plan, note: Note = _unheard) -> None:
+        self._run, self._plan, self._note = run, plan, note
+        self._environment = serving_environment(thread_environment(plan.threads))
+        self._servers = ForkServers(lambda: self._environment, run.logs / "final.log")
+
+    def __enter__(self) -> _Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._servers.close()
+
+    def ask(self, name: str, request: Mapping[str, Any], *, in_torch: bool) -> dict[str, Any]:
+        """Return what a new process answers.
+
+        Args:
+            name: of its log.
+            request: to :func:`autoft.evaluation.main`.
+            in_torch: it needs models of transformers.
+
+        Raises:
+            ExportMismatch: it cannot.
+            SearchFailed: the process was killed or stopped, twice, or hung.
+        """
+        run, log = self._run, self._run.logs / f"final-{name}.log"
+
+        def start(log: Path) -> Asked:
+            if CAN_FORK:
+                return self._servers.fork(lambda server: server.spoken_to(score_in_process, log), in_torch=in_torch)
+            return spoken_to([sys.executable, "-m", "autoft.evaluation"], log, self._environment)
+
+        try:
+            answer: dict[str, Any] = ask(
+                start,
+                request,
+                log=log,
+                patience=_patience(self._plan, run.results()),
+                note=lambda said: self._note(f"The process that scores {name} {said}."),
+            )
+        except ProcessFailed as error:
+            raise ExportMismatch(
+                f"{name}: the exported files cannot be loaded and scored: {error} (see {log})"
+            ) from error
+        except ProcessLost as error:
+            raise SearchFailed(
+                f"the process that scores {name} {error} (see {log})\nEvery trial is kept, and the same command goes on from there; "
+                "where it only needs longer, with more executor.patience"
+            ) from error
+        return answer
 
 
 def _patience(plan: Plan, results: Sequence[TrialResult]) -> float:

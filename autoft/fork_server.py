@@ -22,19 +22,23 @@ import traceback
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-__all__ = ["CAN_FORK", "ForkServer", "Forked", "main"]
+import psutil
+
+from autoft.processes import STOPPED_SECONDS, end_with_parent, is_stopped
+
+__all__ = ["CAN_FORK", "ForkServer", "Forked", "Spoken", "main"]
 
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds")
 
 LONGEST_NAME = 1000
 """Bytes of a function's name."""
 
-UNKNOWN = 255
-"""What a process ended with whose end nobody saw."""
+UNKNOWN = -signal.SIGKILL
+"""What a process ended with whose end nobody saw: its server was killed, and it most likely with it."""
 
 
 class Forked:
@@ -56,10 +60,37 @@ class Forked:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def join(self) -> None:
-        """Wait until it has ended; ``exitcode`` is then as that of a process of :mod:`multiprocessing`."""
-        with open(self._ended, "rb") as ended:
-            self.exitcode = int(ended.read() or UNKNOWN)
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, or for so many seconds; ``exitcode`` is then as that of a process of :mod:`multiprocessing`."""
+        if self.exitcode is None and wait([self._ended], timeout):
+            with open(self._ended, "rb") as ended:
+                self.exitcode = int(ended.read() or UNKNOWN)
+
+
+class Spoken:
+    """A forked process that is spoken to in lines: what is used of it is as of :class:`subprocess.Popen`."""
+
+    def __init__(self, forked: Forked) -> None:
+        self._forked, self.pid, self.kill = forked, forked.pid, forked.kill
+        with forked.connection as connection:
+            self.stdin: IO[str] | None = os.fdopen(os.dup(connection.fileno()), "w", encoding="utf-8")
+            self.stdout: IO[str] | None = os.fdopen(os.dup(connection.fileno()), encoding="utf-8", errors="replace")
+
+    def poll(self) -> int | None:
+        """Return with what it ended; None where it has not."""
+        self._forked.join(0)
+        return self._forked.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, and return with what.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not within so many seconds.
+        """
+        self._forked.join(timeout)
+        if self._forked.exitcode is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return self._forked.exitcode
 
 
 class ForkServer:
@@ -67,25 +98,30 @@ class ForkServer:
 
     Args:
         requests: the other end is the server's, which ends when this one is closed.
-        process: the server, where this process started it.
+        process: the server, or the one that it was forked from.
+        forked: it was forked.
     """
 
-    def __init__(self, requests: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
-        self._requests, self._process = requests, process
+    def __init__(self, requests: socket.socket, process: subprocess.Popen[bytes], *, forked: bool = False) -> None:
+        self._requests, self._process, self._forked = requests, process, forked
 
     @classmethod
-    def start(cls, preload: str, environment: Mapping[str, str]) -> ForkServer:
+    def start(cls, preload: str, environment: Mapping[str, str], log: Path | None = None) -> ForkServer:
         """Start a server, and wait for nothing.
 
         Args:
             preload: ``module:function`` that it calls first, without arguments, to import what is to be there.
             environment: of the server, and of what it forks.
+            log: what they print goes to the end of this file; default: where this process prints.
+
+        Raises:
+            OSError: it cannot be started.
         """
+        words = [sys.executable, "-m", "autoft.fork_server", preload]
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autoft.fork_server", preload], stdin=theirs.fileno(), env=dict(environment)
-            )
+        with theirs, open(os.devnull if log is None else log, "ab") as file:
+            out = None if log is None else file
+            process = subprocess.Popen(words, stdin=theirs.fileno(), stdout=out, stderr=out, env=dict(environment))
         server = cls(ours, process)
         atexit.register(server.close)
         return server
@@ -99,7 +135,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._requests, [preload.encode()], [theirs.fileno()])
-        return ForkServer(ours)
+        return ForkServer(ours, self._process, forked=True)
 
     def fork(self, work: Callable[..., object], *arguments: Any) -> Forked:
         """Have it fork a process that does some work, when it has done that before.
@@ -109,13 +145,14 @@ class ForkServer:
             arguments: can be pickled.
 
         Raises:
-            ConnectionError, EOFError: the server has ended.
+            ConnectionError, EOFError: the server has ended, or is stopped, as SIGSTOP does.
         """
         ours, theirs = Pipe()
         ended, told = os.pipe()
         try:
             with theirs:
                 socket.send_fds(self._requests, [b"-"], [theirs.fileno(), told])
+            self._await(ours)
             pid = ours.recv()
         except (EOFError, OSError):
             os.close(ended)
@@ -128,10 +165,40 @@ class ForkServer:
             ours.send((work, arguments))
         return Forked(pid, ours, ended)
 
+    def _await(self, connection: Connection) -> None:
+        """Wait until something is there, or the other end is closed."""
+        stopped = 0.0
+        # Counted in looks, so that a machine that slept in the meantime has stopped nothing.
+        while not connection.poll(1.0):
+            stopped = stopped + 1.0 if self._is_stopped() else 0.0
+            if stopped >= STOPPED_SECONDS:
+                raise ConnectionError("the server is stopped")
+
+    def _is_stopped(self) -> bool:
+        """Say whether one of the servers is, or what they fork."""
+        try:
+            others = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.Error:
+            return False
+        return any(is_stopped(pid) for pid in (self._process.pid, *(other.pid for other in others)))
+
+    def spoken_to(self, main: Callable[[], object], log: Path) -> Spoken:
+        """Have it fork a process that is spoken to in lines, as one of :func:`autoft.processes.spoken_to`.
+
+        Args:
+            main: a function of a module, which finds both ends of its channel at standard input and output.
+            log: its errors go to the end of this file.
+
+        Raises:
+            ConnectionError, EOFError: the server has ended.
+        """
+        return Spoken(self.fork(_speak, main, str(log)))
+
     def close(self) -> None:
         """Have it end."""
+        atexit.unregister(self.close)
         self._requests.close()
-        if self._process is not None:
+        if not self._forked:
             self._process.kill()
             self._process.wait()
 
@@ -169,6 +236,7 @@ def _fork_server(preload: str, requests: socket.socket, own: int, pages: array[i
     """Fork a server, and wait for its imports: what is measured meanwhile would share a core with them."""
     done, ready = os.pipe()
     if os.fork() == 0:
+        end_with_parent()
         os.close(done)
         requests.close()
         _read(pages)
@@ -195,6 +263,16 @@ def _work(connection: Connection) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _speak(connection: Connection, main: Callable[[], object], log: str) -> None:
+    os.setsid()
+    with open(log, "ab") as errors:
+        os.dup2(errors.fileno(), 2)
+    for standard in (0, 1):
+        os.dup2(connection.fileno(), standard)
+    connection.close()
+    main()
 
 
 def _file_pages() -> array[int]:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import psutil
 __all__ = [
     "KERNEL_CACHES",
     "STOPPED_SECONDS",
+    "end_with_parent",
     "importing",
     "is_own_folder",
     "is_stopped",
@@ -42,6 +44,9 @@ NOISY = (
 )
 
 
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
+
 STOPPED_SECONDS = 30.0
 """Until a process that is stopped, as SIGSTOP does, is given up; who stops one by hand may continue it before."""
 
@@ -52,6 +57,12 @@ def is_stopped(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
         return False
+
+
+def end_with_parent() -> None:
+    """Have the system end this process at once when the thread that started it ends, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_own_folder(path: Path) -> bool:

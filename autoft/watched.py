@@ -7,7 +7,6 @@ where a process was killed or stopped, and leaves no process behind.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import queue
@@ -17,13 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Protocol, TextIO
 
 from autoft.plugins import hook_of
-from autoft.processes import STOPPED_SECONDS, is_stopped, spoken_to
+from autoft.processes import STOPPED_SECONDS, end_with_parent, is_stopped
 from autoft.quantities import format_seconds
 
 __all__ = ["Channel", "ProcessFailed", "ProcessLost", "ask", "end_with", "own_channels"]
@@ -36,9 +35,6 @@ LARGEST_LOG = 10_000_000
 
 KEPT_LOG = 1_000_000
 """Bytes of its end that stay."""
-
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 LOOK = 0.5
 """Seconds between two looks at a process that says nothing."""
@@ -61,6 +57,23 @@ class ProcessLost(Exception):
     """A process was killed, stopped or hung, as the message says."""
 
 
+class Asked(Protocol):
+    """A process that answers in lines: what of :class:`subprocess.Popen` is used, in a group of its own."""
+
+    pid: int
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+
+    def poll(self) -> int | None:
+        """Return with what it ended; None where it has not."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, and return with what."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
 class Channel:
     """What a process says to the one that started it: a line of JSON for each event.
 
@@ -81,7 +94,7 @@ class Channel:
             with self.saying:
                 self.out.write(line)
                 self.out.flush()
-        except BrokenPipeError:
+        except ConnectionError:
             # Raised into a trial this would be written down as the trial's failure.
             self.exit(1)
 
@@ -125,9 +138,8 @@ def own_channels() -> tuple[TextIO, TextIO]:
 
 def end_with(parent: int) -> None:
     """End this process when its parent does, however that ends: a killed command must leave nothing at work behind."""
-    if sys.platform == "linux":
-        # At once, so that the next search in this folder never meets a trial that is still being written.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # At once, so that the next search in this folder never meets a trial that is still being written.
+    end_with_parent()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -158,11 +170,10 @@ def _hook_of_any(but: int) -> str | None:
 
 
 def ask(
-    words: Sequence[str],
+    start: Callable[[Path], Asked],
     request: object,
     *,
     log: Path,
-    environment: Mapping[str, str],
     patience: float,
     note: Callable[[str], None],
 ) -> Any:
@@ -172,10 +183,9 @@ def ask(
     or stopped, as SIGSTOP does, is started once again.
 
     Args:
-        words: of the command.
+        start: a process whose errors go to the end of a file; an ``OSError`` says that it cannot be.
         request: plain JSON.
         log: what the process prints is written into it, anew for each call.
-        environment: of the process.
         patience: seconds that an answer may take; those count in which this process looks.
         note: told, in a sentence, where a process is started again.
 
@@ -185,7 +195,10 @@ def ask(
     """
     log.write_bytes(b"")
     for attempt in range(1, ATTEMPTS + 1):
-        process = _start(words, log, environment)
+        try:
+            process = start(log)
+        except OSError as error:
+            raise ProcessLost(f"cannot be started: {error.strerror or error}") from error
         try:
             _send(process, request)
             return _answer(process, patience)
@@ -197,7 +210,9 @@ def ask(
             note(f"{gone}, and is started again")
         finally:
             _kill_all(process)
-            process.wait()
+            # The server that one was forked from may be stopped, and see no end.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
     raise AssertionError("unreachable")
 
 
@@ -205,14 +220,7 @@ class _Gone(Exception):
     """A process was killed or stopped: another one may answer."""
 
 
-def _start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    try:
-        return spoken_to(words, log, environment)
-    except OSError as error:
-        raise ProcessLost(f"cannot be started: {error.strerror or error}") from error
-
-
-def _send(process: subprocess.Popen[str], request: object) -> None:
+def _send(process: Asked, request: object) -> None:
     assert process.stdin is not None
     # A process that is gone shows itself by giving no answer.
     with suppress(BrokenPipeError):
@@ -220,7 +228,7 @@ def _send(process: subprocess.Popen[str], request: object) -> None:
         process.stdin.close()
 
 
-def _answer(process: subprocess.Popen[str], patience: float) -> Any:
+def _answer(process: Asked, patience: float) -> Any:
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_listen, args=(process, lines), daemon=True).start()
     at, waited, stopped, looked = None, 0.0, 0.0, time.monotonic()
@@ -252,7 +260,7 @@ def _answer(process: subprocess.Popen[str], patience: float) -> Any:
             raise ProcessLost(f"gave no answer for {format_seconds(patience)}" + (f", in {at}" if at else ""))
 
 
-def _listen(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+def _listen(process: Asked, lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
@@ -269,13 +277,15 @@ def _event(line: str) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _kill_all(process: subprocess.Popen[str]) -> None:
+def _kill_all(process: Asked) -> None:
     """End a process and what it started: they are a group, also when the process itself has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    # One that was forked makes its group itself, and may not have by now.
+    process.kill()
 
 
-def _ended(process: subprocess.Popen[str], at: str | None) -> Exception:
+def _ended(process: Asked, at: str | None) -> Exception:
     try:
         code = process.wait(GRACE)
     except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import psutil
 import pytest
 
 from autoft import watched
+from autoft.fork_server import CAN_FORK, ForkServer
+from autoft.processes import spoken_to
 from autoft.watched import ProcessFailed, ProcessLost, ask
 
 SAYS = """
@@ -28,25 +31,41 @@ with open(request["starts"], "a+") as starts:
 """
 
 
-@pytest.fixture
-def asked(tmp_path):
+FORKED = """
+def nothing():
+    pass
+
+def main():
+    exec(open("program.py").read(), {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(params=["started", "forked"])
+def asked(tmp_path, request, monkeypatch):
     """Ask a program; gives its answer, and keeps what was noted, and how often it was started."""
-    notes = []
+    monkeypatch.chdir(tmp_path)
+    notes, servers = [], []
+
+    def start(log):
+        if request.param == "started":
+            return spoken_to([sys.executable, "-S", "program.py"], log, os.environ)
+        if not servers:
+            (tmp_path / "program_forked.py").write_text(FORKED)
+            monkeypatch.syspath_prepend(tmp_path)
+            servers.append(ForkServer.start("program_forked:nothing", os.environ))
+        return servers[0].spoken_to(importlib.import_module("program_forked").main, log)
 
     def asked(program, patience=30.0):
-        words = [sys.executable, "-S", "-c", SAYS + textwrap.dedent(program)]
-        request = {"starts": str(tmp_path / "starts")}
-        return ask(
-            words,
-            request,
-            log=tmp_path / "log",
-            environment=dict(os.environ),
-            patience=patience,
-            note=notes.append,
-        )
+        (tmp_path / "program.py").write_text(SAYS + textwrap.dedent(program))
+        return ask(start, {"starts": "starts"}, log=tmp_path / "log", patience=patience, note=notes.append)
 
     asked.notes, asked.starts, asked.log = notes, lambda: len((tmp_path / "starts").read_text()), tmp_path / "log"
-    return asked
+    if request.param == "forked" and not CAN_FORK:
+        pytest.skip("this system has no fork")
+    yield asked
+    sys.modules.pop("program_forked", None)
+    for server in servers:
+        server.close()
 
 
 def test_the_answer_is_found_among_what_libraries_leave_on_the_channel(asked):
@@ -153,7 +172,7 @@ def test_time_in_which_the_command_slept_is_not_counted(asked, monkeypatch):
             "subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(300)'])\nos._exit(3)",
             "it ended with 3",
         ),
-        ("os.close(1)\ntime.sleep(300)", "it closed its channel, and did not end"),
+        ("os.closerange(0, 2)\ntime.sleep(300)", "it closed its channel, and did not end"),
     ],
 )
 def test_one_that_fails_is_not_asked_again(program, said, asked, monkeypatch):
@@ -165,7 +184,7 @@ def test_one_that_fails_is_not_asked_again(program, said, asked, monkeypatch):
 
 def test_a_program_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ProcessLost, match="cannot be started: No such file"):
-        ask([str(tmp_path / "no")], {}, log=tmp_path / "log", environment={}, patience=1.0, note=print)
+        ask(lambda log: spoken_to([str(tmp_path / "no")], log, {}), {}, log=tmp_path / "log", patience=1.0, note=print)
 
 
 def test_the_log_of_a_process_that_prints_without_end_stays_short(tmp_path):
