@@ -175,13 +175,23 @@ def _words(process: psutil.Process) -> list[str]:
 
 def victims(kind: str, command: int, folder: Path) -> list[psutil.Process]:
     """Return the processes that a kind of fault may happen to."""
-    workers, others = list[psutil.Process](), list[psutil.Process]()
-    for one in processes(folder):
-        if one.pid != command:
-            (workers if "autoft.executors.worker" in " ".join(_words(one)) else others).append(one)
+    there = [one for one in processes(folder) if one.pid != command]
+    workers = [one for one in there if "autoft.executors.worker" in _words(one)]
     if kind in {"worker", "start", "stop"}:
         return workers
-    return [one for one in others if kind not in {"test", "freeze"} or "autoft.evaluation" in _words(one)]
+    others = [one for one in there if one not in workers]
+    if kind not in {"test", "freeze"}:
+        return others
+    measuring = {one for worker in workers for one in _children(worker)}
+    return [one for one in others if "autoft.fork_server" in _words(one) and one not in measuring]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    """Return what a process started, and what that did; none of one that has ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def strike(kind: str, command: subprocess.Popen[str], folder: Path, drawn: random.Random) -> bool:
