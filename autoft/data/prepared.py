@@ -116,8 +116,9 @@ def prepare_data(
         folder.mkdir(parents=True, exist_ok=True)
         # A reader takes meta.json as the sign that the three files belong together.
         meta.unlink(missing_ok=True)
-        # Of other rows nothing is decided yet.
-        (folder / _DECIDED).unlink(missing_ok=True)
+        if not expected:
+            # Of other rows nothing is decided yet; those that trials were judged by stay.
+            (folder / _DECIDED).unlink(missing_ok=True)
     for name, table in tables.items():
         write_arrow(_split_file(folder, name), table.schema, table.to_batches(max_chunksize=CHUNK))
     write_json(

@@ -648,14 +648,16 @@ def test_data_that_trials_were_scored_on_is_not_replaced_by_other_data(tmp_path)
     first = prepare(tmp_path, train="r.csv")
     before = every(first)
     assert every(prepare(tmp_path, train="r.csv", expected=first.fingerprint)) == before
-    # Written anew with the same rows it is the same data.
+    # Written anew with the same rows it is the same data, and what trials were judged by is what further ones are judged by.
+    decide_rows(tmp_path / "data", "validation", 2)
     (tmp_path / "data" / "meta.json").unlink()
     assert every(prepare(tmp_path, train="r.csv", expected=first.fingerprint)) == before
+    assert rows_decided(tmp_path / "data") == {"validation": 2}
     text, label = rows[0]
     write_csv(tmp_path / "r.csv", [(text, "b" if label != "b" else "a"), *rows[1:]])
     with pytest.raises(RunFolderError, match="scored on other data"):
         prepare(tmp_path, train="r.csv", expected=first.fingerprint)
-    assert every(open_data(tmp_path / "data")) == before
+    assert every(open_data(tmp_path / "data", whole=True)) == before
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "test.arrow", "meta.json"])
