@@ -132,9 +132,7 @@ def _ensemble(
         save_ensemble(folder, [folders[number] for number in chosen], place.plan.objective, variant.name)
         callbacks.stage(f"measure: {variant.name}")
         try:
-            figures = measure_in_process(
-                folder, place.run.data, validation=True, **request_settings(place.plan, place.quiet)
-            )
+            figures = measure_in_process(folder, place.run.data, validation=True, **request_settings(place.plan, place))
         except MeasureError as error:
             outcome.reason = str(error)
         else:

@@ -259,6 +259,7 @@ def measure_folder(
     card: bool = False,
     costs: bool = True,
     decide: bool = False,
+    decided: Mapping[str, int] | None = None,
     scored: bool = True,
     scales: Mapping[str, float] | None = None,
     workers: int = 1,
@@ -290,6 +291,7 @@ def measure_folder(
             is most of the work.
         objective: the metric that parts of the test split are scored with.
         decide: let the task decide its operating point on the validation split, which a test does in any case.
+        decided: as in :func:`autoft.data.prepared.open_data`.
         scored: score what is predicted of the validation split; else it is returned, with what it is compared with.
         seed: of the bootstrap.
 
@@ -303,7 +305,7 @@ def measure_folder(
     begin = time.monotonic()
     catalog = load_plugins()
     loaded = load(folder, catalog=catalog, device=device)
-    prepared = open_data(data)
+    prepared = open_data(data, decided=decided)
     result: dict[str, Any] = {}
     if costs:
         rows, tokens = request_rows(loaded.task, prepared.validation, loaded.context, length)

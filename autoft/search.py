@@ -418,7 +418,10 @@ class Search:
         """Have all workers follow the plan as it is now."""
         write_json(self.run.plan, self.plan.model_dump(mode="json"))
         for worker in range(self.plan.workers):
-            executor.send(worker, "plan")
+            self._send_plan(executor, worker)
+
+    def _send_plan(self, executor: Executor, worker: int) -> None:
+        executor.send(worker, "plan", plan=self.plan.model_dump(mode="json"))
 
     def _take_workers(self, executor: Executor, probed: Mapping[str, Mapping[str, Any]]) -> None:
         """Take as many workers as pay, by what steps of the first model take with each number of threads."""
@@ -428,7 +431,7 @@ class Search:
         self.plan.workers, self.plan.train_threads = workers, threads
         write_json(self.run.plan, self.plan.model_dump(mode="json"))
         self.pace.slow_down(probed, threads)
-        executor.send(0, "plan")
+        self._send_plan(executor, 0)
         executor.grow(workers, threads)
         alone = max(map(int, probed[self.plan.default_config().model]["by_threads"]))
         self.listener.note(
@@ -732,8 +735,10 @@ class Search:
                 self._judge_by_fewer(config, point["validate_seconds"])
                 self.listener.validation(config.number, point["samples"], value)
                 stop = self.study.behind(config, point["epoch"], value)
-                executor.send(event.worker, "decide", stop=stop or self.interruption.asked)
+                stop = stop or self.interruption.asked
+                executor.send(event.worker, "decide", stop=stop, decided=rows_decided(self.run.data))
             case "done":
+                self.worn.add(event.worker)
                 config = self._trial_of(event)
                 left = [other for other in self.trials.leave(event.worker) if other != config]
                 if left:
@@ -917,6 +922,7 @@ class Search:
         return {
             "config": config.model_dump(mode="json"),
             "precision": self.precision,
+            "decided": rows_decided(self.run.data),
             "screened": self.agenda.too_much.get(config.model, {}),
             "reached": self.trials.reached(config),
             "competes": self.trials.competes(config),

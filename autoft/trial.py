@@ -108,8 +108,10 @@ class Workplace:
     files: dict[str, str] = field(default_factory=dict)
     """By model, the digest of the files of its processor."""
     folds: dict[int, PreparedData] = field(default_factory=dict)
-    judged_rows: int | None = None
-    """Of the validation rows, those that finished models are judged by, once the search has decided it."""
+    decided: dict[str, int] = field(default_factory=dict)
+    """Of how many rows of some splits figures are, by the last word of the search."""
+    followed: dict[str, int] = field(default_factory=dict)
+    """The same of ``data``."""
     heads: dict[tuple[str, int], dict[str, HeadWeights | None]] = field(default_factory=dict)
     """By model and fold, the heads that :func:`fit_head` found."""
     served: bool = False
@@ -136,8 +138,19 @@ class Workplace:
     def open(cls, run: RunDir) -> Workplace:
         """Rebuild everything from a run folder."""
         plan = read_plan(run.plan)
-        catalog = load_plugins()
-        return cls(run, plan, catalog, catalog.task(plan.task), open_data(run.data))
+        catalog, decided = load_plugins(), rows_decided(run.data)
+        data = open_data(run.data, decided=decided)
+        return cls(run, plan, catalog, catalog.task(plan.task), data, decided=decided, followed=decided)
+
+    def hear(self, request: Mapping[str, Any]) -> None:
+        """Take over what the search says of all models with a trial: in which precision they train, and which rows they are judged by."""
+        self.precision.update(request["precision"])
+        self.decide(request["decided"])
+        self.follow_rows()
+
+    def decide(self, decided: Mapping[str, int]) -> None:
+        """Note of how many rows of some splits figures are; what was decided stays, though a word of before comes after it."""
+        self.decided = {**decided, **self.decided}
 
     def target(self, model: str, params: Mapping[str, Any], seed: int, reserved: int = 0) -> Target:
         """Return what strategies work upon, the processor loaded; ``reserved`` positions are an adapter's."""
@@ -179,14 +192,13 @@ class Workplace:
     def splits(self, fold: int) -> PreparedData:
         """Return the splits of a fold."""
         if fold and fold not in self.folds:
-            self.folds[fold] = open_data(self.run.fold(fold))
+            self.folds[fold] = open_data(self.run.fold(fold), decided=self.followed)
         return self.folds[fold] if fold else self.data
 
     def follow_rows(self) -> None:
         """Judge models by those validation rows that the search has decided upon."""
-        decided = rows_decided(self.run.data).get("validation")
-        if decided != self.judged_rows:
-            self.judged_rows, self.data = decided, open_data(self.run.data)
+        if self.decided != self.followed:
+            self.followed, self.data = self.decided, open_data(self.run.data, decided=self.decided)
             self.folds.clear()
 
     def features(self, model: str, context: TaskContext, fold: int = 0) -> Features:
@@ -394,7 +406,7 @@ def screen(
             try:
                 write_variant(place, dense, target, variant, Path(folder))
                 figures = measure_in_process(
-                    Path(folder), place.run.data, validation=False, **request_settings(plan, place.quiet)
+                    Path(folder), place.run.data, validation=False, **request_settings(plan, place)
                 )
             except (Exception, SystemExit):  # noqa: BLE001 - a compressor may fail in any library
                 continue
@@ -415,8 +427,9 @@ def _tell_apart(model: Any) -> None:
                 weight.add_(torch.rand_like(weight), alpha=1e-3)
 
 
-def request_settings(plan: Plan, quiet: Quiet | None = None) -> dict[str, Any]:
-    """Return how a served model is measured, as arguments of :func:`autoft.evaluation.measure_folder`."""
+def request_settings(plan: Plan, place: Workplace | None = None) -> dict[str, Any]:
+    """Return how a served model is measured, in a worker's place or by itself, as arguments of :func:`autoft.evaluation.measure_folder`."""
+    folder = place.quiet.folder if place is not None else None
     return {
         "batch_size": plan.request["batch_size"],
         "length": plan.request["length"],
@@ -425,7 +438,8 @@ def request_settings(plan: Plan, quiet: Quiet | None = None) -> dict[str, Any]:
         "scales": plan.target.scales if plan.target else None,
         "workers": plan.workers,
         "asked": [*plan.objectives, *(limit.column for limit in plan.budget)],
-        "quiet": quiet.folder if quiet is not None else None,
+        "quiet": folder,
+        "decided": place.followed if place is not None else None,
     }
 
 
@@ -1055,7 +1069,10 @@ class Trial:
         with tempfile.TemporaryDirectory(dir=self.place.run.path, prefix=".step-") as folder:
             write(Path(folder))
             figures = measure_in_process(
-                Path(folder), self.place.run.data, validation=True, **request_settings(self.plan, self.place.quiet)
+                Path(folder),
+                self.place.run.data,
+                validation=True,
+                **request_settings(self.plan, self.place),
             )
         return StepResult(name=name, validation=figures["validation"], costs=figures["costs"])
 
@@ -1074,7 +1091,7 @@ class Trial:
             self.place.run.fold(self.config.fold),
             validation=True,
             costs=self.config.kind != "fold",
-            **request_settings(self.plan, self.place.quiet),
+            **request_settings(self.plan, self.place),
         )
         outcome.validation, outcome.costs = figures["validation"], {**figures.get("costs", {}), **memory}
         outcome.score_seconds = figures["seconds"]["score"]

@@ -245,6 +245,7 @@ def test_a_trial_that_was_given_too_little_is_tried_again_with_the_whole_gpu(pla
         request = {
             "config": config,
             "precision": {},
+            "decided": {},
             "screened": {},
             "reached": {},
             "competes": False,

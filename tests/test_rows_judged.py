@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 
-from autoft.data.prepared import decide_rows, prepare_data
+from autoft.data.prepared import prepare_data
+from autoft.executors import follower
 from autoft.hardware import Hardware
 from autoft.plans.plan import VariantPlan
 from autoft.plans.planner import make_plan
+from autoft.ranks import Ranks
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialResult, VariantResult, write_json
-from autoft.trial import Callbacks, Trial, Workplace
+from autoft.trial import Callbacks, Trial, Workplace, request_settings
 
 
 @pytest.fixture
@@ -31,7 +34,8 @@ def place(tmp_path, tiny_model, catalog) -> Workplace:
     plan = make_plan(recipe, catalog, hardware, tmp_path)
     run.create()
     prepared = prepare_data(recipe.data, catalog.task(plan.task), plan.options, 0, run.data, tmp_path)
-    plan = plan.with_data(prepared.facts, {"sizes": {"train": 20, "validation": 20, "test": 20}}, [])
+    data = {"sizes": {"train": 20, "validation": 20, "test": 20}, "fingerprint": prepared.fingerprint}
+    plan = plan.with_data(prepared.facts, data, [])
     write_json(run.plan, plan.model_dump(mode="json"))
     return Workplace.open(run)
 
@@ -51,11 +55,40 @@ def test_a_trial_is_judged_by_the_rows_that_the_search_has_decided_upon(place):
     # A checkpoint is judged by the first of them, however many are decided upon.
     first = accuracy(5)
     assert first == pytest.approx(sum(right[:5]) / 5)
-    decide_rows(place.run.data, "validation", 7)
-    assert accuracy() == pytest.approx(sum(right) / 20)
-    place.follow_rows()
+    # By the word of the search: a file that it wrote on shared storage, another machine may see later.
+    place.hear({"precision": {}, "decided": {"validation": 7}})
     assert accuracy() == pytest.approx(sum(right[:7]) / 7)
     assert accuracy(5) == first
+    assert request_settings(place.plan, place)["decided"] == {"validation": 7}
+    # A request that was sent before that may be the next to be read.
+    place.hear({"precision": {}, "decided": {}})
+    assert len(place.data.validation) == 7
+
+
+def test_a_process_that_trains_along_judges_by_the_rows_that_the_worker_judges_by(place, monkeypatch):
+    """Of sharded weights all processes take part in each pass: one with more rows would wait for the others for good."""
+
+    class Asked(Ranks):
+        rank, size = 1, 2
+
+        def __init__(self, *group):
+            plan = place.plan.model_copy(update={"validation_rows": 5})
+            config = place.plan.default_config().model_dump(mode="json")
+            self.requests = [
+                {"config": config, "plan": plan, "precision": {}, "decided": {"validation": 7}},
+            ]
+
+        def ask(self, request):
+            # As where the worker has ended.
+            return self.requests.pop() if self.requests else sys.exit()
+
+        def begin(self, parts):
+            return None
+
+    monkeypatch.setattr(follower, "ProcessGroup", Asked)
+    with pytest.raises(SystemExit):
+        follower._follow(place, 1, place.run.path / "store")
+    assert (len(place.data.validation), place.plan.rows_of_validation(7)) == (7, 5)
 
 
 def test_a_variant_that_the_time_is_too_short_for_is_left_out_once_there_is_one_to_ship(place):

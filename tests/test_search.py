@@ -1107,6 +1107,7 @@ class Unlucky:
     def __init__(self, losses: int, answer: Event, machine_lost: bool = False):
         self.losses, self.answer, self.machine_lost = losses, answer, machine_lost
         self.asked: list[str] = []
+        self.told: list[dict] = []
         self.events: list[Event] = []
         self.memory_limits: dict[int, float] = {}
         self.time_limits: dict[int, float] = {}
@@ -1114,6 +1115,7 @@ class Unlucky:
 
     def send(self, worker, op, **body):
         self.asked.append(op)
+        self.told.append(body)
         reason = "the worker process was killed by signal 9"
         lost = Event(0, "lost", {"reason": reason, "code": -9, "hung": False, "machine_lost": self.machine_lost})
         self.events.append(lost if len(self.asked) <= self.losses else self.answer)
@@ -1300,8 +1302,10 @@ def test_models_are_judged_by_as_many_rows_as_a_fifth_of_the_time_allows(tmp_pat
         search._handle(worker, Event(0, "validation", {"trial": number, "point": point.model_dump()}), set())
 
     # 50 rows in five seconds: the trained model and two compressions of it, .1 s a row each, in 40 seconds.
+    assert search._request(search.plan.default_config(), 1)["decided"] == {}
     validated(0, 5.0)
-    assert rows_decided(search.run.data) == {"validation": 133}
+    assert rows_decided(search.run.data) == worker.told[-1]["decided"] == {"validation": 133}
+    assert search._request(search.plan.default_config(), 1)["decided"] == {"validation": 133}
     assert (search.pace.validation_rows, search.plan.rows_there("validation")) == (133, 400)
     assert json.loads(search.run.plan.read_text())["data"]["sizes"]["validation"] == 133
     assert notes == [
@@ -1333,6 +1337,7 @@ def test_a_checkpoint_is_judged_by_fewer_rows_where_that_takes_a_tenth_of_the_ti
     worker = Unlucky(0, Event(0, "ready"))
     search._check_by_fewer(worker)
     assert (search.plan.validation_rows, worker.asked) == (80, ["plan"])
+    assert worker.told[0]["plan"]["validation_rows"] == 80
     search.pace.validate_per_row["large"] = 25.0
     assert search.pace.checked_rows() == 50
     # Checkpoints of trials are compared.

@@ -208,18 +208,21 @@ class _Meta(BaseModel):
     """Splits that a fold has from the folder above."""
 
 
-def open_data(folder: Path, *, whole: bool = False) -> PreparedData:
+def open_data(folder: Path, *, whole: bool = False, decided: Mapping[str, int] | None = None) -> PreparedData:
     """Open what :func:`prepare_data` or :func:`prepare_folds` wrote, memory-mapped.
 
     Args:
         folder: where they wrote it.
         whole: also the rows that no figure is of, by :func:`decide_rows`.
+        decided: of how many rows of some splits figures are, for who is told so by another machine, which may have written it to
+            shared storage a moment ago; default: what is written there.
 
     Raises:
         RunFolderError: a file is missing or damaged.
     """
     meta = read_typed(folder / "meta.json", _Meta)
-    decided = {} if whole else rows_decided(folder.parent if meta.above else folder)
+    if decided is None:
+        decided = rows_decided(folder.parent if meta.above else folder)
     splits = {}
     for name in SPLITS:
         # A fold has no test split of its own.
@@ -227,7 +230,7 @@ def open_data(folder: Path, *, whole: bool = False) -> PreparedData:
         table = open_arrow(path)
         if table.num_rows != meta.sizes.get(name):
             raise RunFolderError(f"{path}: is damaged; delete {folder / 'meta.json'} to have the data prepared again")
-        count = decided.get(name, table.num_rows)
+        count = table.num_rows if whole else decided.get(name, table.num_rows)
         few = count < table.num_rows
         splits[name] = Split(table.slice(0, count) if few else table, None if few else meta.splits.get(name))
     return PreparedData(

@@ -61,7 +61,9 @@ def _follow(place: Workplace, rank: int, store: Path) -> None:
     group = ProcessGroup(store, rank, plan.processes, plan.sharding, plan.device)
     while True:
         request: dict[str, Any] = group.ask({})
-        place.precision.update(request["precision"])
+        # It validates what the worker does: of sharded weights all take part in each pass.
+        place.plan = request["plan"]
+        place.hear(request)
         train_along(place, TrialConfig.model_validate(request["config"]), group)
         release_memory()
 

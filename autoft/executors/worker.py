@@ -33,7 +33,7 @@ from autoft.executors.admission import WAITS
 from autoft.executors.followers import Followers
 from autoft.hardware import available_cores, peak_resident_bytes, reset_peak_resident
 from autoft.parallel import thread_counts
-from autoft.plans.plan import read_plan
+from autoft.plans.plan import Plan
 from autoft.plugins import described
 from autoft.processes import is_own_folder, release_memory, silence_libraries
 from autoft.rundir import CurvePoint, RunDir, TrialConfig, TrialResult
@@ -344,8 +344,8 @@ class _Worker(Channel):
             if request["op"] in {"probe", "time", "screen"}:
                 self.measure(request)
             elif request["op"] == "plan":
-                # What the search decided since this process read it.
-                self.place.plan = read_plan(self.run.plan)
+                # What the search decided since this process read it; other machines may see the file later than this word.
+                self.place.plan = Plan.model_validate(request["plan"])
                 torch.set_num_threads(self.place.plan.train_threads or self.place.plan.threads)
             elif request["op"] == "trial":
                 self.trial(request)
@@ -398,7 +398,11 @@ class _Worker(Channel):
                 self.say("renew", trial=config.number, whole=False)
                 return
             try:
-                with followers.joined(request) if followers is not None else nullcontext() as ranks:
+                with (
+                    followers.joined({**request, "plan": self.place.plan})
+                    if followers is not None
+                    else nullcontext() as ranks
+                ):
                     result = run_trial(self.place, config, callbacks, deadline, ranks=ranks)
             except FreshWorkerNeeded:
                 self.say("renew", trial=config.number, whole=False)
@@ -522,10 +526,9 @@ class _Worker(Channel):
     def _prepared(self, request: dict[str, Any]) -> tuple[Callbacks, float | None]:
         """Tell the place what a trial may know, and return whom it tells, and until when it may train."""
         assert self.place is not None
-        self.place.precision.update(request["precision"])
+        self.place.hear(request)
         self.place.screened, self.place.reached = request["screened"], request["reached"]
         self.place.until = None if request["left"] is None else time.monotonic() + float(request["left"])
-        self.place.follow_rows()
         number = request["config"]["number"]
         callbacks = Callbacks(
             partial(self.stage, number),
@@ -563,8 +566,12 @@ class _Worker(Channel):
         self.say("progress", trial=number, samples=progress.samples, total=progress.total, rate=progress.rate)
 
     def validation(self, number: int, point: CurvePoint) -> bool:
+        assert self.place is not None
         self.say("validation", trial=number, point=point.model_dump())
-        return bool(self._answer()["stop"])
+        answer = self._answer()
+        # What a training is validated by stays what it was: it is followed once that has ended.
+        self.place.decide(answer["decided"])
+        return bool(answer["stop"])
 
     def _answer(self) -> dict[str, Any]:
         """Return what the search answers; this process ends where there is no search any more."""

@@ -622,6 +622,7 @@ def test_figures_are_of_the_rows_that_were_decided_upon_until_there_are_others(t
     assert pairs(some.validation) == pairs(whole.validation)[:7]
     assert pairs(some.test) == pairs(whole.test)[:9]
     assert some.validation.fingerprint == Split.from_rows(whole.validation[:7]).fingerprint
+    assert pairs(open_data(folder, decided={"validation": 3}).validation) == pairs(whole.validation)[:3]
     assert every(open_data(folder, whole=True)) == every(whole)
     # Folds are cut from all rows, and judged by as many of their own.
     assert every(prepare(tmp_path, train="r.csv", validation_size=20, test_size=20)) == every(whole)
