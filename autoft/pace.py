@@ -296,8 +296,10 @@ class Pace:
         return min(there, max(LEAST_ROWS, int(JUDGED_SHARE * self.plan.time_limit / (passes * per_row))))
 
     def _judged_by(self, model: str, per_row: float) -> int:
-        """Return by how many rows finished models are judged, or likely will be: the first training decides it."""
-        return self.validation_rows if self.results else min(self.validation_rows, self.judged_rows(model, per_row))
+        """Return by how many rows finished models are judged, or likely will be: the first training that is validated decides it."""
+        if any(result.validation for result in self.results.values()):
+            return self.validation_rows
+        return min(self.validation_rows, self.judged_rows(model, per_row))
 
     def checked_rows(self) -> int:
         """Return by how many rows a checkpoint can be judged, by what a row takes of the untrained models."""

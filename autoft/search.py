@@ -767,7 +767,7 @@ class Search:
         What was judged is compared with all that is judged later, so that no later training changes it.
         """
         plan, there = self.plan, self.plan.rows_there("validation")
-        if "validation" in rows_decided(self.run.data) or self.exchange.shared or self.trials.results:
+        if "validation" in rows_decided(self.run.data) or self.exchange.shared or self.trials.any_scored():
             return
         rows = self.pace.judged_rows(config.model, seconds / max(1, self.pace.rows_at_checkpoint))
         decide_rows(self.run.data, "validation", rows)

@@ -97,6 +97,10 @@ class Trials:
         """Say whether any trial came to its end."""
         return any(result.state == "complete" for result in self.results.values())
 
+    def any_scored(self) -> bool:
+        """Say whether any trial has a figure that later ones are compared with."""
+        return any(result.validation for result in self.results.values())
+
     def known(self, config: TrialConfig) -> TrialResult | None:
         """Return the result of a configuration, or None where it is not done."""
         number = self.done.get(settings_of_trial(config))

@@ -1318,6 +1318,19 @@ def test_models_are_judged_by_as_many_rows_as_a_fifth_of_the_time_allows(tmp_pat
     assert [said[0] for said in told] == [0, 1]
 
 
+def test_a_trial_that_failed_before_it_was_judged_leaves_the_rows_open(tmp_path, catalog):
+    """Else all trials after it would be judged by all rows, for which there is no time, or thought to be."""
+    variants = [VariantPlan(name="none", chain=[]), VariantPlan(name="dynamic-int8", chain=[])]
+    search = engine(tmp_path, catalog, time_limit=200.0, validation_rows=50, variants=variants)
+    search.pace.overhead, search.pace.validate_per_row = {}, {"large": 0.1}
+    config = search.plan.default_config()
+    before = search.pace.overhead_of("large")
+    search.trials.add(TrialResult(number=0, state="failed", reason="its own", config=config))
+    assert search.pace.overhead_of("large") == before
+    search._judge_by_fewer(config, 5.0)
+    assert rows_decided(search.run.data) == {"validation": 133}
+
+
 @pytest.mark.parametrize(("shared", "seconds", "rows"), [(False, 0.05, {"validation": 400}), (True, 5.0, {})])
 def test_models_are_judged_by_all_rows_where_there_is_time_or_others_share_the_study(
     shared, seconds, rows, tmp_path, catalog
