@@ -145,6 +145,8 @@ class Search:
         )
         self.apart: dict[int, str] = {}
         """Trials that are run by themselves, with the reason why a worker was lost while they trained together."""
+        self.worn: set[int] = set()
+        """Workers that a trial was done in, of which they may have kept memory."""
         self.cramped: set[int] = set()
         """Trials that ran out of memory in less than the whole of a GPU, and are to have that."""
         self.machines_lost: dict[int, list[str]] = {}
@@ -544,8 +546,7 @@ class Search:
             self.listener.note(
                 f"A worker was lost while models were measured, and is replaced: {event.body['reason']}."
             )
-            executor.stop(event.worker)
-            executor.start(event.worker)
+            self._renew(executor, event.worker)
         return event
 
     def _asked(self, executor: Executor, answer: str, op: str, **body: Any) -> Event:
@@ -749,8 +750,7 @@ class Search:
             case "renew":
                 if body.get("whole"):
                     self.cramped.add(body["trial"])
-                executor.stop(event.worker)
-                executor.start(event.worker)
+                self._renew(executor, event.worker)
                 self._send(executor, event.worker, *self.trials.of(event.worker))
             case "lost":
                 self._replace(executor, event, idle)
@@ -782,9 +782,8 @@ class Search:
 
     def _replace(self, executor: Executor, event: Event, idle: set[int]) -> None:
         """Start a worker anew that was lost, and have its trials begun again or told as failed."""
-        body, lost = event.body, self.trials.leave(event.worker)
-        executor.stop(event.worker)
-        executor.start(event.worker)
+        body, lost, worn = event.body, self.trials.leave(event.worker), event.worker in self.worn
+        self._renew(executor, event.worker)
         idle.add(event.worker)
         if not lost:
             return
@@ -803,14 +802,16 @@ class Search:
         (config,) = lost
         killed = body["code"] == -9 and not body.get("hung")
         stage = self.stages.get(event.worker)
-        smaller = self._in_more_parts(config, stage) if killed else None
-        if smaller is not None:
-            self.listener.note(
-                f"Trial {smaller.number} is begun again with each batch in {smaller.parts} parts: {body['reason']}."
-            )
-            self.run.discard(smaller.number)
+        again = self._in_more_parts(config, stage) if killed else None
+        how = f"with each batch in {again.parts} parts" if again is not None else "in a new process"
+        if again is None and killed and worn:
+            # What earlier trials left in the process may be what was missing.
+            again = config
+        if again is not None:
+            self.listener.note(f"Trial {again.number} is begun again {how}: {body['reason']}.")
+            self.run.discard(again.number)
             idle.discard(event.worker)
-            self._send(executor, event.worker, smaller)
+            self._send(executor, event.worker, again)
             return
         result = TrialResult(
             number=config.number,
@@ -821,6 +822,12 @@ class Search:
         )
         self.run.discard(config.number)
         self._record(result)
+
+    def _renew(self, executor: Executor, worker: int) -> None:
+        """Start a worker anew."""
+        executor.stop(worker)
+        executor.start(worker)
+        self.worn.discard(worker)
 
     def _begin_elsewhere(self, configs: Sequence[TrialConfig], reason: str) -> None:
         """Have trials begun again whose machine was lost: nothing of it is theirs, unless it befalls them again and again.
@@ -865,8 +872,7 @@ class Search:
             waits = self.stages.get(worker) == WAITS and bool(self.trials.results)
             if not waits or first.kind in {"default", "fold"} or self.pace.expected(first) <= left:
                 continue
-            executor.stop(worker)
-            executor.start(worker)
+            self._renew(executor, worker)
             idle.add(worker)
             for config in self.trials.leave(worker):
                 self.run.discard(config.number)

@@ -1249,6 +1249,27 @@ def test_a_trial_that_hung_has_failed_and_the_search_goes_on_with_a_new_worker(t
     assert (worker.started, worker.asked, idle) == (1, [], {0})
 
 
+def test_a_trial_is_too_large_for_the_memory_only_where_a_new_worker_was_killed_over_it(tmp_path, catalog, monkeypatch):
+    """What earlier trials left in a worker is no fault of the one that it was killed over."""
+    search = engine(tmp_path, catalog)
+    first, second = (search.plan.default_config().model_copy(update={"number": number}) for number in (0, 1))
+    worker, idle, notes = Unlucky(0, Event(0, "ready")), set[int](), []
+    monkeypatch.setattr(search.listener, "note", notes.append)
+    search.trials.running[0] = first
+    search.run.write_result(done(first, 0.5))
+    search._handle(worker, Event(0, "done", {"trial": 0}), idle)
+    search.trials.running[0] = second
+    reason = "the worker process was killed by signal 9; the memory may not be enough"
+    for started in (1, 2):
+        assert list(search.trials.results) == [0]
+        search.stages[0] = "measure: none"
+        search._handle(worker, Event(0, "lost", {"reason": reason, "code": -9, "hung": False}), idle)
+        assert worker.started == started
+    assert worker.asked == ["trial"]
+    assert notes == [f"Trial 1 is begun again in a new process: {reason}."]
+    assert (search.trials.results[1].state, search.trials.results[1].violations) == ("infeasible", {"memory": 1.0})
+
+
 def test_the_end_and_the_first_trial_take_as_long_as_scoring_does(tmp_path, catalog):
     """Where perplexity counts, validating writes nothing, and a test does."""
     search = engine(tmp_path, catalog, options={}, time_limit=1e6)
