@@ -25,14 +25,14 @@ def say(event, **body):
 
 
 @contextmanager
-def executing(folder, program, **settings):
-    """A worker whose interpreter runs ``program`` and ends, before it comes to the worker's own."""
+def executing(folder, program, workers=1, **settings):
+    """Workers whose interpreter runs ``program`` and ends, before it comes to the worker's own."""
     (folder / "site").mkdir()
     code = SAYS + textwrap.dedent(program) + "\nos._exit(0)\n"
     (folder / "site" / "sitecustomize.py").write_text(code)
     run = RunDir(folder / "run")
     run.create()
-    executor = LocalExecutor(run, 1, 1, **settings)
+    executor = LocalExecutor(run, workers, 1, **settings)
     executor.environment["PYTHONPATH"] = str(folder / "site")
     with executor:
         yield executor
@@ -196,6 +196,26 @@ def test_a_stopped_worker_is_ended_and_one_that_only_says_nothing_is_not(tmp_pat
         lost = until(executor, "lost")[-1]
     assert lost.body["hung"]
     assert "it was stopped, as SIGSTOP does, for " in lost.body["reason"]
+
+
+def test_where_a_worker_is_being_killed_for_want_of_memory_no_second_one_is(tmp_path, monkeypatch):
+    """What it had is free a moment after it has ended: until then the machine seems to have as little as before."""
+    with executing(tmp_path, "say('ready')\nsys.stdin.readline()", workers=2) as executor:
+        until(executor, "ready")
+        until(executor, "ready")
+        monkeypatch.setattr(local, "memory_left", lambda: (1, 2))
+        executor.poll(0)
+        (first,) = [worker for worker, there in executor._workers.items() if there.ended]
+        process, end = executor._workers[first].process, time.monotonic() + 30
+        while process.resident_bytes:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        executor.poll(0)
+        assert [worker for worker, there in executor._workers.items() if there.ended] == [first]
+        # Where there is as little once it is told and replaced, another one may be.
+        executor.stop(first)
+        executor.poll(0)
+        assert [worker for worker, there in executor._workers.items() if there.ended] == [1 - first]
 
 
 def test_time_in_which_nobody_looked_is_no_time_without_progress(tmp_path):

@@ -295,7 +295,9 @@ class Executor(ABC):
             machines.setdefault(self._workers[worker].process.machine, []).append(worker)
         for machine, there in machines.items():
             left, enough = self._workers[there[0]].process.memory_left()
-            if left < enough:
+            # What one has that is just being killed is not free at once: no second one is killed for it.
+            dying = any(self._workers[worker].ended and not self._workers[worker].hung for worker in there)
+            if left < enough and not dying:
                 largest = max(there, key=lambda worker: used[worker])
                 self._end(largest, f"{format_bytes(left)} of {machine}'s memory are left")
 
