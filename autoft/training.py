@@ -184,15 +184,16 @@ class Regularization:
         """Have each go on from a state that was written down; what it made of the model is there already.
 
         Args:
-            states: as :attr:`states` were, of mappings, numbers and tensors.
+            states: as :attr:`states` were, of mappings, numbers and tensors; these go to where the model is.
         """
+        device = next(self.model.parameters()).device
         for place, state in enumerate(states):
             if isinstance(state, Mapping):
                 # In place: what was put into the model may hold it.
                 self.states[place].clear()
-                self.states[place].update(_copied(state))
+                self.states[place].update(_copied(state, device))
             else:
-                self.states[place] = _copied(state)
+                self.states[place] = _copied(state, device)
 
 
 @dataclass(frozen=True)
@@ -400,7 +401,7 @@ def train(
     end = False
     state = checkpoints.read() if checkpoints is not None else None
     if state is not None:
-        at, losses = _Place(**state["at"]), _copied(state["losses"])
+        at, losses = _Place(**state["at"]), _copied(state["losses"], accelerator.device)
         best_weights = _copied(state["best_weights"])
         _put(original, state["weights"])
         _go_on(state, outcome, optimizer, scheduler, plateau, regularization)
@@ -810,15 +811,15 @@ def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: local(tensor.detach()).to("cpu", copy=True) for name, tensor in _changing(model).items()}
 
 
-def _copied(value: Any) -> Any:
-    """Return mappings and lists with tensors of their own."""
+def _copied(value: Any, device: torch.device | None = None) -> Any:
+    """Return mappings and lists with tensors of their own, on a device; None for where they are."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.clone()
+        return value.to(value.device if device is None else device, copy=True)
     if isinstance(value, Mapping):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
+        return {key: _copied(one, device) for key, one in value.items()}
+    return [_copied(one, device) for one in value] if isinstance(value, list) else value
 
 
 def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

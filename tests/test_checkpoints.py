@@ -160,6 +160,19 @@ def test_broken_off_anywhere_it_takes_the_steps_that_were_to_come(catalog, model
     assert training.notes == []
 
 
+def test_what_a_regularizer_kept_goes_on_where_the_model_is(catalog, training):
+    """A checkpoint is read to the CPU, and a model may be on a GPU; here it is on the device without memory."""
+    import torch
+
+    average = (catalog.regularizers["ema"], defaults(catalog.regularizers["ema"]))
+    model = torch.nn.Linear(2, 2, device="meta")
+    target = Target(training.task, training.source, {}, training.context, Hardware.probe_cpu())
+    with Regularization([average], model, target) as regularization:
+        regularization.put_states([{"steps": 3, "weights": {"weight": torch.ones(2, 2)}}])
+        (state,) = regularization.states
+    assert (state["steps"], state["weights"]["weight"].device.type) == (3, "meta")
+
+
 def test_a_training_that_was_done_takes_no_step_more(training):
     whole = training()
     again = training()
