@@ -109,10 +109,21 @@ def study_name(plan: Plan) -> str:
         "auxiliary": [one.model_dump(mode="json") for one in plan.auxiliary],
         # As the recipe names the revision: the commit changes with each word of a model's card, too.
         "models": [[m.name, m.name.partition("@")[2] or None, _architecture(m.config)] for m in plan.models],
-        "chains": [one.model_dump(mode="json") for one in (*plan.pipelines, *plan.variants, *plan.rescues)],
+        # What models fall back upon is only known once they are measured, and then to each further call.
+        "chains": [
+            one.model_dump(mode="json")
+            for one in (*plan.pipelines, *(v for v in plan.variants if not v.models), *plan.rescues)
+        ],
         "space": plan.space,
         "objectives": [[name, plan.metrics.get(name)] for name in plan.objectives],
-        "data": [plan.data.get("fingerprint"), plan.data.get("sizes"), plan.seed, plan.folds, plan.validation_rows],
+        # Of how many rows a search had time to test its model says nothing of scores.
+        "data": [
+            plan.data.get("fingerprint"),
+            {**plan.data["sizes"], "test": plan.rows_there("test")},
+            plan.seed,
+            plan.folds,
+            plan.validation_rows,
+        ],
         "limits": [[limit.key, limit.limit] for limit in plan.budget],
         "measured": [plan.request, plan.target.name if plan.target else None],
     }

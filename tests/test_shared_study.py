@@ -25,7 +25,9 @@ import yaml
 from autoft import frozen_trials, shared_study
 from autoft.errors import RecipeError, StudyError
 from autoft.hardware import Hardware
+from autoft.plans.plan import StepPlan, VariantPlan
 from autoft.plans.planner import make_plan
+from autoft.plans.screening import with_fallbacks
 from autoft.recipe import dump_recipe, recipe_from_mapping
 from autoft.rundir import CurvePoint, RunDir, TrialResult, VariantResult
 from autoft.shared_study import RECORD, SharedStudy, study_name
@@ -235,6 +237,12 @@ def test_searches_of_other_data_or_another_space_do_not_mix(catalog, tiny_model,
     )
     assert study_name(alike) == name
     assert study_name(films(catalog, tiny_model, search={"sampler": "random"})) == name
+    # What an earlier call of a search found out by itself: a model that fits by a further chain alone, and a test of fewer rows.
+    fallback = VariantPlan(name="x", chain=[StepPlan(strategy="x")])
+    fallen = plan.model_copy(update={"fallbacks": [fallback]})
+    assert study_name(with_fallbacks(fallen, {"x": [plan.models[0].name]})) == name
+    assert study_name(plan.model_copy(update={"data": plan.of_rows({"test": 30})})) == name
+    assert study_name(plan.model_copy(update={"data": plan.of_rows({"validation": 30})})) != name
     # Databases keep 512 characters.
     assert len(study_name(films(catalog, tiny_model, name="x" * 600))) < 256
     others = [
