@@ -500,7 +500,9 @@ def _foot(view: View, width: int) -> list[Line]:
     told = view.figures
     limit = view.plan.trials_limit if view.plan else None
     if told.ended or view.results:
-        total = f"{told.ended} of {limit} trials" if limit else f"{told.ended} trial{'' if told.ended == 1 else 's'}"
+        # What a user added takes nothing of the limit.
+        counted = sum(result.config.limited for result in view.results)
+        total = f"{counted} of {limit} trials" if limit else f"{told.ended} trial{'' if told.ended == 1 else 's'}"
         lines.append(Line(fitted([(total, "", 0), (counts_text(told.counts), "dim", 1)], width, ": "), 3))
     notes = view.notes
     if notes and view.state == "running":

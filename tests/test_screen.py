@@ -146,6 +146,18 @@ def test_a_wide_one_shows_what_each_worker_does_and_what_was_done(view):
     assert "(at most 5.5 min)" in text
 
 
+def test_what_a_user_added_is_none_of_the_trials_of_the_limit(plan):
+    results = [trial(n, NAMES[0]) for n in range(4)]
+    results[3].config.kind = "added"
+    limited = plan.model_copy(update={"trials_limit": 3})
+    text = {
+        of: "\n".join(line.plain for line in picture(View("films", "finished", one, tuple(results), figures(one, results)), 80, 24, NOW))
+        for of, one in (("limited", limited), ("unlimited", plan))
+    }  # fmt: skip
+    assert "3 of 3 trials: 4 complete" in text["limited"]
+    assert "4 trials: 4 complete" in text["unlimited"]
+
+
 def test_a_trial_that_is_done_takes_one_line(plan):
     wide = "trial   3  accuracy 0.7300 (none, 45 MB, 3.00 ms)  smallest 0.7250 (onnx-int8, 23 MB, 2.00 ms)  12 s  tiny, full, "
     assert trial_line(plan, trial(3, "tiny"), 150).plain == wide + "3 epochs, lr 0.0002"
