@@ -924,8 +924,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             yield partial
             # mkdtemp makes folders for their owner only.
             partial.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
+            # Deleting the old one takes long enough to be killed in it, and then both would be lost.
+            before = partial.with_name(f"{partial.name}-before")
+            with suppress(FileNotFoundError):
+                os.replace(folder, before)
             os.replace(partial, folder)
+            shutil.rmtree(before, ignore_errors=True)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

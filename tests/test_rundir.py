@@ -441,6 +441,21 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["best"]
 
 
+def test_who_is_killed_while_the_old_folder_is_deleted_has_the_new_one(tmp_path, monkeypatch):
+    """As over a checkpoint of some gigabytes: else hours of training would be gone."""
+    folder = tmp_path / "checkpoint"
+    with replacing_folder(folder) as partial:
+        (partial / "state").write_text("old")
+
+    def killed(path, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as partial:
+        (partial / "state").write_text("new")
+    assert (folder / "state").read_text() == "new"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
