@@ -541,6 +541,8 @@ class Trial:
         self.begun = Begun()
         self.parts = config.parts
         """Into how many each batch is cut from the start."""
+        self.checked = 0
+        """By how many rows of its fold the model was scored within the training."""
         self.earlier = 0.0
         """Seconds of its training in a process that was ended."""
         pipeline = self.plan.pipeline(config.pipeline)
@@ -598,8 +600,9 @@ class Trial:
             variants.insert(0, VariantPlan(name="none", chain=[]))
         self.begun.expect(variants)
         there = len(self.place.splits(config.fold).validation)
-        # What decided within the training was some of the rows; what others compare the trial by is all of them.
-        judged = plan.rows_of_validation(there) == there
+        # What decided within the training was some of the rows, or more of them where the search decided upon fewer meanwhile; what
+        # others compare the trial by is all that it has decided upon.
+        judged = self.checked == there
         for variant in variants:
             # The yardstick's files are scored on all whatever comes of it, so that the model need not be.
             if not judged and (config.number, variant.name) != (0, "none"):
@@ -647,7 +650,7 @@ class Trial:
         if parts is None:
             return None
         self.parts = parts
-        validate = self._validator(target)
+        self.checked, validate = self._rows_checked(), self._validator(target)
         with (
             self._stage("train"),
             Regularization(self._regularizers(), model, target) as regularization,
@@ -665,8 +668,10 @@ class Trial:
 
     def _validator(self, target: Target) -> Callable[[Any], dict[str, float]]:
         """Return what scores a model within the training."""
-        there = len(self.place.splits(self.config.fold).validation)
-        return self.place.validator(target.context, self.plan.rows_of_validation(there), self.config.fold)
+        return self.place.validator(target.context, self._rows_checked(), self.config.fold)
+
+    def _rows_checked(self) -> int:
+        return self.plan.rows_of_validation(len(self.place.splits(self.config.fold).validation))
 
     def _may_fit(self, target: Target) -> bool:
         """Cut batches into as many parts as the training needs to stay within its memory, and say whether it may at all.

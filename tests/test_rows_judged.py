@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from autoft.data.prepared import prepare_data
 from autoft.executors import follower
@@ -15,7 +16,7 @@ from autoft.plans.planner import make_plan
 from autoft.ranks import Ranks
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialResult, VariantResult, write_json
-from autoft.trial import Callbacks, Trial, Workplace, request_settings
+from autoft.trial import Callbacks, Trial, Workplace, request_settings, run_trial
 
 
 @pytest.fixture
@@ -63,6 +64,30 @@ def test_a_trial_is_judged_by_the_rows_that_the_search_has_decided_upon(place):
     # A request that was sent before that may be the next to be read.
     place.hear({"precision": {}, "decided": {}})
     assert len(place.data.validation) == 7
+
+
+def test_a_trial_within_which_fewer_rows_are_decided_upon_is_judged_by_these(place):
+    """Its checkpoints are of more rows; what other trials are compared by is of those that all are judged by."""
+    config = place.plan.default_config()
+    # Nothing is learned, and nothing is measured: each compression is known not to fit.
+    params = {**config.params, "train.epochs": 1, "full.learning_rate": 1e-12}
+    config = config.model_copy(update={"number": 1, "kind": "search", "params": params})
+    place.screened = {variant.name: {"model_size_bytes": 1.0} for variant in place.plan.variants}
+    target = place.target(config.model, config.params, config.seed)
+    torch.manual_seed(config.seed)
+    model = place.task.load_model(target.source, target.context).eval()
+    rows = place.data.validation[:]
+    said = [answer["label"] for answer in place.task.predict(model, rows, target.context)]
+    right = [one == row["label"] for one, row in zip(said, rows, strict=True)]
+    assert sum(right) / 20 != sum(right[:7]) / 7
+
+    def decides(point):
+        place.decide({"validation": 7})
+        return False
+
+    result = run_trial(place, config, Callbacks(validation=decides))
+    assert [point.validation["accuracy"] for point in result.curve] == pytest.approx([sum(right) / 20])
+    assert result.validation["accuracy"] == pytest.approx(sum(right[:7]) / 7)
 
 
 def test_a_process_that_trains_along_judges_by_the_rows_that_the_worker_judges_by(place, monkeypatch):
