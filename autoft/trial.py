@@ -1075,7 +1075,7 @@ class Trial:
             write(Path(folder))
             figures = measure_in_process(
                 Path(folder),
-                self.place.run.data,
+                self.place.run.fold(self.config.fold),
                 validation=True,
                 **request_settings(self.plan, self.place),
             )

@@ -8,7 +8,9 @@ import time
 import pytest
 import torch
 
-from autoft.data.prepared import prepare_data
+from autoft.artifact import save_artifact
+from autoft.data.prepared import open_data, prepare_data, prepare_folds
+from autoft.evaluation import measure_folder
 from autoft.executors import follower
 from autoft.hardware import Hardware
 from autoft.plans.plan import VariantPlan
@@ -88,6 +90,26 @@ def test_a_trial_within_which_fewer_rows_are_decided_upon_is_judged_by_these(pla
     result = run_trial(place, config, Callbacks(validation=decides))
     assert [point.validation["accuracy"] for point in result.curve] == pytest.approx([sum(right) / 20])
     assert result.validation["accuracy"] == pytest.approx(sum(right[:7]) / 7)
+
+
+def test_the_middle_of_a_chain_is_scored_on_the_rows_that_its_fold_holds_out(place, monkeypatch):
+    prepare_folds(open_data(place.run.data, whole=True), place.task, 3, 0, place.run.data)
+    # The measurement itself, without a process of its own.
+    monkeypatch.setattr("autoft.trial.measure_in_process", measure_folder)
+    config = place.plan.default_config().model_copy(update={"number": 1, "kind": "fold", "parent": 0, "fold": 1})
+    trial = Trial(place, config, Callbacks(), None, TrialResult(number=1, state="failed", config=config))
+    model, target = trial.loaded()
+    step = trial._step(
+        "none",
+        lambda folder: save_artifact(folder, model.eval(), target, writer=None, variant="none", objective="accuracy"),
+    )
+    found = []
+    for fold in (0, 1):
+        rows = place.splits(fold).validation[:]
+        said = place.task.predict(model, rows, target.context)
+        found.append(sum(one["label"] == row["label"] for one, row in zip(said, rows, strict=True)) / len(rows))
+    assert found[0] != found[1]
+    assert step.validation["accuracy"] == pytest.approx(found[1])
 
 
 def test_a_process_that_trains_along_judges_by_the_rows_that_the_worker_judges_by(place, monkeypatch):
