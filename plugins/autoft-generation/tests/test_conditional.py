@@ -162,6 +162,32 @@ def test_what_a_checkpoint_says_of_its_style_is_left_out(trained):
         model.generation_config = kept
 
 
+@pytest.mark.parametrize("name", ["bart", "llama"])
+def test_the_files_of_a_model_write_what_was_measured_and_not_in_the_style_of_the_checkpoint(
+    name, task, make_context, checkpoints, tmp_path
+):
+    import shutil
+
+    import transformers
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints(name), folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    # As those of Qwen2.5 and BART for summaries, and as the first of Llama 2, which transformers itself would not write again.
+    style = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 2, "min_length": 60, "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps({**settings, **style}))
+    source, context = make_context(task, name)
+    model = task.load_model(replace(source, path=str(folder)), context)
+    (expected,) = texts(task.predict(model, [{"text": "one two"}], context))
+    model.save_pretrained(tmp_path / "saved")
+    kind = transformers.AutoModelForCausalLM if name == "llama" else transformers.AutoModelForSeq2SeqLM
+    (feature,) = task.encode([{"text": "one two"}], context)
+    given = torch.tensor([feature["input_ids"]])
+    (ids,) = kind.from_pretrained(tmp_path / "saved").generate(input_ids=given, attention_mask=torch.ones_like(given))
+    written = ids[given.shape[1] if name == "llama" else 0 :]
+    assert context.processor.target.decode(written, skip_special_tokens=True).strip() == expected
+
+
 @pytest.mark.parametrize("name", ["bart", "gpt2"])
 def test_generation_is_silent_whatever_length_a_checkpoint_has(name, task, make_context, checkpoints, tmp_path, caplog):
     import shutil

@@ -140,6 +140,17 @@ def test_outputs_are_as_long_as_asked(task, make_context):
     assert 0 < len(task.predict(model, [row], context)[0]["text"]) <= 10
 
 
+def test_the_files_of_a_model_say_what_the_options_ask_of_a_summary(task, make_context, tmp_path):
+    from transformers import GenerationConfig
+
+    asked = {"min_new_tokens": 4, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
+    for beams, kept in ((4, asked), (1, {**asked, "length_penalty": 1.0})):
+        source, context = make_context("bart", max_new_tokens=12, num_beams=beams, **asked)
+        task.load_model(source, context).generation_config.save_pretrained(tmp_path)
+        found = GenerationConfig.from_pretrained(tmp_path).to_dict()
+        assert {name: found[name] for name in kept} == kept, beams
+
+
 def test_the_length_penalty_decides_between_beams(task, make_context):
     source, context = make_context("bart", max_new_tokens=12, num_beams=4)
     model = task.load_model(source, context).eval()

@@ -89,6 +89,17 @@ def test_a_model_of_several_languages_reads_one_and_writes_the_other(task, make_
             assert answer["text"] == tokenizer.decode(ids[0], skip_special_tokens=True).strip()
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "code"),
+    [("nllb", "forced_bos_token_id", "deu_Latn"), ("mbart", "decoder_start_token_id", "de_DE")],
+)
+def test_whoever_uses_the_files_is_told_the_language_by_its_token(name, setting, code, task, make_context):
+    source, context = make_context(name, ROWS, **BOTH)
+    token = context.processor.source.convert_tokens_to_ids(code)
+    assert task.export_settings(context)["generation"][setting] == token
+    assert getattr(task.load_model(source, context).generation_config, setting) == token
+
+
 def test_mbart_begins_with_the_language_that_it_writes(task, make_context, checkpoint):
     source, context = make_context("mbart", ROWS, **BOTH)
     tokenizer = context.processor.source

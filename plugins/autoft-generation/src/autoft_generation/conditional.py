@@ -58,8 +58,8 @@ NEW_DECODER_POSITIONS = 512
 """Tokens that a new decoder can write."""
 SHOWN_EXAMPLES = 20
 SHOWN_CHARACTERS = 400
-_TOLD = ("decoder_start_token_id", "forced_bos_token_id")
-"""Settings of generation that a program has to give, beside those of the search for a text."""
+SAMPLING = frozenset({"temperature", "top_k", "top_p"})
+"""Settings of generation that mean nothing to a search for the likeliest text."""
 SEAMS = 4
 """Tokens that a cut text may need more where it is tokenized together with what stands around it."""
 OWN_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
@@ -308,9 +308,10 @@ class ConditionalGeneration(Task):
             else:
                 auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
                 model = read_weights(auto, source, config=config, **dtype)
-        # Of a checkpoint that has a max_length transformers would say at each batch that it does not count.
-        model.generation_config.max_length = None
-        model.generation_config.max_new_tokens = self._new_tokens(context)
+        # Who uses the files without this class gets the texts that were measured, and not the checkpoint's style. Of one that
+        # has a max_length transformers would say at each batch that it does not count.
+        for name, value in {**self._generation(context), "max_length": None}.items():
+            setattr(model.generation_config, name, value)
         loaded: torch.nn.Module = model
         return loaded
 
@@ -408,7 +409,6 @@ class ConditionalGeneration(Task):
     def export_settings(self, context: TaskContext) -> dict[str, Any]:
         """Return how texts are written, what is put before an input, and demo rows as the tokenizer is given them."""
         settings = self._generation(context)
-        kept = {"max_new_tokens", "num_beams", "do_sample", "eos_token_id", "pad_token_id", *_TOLD}
         rows = [
             {column.role: row[column.role] for column in self.card.inputs if column.role in row}
             for row in self.demo_rows()
@@ -427,7 +427,10 @@ class ConditionalGeneration(Task):
             # A prompt that is too long loses its beginning.
             "truncation_side": "left" if self._causal(context) else context.processor.source.truncation_side,
             "prefix": prefix,
-            "generation": {name: value for name, value in settings.items() if name in kept and value is not None},
+            # All of them, for the base model that an adapter is put onto has a style of its own.
+            "generation": {
+                name: value for name, value in settings.items() if name not in SAMPLING and value is not None
+            },
             "example_texts": ready,
         }
 
@@ -728,14 +731,8 @@ def _joined(source: ModelSource, config: Any, context: TaskContext, settings: Ma
     dense = {name: value for name, value in settings.items() if name not in source.load_kwargs or name == "dtype"}
     decoder = _decoder(source, config, encoder, context, layers, dense)
     model: Any = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-    ids = {
-        "decoder_start_token_id": processor.start_id,
-        "pad_token_id": processor.target.pad_token_id,
-    }
-    for name, value in ids.items():
-        setattr(model.config, name, value)
-        setattr(model.generation_config, name, value)
-    model.generation_config.eos_token_id = processor.end_id
+    model.config.decoder_start_token_id = processor.start_id
+    model.config.pad_token_id = processor.target.pad_token_id
     return model
 
 

@@ -176,19 +176,15 @@ class Summarization(ConditionalGeneration):
 
         A document that is too long loses its end, not its beginning or the request.
         """
-        return self._asked(self.beginning(self.source_text(row, context), self._room(context, row), context), context)
+        return self.framed(self.beginning(self.source_text(row, context), self._room(context, row), context), context)
 
-    def generate(
-        self,
-        model: Any,
-        features: Sequence[Mapping[str, Any]],
-        context: TaskContext,
-        batch_size: int = 32,
-        **settings: Any,
-    ) -> list[str]:
-        """Return what the model writes, within the lengths that the options ask for."""
-        own = {name: context.options[name] for name in GENERATION if context.options.get(name) is not None}
-        return super().generate(model, features, context, batch_size, **{**own, **settings})
+    def framed(self, text: str, context: TaskContext) -> str | list[dict[str, str]]:
+        """Return the request of a chat and a document, or the document and ``TL;DR:``."""
+        instruction = str(context.options.get("instruction") or "")
+        if not instruction or not context.processor.source.chat_template:
+            return f"{text}\n\nTL;DR:\n"
+        words = str(context.facts.get("summary_words", 50))
+        return [{"role": "user", "content": f"{instruction.replace('{words}', words)}\n\n{text}"}]
 
     def baselines(self, rows: Sequence[Row], context: TaskContext) -> Sequence[Baseline]:
         """Return the first and the most central sentences, each about as long as a reference of the training rows."""
@@ -214,18 +210,20 @@ class Summarization(ConditionalGeneration):
             _ranked(documents, references, predictions, context),
         )
 
-    def _asked(self, document: str, context: TaskContext) -> str | list[dict[str, str]]:
-        instruction = str(context.options.get("instruction") or "")
-        if not instruction or not context.processor.source.chat_template:
-            return f"{document}\n\nTL;DR:\n"
-        words = str(context.facts.get("summary_words", 50))
-        return [{"role": "user", "content": f"{instruction.replace('{words}', words)}\n\n{document}"}]
+    def _generation(self, context: TaskContext) -> dict[str, Any]:
+        """Return the settings, with the lengths that the options ask for."""
+        settings = super()._generation(context)
+        own = {name: context.options[name] for name in GENERATION if context.options.get(name) is not None}
+        if settings["num_beams"] == 1:
+            # It would do nothing, and transformers writes no file that says such a thing.
+            own.pop("length_penalty", None)
+        return {**settings, **own}
 
     def _room(self, context: TaskContext, row: Row | None = None) -> int:
         """Return how many tokens of a document the model reads, beside the summary that a row for training has."""
         processor = context.processor
         if processor.kind == "causal":
-            return self.room_within(self._asked("", context), context, row)
+            return self.room_within(self.framed("", context), context, row)
         whole = min(context.max_length, processor.positions or context.max_length)
         return max(1, whole - len(processor.source(self.prefix(context)).input_ids))
 

@@ -189,20 +189,6 @@ class Translation(ConditionalGeneration):
         self.prefix(replace(context, processor=processor))
         return processor
 
-    def generate(
-        self,
-        model: Any,
-        features: Sequence[Mapping[str, Any]],
-        context: TaskContext,
-        batch_size: int = 32,
-        **settings: Any,
-    ) -> list[str]:
-        """Return what the model writes after each of the inputs, in the target language."""
-        tokenizer = context.processor.source
-        if _tokenizer_languages(tokenizer):
-            context = _with_languages(context, tokenizer.src_lang, tokenizer.tgt_lang)
-        return super().generate(model, features, context, batch_size, **settings)
-
     def baselines(self, rows: Sequence[Row], context: TaskContext) -> Sequence[Baseline]:
         """Return the source as it is, the nearest sentence of a translation memory, and word by word."""
         sources = [self.source_text(row, context) for row in rows]
@@ -254,6 +240,13 @@ class Translation(ConditionalGeneration):
                 ),
             ),
         )
+
+    def _generation(self, context: TaskContext) -> dict[str, Any]:
+        """Return the settings, those of models of several languages under the model's own codes."""
+        tokenizer = context.processor.source
+        if _tokenizer_languages(tokenizer):
+            context = _with_languages(context, tokenizer.src_lang, tokenizer.tgt_lang)
+        return super()._generation(context)
 
     def _by_length(
         self,
