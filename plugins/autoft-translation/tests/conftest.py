@@ -65,10 +65,11 @@ def make_bert(folder):
     BertModel(config).save_pretrained(folder)
 
 
-def make_t5(folder):
+def make_t5(folder, codes=()):
     from transformers import T5Config, T5ForConditionalGeneration
 
     tokenizer = letters_tokenizer("$A </s>", eos_token="</s>")
+    tokenizer.add_tokens([f"<2{code}>" for code in codes])
     tokenizer.save_pretrained(folder)
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -82,6 +83,10 @@ def make_t5(folder):
         eos_token_id=2,
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def make_madlad(folder):
+    make_t5(folder, ["de", "zh", "zh_Latn", "translate"])
 
 
 def make_gpt2(folder, chat_template=None):
@@ -157,6 +162,7 @@ def make_several(folder):
 MAKERS = {
     "bert": make_bert,
     "t5": make_t5,
+    "madlad": make_madlad,
     "gpt2": make_gpt2,
     "chat": make_chat,
     "nllb": make_nllb,

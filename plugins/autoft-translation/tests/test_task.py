@@ -25,7 +25,7 @@ def plain(task, rows=ROWS, **options):
     return TaskContext(facts=task.facts(rows, given), options=given, params={}, max_length=64)
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "gpt2", "chat", "nllb", "mbart", "marian", "several"])
+@pytest.mark.parametrize("name", ["bert", "t5", "madlad", "gpt2", "chat", "nllb", "mbart", "marian", "several"])
 def test_every_kind_of_model_learns_and_translates(name, task, make_context):
     source, context = make_context(name, ROWS, **BOTH)
     model = task.load_model(source, context)
@@ -117,7 +117,7 @@ def test_mbart_begins_with_the_language_that_it_writes(task, make_context, check
     assert found["text"] == tokenizer.decode(ids[0], skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("name", ["nllb", "mbart", "several"])
+@pytest.mark.parametrize("name", ["nllb", "mbart", "several", "madlad"])
 def test_a_model_of_several_languages_has_to_be_told_which(name, task, make_context):
     with pytest.raises(ModelError, match=r"set task_options\.(source|target)_language, as de"):
         make_context(name)
@@ -140,6 +140,16 @@ def test_t5_reads_the_prefix_that_it_was_trained_with(task, make_context):
     assert text == "translate English to German: the train is late"
     _, context = make_context("t5", ROWS)
     assert task.prefix(context) == ""
+
+
+@pytest.mark.parametrize(
+    ("language", "code"), [("de", "de"), ("deu_Latn", "de"), ("zh-CN", "zh"), ("zh_Latn", "zh_Latn")]
+)
+def test_madlad_reads_the_token_of_the_language_that_it_is_to_write(language, code, task, make_context):
+    _, context = make_context("madlad", ROWS, target_language=language)
+    ids = task.encode(SOURCES, context)[0]["input_ids"]
+    assert ids[0] == context.processor.source.convert_tokens_to_ids(f"<2{code}>")
+    assert context.processor.source.decode(ids[1:], skip_special_tokens=True) == " the train is late"
 
 
 def test_causal_models_are_asked_in_words_or_in_a_chat(task, make_context):

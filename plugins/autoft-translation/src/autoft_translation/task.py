@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from autoft_generation.conditional import ConditionalGeneration, Tokenizers, conditional_options, shortened
@@ -165,8 +166,10 @@ class Translation(ConditionalGeneration):
         return _instruction(self.beginning(self.source_text(row, context), room, context), context)
 
     def prefix(self, context: TaskContext) -> str:
-        """Return T5's ``translate English to German: ``, or Marian's ``>>deu<< `` where it writes several languages."""
+        """Return what tells the model the language: T5's ``translate English to German: ``, MADLAD-400's ``<2de> ``, Marian's ``>>deu<< ``."""
         processor: Tokenizers = context.processor
+        if processor.model_type == "t5" and (written := _madlad_languages(processor.source)):
+            return f"<2{_model_code(context, 'target_language', written)}> "
         if processor.model_type == "t5" and (names := _language_names(context)):
             return f"translate {names[0]} to {names[1]}: "
         known = [token[2:-2] for token in getattr(processor.source, "supported_language_codes", ())]
@@ -185,7 +188,7 @@ class Translation(ConditionalGeneration):
         if known := _tokenizer_languages(tokenizer):
             tokenizer.src_lang = _model_code(context, "source_language", known)
             tokenizer.tgt_lang = _model_code(context, "target_language", known)
-        # Marian is told in each text: what is missing for that is told now.
+        # Marian and MADLAD-400 are told in each text: what is missing for that is told now.
         self.prefix(replace(context, processor=processor))
         return processor
 
@@ -309,6 +312,16 @@ def _tokenizer_languages(tokenizer: Any) -> list[str]:
     return [
         found[1] for token in tokens if (found := re.fullmatch(r"(?:__)?([a-z]{2,3}(?:_[A-Za-z]{2,4})?)(?:__)?", token))
     ]
+
+
+@lru_cache(maxsize=4)
+def _madlad_languages(tokenizer: Any) -> tuple[str, ...]:
+    """Return the codes of the languages that a T5 has tokens for, to write in (Kudugunta et al. 2023, arXiv 2309.04662)."""
+    found = (
+        re.fullmatch(r"<2([a-z]{2,3}(?:_(?:[A-Z][a-z]{3}|[A-Z]{2}))?)>", token)
+        for token in sorted(tokenizer.get_vocab())
+    )
+    return tuple(one[1] for one in found if one)
 
 
 def _shared(source: str, target: str) -> float:
