@@ -87,6 +87,10 @@ class Without:
             texts: in place of the demo rows that the code has.
             base: what the code calls ``BASE``.
         """
+        return self.told(model, "answers", texts, base)
+
+    def told(self, model: Path, value: str, texts: list[str] | None = None, base: Path | None = None) -> list:
+        """Return what an expression is after that code, as :meth:`answers` does."""
         card = (model / "README.md").read_text(encoding="utf-8")
         blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
         code = next(block for block in blocks if "autoft" not in block)
@@ -94,7 +98,7 @@ class Without:
         if texts is not None:
             code, count = re.subn(r"^texts = .*$", lambda _: f"texts = {texts!r}", code, flags=re.MULTILINE)
             assert count == 1
-        last = self.run(code + "\nimport json\nprint(json.dumps(answers))", model.parent)
+        last = self.run(code + f"\nimport json\nprint(json.dumps({value}))", model.parent)
         return json.loads(last)
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import autoft
 from autoft.artifact import save_artifact
 from autoft.errors import AutoftError
 from autoft.plugins import load_plugins
+from autoft.testing import tiny_model
 from autoft.testing.workbench import Workbench
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -115,16 +117,69 @@ def test_what_was_decided_on_validation_goes_with_an_exported_model(tmp_path):
     assert "This code answers every question" in (done.path / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_code_of_the_card_reads_the_end_of_a_prompt_that_is_too_long(trained, without, tmp_path):
-    model = Path(shutil.copytree(trained("generation", KINDS["generation"]), tmp_path / "model"))
+DOCUMENT = (
+    "The bridge over the river was closed on Tuesday. Engineers had found cracks in two of its pillars. Repairs will take until the "
+    "autumn, the town said. The library opens an hour later from Monday. It lacks staff for the early shift."
+)
+TOO_LONG = {
+    # The beginning goes, but for the token that starts every text.
+    "generation": (4, {"prompt": "A dog says A cat says"}),
+    # The document loses its end, and not the request for a summary.
+    "summarization": (64, {"document": DOCUMENT}),
+    "translation": (
+        48,
+        {"source": "She reads a book. Where is the station? The train is late again. We are going home now."},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TOO_LONG)
+def test_the_code_of_the_card_reads_of_a_prompt_that_is_too_long_what_the_task_reads(task, trained, without, tmp_path):
+    length, row = TOO_LONG[task]
+    model = Path(shutil.copytree(trained(task, "decoder"), tmp_path / "model"))
+    whole = autoft.load(model).context
     manifest = json.loads((model / "autoft.json").read_text())
-    (model / "autoft.json").write_text(json.dumps({**manifest, "max_length": 4}))
+    (model / "autoft.json").write_text(json.dumps({**manifest, "max_length": length}))
+    loaded = autoft.load(model)
     done = autoft.export(model, "safetensors", output=tmp_path / "out")
-    first, last = (row["prompt"] for row in load_plugins().task("generation").demo_rows()[:2])
-    (ready, *_) = json.loads((done.path / "preprocessing.json").read_text())["example_texts"]
-    said = [answer["text"] for answer in autoft.load(model).predict([{"prompt": f"{first} {last}"}, {"prompt": first}])]
-    assert said[0] != said[1]
-    assert without.answers(done.path, [ready.replace(first, f"{first} {last}")]) == said[:1]
+    prompt = loaded.task.prompt(row, whole)
+    ids = without.told(done.path, "inputs['input_ids'].tolist()", [f"<s>{prompt}"])
+    assert ids == [loaded.task.encode([row], loaded.context)[0]["input_ids"]]
+    assert len(whole.processor.source(f"<s>{prompt}", add_special_tokens=False).input_ids) > len(ids[0])
+
+
+def test_the_code_of_the_card_has_a_token_see_all_others_where_the_task_has(without, tmp_path):
+    from transformers import AutoTokenizer, LEDConfig, LEDForConditionalGeneration
+
+    catalog = load_plugins()
+    task = catalog.task("summarization")
+    folder = tiny_model("seq2seq", tmp_path / "led", [str(row["document"]) for row in task.demo_rows()])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LEDConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_encoder_position_embeddings=512,
+        max_decoder_position_embeddings=64,
+        attention_window=[8],
+        init_std=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        forced_eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    LEDForConditionalGeneration(config).save_pretrained(folder)
+    bench = Workbench(task, catalog, kind="seq2seq", model=folder)
+    save_artifact(tmp_path / "model", bench.load_model(), bench.target, writer=None, variant="none", objective="rougeL")
+    done = autoft.export(tmp_path / "model", "safetensors", output=tmp_path / "out")
+    rows = [{"document": row["document"]} for row in task.demo_rows()[:2]]
+    assert without.answers(done.path) == [answer["text"] for answer in autoft.load(tmp_path / "model").predict(rows)]
 
 
 def test_the_page_has_all_tasks_and_formats():

@@ -60,6 +60,8 @@ SHOWN_EXAMPLES = 20
 SHOWN_CHARACTERS = 400
 SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 """Settings of generation that mean nothing to a search for the likeliest text."""
+_MARK = "mark"
+"""Stands for a text where what is around it is looked at."""
 SEAMS = 4
 """Tokens that a cut text may need more where it is tokenized together with what stands around it."""
 OWN_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
@@ -224,6 +226,10 @@ class ConditionalGeneration(Task):
     def prompt(self, row: Row, context: TaskContext) -> str | list[dict[str, str]]:
         """Return what stands before the answer for a causal model: a text as it is, or messages of a chat."""
         return self.source_text(row, context) + "\n"
+
+    def framed(self, text: str, context: TaskContext) -> str | list[dict[str, str]] | None:
+        """Return the prompt around a text that loses its end where it is too long; None where prompts lose their beginning."""
+        return None
 
     def answered(self, row: Row) -> bool:
         """Say whether a row has a right answer, as those have that a model is trained on."""
@@ -413,19 +419,19 @@ class ConditionalGeneration(Task):
             {column.role: row[column.role] for column in self.card.inputs if column.role in row}
             for row in self.demo_rows()
         ]
+        cut: dict[str, Any]
         if self._causal(context):
-            ready, room = (
-                [self._prompt_text(row, i, context) for i, row in enumerate(rows, 1)],
-                self.prompt_room(context),
-            )
-            prefix = ""
+            ready, prefix = [self._prompt_text(row, i, context) for i, row in enumerate(rows, 1)], ""
+            cut = self._cut_of_prompts(ready[0], context)
         else:
             prefix, room = self.prefix(context), _least(context.max_length, context.processor.positions)
             ready = [prefix + self._source(row, i, context) for i, row in enumerate(rows, 1)]
+            cut = {"max_length": room, "truncation_side": context.processor.source.truncation_side}
+        # As _padded() says it.
+        sees_all = {"global_attention": "first token"} if context.processor.model_type == "led" else {}
         return {
-            "max_length": room,
-            # A prompt that is too long loses its beginning.
-            "truncation_side": "left" if self._causal(context) else context.processor.source.truncation_side,
+            **cut,
+            **sees_all,
             "prefix": prefix,
             # All of them, for the base model that an adapter is put onto has a style of its own.
             "generation": {
@@ -534,6 +540,27 @@ class ConditionalGeneration(Task):
             return text
         part: str = context.processor.source.decode(ids[:room], skip_special_tokens=True)
         return part
+
+    def _cut_of_prompts(self, prompt: str, context: TaskContext) -> dict[str, int]:
+        """Return how many tokens of a prompt a causal model reads, and how many of them are its last ones.
+
+        Args:
+            prompt: any.
+            context: with the processor.
+        """
+        processor: Tokenizers = context.processor
+        framed = self.framed(_MARK, context)
+        if framed is None:
+            room = self.prompt_room(context)
+            # As _end() does.
+            first = processor.source(prompt, add_special_tokens=False).input_ids[:1]
+            return {"max_length": room, "last_tokens": room - (room > 1 and first == [processor.source.bos_token_id])}
+        plain = isinstance(framed, str)
+        whole = processor.opening + framed if plain else prompt_text(processor.source, framed, thinks=processor.thinks)
+        before, _, after = whole.rpartition(_MARK)
+        first, last = map(len, processor.source([before, after], add_special_tokens=False).input_ids)
+        around: Any = self.framed("", context)
+        return {"max_length": first + self.room_within(around, context) + last, "last_tokens": max(1, last)}
 
     def _causal(self, context: TaskContext) -> bool:
         return bool(context.processor.kind == "causal")

@@ -136,15 +136,16 @@ class MedicalFree(SelectiveAnswers, _Free):
         A context that is too long loses its end, as it does where an encoder reads it, and not the question above it.
         """
         if row.get("context") is None:
-            return self._asked(self.source_text(row, context), context)
+            return self.framed(self.source_text(row, context), context)
         question = f"{text(row, 'question', 0)}\n"
-        room = self.room_within(self._asked(question, context), context, row)
-        return self._asked(question + self.beginning(passage(row, "context", 0), room, context), context)
+        room = self.room_within(self.framed(question, context), context, row)
+        return self.framed(question + self.beginning(passage(row, "context", 0), room, context), context)
 
-    def _asked(self, question: str, context: TaskContext) -> str | list[dict[str, str]]:
+    def framed(self, text: str, context: TaskContext) -> str | list[dict[str, str]]:
+        """Return a question, with its context where it has one, as it is asked."""
         if context.processor.source.chat_template:
-            return [{"role": "user", "content": question}]
-        return f"Question: {question}\nAnswer: "
+            return [{"role": "user", "content": text}]
+        return f"Question: {text}\nAnswer: "
 
     def prefix(self, context: TaskContext) -> str:
         """Return what T5 was trained to read before a question."""

@@ -162,8 +162,18 @@ class Translation(ConditionalGeneration):
 
         A text that is too long loses its end, as it does where an encoder reads it, and not the instruction above it.
         """
-        room = self.room_within(_instruction("", context), context, row)
-        return _instruction(self.beginning(self.source_text(row, context), room, context), context)
+        room = self.room_within(self.framed("", context), context, row)
+        return self.framed(self.beginning(self.source_text(row, context), room, context), context)
+
+    def framed(self, text: str, context: TaskContext) -> str | list[dict[str, str]]:
+        """Return the instruction and a sentence."""
+        names = _language_names(context)
+        wanted = f"Translate this from {names[0]} to {names[1]}:" if names else "Translate this:"
+        if context.processor.source.chat_template:
+            return [{"role": "user", "content": f"{wanted}\n{text}"}]
+        # The form that ALMA is trained on (Xu et al. 2024, arXiv 2309.11674).
+        left, right = names or ("Sentence", "Translation")
+        return f"{wanted}\n{left}: {text}\n{right}:\n"
 
     def prefix(self, context: TaskContext) -> str:
         """Return what tells the model the language: T5's ``translate English to German: ``, MADLAD-400's ``<2de> ``, Marian's ``>>deu<< ``."""
@@ -274,16 +284,6 @@ class Translation(ConditionalGeneration):
             lines.append((name, len(chosen), CHRF.score(*part, context), BLEU.score(*part, context)))
             low = int(high)
         return Table("By length of the source", ("words", "rows", "chrF", "BLEU"), tuple(lines))
-
-
-def _instruction(sentence: str, context: TaskContext) -> str | list[dict[str, str]]:
-    names = _language_names(context)
-    wanted = f"Translate this from {names[0]} to {names[1]}:" if names else "Translate this:"
-    if context.processor.source.chat_template:
-        return [{"role": "user", "content": f"{wanted}\n{sentence}"}]
-    # The form that ALMA is trained on (Xu et al. 2024, arXiv 2309.11674).
-    left, right = names or ("Sentence", "Translation")
-    return f"{wanted}\n{left}: {sentence}\n{right}:\n"
 
 
 def _language_names(context: TaskContext) -> tuple[str, str] | None:
