@@ -384,6 +384,18 @@ class Task(ABC):
         """
         return {}
 
+    def warnings(self, rows: Sequence[Row], options: Mapping[str, Any]) -> Sequence[str]:
+        """Return what users should know of rows that :meth:`facts` takes and reads otherwise than they may be meant.
+
+        Args:
+            rows: of all splits, with targets.
+            options: the task's options.
+
+        Returns:
+            sentences; of one that begins with ``row 3`` users are told where that row is in their data.
+        """
+        return ()
+
     def likeness(self, rows: Sequence[Row], options: Mapping[str, Any]) -> float:
         """Return how much rows look as if they were made for this task, from 0 (not at all) to 1; 0.5 says nothing.
 

@@ -333,12 +333,14 @@ def _facts(
     try:
         facts = _plain_json(task.facts(Split(tables["train"]), options), task)
     except DataError as error:
-        raise DataError(preparation.located(error, ["train"]) or str(error)) from error
+        raise DataError(preparation.located(str(error), ["train"]) or str(error)) from error
+    every = Split(concatenated([tables[name] for name in SPLITS], "data"))
     try:
-        together = task.facts(Split(concatenated([tables[name] for name in SPLITS], "data")), options)
+        together = task.facts(every, options)
     except DataError as error:
-        place = preparation.located(error, SPLITS)
+        place = preparation.located(str(error), SPLITS)
         raise DataError(place or f"data.validation or data.test do not go with data.train: {error}") from error
+    notes += [preparation.located(told, SPLITS) or f"data: {told}" for told in task.warnings(every, options)]
     unseen = [label for label in together.get("labels", ()) if label not in facts.get("labels", ())]
     if unseen:
         shown = ", ".join(map(repr, unseen[:5])) + (" ..." if len(unseen) > 5 else "")

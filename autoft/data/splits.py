@@ -62,22 +62,22 @@ class Preparation:
         }
         return {name: table.drop_columns([_PLACE]) for name, table in tables.items()}
 
-    def located(self, error: DataError, splits: Sequence[str]) -> str | None:
-        """Return a task's error with the source and the number there of the row that it is about.
+    def located(self, said: str, splits: Sequence[str]) -> str | None:
+        """Return what a task says of a row with its source and its number there.
 
         Args:
-            error: of a task, which counts the rows that it is given.
+            said: by a task, which counts the rows that it is given.
             splits: whose rows it was given, one after the other.
 
         Returns:
-            None where the error is about no single row.
+            None where it is about no single row.
         """
-        told = re.match(r"row (\d+)\b", str(error))
+        told = re.match(r"row (\d+)\b", said)
         at = int(told[1]) - 1 if told else -1
         for name in splits:
             source, places = self.places[name]
             if told and 0 <= at < len(places):
-                return f"{source}: row {places[at]}{str(error)[told.end() :]}"
+                return f"{source}: row {places[at]}{said[told.end() :]}"
             at -= len(places)
         return None
 

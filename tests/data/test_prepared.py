@@ -441,6 +441,23 @@ def test_a_fault_of_a_row_that_is_held_out_names_its_file_and_the_row(tmp_path):
     assert str(caught.value) == "data.validation: row 12: 'label' is unknown"
 
 
+class Doubtful(Tickets):
+    """Warns of the first row with a strange label, and of all together."""
+
+    def warnings(self, rows, options):
+        strange = [number for number, row in enumerate(rows, start=1) if row["label"] == "?"]
+        return [f"row {strange[0]}: 'label' is strange", f"{len(strange)} labels are strange"]
+
+
+def test_a_warning_of_a_task_names_the_row_of_the_file(tmp_path):
+    write_csv(tmp_path / "r.csv", tickets(40))
+    write_csv(
+        tmp_path / "t.csv", [(f"{text} of them", "?" if i == 7 else "a") for i, (text, _) in enumerate(tickets(20))]
+    )
+    told = prepare(tmp_path, Doubtful(), train="r.csv", test="t.csv").warnings
+    assert told[:2] == ("data.test: row 8: 'label' is strange", "data: 1 labels are strange")
+
+
 def test_labels_that_differ_in_spaces_case_or_encoding_alone_are_told(tmp_path):
     labels = ["billing", " Billing", "caf\u00e9", "cafe\u0301", "other"]
     write_csv(tmp_path / "r.csv", [(f"text {i}", labels[i % 5]) for i in range(60)])

@@ -75,6 +75,42 @@ def test_a_start_says_that_a_part_of_a_word_is_meant(task):
     assert found.start == 4
 
 
+def test_a_start_below_zero_says_no_place(task):
+    (found,) = task.answers(row({"text": ["art"], "answer_start": [-1]}, "The artist showed his art."), OPTIONS)
+    assert found.start == 22
+
+
+def test_rows_whose_answers_stand_elsewhere_than_said_are_told(task):
+    rows = [
+        row({"text": ["Anna"], "answer_start": [9]}),
+        row({"text": [" sister"], "answer_start": [15]}),
+        row({"text": ["SISTER"], "answer_start": [16]}),
+        row("sister"),
+        row([]),
+    ]
+    assert task.warnings(rows, OPTIONS) == []
+    # One has its place counted from 1, another in bytes.
+    rows[3:3] = [
+        row({"text": ["Anna"], "answer_start": [10]}),
+        row({"text": ["安娜", "Anna"], "answer_start": [26, 1]}),
+    ]
+    assert task.warnings(rows, OPTIONS) == [
+        "row 4: the answer 'Anna' does not stand at its answer_start, 10; the nearest place is read, in 2 of the 7 rows"
+    ]
+
+
+def test_rows_whose_answers_may_stand_at_several_places_are_told(task):
+    rows = [
+        row("sister"),
+        row("Anna"),
+        row({"text": ["Anna"], "answer_start": [-1]}),
+        row("art", "The artist and his art."),
+    ]
+    assert task.warnings(rows, OPTIONS) == [
+        "row 2: the answer 'Anna' has no answer_start and stands at 2 places; the first of them is read, in 2 of the 4 rows"
+    ]
+
+
 def test_of_places_that_overlap_the_start_says_which(task):
     (found,) = task.answers(row({"text": ["1 1"], "answer_start": [2]}, "1 1 1"), OPTIONS)
     assert (found.start, found.end) == (2, 5)

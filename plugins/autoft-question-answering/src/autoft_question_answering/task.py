@@ -199,6 +199,26 @@ class QuestionAnswering(Task):
             raise DataError(f"none of the {len(rows)} training rows has an answer; there is nothing to learn")
         return {"rows": len(rows), "unanswerable_rows": empty, "unanswerable": empty > 0}
 
+    def warnings(self, rows: Sequence[Row], options: Mapping[str, Any]) -> Sequence[str]:
+        """Return how many answers stand elsewhere than their ``answer_start`` says, and how many that have none at several places."""
+        moved: dict[int, str] = {}
+        several: dict[int, str] = {}
+        for number, row in enumerate(rows):
+            _, text = self.texts(row, number)
+            for answer, start in _given_answers(row.get("answers"), text, number):
+                if start is None:
+                    if (count := len(_places(answer, text, alone=True))) > 1:
+                        several.setdefault(
+                            number, f"the answer {answer!r:.60} has no answer_start and stands at {count} places"
+                        )
+                elif (place := _place(answer, start, text)) and place[0] != start + len(answer) - len(answer.lstrip()):
+                    moved.setdefault(number, f"the answer {answer!r:.60} does not stand at its answer_start, {start}")
+        return [
+            f"row {min(found) + 1}: {found[min(found)]}; {read} is read, in {len(found):,} of the {len(rows):,} rows"
+            for found, read in ((moved, "the nearest place"), (several, "the first of them"))
+            if found
+        ]
+
     def stratum(self, row: Row) -> str | None:
         """Return whether the row's target names an answer; None where it cannot be read."""
         try:
@@ -672,7 +692,8 @@ def _given_answers(value: Any, text: str, number: int) -> Iterator[tuple[str, in
         if not isinstance(answer, str) or not (start is None or isinstance(start, int)):
             raise _no_answer_form(item, number)
         if answer.strip():
-            yield answer, start
+            # Of an answer that stands nowhere known, data sets say -1.
+            yield answer, None if start is not None and start < 0 else start
 
 
 def _no_answer_form(value: Any, number: int) -> DataError:
@@ -693,11 +714,24 @@ def _from_json(value: str, number: int) -> Any:
 
 
 def _place(answer: str, start: int | None, text: str) -> tuple[int, int] | None:
-    """Return where an answer stands: to the letter, or else with other case and white space; nearest to ``start``."""
-    if start is not None and start >= 0 and text.startswith(answer, start):
+    """Return where an answer stands: nearest to ``start``, or without it the first of its places."""
+    if start is not None and text.startswith(answer, start):
         # A search steps over places that overlap, as the second of "1 1" in "1 1 1".
         start += len(answer) - len(answer.lstrip())
         return start, start + len(answer.strip())
+    # "art" is that of "his art", not that of "artist", wherever they stand.
+    found = _places(answer, text, alone=start is None)
+    return min(found, key=lambda place: abs(place[0] - (start or 0))) if found else None
+
+
+def _places(answer: str, text: str, *, alone: bool) -> list[tuple[int, int]]:
+    """Return where an answer stands, in order: to the letter, or else with other case and white space.
+
+    Args:
+        answer: any text.
+        text: to look in.
+        alone: places that cut a word are left out where there are others.
+    """
     exact = re.escape(answer.strip())
     loose = r"\s+".join(re.escape(word) for word in answer.split())
     found = [
@@ -705,11 +739,9 @@ def _place(answer: str, start: int | None, text: str) -> tuple[int, int] | None:
         [match.span(1) for match in re.finditer(f"(?=({pattern}))", text, flags)]
         for pattern, flags in ((exact, 0), (loose, re.IGNORECASE))
     ]
-    if start is None:
-        # "art" is that of "his art", not that of "artist", wherever they stand.
+    if alone:
         found = [*([place for place in places if not cuts_a_word(text, *place)] for places in found), *found]
-    nearest = next(filter(None, found), None)
-    return None if nearest is None else min(nearest, key=lambda place: abs(place[0] - (start or 0)))
+    return next(filter(None, found), [])
 
 
 def _around(sequence: np.ndarray, passage: np.ndarray, context: TaskContext) -> tuple[np.ndarray, np.ndarray]:
