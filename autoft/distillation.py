@@ -19,8 +19,7 @@ from autoft.data.features import Features
 from autoft.data.rows import Split
 from autoft.errors import ModelError
 from autoft.paths import plain_files_digest
-from autoft.plans.targets import usable_positions
-from autoft.pretrained import loading, trained_by, trained_model
+from autoft.pretrained import loading, trained_by, trained_model, usable_positions
 from autoft.strategies.first_token import first_token_alone, shortest_and_longest
 from autoft.strategies.head_only import find_head
 from autoft.strategies.passes import encodes_and_decodes
@@ -398,8 +397,7 @@ def named_teacher(name: str, target: Target) -> Teacher:
         config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs())
     if known_as is None:
         labels = [config.id2label[place] for place in sorted(config.id2label or {})]
-        longest = getattr(config, "max_position_embeddings", None)
-        most = usable_positions(config.to_dict()) if isinstance(longest, int) else context.max_length
+        most = usable_positions(config.to_dict()) or context.max_length
         own = replace(context, max_length=min(context.max_length, most))
     else:
         manifest = Manifest.model_validate_json((Path(source.path) / "autoft.json").read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DROPOUTS",
+    "OFFSET_POSITIONS",
     "check_config",
     "check_fit",
     "check_folder",
@@ -40,6 +41,7 @@ __all__ = [
     "trained_by",
     "trained_model",
     "trained_without_dropout",
+    "usable_positions",
 ]
 
 MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000
@@ -64,6 +66,27 @@ DROPOUTS = (
     "seq_classif_dropout",
 )
 """Names that configurations of transformers give to dropout."""
+
+
+OFFSET_POSITIONS = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+"""Types of models that count positions from the number of the padding token on, which takes two of them."""
 
 
 @contextlib.contextmanager
@@ -387,6 +410,17 @@ def trained_without_dropout(config: Mapping[str, Any]) -> bool:
     writes = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or ())
     rates = [config[name] for name in DROPOUTS if isinstance(config.get(name), int | float)]
     return writes and bool(rates) and not any(rates)
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model takes at most; None where its configuration sets no limit."""
+    positions = config.get("max_position_embeddings")
+    if positions is None and "n_embd" in config:
+        # GPT-2 and its kin call them so; with T5, which has no n_embd, it limits nothing.
+        positions = config.get("n_positions")
+    if not isinstance(positions, int):
+        return None
+    return positions - 2 if config.get("model_type") in OFFSET_POSITIONS else positions
 
 
 def set_dropout(config: Any, value: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from autoft.contracts import ModelSource, TaskContext
 from autoft.errors import ModelError
-from autoft.pretrained import DROPOUTS, load_network, load_tokenizer, loading, set_dropout
+from autoft.pretrained import DROPOUTS, load_network, load_tokenizer, loading, set_dropout, usable_positions
 from autoft.testing import tiny_model as write_tiny_model
 
 
@@ -141,6 +141,34 @@ def test_a_network_gets_its_head_its_dropout_and_32_bits(tmp_path):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     halved = ModelSource(name="m", path=str(folder), load_kwargs={"dtype": torch.bfloat16})
     assert load_network("AutoModelForSequenceClassification", halved, context, num_labels=3).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("bert", 20), ("roberta", 18), ("mpnet", 18), ("esm", 18), ("distilbert", 20), ("gpt2", 20)]
+)
+def test_a_model_takes_as_many_tokens_as_it_has_places_for_and_none_more(kind, positions):
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"n_positions": 20, "n_embd": 8, "n_head": 2, "n_layer": 1} if kind == "gpt2" else {"hidden_size": 8}
+    if kind == "distilbert":
+        sizes = {"dim": 8, "n_heads": 2, "n_layers": 1, "hidden_dim": 8}
+    elif kind != "gpt2":
+        sizes |= {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    places = {} if kind == "gpt2" else {"max_position_embeddings": 20}
+    known = {"pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "absolute"} if kind == "esm" else {}
+    config = AutoConfig.for_model(kind, vocab_size=16, **sizes, **places, **known)
+    most = usable_positions(config.to_dict())
+    assert most == positions
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        model(input_ids=torch.full((1, positions), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, positions + 1), 5))
+
+
+def test_a_model_without_a_table_of_positions_takes_any_number():
+    assert usable_positions({"model_type": "t5", "n_positions": 512, "d_model": 8}) is None
 
 
 def test_a_decoder_classifies_a_text_as_it_does_beside_a_longer_one(tmp_path):

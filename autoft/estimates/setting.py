@@ -8,8 +8,8 @@ from typing import Any
 
 from autoft.contracts import Adapter, ModelSource, Quantizer, Regularizer, Row, Target, Task, TaskCard, TaskContext
 from autoft.hardware import Hardware
-from autoft.plans.targets import usable_positions
 from autoft.plugins import Catalog
+from autoft.pretrained import usable_positions
 
 __all__ = ["Setting", "Work", "longest_features", "longest_rows"]
 
@@ -116,8 +116,8 @@ class Work:
         )
         config = model["config"]
         longest = setting.length
-        if isinstance(config.get("max_position_embeddings"), int):
-            longest = min(longest, usable_positions(config))
+        if (most := usable_positions(config)) is not None:
+            longest = min(longest, most)
         context = TaskContext(setting.facts, setting.options, setting.params, longest, device=setting.device)
         context = replace(context, processor=task.load_processor(source, context))
         hardware = replace(Hardware.probe_cpu(), device=setting.device)

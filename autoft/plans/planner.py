@@ -46,9 +46,9 @@ from autoft.plans.plan import (
     TargetDevice,
     VariantPlan,
 )
-from autoft.plans.targets import format_behind, usable_positions
+from autoft.plans.targets import format_behind
 from autoft.plugins import Catalog
-from autoft.pretrained import trained_without_dropout
+from autoft.pretrained import trained_without_dropout, usable_positions
 from autoft.quantities import format_bytes, parse_bytes, parse_multiple, parse_seconds
 from autoft.recipe import LatencyLimit, Recipe
 from autoft.rundir import read_json
@@ -950,7 +950,7 @@ class _Planner:
 
     def same_positions(self, name: str, wanted: int, models: Sequence[ModelPlan], like: str | None) -> None:
         """Warn where models that take fewer tokens than others would be compared with these by shorter answers."""
-        limits = [min(wanted, _positions(model.config) or wanted) for model in models]
+        limits = [min(wanted, usable_positions(model.config) or wanted) for model in models]
         if len(set(limits)) > 1:
             short = models[limits.index(min(limits))]
             self.warnings.append(
@@ -982,15 +982,6 @@ def _known_of(metric: QualityMetric) -> dict[str, bool]:
     """Return what a plan knows of a metric: its direction, and what of it makes figures of two models different things."""
     further = {"per_token": metric.per_token, "of_targets": metric.uses == "targets"}
     return {"higher_is_better": metric.higher_is_better, **{name: True for name, holds in further.items() if holds}}
-
-
-def _positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model takes at most; None where its configuration sets no limit."""
-    if isinstance(config.get("max_position_embeddings"), int):
-        return usable_positions(config)
-    # GPT-2 and its kin call them so; with T5, which has no n_embd, it limits nothing.
-    positions = config.get("n_positions")
-    return positions if isinstance(positions, int) and "n_embd" in config else None
 
 
 def _on_device(hardware: Hardware, device: str) -> Hardware:

@@ -10,8 +10,9 @@ from typing import Any
 from autoft.contracts import Compressor, ModelSource, Target, Task, TaskContext, WeightFormat
 from autoft.hardware import Hardware
 from autoft.plans.plan import ModelPlan, Plan
+from autoft.pretrained import usable_positions
 
-__all__ = ["auxiliary_target", "format_behind", "plan_target", "usable_positions"]
+__all__ = ["auxiliary_target", "format_behind", "plan_target"]
 
 
 def plan_target(
@@ -26,13 +27,13 @@ def plan_target(
     reserved: int = 0,
 ) -> Target:
     """Return what strategies work upon for one configuration of the plan; ``reserved`` as in the context."""
-    longest = model.config.get("max_position_embeddings")
+    most = usable_positions(model.config)
     wanted = int(params.get("train.max_length") or 512)
     context = TaskContext(
         facts=plan.facts,
         options=plan.options,
         params=params,
-        max_length=min(wanted, usable_positions(model.config) - reserved) if isinstance(longest, int) else wanted,
+        max_length=wanted if most is None else min(wanted, most - reserved),
         device=plan.device,
         seed=seed,
         processor=processor,
@@ -51,13 +52,6 @@ def auxiliary_target(plan: Plan, number: int, task: Task, target: Target) -> Tar
     own = {name: domain.default for name, domain in task.space().items()}
     params = {**{name: value for name, value in context.params.items() if not name.startswith("task.")}, **own}
     return replace(target, task=task, context=replace(context, facts=one.facts, options=one.options, params=params))
-
-
-def usable_positions(config: Mapping[str, Any]) -> int:
-    """Return how many tokens a model takes; the RoBERTa family keeps two positions for itself."""
-    positions = int(config["max_position_embeddings"])
-    roberta = str(config.get("model_type", "")) in {"roberta", "xlm-roberta", "camembert", "longformer"}
-    return positions - 2 if roberta else positions
 
 
 def format_behind(chain: Iterable[tuple[Compressor, Mapping[str, Any]]]) -> WeightFormat | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
-from autoft.pretrained import loading, named_model, trained_by, trained_model
+from autoft.pretrained import loading, named_model, trained_by, trained_model, usable_positions
 from autoft.space import Categorical, SearchSpace
 from autoft.strategies.recovery import RECOVERY, recover
 
@@ -80,7 +80,9 @@ class Distillation(Compressor):
         with loading(source, "the configuration"):
             config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs()).to_dict()
         own = replace(target, source=source, config=config)
-        context = replace(own.context, processor=own.task.load_processor(source, own.context))
+        longest = own.context.max_length
+        context = replace(own.context, max_length=min(longest, usable_positions(config) or longest))
+        context = replace(context, processor=own.task.load_processor(source, context))
         own = replace(own, context=context)
         student = own.task.load_model(source, context).to(context.device)
         teacher = params.get("teacher")

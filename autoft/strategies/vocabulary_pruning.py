@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.contracts import Compressor, Refusal, Row, State, Target
 from autoft.errors import ModelError
+from autoft.pretrained import OFFSET_POSITIONS
 from autoft.space import Float, Int, SearchSpace
 from autoft.strategies.recovery import RECOVERY, recover
 from autoft.tokenization import checked_tokenizer
@@ -28,11 +29,6 @@ __all__ = ["VocabularyPruning", "common_tokens", "kept_tokens", "smaller_tokeniz
 
 ARCHITECTURES = frozenset({"sequence-classification", "token-classification", "question-answering"})
 """Those whose models read tokens and write none."""
-
-OFFSET_POSITIONS = frozenset(
-    {"camembert", "data2vec-text", "longformer", "roberta", "xlm-roberta", "xlm-roberta-xl", "xmod"}
-)
-"""Types of models that count positions from the number of the padding token on."""
 
 ROWS = 1000
 """That are encoded at once."""

@@ -35,8 +35,8 @@ from autoft.errors import kind_and_line
 from autoft.evaluation import judged, references
 from autoft.hardware import Hardware
 from autoft.plans.efforts import TRAIN_SPACE
-from autoft.plans.targets import usable_positions
 from autoft.plugins import Catalog
+from autoft.pretrained import usable_positions
 from autoft.testing.models import PLANNED, Kind, kind_of, texts_of, tiny_model
 
 if TYPE_CHECKING:
@@ -288,10 +288,8 @@ class Workbench:
     @prepared
     def context(self) -> TaskContext:
         """With facts, default options and parameters, and the processor; dropout is off."""
-        longest = self.config.get("max_position_embeddings")
-        most = int(self.params["train.max_length"])
-        if isinstance(longest, int):
-            most = min(most, usable_positions(self.config))
+        wanted = int(self.params["train.max_length"])
+        most = min(wanted, usable_positions(self.config) or wanted)
         context = TaskContext(self.facts, self.options, self.params, most)
         return replace(context, processor=self.task.load_processor(self.source, context))
 

@@ -21,7 +21,6 @@ from autoft.plans.efforts import EFFORTS, TRAIN_SPACE, WIDE
 from autoft.plans.models import base_model
 from autoft.plans.plan import Plan
 from autoft.plans.planner import make_plan
-from autoft.plans.targets import usable_positions
 from autoft.recipe import recipe_from_mapping
 from autoft.rundir import RunDir, TrialResult, VariantResult, write_json
 from autoft.space import Categorical
@@ -526,11 +525,6 @@ def test_budgets_become_limits_on_columns(catalog, tiny_model):
         "train_memory": ("train_memory_bytes", 2 * 2**30),
     }
     assert plan.request == {"batch_size": 1, "length": 32}
-
-
-def test_roberta_keeps_two_positions_for_itself():
-    assert usable_positions({"max_position_embeddings": 514, "model_type": "roberta"}) == 512
-    assert usable_positions({"max_position_embeddings": 512, "model_type": "bert"}) == 512
 
 
 def test_explaining_needs_no_heavy_library(tiny_model, tmp_path):

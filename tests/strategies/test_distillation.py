@@ -51,6 +51,20 @@ def test_a_student_comes_with_its_own_tokenizer_and_learns_from_the_teacher(benc
     assert len(found) == len(bench.rows)
 
 
+def test_a_student_reads_no_more_tokens_than_it_has_places_for(bench, tmp_path):
+    from transformers import AutoConfig, BertModel
+
+    folder = tiny_model("encoder", tmp_path / "student", ["a text of a few words"])
+    config = AutoConfig.from_pretrained(folder, max_position_embeddings=12)
+    BertModel(config).save_pretrained(folder)
+    student, own = Distillation().transform(
+        bench.trained.model, bench.target, [], {**PARAMS, "epochs": 0, "student": str(folder)}
+    )
+    assert bench.context.max_length > own.context.max_length == 12
+    (answer,) = bench.task.predict(student, [{"text": "a text of a few words " * 9}], own.context)
+    assert answer["label"] in bench.context.labels
+
+
 def test_without_a_student_it_is_refused_with_the_way_to_name_one(bench, tmp_path):
     assert "name a smaller model in the recipe" in Distillation().check(bench.target).reason
     named = replace(bench.target, context=replace(bench.context, params={"distillation.student": str(tmp_path / "no")}))

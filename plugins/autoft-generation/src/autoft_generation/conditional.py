@@ -30,7 +30,7 @@ from autoft.contracts import (
     TaskContext,
 )
 from autoft.errors import DataError, ModelError, closest
-from autoft.pretrained import load_tokenizer, loading, read_weights, set_dropout
+from autoft.pretrained import OFFSET_POSITIONS, load_tokenizer, loading, read_weights, set_dropout
 from autoft_generation.chat import Piece, answer_end, conversation, prompt_text
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ _MARK = "mark"
 """Stands for a text where what is around it is looked at."""
 SEAMS = 4
 """Tokens that a cut text may need more where it is tokenized together with what stands around it."""
-OWN_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
-"""Types of models that keep two of their positions for themselves."""
 
 
 def conditional_options(
@@ -808,7 +806,7 @@ def _positions(config: Any, name: str, reserved: int) -> int | None:
     value = getattr(config, name, None) or getattr(config, "max_position_embeddings", None)
     if not isinstance(value, int) or value <= 0:
         return None
-    return (value - 2 if config.model_type in OWN_POSITIONS else value) - reserved
+    return (value - 2 if config.model_type in OFFSET_POSITIONS else value) - reserved
 
 
 def _set_languages(tokenizer: Any, context: TaskContext, source: ModelSource) -> None:
