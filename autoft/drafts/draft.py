@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,11 @@ QUICK_SECONDS = 900
 
 QUICK_LENGTH, LONGEST = 256, 512
 """Tokens of a row: what ``effort: quick`` reads, and what most encoders read at most."""
+
+IN_WINDOWS = 4 / 3
+"""Tokens that are read for each token of a text in several windows: neighbours share about a quarter."""
+TRAIN_WINDOWS = "train_windows"
+"""Option of tasks that read some windows of a text only while they train."""
 
 OTHER_LANGUAGE = frozenset({"target_language", "target_vocabulary"})
 """Options of tasks whose targets may be in a language that a model which only reads has no tokens for."""
@@ -162,7 +168,7 @@ def draft_recipe(
     choices = _choices(card, model, script, sources.base)
     chosen = choices[0]
     rows = _training_rows(sources, tables)
-    seconds = training_seconds(chosen, hardware, rows, min(tokens, LONGEST))
+    seconds = training_seconds(chosen, hardware, rows, _trained_tokens(card, tokens))
     limit = affordable_rows(rows, seconds)
     if limit is not None:
         seconds = seconds * limit / rows
@@ -380,6 +386,14 @@ def _tokens(card: TaskCard, guess: Guess, seen: Survey) -> tuple[float, float]:
     pictures = sum(c.role in guess.columns and "image" in {c.kind, c.looks_like} for c in card.inputs)
     # Of a picture nothing is cut off at a length of texts.
     return max(median, 8.0) + 2 + pictures * TOKENS_A_PICTURE, longest + 2
+
+
+def _trained_tokens(card: TaskCard, tokens: float) -> float:
+    """Return how many tokens a training step reads of a row of so many."""
+    if not card.windows or tokens <= LONGEST:
+        return min(tokens, LONGEST)
+    most = next((option.default for option in card.options if option.name == TRAIN_WINDOWS), None)
+    return min(IN_WINDOWS * tokens, LONGEST * most if isinstance(most, int) else math.inf)
 
 
 def _training_rows(sources: Sources, tables: Mapping[str, pa.Table]) -> int:

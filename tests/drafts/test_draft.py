@@ -409,20 +409,42 @@ def test_time_grows_with_rows_and_the_model_and_shrinks_with_cores():
     assert time_budget(1e9) == 86400
 
 
-def test_the_time_is_that_of_pictures_and_of_whole_conversations_too(place):
-    def seconds(name: str, rows: list[dict]) -> float:
-        write(place / name, rows)
-        drafted = draft_recipe([name], load_plugins(), CPU, output=place / "recipe.yaml", model="owner/not-here")
-        return parse_seconds(
-            dict(drafted.found)["time"].split("very roughly ")[1].removesuffix(" here").replace(" ", "")
-        )
+def seconds(place: Path, name: str, rows: list[dict], task: str | None = None) -> float:
+    write(place / name, rows)
+    drafted = draft_recipe([name], load_plugins(), CPU, output=place / "recipe.yaml", model="owner/not-here", task=task)
+    return parse_seconds(dict(drafted.found)["time"].split("very roughly ")[1].removesuffix(" here").replace(" ", ""))
 
+
+@pytest.mark.parametrize(
+    ("task", "times"),
+    # A question is trained on four windows of 512 tokens at most, and a sentence on all.
+    [("question-answering", 7), ("token-classification", 50)],
+)
+def test_the_time_is_that_of_all_windows_that_a_training_reads(task, times, place):
+    def rows(count: int) -> list[dict]:
+        words = [f"word{n}" for n in range(count)]
+        if task == "token-classification":
+            return [{"tokens": [*words, str(n)], "tags": [*("O" for _ in words), "B-X"]} for n in range(400)]
+        return [
+            {"question": f"what is {n}?", "context": " ".join([*words, f"n{n}"]), "answers": f"n{n}"}
+            for n in range(400)
+        ]
+
+    few = 100 if task == "token-classification" else 200
+    assert seconds(place, "long.jsonl", rows(4000), task) > 0.9 * times * seconds(place, "short.jsonl", rows(few), task)
+
+
+def test_the_time_is_that_of_pictures_and_of_whole_conversations_too(place):
     (place / "photo.png").write_bytes(b"")
     turns = [{"role": role, "content": "which of the trains goes to the coast"} for role in ("user", "assistant") * 8]
-    said = seconds("said.jsonl", [{"source": f"a dog {n}", "target": f"ein Hund {n}"} for n in range(20)])
-    assert seconds("seen.jsonl", [{"image": "photo.png", "caption": f"a dog {n}"} for n in range(20)]) > 10 * said
+    said = seconds(place, "said.jsonl", [{"source": f"a dog {n}", "target": f"ein Hund {n}"} for n in range(20)])
     assert (
-        seconds("talk.jsonl", [{"messages": [{"role": "user", "content": str(n)}, *turns[1:]]} for n in range(20)])
+        seconds(place, "seen.jsonl", [{"image": "photo.png", "caption": f"a dog {n}"} for n in range(20)]) > 10 * said
+    )
+    assert (
+        seconds(
+            place, "talk.jsonl", [{"messages": [{"role": "user", "content": str(n)}, *turns[1:]]} for n in range(20)]
+        )
         > 10 * said
     )
 
