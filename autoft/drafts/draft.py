@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from autoft.contracts import TaskCard
@@ -64,6 +65,14 @@ VOCABULARY = 4000
 
 WRITTEN = 200
 """Validation rows that a draft takes where a CPU has to write a text for each, in every compression of every trial."""
+
+_WHOSE = r"patient|person|user|author|speaker|participant|customer|client|writer|reviewer|student|respondent"
+_NUMBER = r"s?(?:[_\s.-]?(?:ids?|no|nr|number|name|key|code))?$"
+PERSONS = re.compile(
+    rf"(?i)(?:^|[_\s.-])(?:(?:{_WHOSE}){_NUMBER}|(?:subject|group|document|doc|article|session|conversation)[_\s.-]?id$)"
+)
+GROUPS = re.compile(rf"(?i)(?:^|[_\s.-])(?:{_WHOSE}|subject|group|document|doc|article|session|conversation){_NUMBER}")
+"""Names of columns that say whose a row is, or a part of what; where values are no numbers, ``subject`` may be a field."""
 
 UNEVEN = 3.0
 """How many times more rows the most frequent label has than the rarest before a draft speaks of it."""
@@ -161,6 +170,7 @@ def draft_recipe(
     drafted.warnings += _about_header(card, guess, seen)
     drafted.found += _about_values(card, guess, seen)
     drafted.found += _about_duplicates(card, guess, tables)
+    drafted.warnings += _about_groups(guess, seen, tables)
     drafted.found.append(("machine", str(hardware)))
 
     script = next((v.script for role in _texts(card, guess) if (v := seen.columns[guess.columns[role]]).script), None)
@@ -366,6 +376,34 @@ def _about_duplicates(card: TaskCard, guess: Guess, tables: Mapping[str, pa.Tabl
                 f"{leaked:,} {split} row{'s' if leaked != 1 else ''} {are} in training too, and will be taken out there"
             )
     return [("duplicates", "; ".join(told))] if told else []
+
+
+def _about_groups(guess: Guess, seen: Survey, tables: Mapping[str, pa.Table]) -> list[str]:
+    """Return what is to be said of columns that name whose a row is, where rows of one may be in training and held out both."""
+    told = []
+    for name, view in seen.columns.items():
+        whole = all(isinstance(value, int) for value in view.values)
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+        if name in guess.columns.values() or not (PERSONS if not whole else GROUPS).search(words):
+            continue
+        trained = pc.unique(tables["train"][name])
+        if not 1 < len(trained) <= seen.rows / 2:
+            continue
+        given = [split for split in ("validation", "test") if split in tables and name in tables[split].column_names]
+        known = {split: int(pc.sum(pc.is_in(pc.unique(tables[split][name]), trained)).as_py() or 0) for split in given}
+        if any(known.values()):
+            shared = " and ".join(f"{count:,} of them in {split} too" for split, count in known.items() if count)
+            told.append(
+                f"{name} has {len(trained):,} different values in training, {shared}: if rows of one are alike, figures are too good "
+                "for others"
+            )
+        elif "test" not in tables:
+            told.append(
+                f"{name} has {len(trained):,} different values in {seen.rows:,} rows, and splits are cut by rows: if rows of one are "
+                f"alike, figures are too good for others. Part the data by {name}, and name the parts: autoft init train.csv val.csv "
+                "test.csv"
+            )
+    return told
 
 
 def _rows(count: int, split: str) -> str:

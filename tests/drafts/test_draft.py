@@ -332,6 +332,35 @@ def test_a_column_may_be_called_like_something_else_than_a_text(place, tiny_mode
     assert load_recipe("recipe.yaml").data.columns == {"text": name, "label": "stars"}
 
 
+LABEL = ("--column", "label=stars")
+
+
+@pytest.mark.parametrize("column", ["patient_id", "userId", "Speaker", "subject", "doc_id"])
+def test_rows_of_one_person_in_two_splits_are_told(place, tiny_model, column):
+    rows = [{**row, column: number // 4} for number, row in enumerate(reviews(120))]
+    write(place / "cut.csv", rows)
+    told = " ".join(init("cut.csv", *LABEL, "--model", tiny_model).stdout.split())
+    assert f"{column} has 30 different values in 120 rows, and splits are cut by rows" in told
+    assert f"Part the data by {column}" in told
+    # Three persons of the test rows are in training too.
+    write(place / "given" / "train.csv", rows)
+    write(place / "given" / "test.csv", [{**row, column: number + 27} for number, row in enumerate(reviews(20, 500))])
+    told = " ".join(init("given", *LABEL, "--model", tiny_model, "--output", "given.yaml").stdout.split())
+    assert f"{column} has 30 different values in training, 3 of them in test too" in told
+    write(place / "apart" / "train.csv", rows)
+    write(place / "apart" / "test.csv", [{**row, column: number + 30} for number, row in enumerate(reviews(20, 500))])
+    assert "different values in" not in init("apart", *LABEL, "--model", tiny_model, "--output", "apart.yaml").stdout
+
+
+def test_a_column_that_names_a_field_or_each_row_groups_nobody(place, tiny_model):
+    fields = ["sport", "politics", "music"]
+    rows = [{**row, "subject": fields[n % 3], "author": f"author{n}"} for n, row in enumerate(reviews(120))]
+    write(place / "fields.csv", rows)
+    done = init("fields.csv", *LABEL, "--model", tiny_model)
+    assert done.exit_code == 0, done.stderr
+    assert "different values in" not in done.stdout
+
+
 def test_columns_that_are_not_read_are_told(place, tiny_model):
     write(place / "reviews.csv", [{"id": number, **row} for number, row in enumerate(reviews(60))])
     done = init("reviews.csv", "--model", tiny_model)
