@@ -416,9 +416,9 @@ def _with_auxiliary(
         task, where = catalog.task(one.task), run.auxiliary(number)
         where.mkdir(parents=True, exist_ok=True)
         try:
-            # Only training rows are of use: what has to be cut for the other splits is as little as can be.
+            # Only training rows are of use: what has to be cut for the other splits is as little as can be, and of no group.
             absent = {f"{name}_size": 1 for name in ("validation", "test") if getattr(section.data, name) is None}
-            data = section.data.model_copy(update=absent)
+            data = section.data.model_copy(update={**absent, "group": None})
             prepared = prepare_data(data, task, one.options, plan.seed, where, base, note=note)
         except DataError as error:
             raise DataError(f"auxiliary[{number}].{error}") from error

@@ -89,6 +89,8 @@ class DataSection(_Section):
     """Read at most this many rows of the training split, or of each split named; drawn at random with the seed."""
     deduplicate: bool = True
     """Take rows of the validation and test splits out of the training split, and exact duplicates out of each cut."""
+    group: str | None = None
+    """Rows with the same value in this column, as one patient's, are in the same split where splits are cut, and in the same fold."""
     slices: list[str] = []
     """Columns by whose values the report tells the test figures too, as where a row comes from; the model does not see them."""
 

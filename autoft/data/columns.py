@@ -24,6 +24,7 @@ __all__ = [
     "harmonized",
     "load_inputs",
     "map_columns",
+    "missing_values",
     "required_roles",
     "resolve_columns",
     "roomy",
@@ -231,11 +232,12 @@ def _complete(table: pa.Table, card: TaskCard) -> Mask:
     mask = np.ones(table.num_rows, dtype=bool)
     for column in card.columns:
         if column.required and column.role in table.column_names:
-            mask &= ~_missing(table[column.role], column)
+            mask &= ~missing_values(table[column.role], column)
     return mask
 
 
-def _missing(values: pa.ChunkedArray, column: Column) -> Mask:
+def missing_values(values: pa.ChunkedArray, column: Column) -> Mask:
+    """Say for each row whether it has no value: null, NaN, blank text, or an empty list of inputs."""
     kind = values.type
     missing = pc.is_null(values, nan_is_null=pa.types.is_floating(kind))
     if _is_text(kind):

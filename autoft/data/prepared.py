@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from autoft.contracts import Task
 from autoft.data.columns import harmonized
-from autoft.data.rows import CHUNK, SPLITS, Split, concatenated, row_keys
+from autoft.data.groups import deal, group_numbers, joined
+from autoft.data.rows import CHUNK, GROUP, SPLITS, Split, concatenated, row_keys
 from autoft.data.sources import source_path
 from autoft.data.splits import Preparation
 from autoft.data.storage import digest_of, open_arrow, task_state, write_arrow
@@ -253,8 +254,8 @@ def prepare_folds(
     """Write the splits of further folds: each holds out another part of the training rows, and trains on all others.
 
     Fold 0 is what :func:`prepare_data` cut. The training rows are dealt out to the other folds, each class in turn, as
-    scikit-learn's ``StratifiedKFold`` does; rows with the same inputs go to the same fold. The validation rows are
-    training rows of all folds but the first; the test split stays what it is.
+    scikit-learn's ``StratifiedKFold`` does; rows with the same inputs, or the same value of ``data.group``, go to the
+    same fold. The validation rows are training rows of all folds but the first; the test split stays what it is.
 
     Args:
         prepared: what :func:`prepare_data` returned.
@@ -265,7 +266,7 @@ def prepare_folds(
         note: told in a sentence where what was there is damaged, and written again.
 
     Raises:
-        DataError: there are fewer training rows than folds to make of them.
+        DataError: there are fewer training rows, or groups, than folds to make of them.
         RunFolderError: the folder cannot be written.
     """
     if folds == 1:
@@ -279,12 +280,19 @@ def prepare_folds(
             "rows; ask for fewer folds"
         )
     rng = np.random.default_rng([seed, zlib.crc32(b"folds")])
-    strata = [repr(task.stratum(prepared.train[int(i)])) for i in first]
-    shuffled = [int(i) for i in rng.permutation(len(first))]
-    order = sorted(shuffled, key=lambda i: strata[i])
-    dealt = np.empty(len(first), dtype=np.int64)
-    dealt[order] = np.arange(len(order)) % (folds - 1) + 1
-    place = dealt[group]
+    if GROUP in table.column_names:
+        together = joined(group_numbers(table), group)
+        every = [task.stratum(row) for row in prepared.train]
+        sizes = [len(group) / (folds - 1)] * (folds - 1)
+        place = deal(table, together, every, sizes, rng, f"the {folds - 1} folds beside that of data.validation") + 1
+        table = table.drop_columns([GROUP])
+    else:
+        strata = [repr(task.stratum(prepared.train[int(i)])) for i in first]
+        shuffled = [int(i) for i in rng.permutation(len(first))]
+        order = sorted(shuffled, key=lambda i: strata[i])
+        dealt = np.empty(len(first), dtype=np.int64)
+        dealt[order] = np.arange(len(order)) % (folds - 1) + 1
+        place = dealt[group]
     for number in range(1, folds):
         # A generator for each: a fold that an earlier call wrote does not move the order of the next.
         order_of = np.random.default_rng([seed, number, zlib.crc32(b"order")])

@@ -16,6 +16,7 @@ from autoft.errors import DataError, first_line
 
 __all__ = [
     "CHUNK",
+    "GROUP",
     "SLICE",
     "SPLITS",
     "Ints",
@@ -34,6 +35,8 @@ SPLITS = ("train", "validation", "test")
 
 SLICE = "slice:"
 """How roles begin that the recipe's ``data.slices`` adds to the rows; the column's name follows."""
+GROUP = "data.group"
+"""The role of the column that the recipe's key of this name adds to the training rows."""
 CHUNK = 4096
 """Rows that are Python objects at the same time."""
 
@@ -164,7 +167,8 @@ class Split(Sequence[Row]):
     def inputs(self, card: TaskCard) -> list[Row]:
         """Return all rows without the columns that a prediction must not see."""
         targets = {column.role for column in card.targets}
-        kept = [name for name in self.table.column_names if name not in targets and not name.startswith(SLICE)]
+        hidden = {*targets, GROUP}
+        kept = [name for name in self.table.column_names if name not in hidden and not name.startswith(SLICE)]
         return list(self.table.select(kept).to_pylist())
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from autoft.contracts import Column, Task, TaskCard
 from autoft.data.columns import filter_rows, harmonized, map_columns, required_roles, resolve_columns, roomy, with_files
-from autoft.data.rows import SLICE, SPLITS, Ints, Keys, Mask, Split, count_of_rows, row_keys
+from autoft.data.groups import deal, group_numbers, ungrouped
+from autoft.data.rows import GROUP, SLICE, SPLITS, Ints, Keys, Mask, Split, count_of_rows, row_keys
 from autoft.data.sources import load_source
 from autoft.errors import DataError, unknown_name
 from autoft.recipe import DataSection
@@ -47,6 +48,7 @@ class Preparation:
         given = {name: source for name in SPLITS if (source := getattr(self.section, name)) is not None}
         tables = harmonized({name: self.source(name, source) for name, source in given.items()}, self.card)
         tables = self.cleaned(tables)
+        self.note_shared_groups(tables)
         tables = {name: self.limited(name, table) for name, table in tables.items()}
         absent = [name for name in ("test", "validation") if name not in tables]
         if absent:
@@ -60,7 +62,12 @@ class Preparation:
         self.places = {
             name: ("data.train" if name in absent else f"data.{name}", table[_PLACE]) for name, table in tables.items()
         }
-        return {name: table.drop_columns([_PLACE]) for name, table in tables.items()}
+        # Of the training rows folds are made: they keep the group.
+        dropped = {name: {_PLACE} if name == "train" else {_PLACE, GROUP} for name in tables}
+        return {
+            name: table.select([column for column in table.column_names if column not in dropped[name]])
+            for name, table in tables.items()
+        }
 
     def located(self, said: str, splits: Sequence[str]) -> str | None:
         """Return what a task says of a row with its source and its number there.
@@ -100,10 +107,12 @@ class Preparation:
             self.notes.append(
                 f"{where}: {count_of_rows(dropped, table.num_rows)} left out for want of a value in {required_roles(self.card)}"
             )
+        if GROUP in kept:
+            self.note_ungrouped(mapped, where)
         return roomy(with_files(mapped, self.card, source, self.base, where))
 
     def sliced(self, table: pa.Table, columns: Mapping[str, str], where: str) -> tuple[TaskCard, dict[str, str]]:
-        """Return the card and the columns with those added that neither task nor model reads: of ``data.slices``, and the place."""
+        """Return the card and the columns with those added that neither task nor model reads: slices, the group and the place."""
         wanted = list(dict.fromkeys(self.section.slices))
         for name in wanted:
             if name not in table.column_names:
@@ -114,6 +123,13 @@ class Preparation:
                     f"data.slices: {where}: the column {name!r} is read as {role!r} already; name one that the task does not read"
                 )
         kept = {f"{SLICE}{name}": name for name in wanted}
+        group = self.section.group
+        if group is not None and group in table.column_names:
+            kept[GROUP] = group
+        elif group is not None and where == "data.train":
+            raise DataError(f"data.group: {where}: {unknown_name('column', group, table.column_names)}")
+        elif group is not None:
+            self.notes.append(f"{where}: has no column {group!r}, so its rows may be of groups that data.train has too")
         further = tuple(Column(role, "source", "where a row comes from", required=False) for role in [*kept, _PLACE])
         return replace(self.card, columns=(*self.card.columns, *further)), {**columns, **kept}
 
@@ -147,6 +163,37 @@ class Preparation:
         if mask.any():
             done = "left out" if self.section.deduplicate else "kept, as data.deduplicate is false"
             self.notes.append(f"data.{name}: {count_of_rows(int(mask.sum()), len(mask))} {what}: {done}")
+
+    def note_ungrouped(self, table: pa.Table, where: str) -> None:
+        """Warn of rows that are in no group.
+
+        Raises:
+            DataError: it is all training rows.
+        """
+        alone = ungrouped(table)
+        if alone.all() and where == "data.train":
+            raise DataError(f"data.group: {where}: none of its {len(alone)} rows has a value in {self.section.group!r}")
+        if alone.any():
+            self.notes.append(
+                f"{where}: {count_of_rows(int(alone.sum()), len(alone))} have no value in {self.section.group!r}, the first of them "
+                f"row {table[_PLACE][int(alone.argmax())]}: each is a group of its own"
+            )
+
+    def note_shared_groups(self, tables: Mapping[str, pa.Table]) -> None:
+        """Warn of groups that are in two of the splits that were given."""
+        keys = {
+            name: row_keys(table, [GROUP])[~ungrouped(table)]
+            for name, table in tables.items()
+            if GROUP in table.column_names
+        }
+        for name, held_out in itertools.combinations([name for name in SPLITS if name in keys], 2):
+            own = np.unique(keys[held_out])
+            shared = int(np.isin(own, keys[name]).sum())
+            if shared:
+                self.notes.append(
+                    f"data.{held_out}: {shared} of its {len(own)} values of {self.section.group!r} are also in data.{name}: if rows "
+                    "of one are alike, figures are too good for others"
+                )
 
     def note_conflicts(self, table: pa.Table, inputs: Keys) -> None:
         """Warn of inputs that stand in ``train`` with different targets."""
@@ -183,6 +230,8 @@ class Preparation:
         if self.folds > 1 and wanted.get("validation", 1) is None:
             sizes["validation"] = max(1, (train.num_rows - sizes.get("test", 0)) // self.folds)
         strata = [self.task.stratum(row) for row in Split(train)]
+        if GROUP in train.column_names:
+            return self.cut_by_group(train, sizes, strata)
         free = np.ones(train.num_rows, dtype=bool)
         parts = {}
         for name, size in sizes.items():
@@ -190,6 +239,27 @@ class Preparation:
             free[chosen] = False
             parts[name] = train.take(pa.array(chosen))
         return {"train": train.filter(pa.array(free)), **parts}
+
+    def cut_by_group(
+        self, train: pa.Table, sizes: Mapping[str, int], strata: Sequence[str | None]
+    ) -> dict[str, pa.Table]:
+        """Cut splits of whole groups, and leave a group for each further fold."""
+        left = train.num_rows - sum(sizes.values())
+        folds = max(1, self.folds - 1)
+        names = [*sizes, *["train"] * folds]
+        groups = group_numbers(train)
+        further = [f"{self.folds} folds"] if self.folds > 1 else []
+        parts = " and ".join([*further, ", ".join(["train", *sizes])])
+        place = deal(train, groups, strata, [*sizes.values(), *[left / folds] * folds], self.rng("cut.group"), parts)
+        chosen = {name: np.isin(place, [i for i, one in enumerate(names) if one == name]) for name in ["train", *sizes]}
+        told = []
+        for name, mask in chosen.items():
+            asked = {"train": left, **sizes}[name]
+            rows, values = int(mask.sum()), len(np.unique(groups[mask]))
+            nearly = "" if rows == asked or name == "train" else f", for {asked} asked for"
+            told.append(f"{rows} rows of {values} groups for {name}{nearly}")
+        self.notes.append(f"data.train: cut by {self.section.group!r}, whole groups: {'; '.join(told)}")
+        return {name: train.filter(pa.array(mask)) for name, mask in chosen.items()}
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a generator of its own for each purpose: one draw does not move the next."""

@@ -74,6 +74,9 @@ PERSONS = re.compile(
 GROUPS = re.compile(rf"(?i)(?:^|[_\s.-])(?:{_WHOSE}|subject|group|document|doc|article|session|conversation){_NUMBER}")
 """Names of columns that say whose a row is, or a part of what; where values are no numbers, ``subject`` may be a field."""
 
+FEWEST_GROUPS, LARGEST_GROUP = 20, 0.1
+"""Values of a column by which a draft cuts splits, and the share of rows with one of them at most: splits then have their sizes."""
+
 UNEVEN = 3.0
 """How many times more rows the most frequent label has than the rarest before a draft speaks of it."""
 
@@ -170,7 +173,10 @@ def draft_recipe(
     drafted.warnings += _about_header(card, guess, seen)
     drafted.found += _about_values(card, guess, seen)
     drafted.found += _about_duplicates(card, guess, tables)
-    drafted.warnings += _about_groups(guess, seen, tables)
+    about, group = _about_groups(guess, seen, tables)
+    drafted.warnings += about
+    if group is not None:
+        drafted.found.append(("group", f"{group}: splits are cut by it, so that rows of one value are in one split"))
     drafted.found.append(("machine", str(hardware)))
 
     script = next((v.script for role in _texts(card, guess) if (v := seen.columns[guess.columns[role]]).script), None)
@@ -198,7 +204,9 @@ def draft_recipe(
         drafted.found.append(
             ("validation", f"{WRITTEN} rows: each trial writes a text for all of them, which takes long here")
         )
-    drafted.text = _recipe_text(drafted, guess, sources, hardware, choices, budget, seconds, longest, seen, limits)
+    drafted.text = _recipe_text(
+        drafted, guess, sources, hardware, choices, budget, seconds, longest, seen, limits, group
+    )
     _tried(drafted, catalog, hardware, sources, chosen)
     return drafted
 
@@ -378,9 +386,14 @@ def _about_duplicates(card: TaskCard, guess: Guess, tables: Mapping[str, pa.Tabl
     return [("duplicates", "; ".join(told))] if told else []
 
 
-def _about_groups(guess: Guess, seen: Survey, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Return what is to be said of columns that name whose a row is, where rows of one may be in training and held out both."""
-    told = []
+def _about_groups(guess: Guess, seen: Survey, tables: Mapping[str, pa.Table]) -> tuple[list[str], str | None]:
+    """Return what is to be said of columns that name whose a row is, and the one by which the splits should be cut.
+
+    That is the first which has enough values, none of them with too many rows; of the others is said that rows of one value may
+    be in training and held out both.
+    """
+    told: list[str] = []
+    group = None
     for name, view in seen.columns.items():
         whole = all(isinstance(value, int) for value in view.values)
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
@@ -398,12 +411,16 @@ def _about_groups(guess: Guess, seen: Survey, tables: Mapping[str, pa.Table]) ->
                 "for others"
             )
         elif "test" not in tables:
+            most = pc.max(pc.value_counts(tables["train"][name]).field("counts")).as_py()
+            if group is None and len(trained) >= FEWEST_GROUPS and most <= LARGEST_GROUP * seen.rows:
+                group = name
+                continue
+            by = "by rows" if group is None else f"by {group}"
             told.append(
-                f"{name} has {len(trained):,} different values in {seen.rows:,} rows, and splits are cut by rows: if rows of one are "
-                f"alike, figures are too good for others. Part the data by {name}, and name the parts: autoft init train.csv val.csv "
-                "test.csv"
+                f"{name} has {len(trained):,} different values in {seen.rows:,} rows, and splits are cut {by}: if rows of one are "
+                f"alike, figures are too good for others. data.group: {name} in the recipe keeps them in one split"
             )
-    return told
+    return told, group
 
 
 def _rows(count: int, split: str) -> str:
@@ -478,6 +495,7 @@ def _recipe_text(
     longest: float,
     seen: Survey,
     limits: Mapping[str, int],
+    group: str | None,
 ) -> str:
     card, chosen = guess.task.card, choices[0]
     found = dict(drafted.found)
@@ -507,6 +525,10 @@ def _recipe_text(
         else f"  # {name}_size: 0.15  # cut from the training rows; a share, or a number of rows"
         for name in cut
     ]
+    if group is not None:
+        lines.append(
+            f"  group: {yaml_of(group)}  # splits are cut by it: rows with the same value are in the same split"
+        )
     lines.append(f"  columns: {yaml_of(dict(guess.columns))}")
     read = {name: count for name, count in limits.items() if name not in cut}
     if read:

@@ -904,3 +904,172 @@ def test_the_validation_split_that_a_recipe_gives_is_the_first_fold(tmp_path):
     opened = opened_folds(tmp_path, 3, train="train.csv", validation="dev.csv", test_size=6)
     assert sorted(pairs(opened[0].validation)) == sorted(rows[60:])
     assert [len(fold.validation) for fold in opened[1:]] == [27, 27]
+
+
+# ---------------------------------------------------------------------------------------------------- groups
+
+
+def grouped_rows(counts, seed=0, mixed=True) -> list[tuple[str, str, str]]:
+    """Rows of so many persons, in random order; a person's labels differ, or are all of one kind."""
+    rng = random.Random(seed)
+    rows = []
+    for person, count in enumerate(counts):
+        own = rng.choice("aab")
+        rows += [(f"p{person} row {i}", rng.choice("aab") if mixed else own, f"p{person}") for i in range(count)]
+    rng.shuffle(rows)
+    return rows
+
+
+def persons(split: Split) -> set[str]:
+    return {row["text"].split()[0] for row in split}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=20, max_size=40),
+    folds=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+    task=st.sampled_from([Tickets(), Unstratified()]),
+    sizes=st.sampled_from([{}, {"validation_size": 0.2, "test_size": 10}, {"test_size": 1}]),
+    mixed=st.booleans(),
+)
+def test_no_group_is_in_two_splits_or_folds_and_each_row_is_there_once(counts, folds, seed, task, sizes, mixed):
+    rows = grouped_rows(counts, seed, mixed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_csv(folder / "r.csv", rows, ("text", "label", "person"))
+        section = DataSection(train="r.csv", group="person", **sizes)
+        prepared = prepare_data(section, task, {}, seed, folder / "data", folder, folds)
+        prepare_folds(prepared, task, folds, seed, folder / "data")
+        opened = [prepared, *(open_data(folder / "data" / f"fold-{number}") for number in range(1, folds))]
+        held = [persons(fold.validation) for fold in opened]
+        for fold in opened:
+            splits = [fold.train, fold.validation, fold.test]
+            assert all(splits)
+            assert not any(persons(one) & persons(other) for one, other in combinations(splits, 2))
+            assert sorted(every(fold)) == sorted((text, label) for text, label, _ in rows)
+            assert set(fold.train.inputs(CARD)[0]) == {"text"}
+        assert not any(one & other for one, other in combinations(held, 2))
+        if folds > 1:
+            assert set().union(*held) == persons(prepared.train) | persons(prepared.validation)
+        if task.stratum({"label": "a"}) is None and "test_size" not in sizes:
+            # Without strata the size is missed by less than the smallest group that would make good for it.
+            assert abs(len(prepared.test) - round(0.15 * len(rows))) <= max(counts)
+
+
+def test_groups_are_stratified_as_by_scikit_learn(tmp_path):
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    rows = grouped_rows([random.Random(i).randint(1, 12) for i in range(60)], mixed=False)
+    write_csv(tmp_path / "r.csv", rows, ("text", "label", "person"))
+    prepared, *further = opened_folds(tmp_path, 5, train="r.csv", group="person")
+    labels = [label for _, label in pairs(prepared.train)]
+    owners = [row["text"].split()[0] for row in prepared.train]
+
+    def unevenness(parts):
+        return sum(np.ptp([part[label] for part in parts]) for label in "ab")
+
+    def theirs(splitter):
+        return unevenness([Counter(labels[i] for i in held) for _, held in splitter.split(labels, labels, owners)])
+
+    mine = unevenness([Counter(label for _, label in pairs(fold.validation)) for fold in further])
+    plain, stratified = theirs(GroupKFold(4)), theirs(StratifiedGroupKFold(4))
+    assert abs(mine - stratified) < abs(plain - mine)
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_what_came_out_of_a_cut_by_groups_is_told(folds, tmp_path):
+    write_csv(tmp_path / "r.csv", grouped_rows([8] * 30), ("text", "label", "person"))
+    prepared = opened_folds(tmp_path, folds, train="r.csv", group="person", validation_size=24, test_size=30)[0]
+    (told,) = [text for text in prepared.warnings if "whole groups" in text]
+    size = len(prepared.test)
+    assert size in {24, 32}
+    assert (
+        f"24 rows of 3 groups for validation; {size} rows of {size // 8} groups for test, for 30 asked for" in told
+        or (f"{size} rows of {size // 8} groups for test, for 30 asked for; 24 rows of 3 groups for validation" in told)
+    )
+
+
+def test_without_a_group_the_rows_of_a_seed_are_what_they_were(tmp_path):
+    # Of the version before there were groups.
+    write_csv(tmp_path / "r.csv", grouped_rows([4] * 20), ("text", "label", "person"))
+    opened = opened_folds(tmp_path, 3, train="r.csv")
+    assert [opened[0].train.fingerprint, *(fold.validation.fingerprint for fold in opened)] == [
+        "a29ccfeb7b7882ff207ffd24c51b6aff",
+        "8e201e94dd034803201edb71123bee93",
+        "3cede71b243d8fbfac9273f1449806d0",
+        "79df0bd727d38cd5328129e525d81879",
+    ]
+
+
+def test_rows_of_one_group_or_one_text_are_held_out_together(tmp_path):
+    rows = grouped_rows([3] * 30)
+    # Each text of the first ten persons is also that of another person, so that each pair is one group.
+    rows += [(text, "a", f"p{int(person[1:]) + 10}") for text, _, person in rows if int(person[1:]) < 10]
+    write_csv(tmp_path / "train.csv", rows, ("text", "label", "person"))
+    write_csv(tmp_path / "dev.csv", [(f"dev {i}", "ab"[i % 2]) for i in range(9)])
+    section = {
+        "train": "train.csv",
+        "validation": "dev.csv",
+        "test": "dev.csv",
+        "group": "person",
+        "deduplicate": False,
+    }
+    write_csv(tmp_path / "test.csv", [(f"test {i}", "ab"[i % 2]) for i in range(9)])
+    _, *further = opened_folds(tmp_path, 4, **{**section, "test": "test.csv"})
+    pair = {f"p{i + 10}": f"p{i}" for i in range(10)}
+    owner = {text: pair.get(person, person) for text, _, person in rows}
+    for fold in further:
+        held, learned = ({row["text"] for row in split} for split in (fold.validation, fold.train))
+        assert not held & learned
+        assert not {owner[text] for text in held} & {owner[text] for text in learned if text in owner}
+
+
+def test_values_that_are_in_two_given_splits_are_told(tmp_path):
+    # Numbers in one file and texts in another are the same persons.
+    write_csv(tmp_path / "train.csv", [(f"t{i}", "ab"[i % 2], i // 4) for i in range(80)], ("text", "label", "who"))
+    write_csv(
+        tmp_path / "test.csv",
+        [(f"s{i}", "ab"[i % 2], i // 2 + 17) for i in range(20)] + [("x", "a", "new")],
+        ("text", "label", "who"),
+    )
+    write_csv(tmp_path / "dev.csv", [(f"v{i}", "ab"[i % 2]) for i in range(10)])
+    told = prepare(tmp_path, train="train.csv", validation="dev.csv", test="test.csv", group="who").warnings
+    assert any(text.startswith("data.test: 3 of its 11 values of 'who' are also in data.train: ") for text in told)
+    assert any(text.startswith("data.validation: has no column 'who'") for text in told)
+
+
+def test_rows_without_a_group_are_told_and_stand_alone(tmp_path):
+    rows = [(f"t{i}", "ab"[i % 2], "" if i in {6, 50} else i // 4) for i in range(80)]
+    write_csv(tmp_path / "r.csv", rows, ("text", "label", "who"))
+    told = prepare(tmp_path, train="r.csv", group="who").warnings
+    assert (
+        "data.train: 2 of 80 rows have no value in 'who', the first of them row 7: each is a group of its own" in told
+    )
+    (cut,) = [text for text in told if "whole groups" in text]
+    assert sum(map(int, re.findall(r"of (\d+) groups", cut))) == 22
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [
+        ("wo", r"data\.group: data\.train: unknown column 'wo'\. Did you mean 'who'\?"),
+        ("none", r"data\.group: data\.train: none of its 80 rows has a value in 'none'"),
+        (
+            "two",
+            r"data\.group: its column has 2 different values in the 80 rows to be parted, too few for train, test, validation",
+        ),
+        ("most", r"data\.group: 70 of 80 rows have one value, 'all', and stay together"),
+    ],
+)
+def test_a_group_by_which_nothing_can_be_cut_is_told(group, says, tmp_path):
+    rows = [(f"t{i}", "ab"[i % 2], i // 4, "", i % 2, "all" if i < 70 else f"o{i}") for i in range(80)]
+    write_csv(tmp_path / "r.csv", rows, ("text", "label", "who", "none", "two", "most"))
+    with pytest.raises(DataError, match=says):
+        prepare(tmp_path, train="r.csv", group=group)
+
+
+def test_more_folds_than_groups_are_an_error(tmp_path):
+    write_csv(tmp_path / "r.csv", grouped_rows([10] * 6), ("text", "label", "person"))
+    with pytest.raises(DataError, match="too few for 6 folds and train, test, validation"):
+        opened_folds(tmp_path, 6, train="r.csv", group="person")

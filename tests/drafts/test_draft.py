@@ -340,13 +340,21 @@ def test_rows_of_one_person_in_two_splits_are_told(place, tiny_model, column):
     rows = [{**row, column: number // 4} for number, row in enumerate(reviews(120))]
     write(place / "cut.csv", rows)
     told = " ".join(init("cut.csv", *LABEL, "--model", tiny_model).stdout.split())
-    assert f"{column} has 30 different values in 120 rows, and splits are cut by rows" in told
-    assert f"Part the data by {column}" in told
+    assert f"group {column}: splits are cut by it, so that rows of one value are in one split" in told
+    assert "different values in" not in told
+    assert load_recipe("recipe.yaml").data.group == column
+    # Of few persons splits may not come out as large as asked for: that is for the user to decide.
+    write(place / "few.csv", [{**row, column: number // 12} for number, row in enumerate(reviews(120))])
+    told = " ".join(init("few.csv", *LABEL, "--model", tiny_model, "--output", "few.yaml").stdout.split())
+    assert f"{column} has 10 different values in 120 rows, and splits are cut by rows" in told
+    assert f"data.group: {column} in the recipe keeps them in one split" in told
+    assert load_recipe("few.yaml").data.group is None
     # Three persons of the test rows are in training too.
     write(place / "given" / "train.csv", rows)
     write(place / "given" / "test.csv", [{**row, column: number + 27} for number, row in enumerate(reviews(20, 500))])
     told = " ".join(init("given", *LABEL, "--model", tiny_model, "--output", "given.yaml").stdout.split())
     assert f"{column} has 30 different values in training, 3 of them in test too" in told
+    assert load_recipe("given.yaml").data.group is None
     write(place / "apart" / "train.csv", rows)
     write(place / "apart" / "test.csv", [{**row, column: number + 30} for number, row in enumerate(reviews(20, 500))])
     assert "different values in" not in init("apart", *LABEL, "--model", tiny_model, "--output", "apart.yaml").stdout
