@@ -124,6 +124,12 @@ class Preparation:
                 )
         kept = {f"{SLICE}{name}": name for name in wanted}
         group = self.section.group
+        targets = {columns.get(column.role): column.role for column in self.card.targets}
+        if group is not None and group in targets:
+            raise DataError(
+                f"data.group: {where}: the column {group!r} is what is predicted, its {targets[group]!r}: no split would have answers "
+                "of another; name one that says whose a row is"
+            )
         if group is not None and group in table.column_names:
             kept[GROUP] = group
         elif group is not None and where == "data.train":

@@ -957,7 +957,7 @@ def test_no_group_is_in_two_splits_or_folds_and_each_row_is_there_once(counts, f
             assert abs(len(prepared.test) - round(0.15 * len(rows))) <= max(counts)
 
 
-def test_groups_are_stratified_as_by_scikit_learn(tmp_path):
+def test_labels_of_groups_are_spread_more_as_by_scikit_learn_with_strata_than_without(tmp_path):
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     rows = grouped_rows([random.Random(i).randint(1, 12) for i in range(60)], mixed=False)
@@ -1059,6 +1059,7 @@ def test_rows_without_a_group_are_told_and_stand_alone(tmp_path):
             "two",
             r"data\.group: its column has 2 different values in the 80 rows to be parted, too few for train, test, validation",
         ),
+        ("label", r"data\.group: data\.train: the column 'label' is what is predicted"),
         ("most", r"data\.group: 70 of 80 rows have one value, 'all', and stay together"),
     ],
 )
