@@ -63,7 +63,7 @@ clean:  ## delete the environment and what tools left
 # ever pulled in. Where pip is told where wheels are (find-links), it knows better than this file.
 $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if command -v nvidia-smi >/dev/null || $(BIN)/pip config list | grep -q find-links; then \
+	@if command -v nvidia-smi >/dev/null || $(BIN)/pip config list 2>/dev/null | grep -q find-links; then \
 		$(BIN)/pip install --quiet --no-compile -c constraints.txt $(TORCH); \
 	else \
 		$(BIN)/pip install --quiet --no-compile $(TORCH) --index-url https://download.pytorch.org/whl/cpu; \
@@ -73,7 +73,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(addprefix -e ,. $(PLUGINS))
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt 'autoft[bitsandbytes,dashboard,docs,gguf,openvino,serve,tensorboard,dev]' $(notdir $(PLUGINS))
 	@# On all cores, which pip does on one. What fails is code for another version of Python.
-	-$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
 $(OFFLINE_STAMP): $(STAMP)

@@ -24,6 +24,8 @@ __all__ = ["Preparation"]
 
 _PLACE = "\0place"
 """Column of a row's number in its source, from 1, while the splits are made; no file has a column of this name."""
+_OWNER = "\0owner"
+"""Column of the values of ``data.group`` until roles are given; the task, or a slice, may read the same values as another."""
 _CUT_SHARE = 0.15
 _CUT_MOST = {"validation": 1000, "test": 2000}
 
@@ -101,7 +103,10 @@ class Preparation:
         if name == "train":
             self.columns = columns
         card, kept = self.sliced(table, columns, where)
-        mapped = map_columns(table.append_column(_PLACE, pa.array(places + 1)), card, {**kept, _PLACE: _PLACE}, where)
+        table = table.append_column(_PLACE, pa.array(places + 1))
+        if self.section.group is not None and GROUP in kept:
+            table = table.append_column(_OWNER, table[self.section.group])
+        mapped = map_columns(table, card, {**kept, _PLACE: _PLACE}, where)
         dropped = table.num_rows - mapped.num_rows
         if dropped:
             self.notes.append(
@@ -131,7 +136,7 @@ class Preparation:
                 "of another; name one that says whose a row is"
             )
         if group is not None and group in table.column_names:
-            kept[GROUP] = group
+            kept[GROUP] = _OWNER
         elif group is not None and where == "data.train":
             raise DataError(f"data.group: {where}: {unknown_name('column', group, table.column_names)}")
         elif group is not None:

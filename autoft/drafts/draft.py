@@ -205,7 +205,7 @@ def draft_recipe(
             ("validation", f"{WRITTEN} rows: each trial writes a text for all of them, which takes long here")
         )
     drafted.text = _recipe_text(
-        drafted, guess, sources, hardware, choices, budget, seconds, longest, seen, limits, group
+        drafted, guess, sources, hardware, choices, budget, seconds, (tokens, longest), seen, limits, group
     )
     _tried(drafted, catalog, hardware, sources, chosen)
     return drafted
@@ -492,7 +492,7 @@ def _recipe_text(
     choices: Sequence[Candidate],
     budget: int,
     seconds: float,
-    longest: float,
+    tokens: tuple[float, float],
     seen: Survey,
     limits: Mapping[str, int],
     group: str | None,
@@ -558,14 +558,17 @@ def _recipe_text(
         )
         space.append("  train.epochs: [10, 5, 20]  # it begins from nothing")
     needed = QUICK_LENGTH if quick else LONGEST
+    half, longest = tokens
     if quick and longest > QUICK_LENGTH and card.architecture != "causal-lm":
         needed = LONGEST
-        space.append(f"  train.max_length: {LONGEST}  # tokens; one row in twenty has more than {QUICK_LENGTH}")
+        some = "half of the rows have" if half > QUICK_LENGTH else "one row in twenty has"
+        space.append(f"  train.max_length: {LONGEST}  # tokens; {some} more than {QUICK_LENGTH}")
     lines += ["space:", *space] if space else []
     if longest > needed:
+        some = "Half of the rows are" if half > needed else "One row in twenty is"
         lines.append(
-            f"# One row in twenty is longer than the {needed} tokens that are read at once; "
-            + ("it is read in several windows." if card.windows else "the rest of it is cut off.")
+            f"# {some} longer than the {needed} tokens that are read at once: "
+            + ("such texts are read in several windows." if card.windows else "the rest is cut off.")
         )
     lines += _objective(card, guess, seen)
     if card.options:

@@ -1070,6 +1070,17 @@ def test_a_group_by_which_nothing_can_be_cut_is_told(group, says, tmp_path):
         prepare(tmp_path, train="r.csv", group=group)
 
 
+def test_a_group_may_be_what_the_task_or_a_slice_reads_too(tmp_path):
+    rows = [(f"t{i}", "ab"[i % 2], i // 4) for i in range(80)]
+    write_csv(tmp_path / "r.csv", rows, ("text", "label", "who"))
+    section = {"train": "r.csv", "columns": {"text": "text", "label": "label"}}
+    read = prepare(tmp_path, **section, group="text")
+    assert sorted(every(read)) == sorted((text, label) for text, label, _ in rows)
+    sliced = prepare(tmp_path, **section, group="who", slices=["who"])
+    owners = [{row["slice:who"] for row in split} for split in (sliced.train, sliced.validation, sliced.test)]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == 20
+
+
 def test_more_folds_than_groups_are_an_error(tmp_path):
     write_csv(tmp_path / "r.csv", grouped_rows([10] * 6), ("text", "label", "person"))
     with pytest.raises(DataError, match="too few for 6 folds and train, test, validation"):

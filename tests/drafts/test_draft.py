@@ -142,12 +142,19 @@ def test_long_contexts_are_said_to_be_cut_off_only_where_they_are(place, tiny_mo
     write(place / "asked.jsonl", asked)
     assert init("asked.jsonl", "--task", "question-answering", "--model", tiny_model).exit_code == 0
     drafted = (place / "recipe.yaml").read_text("utf-8")
-    assert "it is read in several windows" in drafted
+    assert (
+        "# Half of the rows are longer than the 512 tokens that are read at once: such texts are read in several windows."
+        in drafted
+    )
     assert "cut off" not in drafted
     judged = [{"text": f"{context} {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(60)]
     write(place / "judged.jsonl", judged)
     assert init("judged.jsonl", "--model", tiny_model, "--output", "judged.yaml").exit_code == 0
-    assert "the rest of it is cut off" in (place / "judged.yaml").read_text("utf-8")
+    assert "the rest is cut off" in (place / "judged.yaml").read_text("utf-8")
+    few = [{"text": f"a short text {n}" if n % 10 else f"{context} {n}", "label": "ab"[n % 2]} for n in range(60)]
+    write(place / "few.jsonl", few)
+    assert init("few.jsonl", "--model", tiny_model, "--output", "few.yaml").exit_code == 0
+    assert "One row in twenty is longer" in (place / "few.yaml").read_text("utf-8")
 
 
 def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
