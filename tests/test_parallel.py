@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoft.data.features import encoded
+from autoft.data.rows import Split
+from autoft.executors import worker
 from autoft.parallel import CONTENTION, FEWEST, PAYS, STARTS, thread_counts, workers_that_pay
+from autoft.testing.workbench import Workbench
 
 
 def fixed_and_steps(fixed, steps):
@@ -72,3 +76,17 @@ def test_what_is_chosen_trains_most_of_all_that_is_allowed(steps, fixed, seconds
         if allowed and several / took * one >= PAYS:
             rates[several, count] = several / took
     assert rates[workers, threads] == pytest.approx(max(rates.values()))
+
+
+@pytest.mark.parametrize(("slow", "steps"), [(3600.0, 5), (0.0, 1)])
+def test_where_one_step_takes_long_the_first_one_is_the_measure(catalog, monkeypatch, tmp_path, slow, steps):
+    bench = Workbench(catalog.task("text-classification"), catalog)
+    features = encoded(Split.from_rows(bench.rows), bench.task, bench.context, tmp_path, "tiny")
+    model, passes = bench.load_model(), []
+    model.train().register_forward_hook(lambda module, given, output: passes.append(len(output.logits)))
+    monkeypatch.setattr(worker, "SLOW_STEP", slow)
+    monkeypatch.setattr(worker, "PROBED_SECONDS", 3600.0)
+    batches = [[0, 1, 2, 3]] * worker.PROBED_STEPS
+    pace = worker._seconds_per_sample(bench, model, bench.target, features, batches, ["fp32"])
+    assert passes.count(4) == steps
+    assert pace["fp32"] > 0

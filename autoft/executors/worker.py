@@ -57,6 +57,9 @@ PROBED_STEPS = 5
 PROBED_SECONDS = 1.0
 """Of steps, from which on two that count are enough."""
 
+SLOW_STEP = 5.0
+"""Seconds for the first step, from which on it counts and is the only one: what it alone does is a small share of it."""
+
 TIMED_STEPS = 4
 """Of a pipeline, likewise."""
 
@@ -171,7 +174,8 @@ def _seconds_per_sample(
 ) -> dict[str, float]:
     """Return the seconds that a training row takes in each precision, forward and backward.
 
-    The first batch is a warm-up. After two more it ends once :data:`PROBED_SECONDS` are spent on what counts.
+    One row is a warm-up, and so is the first batch unless it takes :data:`SLOW_STEP`, which ends it. After two more it ends once
+    :data:`PROBED_SECONDS` are spent on what counts.
     """
     import torch
 
@@ -185,8 +189,8 @@ def _seconds_per_sample(
     with used_rows_alone(model, asked_for(features, model, context.processor), lambda: loss_of(batches[0][:1])):
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
-        for step, indices in enumerate(batches):
-            if step == 1:
+        for step, indices in enumerate([batches[0][:1], *batches]):
+            if step <= 2:
                 samples, seconds = 0, dict.fromkeys(precisions, 0.0)
             # In turns, so that whatever else the machine does slows both down.
             for precision in precisions:
@@ -200,7 +204,8 @@ def _seconds_per_sample(
                     torch.cuda.synchronize()
                 seconds[precision] += time.perf_counter() - begin
             samples += len(indices)
-            if step >= 2 and sum(seconds.values()) > PROBED_SECONDS:
+            spent = sum(seconds.values())
+            if (step == 1 and spent > SLOW_STEP) or (step >= 3 and spent > PROBED_SECONDS):
                 break
     return {precision: took / max(1, samples) for precision, took in seconds.items()}
 
