@@ -331,6 +331,8 @@ def train(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
+    from autoft.attention_dropout import attention_in_blocks
+
     params, ranks = context.params, ranks or Ranks()
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -423,7 +425,8 @@ def train(
         for index, batch in enumerate(batches, start):
             last = index + 1 == batches_per_epoch
             group = min(accumulation, batches_per_epoch - index // accumulation * accumulation)
-            losses.append(gradients.add(batch, accumulation / group))
+            with attention_in_blocks():
+                losses.append(gradients.add(batch, accumulation / group))
             stepped = (index + 1) % accumulation == 0 or last
             if stepped:
                 if trim:
@@ -440,11 +443,12 @@ def train(
                     while due[i] >= 1:
                         due[i] -= 1
                         one.model.train()
-                        with accelerator.autocast():
-                            given = {k: v.to(accelerator.device) for k, v in next(further[i]).items()}
-                            other = one.task.loss(one.model, given, one.context)
-                        # It divides by the batches of a step, of which this is the only one.
-                        accelerator.backward(accumulation * one.weight * other)
+                        with attention_in_blocks():
+                            with accelerator.autocast():
+                                given = {k: v.to(accelerator.device) for k, v in next(further[i]).items()}
+                                other = one.task.loss(one.model, given, one.context)
+                            # It divides by the batches of a step, of which this is the only one.
+                            accelerator.backward(accumulation * one.weight * other)
                         torch.nn.utils.clip_grad_norm_(trainable, float(params["train.max_grad_norm"]))
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)

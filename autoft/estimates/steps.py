@@ -6,11 +6,13 @@ Imports torch: to be imported only where something is traced.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoft.attention_dropout import attention_in_blocks
 from autoft.contracts import Row
 from autoft.errors import AutoftError, kind_and_line
 from autoft.estimates.quantized import quantized_skeleton, trace_quantized
@@ -138,7 +140,9 @@ def run_steps(
     model.train()
     if setting.tokens is not None:
         leave_rows(model, setting.tokens)
-    with Regularization(work.regularizers, model, work.target) as regularization:
+    # On a GPU it is another kernel, which the trace has no picture of.
+    attention = attention_in_blocks() if setting.device == "cpu" else nullcontext()
+    with attention, Regularization(work.regularizers, model, work.target) as regularization:
         optimizer = optimizer_of(
             [model],
             learning_rate,

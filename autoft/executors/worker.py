@@ -179,6 +179,8 @@ def _seconds_per_sample(
     """
     import torch
 
+    from autoft.attention_dropout import attention_in_blocks
+
     context = target.context
 
     def loss_of(indices: Sequence[int]) -> Any:
@@ -186,7 +188,8 @@ def _seconds_per_sample(
         return place.task.loss(model, {key: value.to(context.device) for key, value in batch.items()}, context)
 
     samples, seconds = 0, dict.fromkeys(precisions, 0.0)
-    with used_rows_alone(model, asked_for(features, model, context.processor), lambda: loss_of(batches[0][:1])):
+    tokens = asked_for(features, model, context.processor)
+    with attention_in_blocks(), used_rows_alone(model, tokens, lambda: loss_of(batches[0][:1])):
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
         for step, indices in enumerate([batches[0][:1], *batches]):
