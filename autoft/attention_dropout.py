@@ -71,9 +71,9 @@ def _attend(
     """Attend as transformers' ``sdpa_attention_forward`` does."""
     from transformers.integrations.sdpa_attention import create_position_bias_mask
 
-    wanted = _asked.get() and 0 < dropout < 1 and query.device.type == "cpu"
-    few = query.shape[:3].numel() * key.shape[2] <= FEW
-    if not wanted or few or key.shape[:2] != query.shape[:2] or others.get("cache") is not None:
+    # Nothing is asked of shapes where nothing is dropped: a graph that is traced would be for those alone.
+    blocks = 0 < dropout < 1 and _asked.get() and query.device.type == "cpu" and others.get("cache") is None
+    if not blocks or key.shape[:2] != query.shape[:2] or query.shape[:3].numel() * key.shape[2] <= FEW:
         assert _torchs is not None
         told = {"scaling": scaling, "is_causal": is_causal, "position_bias": position_bias, **others}
         return _torchs(module, query, key, value, attention_mask, dropout=dropout, **told)

@@ -163,3 +163,13 @@ def test_half_precision_is_near_the_whole_one():
     for low, high in zip(out(half), out(given), strict=True):
         assert low.dtype == torch.bfloat16
         torch.testing.assert_close(low.float(), high, rtol=0.1, atol=0.1)
+
+
+def test_a_model_is_exported_for_all_shapes_after_a_training():
+    with attention_in_blocks():
+        model = AutoModel.from_config(AutoConfig.for_model("bert", **SMALL["bert"])).eval()
+    batch = {"input_ids": torch.randint(3, 50, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in batch}
+    program = torch.export.export(model, (), kwargs=batch, dynamic_shapes=shapes)
+    longer = {name: torch.cat([value] * 3, dim=1)[:1].repeat(3, 1) for name, value in batch.items()}
+    torch.testing.assert_close(program.module()(**longer)[0], model(**longer)[0])
