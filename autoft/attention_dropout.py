@@ -138,13 +138,15 @@ class _DroppedAttention(torch.autograd.Function):
         # A number that is not there cannot be read; a trace asks for no certain one.
         ctx.seed = 0 if isinstance(query, FakeTensor) else int(torch.randint(2**62, ()))
         ctx.dropped, ctx.scale = min(round(dropout * STEPS), STEPS - 1), scale
+        # The same blocks in the backward pass, which may be another thread's: what is dropped is drawn block by block.
+        ctx.room = BLOCK * torch.get_num_threads()
         ctx.save_for_backward(query, key, value, mask)
         # Beside each other as the layer that follows takes them, so that nothing is copied.
         batch, heads, length, _ = query.shape
         output = query.new_empty(batch, length, heads, value.shape[3]).transpose(1, 2)
         draws = np.random.SFC64(ctx.seed)
         with torch.autocast("cpu", enabled=False):
-            for block in _blocks(query, key):
+            for block in _blocks(query, key, ctx.room):
                 scores = _scores(query, key, mask, scale, block)
                 scores.mul_(_kept(scores, draws, ctx.dropped))
                 output[block] = torch.bmm(scores, _flat(value, block)).view(output[block].shape)
@@ -159,7 +161,7 @@ class _DroppedAttention(torch.autograd.Function):
         draws = np.random.SFC64(ctx.seed)
         with torch.autocast("cpu", enabled=False):
             gradient = gradients[0] * (STEPS / (STEPS - ctx.dropped))
-            for block in _blocks(query, key):
+            for block in _blocks(query, key, ctx.room):
                 scores = _scores(query, key, mask, ctx.scale, block)
                 kept = _kept(scores, draws, ctx.dropped)
                 given = _flat(gradient, block)
@@ -176,13 +178,13 @@ class _DroppedAttention(torch.autograd.Function):
         return of_query, of_key, of_value, of_mask, None, None
 
 
-def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield which rows and heads are computed at once: whole rows, or some heads of one.
+def _blocks(query: torch.Tensor, key: torch.Tensor, scores: int) -> Iterator[tuple[slice, slice]]:
+    """Yield which rows and heads are computed at once, of about so many scores: whole rows, or some heads of one.
 
     Of fake tensors only the first, which takes as much memory as any: a trace asks for no more.
     """
     batch, heads, length, _ = query.shape
-    room = BLOCK * torch.get_num_threads() // max(1, length * key.shape[2])
+    room = scores // max(1, length * key.shape[2])
     rows, each = (max(1, room // heads), heads) if room >= heads else (1, max(1, room))
     for row in range(0, batch, rows):
         for head in range(0, heads, each):

@@ -92,6 +92,22 @@ def test_what_is_dropped_hangs_on_the_seed():
     assert not torch.equal(first, other)
 
 
+def test_the_backward_pass_draws_the_same_with_another_number_of_threads(monkeypatch):
+    monkeypatch.setattr(attention_dropout, "BLOCK", 50)
+    given, before = inputs(3, 3, 5, 5, 4), torch.get_num_threads()
+
+    def gradients(threads):
+        torch.manual_seed(1)
+        said = dropped_attention(*given, None, 0.5, 1.0)
+        try:
+            torch.set_num_threads(threads)
+            return torch.autograd.grad(said.square().sum(), given)
+        finally:
+            torch.set_num_threads(before)
+
+    torch.testing.assert_close(gradients(before), gradients(before + 1))
+
+
 SMALL = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 32},
