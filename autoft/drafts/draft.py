@@ -29,7 +29,7 @@ from autoft.drafts.models import (
 )
 from autoft.drafts.sources import Sources, find_sources
 from autoft.drafts.survey import ColumnView, Survey, survey
-from autoft.errors import DataError, ModelError, RecipeError, listed, unknown_name
+from autoft.errors import DataError, ModelError, RecipeError, first_line, listed, unknown_name
 from autoft.hardware import Hardware
 from autoft.plans.planner import make_plan
 from autoft.plugins import Catalog
@@ -628,9 +628,8 @@ def _tried(draft: Draft, catalog: Catalog, hardware: Hardware, sources: Sources,
     except (RecipeError, ModelError) as error:
         if chosen.here:
             raise
-        draft.warnings.append(
-            f"the model {chosen.name} is not here, and the hub was not reached: run where there is a network, or put a local "
-            f"folder or package://module/path in its place ({str(error).splitlines()[-1].strip()[:160]})"
-        )
+        # Without the place in a draft that nobody has seen yet.
+        told = [fault.message for fault in error.faults] if isinstance(error, RecipeError) else [first_line(error)]
+        draft.warnings += [f"the model {chosen.name} was not looked at: {one}" for one in told]
         return
     draft.warnings += plan.warnings

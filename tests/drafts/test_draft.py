@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from autoft.cli import app
@@ -155,6 +156,19 @@ def test_long_contexts_are_said_to_be_cut_off_only_where_they_are(place, tiny_mo
     write(place / "few.jsonl", few)
     assert init("few.jsonl", "--model", tiny_model, "--output", "few.yaml").exit_code == 0
     assert "One row in twenty is longer" in (place / "few.yaml").read_text("utf-8")
+
+
+def test_a_model_that_the_hub_does_not_give_is_told_in_one_sentence(place):
+    for n in range(6):
+        Image.new("RGB", (8, 8), (40 * n, 0, 0)).save(place / f"{n}.png")
+    write(
+        place / "pictures.jsonl", [{"image": f"{n}.png", "caption": f"a red square of shade {n}"} for n in range(6)] * 4
+    )
+    done = init("pictures.jsonl", "--task", "image-captioning")
+    assert done.exit_code == 0, done.output
+    (told,) = [line for line in done.output.splitlines() if line.startswith("warning: the model")]
+    assert "and the hub did not give it" in told
+    assert told.endswith("without a network, name a local folder or package://module/path")
 
 
 def test_nothing_is_overwritten_unless_it_is_asked_for(place, tiny_model):
