@@ -336,7 +336,9 @@ def _about_values(card: TaskCard, guess: Guess, seen: Survey) -> list[tuple[str,
             found.append(("tags" if column.kind == "tags" else "labels", _balance(view, seen.rows, column.kind)))
         if view.words and role in _texts(card, guess) and not (column.target and view.labels):
             unit = "characters" if view.script and not _spaced(view.script) else "words"
-            script = f", {view.script.title()}" if view.script not in {None, "LATIN"} else ""
+            other = view.script if view.script and view.script != "LATIN" else ""
+            # Cyrillic, but CJK.
+            script = f", {other if len(other) <= 3 else other.title()}" if other else ""
             found.append(
                 (
                     "lengths",
@@ -498,13 +500,13 @@ def _recipe_text(
     group: str | None,
 ) -> str:
     card, chosen = guess.task.card, choices[0]
-    found = dict(drafted.found)
     lines = [f"# {card.name}: {card.summary}"]
     lines += [
         # A label may hold a line break, and a comment ends there.
-        f"# {topic}: {' '.join(found[topic].split())}"
+        f"# {topic}: {' '.join(told.split())}"
         for topic in ("rows", "labels", "tags", "lengths", "duplicates")
-        if topic in found
+        for about, told in drafted.found
+        if about == topic
     ]
     if card.notice:
         lines.append(f"# {card.notice.splitlines()[0]}")

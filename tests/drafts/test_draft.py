@@ -158,6 +158,25 @@ def test_long_contexts_are_said_to_be_cut_off_only_where_they_are(place, tiny_mo
     assert "One row in twenty is longer" in (place / "few.yaml").read_text("utf-8")
 
 
+def test_a_recipe_tells_the_lengths_of_all_texts(place):
+    rows = [
+        {"source": f"The bridge number {n} is closed", "target": "\u6865\u4eca\u5929" + chr(0x4E00 + n)}
+        for n in range(60)
+    ]
+    write(place / "pairs.jsonl", rows)
+    done = init("pairs.jsonl", "--task", "translation")
+    assert done.exit_code == 0, done.output
+    told = [
+        line
+        for line in (place / "recipe.yaml").read_text(encoding="utf-8").splitlines()
+        if line.startswith("# lengths")
+    ]
+    assert told == [
+        "# lengths: source: 6 words in the median, 95 % up to 6",
+        "# lengths: target: 4 characters in the median, 95 % up to 4, CJK",
+    ]
+
+
 def test_a_model_that_the_hub_does_not_give_is_told_in_one_sentence(place):
     for n in range(6):
         Image.new("RGB", (8, 8), (40 * n, 0, 0)).save(place / f"{n}.png")
