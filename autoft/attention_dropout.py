@@ -46,9 +46,11 @@ def attention_in_blocks() -> Iterator[None]:
     global _torchs
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    # It stays there: threads that train at the same time could not take it away from each other.
-    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not _attend:
-        _torchs, ALL_ATTENTION_FUNCTIONS["sdpa"] = ALL_ATTENTION_FUNCTIONS["sdpa"], _attend
+    # It stays there: threads that train at the same time could not take it away from each other. They may get here together, too:
+    # what was there is read once, so that none of them takes another's for torch's.
+    there = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if there is not _attend:
+        _torchs, ALL_ATTENTION_FUNCTIONS["sdpa"] = there, _attend
     before = _asked.set(True)
     try:
         yield
@@ -69,8 +71,6 @@ def _attend(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' ``sdpa_attention_forward`` does."""
-    from transformers.integrations.sdpa_attention import create_position_bias_mask
-
     # Nothing is asked of shapes where nothing is dropped: a graph that is traced would be for those alone.
     blocks = 0 < dropout < 1 and _asked.get() and query.device.type == "cpu" and others.get("cache") is None
     if not blocks or key.shape[:2] != query.shape[:2] or query.shape[:3].numel() * key.shape[2] <= FEW:
@@ -85,6 +85,8 @@ def _attend(
         if position_bias is not None:
             position_bias = position_bias[..., :length]
     if position_bias is not None:
+        from transformers.integrations.sdpa_attention import create_position_bias_mask
+
         attention_mask = create_position_bias_mask(position_bias, attention_mask, False, query, key)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = dropped_attention(query, key, value, attention_mask, dropout, scale)
@@ -120,7 +122,7 @@ def dropped_attention(
             unseen = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, unseen)
         mask = mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    answer: torch.Tensor = _DroppedAttention.apply(query, key, value, mask, dropout, scale)  # type: ignore[no-untyped-call]  # untyped
+    answer: torch.Tensor = _DroppedAttention.apply(query, key, value, mask, dropout, scale)  # type: ignore[no-untyped-call]  # torch has no types here
     return answer
 
 

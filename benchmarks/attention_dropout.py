@@ -49,10 +49,12 @@ def stepper(model: str, rows: int, tokens: int) -> Callable[[bool], float]:
     return step
 
 
-def memory(model: str, rows: int, tokens: int, blocks: bool) -> float:
+def memory(model: str, rows: int, tokens: int, blocks: bool, threads: int) -> float:
     """Return the bytes of a second step in a process of its own, above what there is before it."""
-    command = [sys.executable, __file__, "--model", model, "--memory", str(rows), str(tokens), str(int(blocks))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=thread_environment(2) | MAPPED)
+    command = [sys.executable, __file__, "--model", model, "--threads", str(threads)]
+    command += ["--memory", str(rows), str(tokens), str(int(blocks))]
+    environment = thread_environment(threads) | MAPPED
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return float(json.loads(done.stdout))
 
 
@@ -87,7 +89,9 @@ def main() -> None:
         took = [(step(False), step(True)) for _ in range(given.steps)]
         ratios = [a / b for a, b in took]
         plain, blocks = (statistics.median(times) for times in zip(*took, strict=True))
-        of_plain, of_blocks = (memory(given.model, rows, tokens, blocks) / 1e6 for blocks in (False, True))
+        of_plain, of_blocks = (
+            memory(given.model, rows, tokens, blocks, given.threads) / 1e6 for blocks in (False, True)
+        )
         print(
             f"{rows:4}  {tokens:6}  {plain:7.3f}  {blocks:8.3f}  {statistics.median(ratios):12.2f} ({min(ratios):.2f} to "
             f"{max(ratios):.2f}) {of_plain:17.0f} {of_blocks:10.0f}",

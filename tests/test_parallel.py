@@ -84,7 +84,7 @@ def test_where_one_step_takes_long_the_first_one_is_the_measure(catalog, monkeyp
     features = encoded(Split.from_rows(bench.rows), bench.task, bench.context, tmp_path, "tiny")
     model, passes = bench.load_model(), []
     model.train().register_forward_hook(lambda module, given, output: passes.append(len(output.logits)))
-    monkeypatch.setattr(worker, "SLOW_STEP", slow)
+    monkeypatch.setattr(worker, "LONG_STEP", slow)
     monkeypatch.setattr(worker, "PROBED_SECONDS", 3600.0)
     batches = [[0, 1, 2, 3]] * worker.PROBED_STEPS
     pace = worker._seconds_per_sample(bench, model, bench.target, features, batches, ["fp32"])

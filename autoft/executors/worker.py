@@ -57,7 +57,7 @@ PROBED_STEPS = 5
 PROBED_SECONDS = 1.0
 """Of steps, from which on two that count are enough."""
 
-SLOW_STEP = 5.0
+LONG_STEP = 5.0
 """Seconds for the first step, from which on it counts and is the only one: what it alone does is a small share of it."""
 
 TIMED_STEPS = 4
@@ -174,7 +174,7 @@ def _seconds_per_sample(
 ) -> dict[str, float]:
     """Return the seconds that a training row takes in each precision, forward and backward.
 
-    One row is a warm-up, and so is the first batch unless it takes :data:`SLOW_STEP`, which ends it. After two more it ends once
+    One row is a warm-up, and so is the first batch unless it takes :data:`LONG_STEP`, which ends it. After two more it ends once
     :data:`PROBED_SECONDS` are spent on what counts.
     """
     import torch
@@ -208,7 +208,7 @@ def _seconds_per_sample(
                 seconds[precision] += time.perf_counter() - begin
             samples += len(indices)
             spent = sum(seconds.values())
-            if (step == 1 and spent > SLOW_STEP) or (step >= 3 and spent > PROBED_SECONDS):
+            if (step == 1 and spent > LONG_STEP) or (step >= 3 and spent > PROBED_SECONDS):
                 break
     return {precision: took / max(1, samples) for precision, took in seconds.items()}
 
